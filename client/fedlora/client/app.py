@@ -1,0 +1,89 @@
+"""The ClientApp: Flower's messages to the workbench, and its answers back."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedlora.client.source import WorkbenchSource
+from fedlora.client.workbench import Workbench
+from fedlora.common.errors import FedloraError
+from fedlora.common.messages import (
+    INTERNAL,
+    OUT_OF_MEMORY,
+    DescribeRequest,
+    EvaluateRequest,
+    Failure,
+    InitialiseRequest,
+    TrainRequest,
+)
+from fedlora.common.records import from_record, to_record
+
+logger = logging.getLogger(__name__)
+
+# The resident workbench. Flower's simulation engine unpickles the ClientApp anew for every message, so that only a
+# module outlives one.
+_resident: dict[str, Workbench] = {}
+
+
+def make_client_app(source: WorkbenchSource) -> ClientApp:
+    """Return the ClientApp over the workbench of `source`, which is loaded at the first message.
+
+    A node serves the client at the place of its `partition-id` among the sorted names, the first without one.
+    What goes wrong is answered as a `Failure`: a typed code, and its text only with `source.explain_failures`.
+    """
+    app = ClientApp()
+
+    def answering(answer: Callable[[Workbench, str, Message], object]) -> Callable[[Message, Context], Message]:
+        def handle(message: Message, context: Context) -> Message:
+            try:
+                workbench = _load_resident(source)
+                client = workbench.client_names[int(context.node_config.get("partition-id", 0))]
+                receipt = answer(workbench, client, message)
+            except Exception as error:
+                code, text = _code(error), str(error)
+                if code == INTERNAL:
+                    logger.exception("a request failed; this is a bug in fedlora, in the model or in the task")
+                    text = f"{type(error).__name__}: {error}"
+                receipt = Failure(code, text if source.explain_failures else "")
+            return Message(to_record(receipt), reply_to=message)
+
+        return handle
+
+    app.query("describe")(answering(_describe))
+    app.query("initialise")(answering(_initialise))
+    app.train()(answering(_train))
+    app.evaluate()(answering(_evaluate))
+    return app
+
+
+def _describe(workbench: Workbench, client: str, message: Message) -> object:
+    from_record(message.content, DescribeRequest)
+    return workbench.describe(client)
+
+
+def _initialise(workbench: Workbench, _client: str, message: Message) -> object:
+    return workbench.initialise(from_record(message.content, InitialiseRequest))
+
+
+def _train(workbench: Workbench, client: str, message: Message) -> object:
+    return workbench.train(client, from_record(message.content, TrainRequest))
+
+
+def _evaluate(workbench: Workbench, _client: str, message: Message) -> object:
+    return workbench.evaluate(from_record(message.content, EvaluateRequest))
+
+
+def _load_resident(source: WorkbenchSource) -> Workbench:
+    if source.key not in _resident:
+        _resident.clear()
+        _resident[source.key] = source.load()
+    return _resident[source.key]
+
+
+def _code(error: Exception) -> str:
+    if isinstance(error, FedloraError):
+        return error.code
+    return OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else INTERNAL

@@ -1,0 +1,47 @@
+"""What a worker is given to build its workbench from. Light: whoever starts workers needs no torch for it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flwr.clientapp import ClientApp
+
+from fedlora.common.config import RunConfig
+from fedlora.training.data import FederatedData, load_federated_data
+
+if TYPE_CHECKING:
+    from fedlora.client.workbench import Workbench
+    from fedlora.training.base_model import BaseModel
+
+
+@dataclass(frozen=True, eq=False)
+class WorkbenchSource:
+    """A run, and what of it does not come from its run file.
+
+    Attributes:
+        key: two sources with one key give the same workbench.
+        data, base_model: a user's own, in place of what the run file names.
+        explain_failures: whether the server belongs to the same person and may be told the text of an error.
+    """
+
+    key: str
+    config: RunConfig
+    data: FederatedData | None = None
+    base_model: "BaseModel | None" = None
+    explain_failures: bool = False
+
+    def make_client_app(self) -> ClientApp:
+        """Return the ClientApp over this source; the workbench is loaded at its first message."""
+        from fedlora.client.app import make_client_app
+
+        return make_client_app(self)
+
+    def load(self) -> "Workbench":
+        """Return the workbench: reads the data and the base model, which takes seconds."""
+        import torch
+
+        from fedlora.client.workbench import Workbench
+
+        # Small matrices gain nothing from a second thread, and cost double the CPU time.
+        torch.set_num_threads(1)
+        data = self.data or load_federated_data(self.config)
+        return Workbench(self.config, data, self.base_model)

@@ -1,0 +1,11 @@
+"""The examples of a run: read from files or a user's data sets, split, and dealt out to the clients.
+
+Free of torch, transformers, peft and Flower: whoever starts workers loads the data too.
+"""
+
+from fedlora.training.data.examples import ClientData, Examples, FederatedData
+from fedlora.training.data.federated import load_federated_data
+from fedlora.training.data.in_memory import federated_data_from
+from fedlora.training.data.splits import equal_parts
+
+__all__ = ["ClientData", "Examples", "FederatedData", "equal_parts", "federated_data_from", "load_federated_data"]

@@ -1,0 +1,76 @@
+"""Examples in memory, and who holds them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Images = npt.NDArray[np.uint8]
+Inputs = Images | list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Labelled examples.
+
+    Attributes:
+        inputs: pictures (n, height, width, channels), uint8 with 1 or 3 channels; or n texts.
+        labels: (n,), int64 indices into the run's vocabulary.
+        groups: (n,), the natural group of each example, such as a language; "" where there is none.
+    """
+
+    inputs: Inputs
+    labels: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.str_]
+
+    def __post_init__(self) -> None:
+        if not len(self.inputs) == len(self.labels) == len(self.groups):
+            raise ValueError(f"{len(self.inputs)} inputs, {len(self.labels)} labels, {len(self.groups)} groups")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> "Examples":
+        """Return the examples at `indices`, in their order."""
+        rows = np.asarray(indices, dtype=np.int64)
+        inputs = self.inputs
+        chosen = [inputs[row] for row in rows] if isinstance(inputs, list) else inputs[rows]
+        return Examples(chosen, self.labels[rows], self.groups[rows])
+
+    def by_label(self) -> "Examples":
+        """Return the same examples ordered by label, in which an evenly spaced sample has all labels in proportion."""
+        return self.take(np.argsort(self.labels, kind="stable"))
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """What one client holds; `validation`, ordered by label, may be empty, and `training` is not."""
+
+    training: Examples
+    validation: Examples
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """All clients' examples and the central held-out set.
+
+    Attributes:
+        labels: the run's vocabulary, of two labels at least.
+        clients: by name, in the names' order.
+        test: ordered by label; may be empty.
+        fingerprint: hex sha256 over the sources' content.
+    """
+
+    labels: tuple[str, ...]
+    clients: Mapping[str, ClientData]
+    test: Examples
+    fingerprint: str
+
+
+def sorted_vocabulary(labels: Iterable[str]) -> tuple[str, ...]:
+    """Return the distinct labels in order: as numbers where all are whole numbers, else as text."""
+    distinct = set(labels)
+    if all(label.removeprefix("-").isdecimal() and label.isascii() for label in distinct):
+        return tuple(sorted(distinct, key=lambda label: (int(label), label)))
+    return tuple(sorted(distinct))

@@ -1,0 +1,162 @@
+"""Federated data from a user's own Python data sets."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fedlora.common.errors import DataError
+from fedlora.training.data.examples import Examples, FederatedData, Images, Inputs, sorted_vocabulary
+from fedlora.training.data.federated import deal_out
+from fedlora.training.data.pictures import eight_bit, same_channels, square
+from fedlora.training.data.source import checked_vocabulary, label_indices
+from fedlora.training.partitioning import members
+
+Input = str | Image.Image | npt.NDArray[np.uint8]
+Label = int | str
+Dataset = Sequence[tuple[Input, Label]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An input and its label as the user gave them; `where` names the pair in errors."""
+
+    where: str
+    group: str
+    input: Any
+    label: Any
+
+
+def federated_data_from(
+    clients: Mapping[str, Dataset],
+    test: Dataset | Mapping[str, Dataset] = (),
+    *,
+    labels: Sequence[str] | None = None,
+    image_size: int | None = None,
+    validation: float = 0.1,
+    seed: int = 0,
+) -> FederatedData:
+    """Return federated data from data sets that are already in Python: pairs of an input and its label.
+
+    An input is a text, a Pillow picture, or a uint8 array (height, width) or (height, width, 3). A data set is anything
+    with a length and pairs under 0, 1, 2 ..., such as a list, or a torch data set that leaves its pictures as they are.
+
+    Args:
+        clients: each client's data set, by the client's name.
+        test: the held-out set; or several by name, which is then the group under which their scores are reported.
+        labels: the vocabulary; a label that is a number is an index into it. Without it, the vocabulary is what the
+            clients have, numbers in the order of their value.
+        image_size: pixels; pictures are resized to a square of it. Not needed for texts.
+        validation: the share of each client's examples that it keeps for its own validation, from 0 to below 1.
+        seed: the run's; the draw of the validation examples comes from it.
+
+    Raises:
+        DataError: an input or label of another kind, a client without examples, a label that is not in the
+            vocabulary, or fewer than two labels.
+        ValueError: pictures without `image_size`.
+    """
+    training_pairs = [pair for name, data_set in clients.items() for pair in _pairs(data_set, f"client {name!r}", name)]
+    tests = test if isinstance(test, Mapping) else {"": test}
+    test_pairs = [pair for name, data_set in tests.items() for pair in _pairs(data_set, f"test set {name!r}", name)]
+    _require_examples(clients)
+
+    words = [_word(pair, labels) for pair in (*training_pairs, *test_pairs)]
+    num_training = len(training_pairs)
+    vocabulary = tuple(labels) if labels is not None else sorted_vocabulary(words[:num_training])
+    checked_vocabulary(vocabulary, origin="the clients")
+    inputs = _inputs([*training_pairs, *test_pairs], image_size=image_size)
+    training = Examples(
+        inputs[:num_training],
+        label_indices(words[:num_training], vocabulary, origin="the clients"),
+        np.array([pair.group for pair in training_pairs], dtype=np.str_),
+    )
+    held_out = Examples(
+        inputs[num_training:],
+        label_indices(words[num_training:], vocabulary, origin="the test set"),
+        np.array([pair.group for pair in test_pairs], dtype=np.str_),
+    )
+    parts = {str(training.groups[rows[0]]): rows for rows in members(training.groups)}
+    return FederatedData(
+        labels=vocabulary,
+        clients=deal_out(training, parts, None, validation=validation, seed=seed),
+        test=held_out.by_label(),
+        fingerprint=_fingerprint(vocabulary, training, held_out),
+    )
+
+
+def _pairs(data_set: Dataset, origin: str, group: str) -> list[Pair]:
+    pairs = []
+    for index in range(len(data_set)):  # a torch data set need not end an iteration
+        example: object = data_set[index]
+        where = f"{origin}, example {index}"
+        if not isinstance(example, tuple | list) or len(example) != 2:
+            raise DataError(f"{where}: a {type(example).__name__}; expected a pair (input, label)")
+        pairs.append(Pair(where, group, *example))
+    return pairs
+
+
+def _require_examples(clients: Mapping[str, Dataset]) -> None:
+    if not clients:
+        raise DataError("no client; expected a data set for each client's name")
+    for name, data_set in clients.items():
+        if len(data_set) == 0:
+            raise DataError(f"client {name!r} has no examples; remove it, or give it some")
+
+
+def _word(pair: Pair, labels: Sequence[str] | None) -> str:
+    """Return the pair's label as a word of the vocabulary."""
+    if isinstance(pair.label, str):
+        return pair.label
+    if not isinstance(pair.label, int | np.integer):
+        raise DataError(f"{pair.where}: a label of type {type(pair.label).__name__}; expected int or str")
+    if labels is None:
+        return str(int(pair.label))
+    if not 0 <= pair.label < len(labels):
+        raise DataError(f"{pair.where}: label {pair.label}; expected 0 to {len(labels) - 1}, an index into labels")
+    return labels[int(pair.label)]
+
+
+def _inputs(pairs: list[Pair], *, image_size: int | None) -> Inputs:
+    """Return all inputs: texts where the first is one, else pictures (n, image_size, image_size, channels)."""
+    if isinstance(pairs[0].input, str):
+        for pair in pairs:
+            if not isinstance(pair.input, str):
+                raise DataError(f"{pair.where}: a {type(pair.input).__name__} among texts; expected str")
+        return [pair.input for pair in pairs]
+    if image_size is None:
+        raise ValueError("pictures need image_size, such as config.task.image_size")
+    return np.stack(same_channels([_picture(pair, image_size) for pair in pairs]))
+
+
+def _picture(pair: Pair, image_size: int) -> Images:
+    """Return the pair's picture as (image_size, image_size, channels)."""
+    value = pair.input
+    if isinstance(value, np.ndarray):
+        if value.dtype != np.uint8 or not (value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (1, 3))):
+            raise DataError(
+                f"{pair.where}: {value.dtype} of shape {value.shape}; "
+                "expected uint8 (height, width) or (height, width, 3), values 0 to 255"
+            )
+        value = Image.fromarray(value[:, :, 0] if value.shape[2:] == (1,) else value)
+    if not isinstance(value, Image.Image):
+        raise DataError(
+            f"{pair.where}: a {type(value).__name__}; expected a Pillow picture or a uint8 array, as the first example"
+        )
+    try:
+        return square(eight_bit(value), image_size)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{pair.where}: cannot be read as a picture ({error})") from error
+
+
+def _fingerprint(vocabulary: tuple[str, ...], *parts: Examples) -> str:
+    """Return the hex sha256 over the vocabulary and over each part's inputs, labels and groups."""
+    digest = hashlib.sha256(repr(vocabulary).encode())
+    for part in parts:
+        digest.update(repr(part.inputs).encode() if isinstance(part.inputs, list) else part.inputs.tobytes())
+        digest.update(part.labels.tobytes())
+        digest.update(repr(part.groups.tolist()).encode())
+    return digest.hexdigest()

@@ -1,0 +1,148 @@
+"""Between our adapters and a PEFT model in memory: built once, then loaded and read in place.
+
+`set_peft_model_state_dict` takes 9 ms and a scan of the named parameters 1 ms for a small model;
+copying into parameters that were looked up once takes 0.05 ms.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from fedlora.adapters import Adapter
+from fedlora.adapters.peft_format import from_state_dict, plain_config, to_state_dict
+from fedlora.common.config import LoraSection
+from fedlora.common.errors import AdapterError, ModelError
+
+# The query and value projections, as the families of transformers name them.
+_QUERY_VALUE = (
+    ("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"), ("q", "v"), ("query_proj", "value_proj"),
+    ("query_key_value",), ("qkv",), ("qkv_proj",), ("c_attn",), ("Wqkv",),
+)  # fmt: skip
+
+
+class ResidentModel:
+    """A PEFT model whose trained tensors are set and read in place.
+
+    Attributes:
+        peft_model: the base model with its LoRA layers.
+        parameters: all that is trained.
+    """
+
+    def __init__(self, peft_model: PeftModel, *, base_model_name: str) -> None:
+        self.peft_model = peft_model
+        self._named = {
+            name.replace(".default", "").replace(".modules_to_save", ""): parameter
+            for name, parameter in peft_model.named_parameters()
+            if parameter.requires_grad
+        }
+        self.parameters = list(self._named.values())
+        self._config = _saved_config(peft_model, base_model_name)
+        # Frozen running statistics would otherwise drift from client to client through the resident model.
+        self._norms = [module for module in peft_model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+    def set_training(self, is_training: bool) -> None:
+        """Switch dropout on or off; batch statistics stay those of the checkpoint."""
+        self.peft_model.train(is_training)
+        for norm in self._norms:
+            norm.eval()
+
+    def read(self) -> Adapter:
+        """Return a copy of the adapter in the model, on the CPU in float32."""
+        tensors = {
+            name: parameter.detach().to("cpu", torch.float32, copy=True) for name, parameter in self._named.items()
+        }
+        return from_state_dict(tensors, self._config, origin="model")
+
+    @torch.no_grad()
+    def load(self, adapter: Adapter) -> None:
+        """Copy `adapter` into the model.
+
+        Raises:
+            AdapterError: a layer or tensor is missing, or one has another shape; the model is unchanged.
+        """
+        given = to_state_dict(adapter)
+        self._check(given)
+        for name, parameter in self._named.items():
+            parameter.copy_(given[name])
+
+    def _check(self, given: Mapping[str, Tensor]) -> None:
+        missing, extra = self._named.keys() - given.keys(), given.keys() - self._named.keys()
+        if missing or extra:
+            what, name = ("no", sorted(missing)[0]) if missing else ("an extra", sorted(extra)[0])
+            raise AdapterError(
+                f"the adapter has {what} tensor {name}; the run trains {len(self._named)} tensors, "
+                "of the same rank, target modules and heads in every adapter"
+            )
+        for name, parameter in self._named.items():
+            if given[name].shape != parameter.shape:
+                raise AdapterError(
+                    f"the adapter has {name} {tuple(given[name].shape)}; the run has {tuple(parameter.shape)}"
+                )
+
+
+def add_lora(
+    module: nn.Module, settings: LoraSection, *, heads: tuple[str, ...], task_type: str | None = None, name: str
+) -> ResidentModel:
+    """Return `module` with LoRA layers and trained heads; fresh weights come from torch's global generator.
+
+    Args:
+        heads: module paths that are trained whole.
+        task_type: PEFT's task type.
+        name: the base model's name, for the adapter's configuration and for errors.
+
+    Raises:
+        ModelError: target modules match nothing, or the rank is larger than a layer allows.
+    """
+    targets = _targets(module, settings, heads, name)
+    peft_config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=cast(int, settings.alpha),
+        lora_dropout=settings.dropout,
+        target_modules=list(targets),
+        modules_to_save=list(heads) or None,
+        task_type=cast(Any, task_type),
+    )
+    peft_model = get_peft_model(cast(Any, module), peft_config)
+    if not isinstance(peft_model, PeftModel):
+        raise TypeError(f"PEFT returned {type(peft_model).__name__}; a mixed model is not supported")
+    return ResidentModel(peft_model, base_model_name=name)
+
+
+def _targets(module: nn.Module, settings: LoraSection, heads: tuple[str, ...], name: str) -> tuple[str, ...]:
+    layers = {
+        path: layer
+        for path, layer in module.named_modules()
+        if (isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D")
+        and not any(path == head or path.startswith(f"{head}.") for head in heads)
+    }
+    leaves = sorted({path.rpartition(".")[2] for path in layers} - {""})
+    targets = settings.target_modules
+    if targets == "auto":
+        found = next((family for family in _QUERY_VALUE if set(family) <= set(leaves)), None)
+        if found is None:
+            raise ModelError(
+                f'lora.target_modules: "auto" finds no query and value projections in {name}; '
+                f"name some of its linear layers: {', '.join(leaves)}"
+            )
+        targets = found
+    for target in targets:
+        matched = [path for path in layers if path == target or path.endswith(f".{target}")]
+        if not matched:
+            raise ModelError(
+                f"lora.target_modules: {target!r} matches no linear layer of {name}; it has {', '.join(leaves)}"
+            )
+        smallest = min(min(cast(Tensor, layers[path].weight).shape) for path in matched)
+        if settings.rank > smallest:
+            raise ModelError(
+                f"lora.rank is {settings.rank}, more than {target} of {name} allows; expected at most {smallest}"
+            )
+    return targets
+
+
+def _saved_config(peft_model: PeftModel, base_model_name: str) -> dict[str, object]:
+    """Return adapter_config.json as PEFT would save it, with the run's name for the base model and no folder of ours."""
+    config = plain_config(peft_model.peft_config["default"].to_dict())
+    return config | {"inference_mode": True, "base_model_name_or_path": base_model_name, "auto_mapping": None}

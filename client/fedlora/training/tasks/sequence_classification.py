@@ -1,0 +1,53 @@
+"""Single-label classification of texts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from fedlora.training.data import Examples
+from fedlora.training.tasks.classification import Classification
+from fedlora.training.tasks.task import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedTexts:
+    """Texts as token ids, each as long as it is.
+
+    Attributes:
+        token_ids: n tensors int64 (num_tokens,).
+        targets: int64 (n,).
+    """
+
+    token_ids: list[Tensor]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+class SequenceClassification(Classification):
+    """Texts, tokenised once and padded to the longest of their batch."""
+
+    def __init__(self, *, tokenize: Callable[[list[str]], list[list[int]]], pad_token_id: int) -> None:
+        """`tokenize` gives each text's token ids with the model's special tokens, cut to the run's length."""
+        self._tokenize = tokenize
+        self._pad_token_id = pad_token_id
+
+    def prepare(self, examples: Examples) -> PreparedTexts:
+        """Return the texts' token ids."""
+        texts = [str(text) for text in examples.inputs]
+        token_ids = [torch.tensor(ids) for ids in self._tokenize(texts)] if texts else []
+        return PreparedTexts(token_ids, torch.from_numpy(examples.labels))
+
+    def collate(self, prepared: PreparedTexts, indices: np.ndarray) -> Batch:
+        """Return `input_ids` and `attention_mask` (batch_size, longest), and the labels."""
+        chosen = [prepared.token_ids[index] for index in indices]
+        input_ids = pad_sequence(chosen, batch_first=True, padding_value=self._pad_token_id)
+        lengths = torch.tensor([len(ids) for ids in chosen])
+        attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return Batch(inputs, prepared.targets[torch.from_numpy(indices)])

@@ -1,0 +1,55 @@
+"""What a task is: how examples become tensors, and how outputs are judged. The training loop knows no more."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlora.training.data import Examples
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Keyword arguments of the model's forward, and what its output is judged against."""
+
+    inputs: Mapping[str, Tensor]
+    targets: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on `device`."""
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        return Batch(inputs, self.targets.to(device, non_blocking=True))
+
+
+class Prepared(Protocol):
+    """A task's own form of a data set: what can be done once is done."""
+
+    def __len__(self) -> int: ...
+
+
+P = TypeVar("P", bound=Prepared)
+
+
+class Task(Protocol[P]):
+    """One kind of learning.
+
+    Attributes:
+        metric_name: what `judge` returns beside the loss, such as "accuracy".
+    """
+
+    metric_name: str
+
+    def prepare(self, examples: Examples) -> P:
+        """Return `examples` with everything done that needs doing only once, such as tokenising."""
+
+    def collate(self, prepared: P, indices: np.ndarray) -> Batch:
+        """Return the batch of the examples at `indices` (batch_size,)."""
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss (scalar) of the model's output."""
+
+    def judge(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return loss, metric and prediction of each example, three tensors (batch_size,)."""

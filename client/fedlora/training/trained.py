@@ -1,0 +1,69 @@
+"""The model of a finished run, to be used: the base model, its head and the adapter in one."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from fedlora.adapters.peft_format import CONFIG_FILE
+from fedlora.common.errors import AdapterError
+from fedlora.common.run_file import load_run
+from fedlora.training.base_model import load_base_model
+from fedlora.training.data.in_memory import Input, unlabelled
+from fedlora.training.tasks import Task
+from fedlora.training.trainer import logits_of
+
+ADAPTER_FOLDER = "adapter"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A run's model.
+
+    Attributes:
+        model: a PeftModel in evaluation mode; it takes `pixel_values`, or `input_ids` and `attention_mask`.
+        labels: the vocabulary, in the order of the logits.
+        task: turns examples into the model's inputs.
+    """
+
+    model: PeftModel
+    labels: tuple[str, ...]
+    task: Task[Any]
+    image_size: int | None
+
+    @torch.inference_mode()
+    def predict(self, inputs: Sequence[Input]) -> list[str]:
+        """Return the likeliest label of each text, or of each picture (Pillow, or uint8 (height, width[, 3])).
+
+        Raises:
+            DataError: an input is of another kind.
+        """
+        prepared = self.task.prepare(unlabelled(inputs, image_size=self.image_size))
+        batch = self.task.collate(prepared, np.arange(len(inputs)))
+        _, _, predicted = self.task.judge(logits_of(self.model(**batch.inputs)), batch)
+        return [self.labels[index] for index in predicted.tolist()]
+
+
+def load_trained(folder: str | Path) -> TrainedModel:
+    """Return the model of the run in `folder`, with its newest adapter, on the CPU in float32.
+
+    Raises:
+        FedloraError: the folder holds no run with an adapter, or its base model cannot be loaded.
+    """
+    folder = Path(folder)
+    if not (folder / ADAPTER_FOLDER / CONFIG_FILE).is_file():
+        raise AdapterError(
+            f"{folder}: no {ADAPTER_FOLDER}/{CONFIG_FILE}; expected the folder of a run with a finished round"
+        )
+    config = load_run(folder / "run.toml")
+    labels = tuple(cast(list[str], json.loads((folder / "manifest.json").read_bytes())["labels"]))
+    base = load_base_model(config, labels)
+    model = PeftModel.from_pretrained(cast(Any, base.module), str(folder / ADAPTER_FOLDER))
+    model.eval()
+    image_size = config.task.image_size if config.task.kind == "image_classification" else None
+    return TrainedModel(model, labels, base.task, image_size)

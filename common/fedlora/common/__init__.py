@@ -1,0 +1,1 @@
+"""What server and clients share: the run file, messages, errors, random streams, safe files."""

@@ -1,0 +1,44 @@
+"""Dataclasses to and from JSON that every reader accepts."""
+
+import json
+import math
+from collections.abc import Collection
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter
+
+T = TypeVar("T")
+
+
+class Codec(Generic[T]):
+    """Writes and reads one dataclass, nested ones included.
+
+    JSON has no nan and no infinity, and a diverged run has both: they are written as the strings "NaN", "Infinity"
+    and "-Infinity", and read back as numbers.
+    """
+
+    def __init__(self, kind: type[T]) -> None:
+        self._adapter: TypeAdapter[T] = TypeAdapter(kind)
+
+    def dump(self, value: T, *, leave_out: Collection[str] = ()) -> str:
+        """Return `value` as one line of JSON, without the fields in `leave_out`."""
+        fields = self._adapter.dump_python(value, exclude=set(leave_out))
+        return json.dumps(_finite(fields), ensure_ascii=False, allow_nan=False)
+
+    def load(self, text: str | bytes) -> T:
+        """Return the value in one line of JSON.
+
+        Raises:
+            ValueError: the line is cut short, or not of this kind; the message says where.
+        """
+        return self._adapter.validate_json(text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

@@ -1,0 +1,202 @@
+"""The run file's sections: what all clients of a run must share. Frozen, typed, unknown keys refused.
+
+Every field has a default and a one-line description; `run_file` reads, checks and writes them as TOML.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+EMBEDDED_ENCODER = "package:fedlora.embedded/dinov2-small"
+EMBEDDED_DIGITS = "package:fedlora.embedded/digits5.npz"
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Base of all sections."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+class RunSection(Section):
+    name: str = Field("digits", min_length=1, description="the run's name; also the default folder: runs/NAME")
+    seed: int = Field(0, ge=0, description="every random draw of the run comes from it")
+
+
+class ModelSection(Section):
+    name: str = Field(
+        EMBEDDED_ENCODER,
+        min_length=1,
+        description="a folder, a hub id, or package:MODULE/FOLDER of an installed package",
+    )
+    revision: str | None = Field(None, description="the commit or tag of a hub model")
+    head: Literal["linear", "auto"] = Field(
+        "linear", description='"linear": on pooled features; "auto": the checkpoint\'s own classification class'
+    )
+    pooling: Literal["auto", "mean", "cls", "cls_mean"] = Field(
+        "auto", description='of features for the linear head: mean, cls, cls_mean; "auto" fits the model'
+    )
+
+
+class ImageClassification(Section):
+    kind: Literal["image_classification"] = Field("image_classification", description="or sequence_classification")
+    image_size: int = Field(224, ge=8, description="pixels; pictures are resized to a square of it")
+
+
+class SequenceClassification(Section):
+    kind: Literal["sequence_classification"] = Field("sequence_classification", description="or image_classification")
+    max_length: int = Field(128, ge=2, description="tokens; longer texts are cut")
+
+
+TaskSection = Annotated[ImageClassification | SequenceClassification, Field(discriminator="kind")]
+
+
+class DataSection(Section):
+    path: str = Field(
+        EMBEDDED_DIGITS,
+        min_length=1,
+        description="image folder, .npz, .csv, .csv.gz, .jsonl, or package:MODULE/FILE",
+    )
+    test: Fraction | str = Field(
+        0.2, description="share of each group held out for the test; or the path of a test set"
+    )
+    validation: Fraction = Field(0.1, description="share of each client's examples kept for its own validation")
+    text: str = Field("text", description="the text's column (text data)")
+    label: str = Field("label", description="the label's column (text data)")
+    group: str | None = Field(None, description="column of the natural group, such as a hospital (text data)")
+    split_by: str | None = Field(
+        None, description="rows with one value of this column stay on one side of every split (text data)"
+    )
+
+
+class ByGroup(Section):
+    by: Literal["group"] = Field("group", description="group, iid, dirichlet or label_shards: who holds which examples")
+
+
+class Iid(Section):
+    by: Literal["iid"] = Field("iid", description="group, iid, dirichlet or label_shards: who holds which examples")
+    num_clients: Count = Field(5, description="the examples are dealt out evenly among so many")
+
+
+class Dirichlet(Section):
+    by: Literal["dirichlet"] = Field(
+        "dirichlet", description="group, iid, dirichlet or label_shards: who holds which examples"
+    )
+    num_clients: Count = Field(5, description="clients")
+    alpha: Positive = Field(0.3, description="small: each client sees few labels; large: all see the same mixture")
+
+
+class LabelShards(Section):
+    by: Literal["label_shards"] = Field(
+        "label_shards", description="group, iid, dirichlet or label_shards: who holds which examples"
+    )
+    num_clients: Count = Field(5, description="clients")
+    shards_per_client: Count = Field(2, description="the examples sorted by label are cut into num_clients x this many")
+
+
+PartitionSection = Annotated[ByGroup | Iid | Dirichlet | LabelShards, Field(discriminator="by")]
+
+
+class LoraSection(Section):
+    rank: Count = Field(8, description="r of A (r, in) and B (out, r)")
+    alpha: Positive = Field(16.0, description="the layer acts as W + alpha / rank * B A")
+    dropout: Fraction = Field(0.0, description="on the input of A, in training")
+    target_modules: Literal["auto"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = Field(
+        "auto", description='"auto": the query and value projections; or a list of module names, as in PEFT'
+    )
+
+
+class TrainSection(Section):
+    steps: Count | None = Field(8, description="optimiser steps of a client in a round")
+    epochs: Positive | None = Field(None, description="instead of steps: passes over the client's examples in a round")
+    batch_size: Count = Field(16, description="examples a step")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw or sgd; its state starts fresh each round")
+    learning_rate: Positive = Field(1e-3, description="the peak of the schedule")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="over the whole run; linear and cosine end at zero"
+    )
+    warmup: Fraction = Field(0.0, description="share of the run in which the learning rate rises from zero")
+    weight_decay: NonNegative = Field(0.0, description="of the optimiser")
+    momentum: Fraction = Field(0.9, description="of sgd; adamw has its own")
+    max_grad_norm: NonNegative = Field(1.0, description="gradients are clipped to this norm; 0 leaves them as they are")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description='"auto": bfloat16 autocast where the device has it (CUDA), else float32'
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto takes cuda, else mps, else cpu")
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> "TrainSection":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("needs either steps or epochs, and not both")
+        return self
+
+
+class FederationSection(Section):
+    rounds: Count = Field(10, description="rounds of local training and aggregation")
+    fraction: Share = Field(1.0, description="share of the clients sampled in each round (at least one)")
+    weighting: Literal["examples", "uniform"] = Field(
+        "examples", description="a client's weight: its number of training examples, or the same for all"
+    )
+    quorum: Share = Field(0.5, description="share of the round's clients whose update must be accepted")
+    norm_limit: Positive = Field(
+        100.0, description="an update this many times larger than its round's median is refused"
+    )
+    start_from: str | None = Field(None, description="an adapter folder to start from instead of a fresh adapter")
+
+
+class LoraFairMethod(Section):
+    method: Literal["lora_fair"] = Field("lora_fair", description="lora_fair, or fedit (the plain mean of A and of B)")
+    ridge: NonNegative = Field(
+        0.03, description="lambda relative to the mean eigenvalue of A A^T; a large one approaches fedit"
+    )
+
+
+class FedItMethod(Section):
+    method: Literal["fedit"] = Field("fedit", description="the plain mean of A and of B, or lora_fair")
+
+
+AggregationSection = Annotated[LoraFairMethod | FedItMethod, Field(discriminator="method")]
+
+
+class EvaluationSection(Section):
+    round_examples: int = Field(
+        256,
+        ge=0,
+        description="held-out examples judged after a round; the whole set before the first and after the last",
+    )
+    client_examples: int = Field(
+        64, ge=0, description="own validation examples that a client judges before and after training"
+    )
+    batch_size: Count = Field(32, description="examples a forward pass")
+
+
+class RunConfig(Section):
+    """One run, whole."""
+
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    task: TaskSection = ImageClassification()
+    data: DataSection = DataSection()
+    partition: PartitionSection = ByGroup()
+    lora: LoraSection = LoraSection()
+    train: TrainSection = TrainSection()
+    federation: FederationSection = FederationSection()
+    aggregation: AggregationSection = LoraFairMethod()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        if self.task.kind == "sequence_classification" and self.model.name == EMBEDDED_ENCODER:
+            raise ValueError(
+                "task.kind = sequence_classification needs a text encoder in model.name, and not the embedded vision encoder"
+            )
+        if self.task.kind == "image_classification" and self.data.split_by is not None:
+            raise ValueError("data.split_by is for text data; remove it from an image run")
+        if self.task.kind == "sequence_classification" and self.partition.by == "group" and self.data.group is None:
+            raise ValueError('partition.by = "group" needs data.group, the column that names each row\'s group')
+        return self

@@ -1,0 +1,143 @@
+"""What server and clients say to each other. `records` carries these as Flower's records."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# What a client may say of itself besides an error's code: text stays at the site.
+OK = "ok"
+LOSS_NOT_FINITE = "loss_not_finite"
+OUT_OF_MEMORY = "out_of_memory"
+INTERNAL = "internal"
+WORKER_DIED = "worker_died"
+
+
+@dataclass(frozen=True)
+class Score:
+    """Loss and metric over a number of examples, each the mean over the examples."""
+
+    num_examples: int
+    loss: float
+    metric: float
+
+
+@dataclass(frozen=True)
+class DescribeRequest:
+    """Asks a site who it is."""
+
+
+@dataclass(frozen=True)
+class SiteDescription:
+    """A site's answer: its name, what it holds, and what all sites of a run must have in common.
+
+    `num_held_out` is the size of the run's held-out set where the site has it, as in a simulation, else 0.
+    """
+
+    client: str
+    num_examples: int
+    num_validation: int
+    num_held_out: int
+    labels: tuple[str, ...]
+    base_model: str
+    base_model_fingerprint: str
+    data_fingerprint: str
+    version: str
+
+
+@dataclass(frozen=True)
+class InitialiseRequest:
+    """Asks for the run's first adapter: fresh LoRA pairs and heads, drawn from the run's seed."""
+
+    run: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class InitialiseReceipt:
+    """The first adapter, packed."""
+
+    adapter: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Asks for one round of local training.
+
+    Attributes:
+        run: the run's id; `round` counts from 1, `attempt` from 0.
+        seed: the run's seed; the client's draws come from (seed, round, client, purpose).
+        adapter: the global adapter, packed.
+        num_rounds: rounds of the whole run, over which the learning rate's schedule spans.
+        validation_examples: at most so many of its own validation examples are judged before and after.
+    """
+
+    run: str
+    round: int
+    attempt: int
+    seed: int
+    num_rounds: int
+    validation_examples: int
+    adapter: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
+class TrainReceipt:
+    """One client's update, or the code of what kept it from one (`status` other than "ok", `adapter` empty).
+
+    Attributes:
+        num_examples: examples the client holds for training; its weight in the average.
+        num_steps: optimiser steps done.
+        loss: mean training loss over the steps, nan when no step was done.
+        before, after: scores on the client's own validation examples, None without any.
+        seconds: by phase: forward, backward, optimizer, training (their sum and the rest of the loop), validation.
+    """
+
+    run: str
+    round: int
+    attempt: int
+    client: str
+    status: str
+    num_examples: int = 0
+    num_steps: int = 0
+    loss: float = float("nan")
+    before: Score | None = None
+    after: Score | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    adapter: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Asks for the score of an adapter on one shard of the held-out set.
+
+    Attributes:
+        num_examples: of the whole set, so many are judged, in equal parts by group; None means all.
+        shard, num_shards: every num_shards-th of those, from the shard-th on.
+        with_predictions: whether to answer the predicted label of every example too.
+    """
+
+    run: str
+    round: int
+    num_examples: int | None
+    shard: int
+    num_shards: int
+    with_predictions: bool
+    adapter: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
+class EvaluateReceipt:
+    """Scores by group, and the predicted label by position in the held-out set where they were asked for."""
+
+    run: str
+    round: int
+    shard: int
+    groups: Mapping[str, Score]
+    predictions: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An answer in place of a receipt: a typed code, and words only where site and server belong to one person."""
+
+    code: str
+    text: str = ""

@@ -1,0 +1,1 @@
+"""The aggregation server: rounds, admission, the strategy and ServerApp, and the run on disk."""

@@ -1,0 +1,99 @@
+"""The gate that every update passes before it counts. Pure: a receipt in, an update or the reason against it out."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from fedlora.adapters import Adapter, unpack
+from fedlora.adapters.peft_format import to_state_dict
+from fedlora.common.errors import AdapterError
+from fedlora.common.messages import OK, TrainReceipt, TrainRequest
+
+MAX_NUM_EXAMPLES = 10**9
+_MIN_COHORT_TO_COMPARE = 3
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an update does not count: a short code, and what was found against what was expected."""
+
+    code: str
+    found: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.found}" if self.found else self.code
+
+
+def admit(receipt: TrainReceipt, *, request: TrainRequest, client: str, reference: Adapter) -> Adapter | Refusal:
+    """Return the update in `receipt`, or why it is refused.
+
+    Args:
+        request: what was asked.
+        client: who was asked.
+        reference: the global adapter that the round started from; an update has its layers, shapes and configuration.
+    """
+    asked = (request.run, request.round, request.attempt, client)
+    answered = (receipt.run, receipt.round, receipt.attempt, receipt.client)
+    if asked != answered:
+        return Refusal("wrong_request", f"an answer for {answered}; asked was {asked}")
+    if receipt.status != OK:
+        return Refusal(receipt.status)
+    if not 1 <= receipt.num_examples <= MAX_NUM_EXAMPLES:
+        return Refusal("num_examples", f"{receipt.num_examples}; expected 1 to {MAX_NUM_EXAMPLES}")
+    if not math.isfinite(receipt.loss):
+        return Refusal("loss_not_finite", f"a training loss of {receipt.loss}")
+    try:
+        update = unpack(receipt.adapter)
+    except AdapterError as error:
+        return Refusal("unreadable", str(error))
+    return unfit(update, reference) or update
+
+
+def outliers(updates: Mapping[str, Adapter], *, reference: Adapter, norm_limit: float) -> dict[str, Refusal]:
+    """Return, by client, the updates that moved more than `norm_limit` times the median of their round.
+
+    How far an update moved is the Frobenius norm of the difference of all its tensors to the reference. Fewer than
+    three updates have no median to speak of, and none of them is refused.
+    """
+    if len(updates) < _MIN_COHORT_TO_COMPARE:
+        return {}
+    start = to_state_dict(reference)
+    moved = {client: _distance(to_state_dict(update), start) for client, update in updates.items()}
+    middle = median(moved.values())
+    return {
+        client: Refusal("norm", f"moved by {distance:.3g}, the round's median is {middle:.3g}")
+        for client, distance in moved.items()
+        if middle > 0 and distance > norm_limit * middle
+    }
+
+
+def unfit(update: Adapter, reference: Adapter) -> Refusal | None:
+    """Return in what `update` differs from `reference` in layers, shapes, types or scaling, or in not being finite."""
+    found, expected = to_state_dict(update), to_state_dict(reference)
+    if missing := sorted(expected.keys() - found.keys()):
+        return Refusal("missing_layer", missing[0])
+    if extra := sorted(found.keys() - expected.keys()):
+        return Refusal("unexpected_layer", extra[0])
+    for name, tensor in found.items():
+        like = expected[name]
+        if tensor.shape != like.shape:
+            return Refusal("shape", f"{name} {tuple(tensor.shape)}; expected {tuple(like.shape)}")
+        if tensor.dtype != like.dtype:
+            return Refusal("dtype", f"{name} {tensor.dtype}; expected {like.dtype}")
+        if not torch.isfinite(tensor).all():
+            return Refusal("not_finite", name)
+    for path, layer in update.layers.items():
+        if layer.scaling != reference.layers[path].scaling:
+            return Refusal(
+                "configuration", f"{path} scales by {layer.scaling:g}; expected {reference.layers[path].scaling:g}"
+            )
+    return None
+
+
+def _distance(found: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+    squares = (float((tensor.double() - reference[name].double()).square().sum()) for name, tensor in found.items())
+    return math.sqrt(sum(squares))

@@ -1,0 +1,57 @@
+"""What happens in a run, told as it happens; the terminal view listens."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedlora.server.round_report import RoundReport
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """All clients are known. `next_round` is 1, or higher in a resumed run whose `reports` are the rounds so far."""
+
+    clients: tuple[str, ...]
+    num_rounds: int
+    next_round: int
+    reports: tuple[RoundReport, ...]
+
+
+@dataclass(frozen=True)
+class RoundStarted:
+    """The round's requests are out; `recovered` are the clients whose update an earlier process had accepted."""
+
+    round: int
+    cohort: tuple[str, ...]
+    recovered: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class UpdateArrived:
+    """A client answered. `reason` is empty when its update was accepted, else the refusal's code."""
+
+    round: int
+    client: str
+    reason: str
+    loss: float
+
+
+@dataclass(frozen=True)
+class EvaluationStarted:
+    """The global adapter goes to the clients' workers for its score on the held-out set."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class RoundEnded:
+    """The round is on disk."""
+
+    report: RoundReport
+
+
+Event = RunStarted | RoundStarted | UpdateArrived | EvaluationStarted | RoundEnded
+Listener = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Listen to nothing."""

@@ -1,0 +1,192 @@
+"""The numbers that a report and a terminal show, drawn from the round reports. Pure."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fedlora.common.messages import Score
+from fedlora.server.round_report import ClientReport, RoundReport
+
+WALL_PHASES = ("training", "aggregation", "evaluation", "storing")
+CLIENT_PHASES = ("forward", "backward", "optimizer")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A metric before and after; None where it was not judged.
+
+    Attributes:
+        name: of the group or client, or a description of them all.
+        num_examples: that the later score was taken from.
+    """
+
+    name: str
+    num_examples: int
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The lowest, mean and highest of the clients' scores in one round, and who had the two ends."""
+
+    round: int
+    lowest: float
+    mean: float
+    highest: float
+    lowest_client: str
+    highest_client: str
+
+
+def trained(reports: Iterable[RoundReport]) -> list[RoundReport]:
+    """Return the reports of rounds in which clients trained: all but the start."""
+    return [report for report in reports if report.round > 0]
+
+
+def judged(reports: Iterable[RoundReport]) -> list[RoundReport]:
+    """Return the reports with a score on the held-out set."""
+    return [report for report in reports if report.held_out is not None]
+
+
+def overall_gain(reports: Sequence[RoundReport]) -> Gain | None:
+    """Return the first and the last overall score on the held-out set; None where there is none."""
+    scores = [report.held_out.overall for report in reports if report.held_out is not None]
+    if not scores:
+        return None
+    return Gain("all examples", scores[-1].num_examples, scores[0].metric, scores[-1].metric if scores[1:] else None)
+
+
+def group_gains(reports: Sequence[RoundReport]) -> list[Gain]:
+    """Return the first and the last held-out score of each group, in the report's order."""
+    tables = [report.held_out.groups for report in reports if report.held_out is not None]
+    if not tables:
+        return []
+    first, last = tables[0], tables[-1] if tables[1:] else {}
+    latest = {**first, **last}
+    return [Gain(name, score.num_examples, _metric(first, name), _metric(last, name)) for name, score in latest.items()]
+
+
+def mean_gain(gains: Sequence[Gain], *, noun: str = "group") -> Gain:
+    """Return the plain mean over groups or clients, each counting the same; what one lacks, the mean lacks."""
+    return Gain(
+        f"mean of the {noun}s",
+        sum(gain.num_examples for gain in gains),
+        _mean_or_none([gain.before for gain in gains]),
+        _mean_or_none([gain.after for gain in gains]),
+    )
+
+
+def client_gains(reports: Iterable[RoundReport]) -> list[Gain]:
+    """Return each client's score on its own validation examples, before its first and after its last training."""
+    first: dict[str, float] = {}
+    last: dict[str, tuple[int, float]] = {}
+    for report in reports:
+        for name, client in report.clients.items():
+            if client.before is not None:
+                first.setdefault(name, client.before.metric)
+            if client.after is not None:
+                last[name] = client.after.num_examples, client.after.metric
+    return [Gain(name, last[name][0], first.get(name), last[name][1]) for name in sorted(last)]
+
+
+def client_spread(report: RoundReport) -> Spread | None:
+    """Return the spread of the clients' own validation after training; None where none has validation."""
+    scores = {
+        name: client.after.metric
+        for name, client in report.clients.items()
+        if client.after is not None and math.isfinite(client.after.metric)
+    }
+    if not scores:
+        return None
+    low, high = min(scores, key=lambda name: scores[name]), max(scores, key=lambda name: scores[name])
+    mean = _weighted_mean((report.clients[name].num_examples, score) for name, score in scores.items())
+    return Spread(report.round, scores[low], mean, scores[high], low, high)
+
+
+def mean_loss(report: RoundReport) -> float:
+    """Return the clients' mean training loss by their number of examples; nan where a client's is, or without any."""
+    return _weighted_mean((client.num_examples, client.loss) for client in report.clients.values())
+
+
+def round_seconds(report: RoundReport) -> float:
+    """Return a round's wall time, the sum of its phases."""
+    return sum(report.seconds.values())
+
+
+def wall_seconds(reports: Iterable[RoundReport]) -> dict[str, float]:
+    """Return wall time by phase over all rounds, the known phases first, in their order in a round."""
+    return _in_order(_total(report.seconds for report in reports), WALL_PHASES)
+
+
+def client_seconds(reports: Iterable[RoundReport]) -> dict[str, float]:
+    """Return the clients' time by phase, summed over clients and rounds; `other` is training beside its phases."""
+    total = _total(client.seconds for report in reports for client in report.clients.values())
+    training = total.pop("training", 0.0)
+    validation = total.pop("validation", 0.0)
+    phases = _in_order(total, CLIENT_PHASES)
+    phases["other"] = max(0.0, training - sum(phases.values()))
+    phases["validation"] = validation
+    return {name: seconds for name, seconds in phases.items() if seconds > 0}
+
+
+def training_seconds_by_client(reports: Iterable[RoundReport]) -> dict[str, float]:
+    """Return each client's mean training time a round, of those that measured it."""
+    times: dict[str, list[float]] = {}
+    for report in reports:
+        for name, client in report.clients.items():
+            if "training" in client.seconds:
+                times.setdefault(name, []).append(client.seconds["training"])
+    return {name: sum(values) / len(values) for name, values in times.items()}
+
+
+def refusals(reports: Iterable[RoundReport]) -> dict[tuple[str, str], list[int]]:
+    """Return the rounds in which a client's update was refused, by client and reason."""
+    rounds: dict[tuple[str, str], list[int]] = {}
+    for report in reports:
+        for client, reason in report.refused.items():
+            rounds.setdefault((client, reason), []).append(report.round)
+    return dict(sorted(rounds.items()))
+
+
+def client_names(reports: Iterable[RoundReport]) -> list[str]:
+    """Return all clients that were asked in any round."""
+    return sorted({name for report in reports for name in report.cohort})
+
+
+def clients_without_finite_loss(report: RoundReport) -> list[str]:
+    """Return the clients whose update was accepted although their mean loss is not finite."""
+    return sorted(name for name, client in report.clients.items() if not math.isfinite(client.loss))
+
+
+def loss_range(clients: Mapping[str, ClientReport]) -> tuple[float, float]:
+    """Return the lowest and the highest finite training loss; nan without any."""
+    losses = [client.loss for client in clients.values() if math.isfinite(client.loss)]
+    return (min(losses), max(losses)) if losses else (math.nan, math.nan)
+
+
+def _metric(groups: Mapping[str, Score], name: str) -> float | None:
+    return groups[name].metric if name in groups else None
+
+
+def _weighted_mean(pairs: Iterable[tuple[int, float]]) -> float:
+    weights_and_values = list(pairs)
+    total = sum(weight for weight, _ in weights_and_values)
+    return sum(weight * value for weight, value in weights_and_values) / total if total > 0 else math.nan
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _total(tables: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for table in tables:
+        for name, seconds in table.items():
+            total[name] = total.get(name, 0.0) + seconds
+    return total
+
+
+def _in_order(table: Mapping[str, float], first: Sequence[str]) -> dict[str, float]:
+    names = [name for name in first if name in table] + sorted(set(table) - set(first))
+    return {name: table[name] for name in names}

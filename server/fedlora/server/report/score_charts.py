@@ -1,0 +1,190 @@
+"""Charts of the metric and the loss: by round, and by group or client before and after."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fedlora.server.report.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PAPER,
+    amount_axis,
+    dot_size,
+    rounds_axis,
+    score_axis,
+    short,
+    themed_svg,
+)
+from fedlora.server.report.markup import Html
+from fedlora.server.report.numbers import (
+    Gain,
+    client_spread,
+    judged,
+    loss_range,
+    mean_loss,
+    trained,
+)
+from fedlora.server.report.wording import score_text
+from fedlora.server.round_report import RoundReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Past so many names, a chart shows their distribution and a table their names.
+MOST_NAMED = 16
+
+
+def score_by_round(reports: Sequence[RoundReport], metric_name: str, *, description: str) -> Html:
+    """Return the metric over the rounds: the held-out score, and the band of the clients' own validation."""
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.subplots()
+        spreads = [spread for report in reports if (spread := client_spread(report)) is not None]
+        rounds = [spread.round for spread in spreads]
+        values = [value for spread in spreads for value in (spread.lowest, spread.highest)]
+        if spreads:
+            low, high = [s.lowest for s in spreads], [s.highest for s in spreads]
+            _band(axes, rounds, low, high, colour=GREEN)
+            axes.plot(rounds, [spread.mean for spread in spreads], color=GREEN, linewidth=1.4)
+        scores = _finite({r.round: r.held_out.overall.metric for r in reports if r.held_out is not None})
+        if scores:
+            _held_out_line(axes, reports, scores)
+            is_lower = bool(spreads) and spreads[-1].mean > scores[max(scores)]
+            _end_label(axes, max(scores), scores[max(scores)], metric_name, below=is_lower)
+        elif spreads:
+            _end_label(axes, rounds[-1], spreads[-1].mean, metric_name)
+        score_axis(axes, values + list(scores.values()), metric_name)
+        rounds_axis(axes, min([*rounds, *scores, reports[-1].round]), reports[-1].round)
+
+    return themed_svg(paint, height=300, description=description)
+
+
+def loss_by_round(reports: Sequence[RoundReport], *, description: str) -> Html:
+    """Return the clients' training loss over the rounds, mean and spread, and the loss on the held-out set."""
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.subplots()
+        rounds = [report.round for report in trained(reports)]
+        low, high = zip(*(loss_range(report.clients) for report in trained(reports)), strict=True)
+        _band(axes, rounds, low, high, colour=ORANGE)
+        axes.plot(
+            rounds,
+            [mean_loss(report) for report in trained(reports)],
+            color=ORANGE,
+            marker="o",
+            markersize=dot_size(len(rounds)),
+        )
+        held_out = _finite({r.round: r.held_out.overall.loss for r in reports if r.held_out is not None})
+        axes.plot(list(held_out), list(held_out.values()), color=BLUE, marker="o", markersize=dot_size(len(held_out)))
+        amount_axis(axes, 1.08 * max([*filter(math.isfinite, high), *held_out.values()], default=0.0) or 1.0)
+        rounds_axis(axes, min([*rounds, *held_out]), rounds[-1])
+
+    return themed_svg(paint, height=300, description=description)
+
+
+def before_and_after(gains: Sequence[Gain], metric_name: str, *, noun: str, description: str) -> Html:
+    """Return one line for each name from its score before to its score after."""
+    if len(gains) > MOST_NAMED:
+        return themed_svg(
+            lambda figure: _paint_distribution(figure.subplots(), gains, metric_name, noun=noun),
+            height=300,
+            description=description,
+        )
+    return themed_svg(
+        lambda figure: _paint_dumbbells(figure.subplots(), gains, metric_name),
+        height=52 + 28 * max(len(gains), 2),
+        description=description,
+    )
+
+
+def _paint_dumbbells(axes: "Axes", gains: Sequence[Gain], metric_name: str) -> None:
+    for place, gain in enumerate(gains):
+        before, after = _or_nan(gain.before), _or_nan(gain.after)
+        axes.plot([before, after], [place, place], color=GREY, linewidth=2, zorder=2)
+        axes.plot([before], [place], "o", color=GREY, markersize=7, zorder=3, clip_on=False)
+        axes.plot([after], [place], "o", color=BLUE, markersize=8, zorder=3, clip_on=False)
+        if math.isfinite(latest := after if math.isfinite(after) else before):
+            axes.annotate(
+                score_text(latest, metric_name),
+                (latest, place),
+                xytext=(-8 if latest < before else 8, 0),
+                textcoords="offset points",
+                ha="right" if latest < before else "left",
+                va="center",
+            )
+    axes.set_yticks(range(len(gains)), [short(gain.name) for gain in gains])
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.set_ylim(max(len(gains), 2) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", visible=True)
+    score_axis(axes, _values(gains), metric_name, horizontal=True)
+
+
+def _paint_distribution(axes: "Axes", gains: Sequence[Gain], metric_name: str, *, noun: str) -> None:
+    ordered = sorted(gains, key=lambda gain: _sort_key(gain.after if gain.after is not None else gain.before))
+    places = range(len(ordered))
+    before, after = [_or_nan(gain.before) for gain in ordered], [_or_nan(gain.after) for gain in ordered]
+    axes.vlines(places, before, after, color=GREY, linewidth=max(0.6, min(2.0, 200 / len(ordered))), alpha=0.6)
+    size = max(2.0, min(6.0, 350 / len(ordered)))
+    axes.plot(places, before, "o", color=GREY, markersize=size, linestyle="none")
+    axes.plot(places, after, "o", color=BLUE, markersize=size, linestyle="none")
+    axes.set_xticks([])
+    ends = f"{short(ordered[0].name)} (lowest) to {short(ordered[-1].name)} (highest)"
+    axes.set_xlabel(f"{len(ordered)} {noun}s: {ends}", labelpad=8)
+    score_axis(axes, _values(gains), metric_name)
+
+
+def _held_out_line(axes: "Axes", reports: Sequence[RoundReport], scores: dict[int, float]) -> None:
+    axes.plot(list(scores), list(scores.values()), color=BLUE, linewidth=2.4, zorder=3)
+    if not dot_size(len(scores)):
+        return
+    for report in judged(reports):
+        if report.round in scores and report.held_out is not None:
+            axes.plot(
+                [report.round],
+                [scores[report.round]],
+                "o",
+                color=BLUE,
+                markersize=7,
+                markerfacecolor=BLUE if report.held_out.is_complete else PAPER,
+                markeredgewidth=1.8,
+                zorder=4,
+            )
+
+
+def _end_label(axes: "Axes", at: int, score: float, metric_name: str, *, below: bool = False) -> None:
+    axes.annotate(
+        score_text(score, metric_name),
+        (at, score),
+        xytext=(0, -9 if below else 9),
+        textcoords="offset points",
+        ha="center",
+        va="top" if below else "bottom",
+        weight="bold",
+    )
+
+
+def _band(axes: "Axes", rounds: Sequence[int], low: Sequence[float], high: Sequence[float], *, colour: str) -> None:
+    axes.fill_between(rounds, low, high, color=colour, alpha=0.16, linewidth=0)
+    if len(rounds) == 1:
+        axes.vlines(rounds, low, high, color=colour, alpha=0.4, linewidth=6)
+
+
+def _finite(scores: dict[int, float]) -> dict[int, float]:
+    return {at: value for at, value in scores.items() if math.isfinite(value)}
+
+
+def _values(gains: Sequence[Gain]) -> list[float]:
+    return [v for gain in gains for v in (gain.before, gain.after) if v is not None and math.isfinite(v)]
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _sort_key(value: float | None) -> float:
+    return value if value is not None and math.isfinite(value) else -math.inf

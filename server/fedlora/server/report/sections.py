@@ -1,0 +1,283 @@
+"""The report's sections, each a heading, sentences, charts and tables; or nothing where the run has nothing to show."""
+
+from collections.abc import Sequence
+
+from fedlora.server.report import sentences
+from fedlora.server.report.aggregation_charts import (
+    MOST_MODULES,
+    correction_by_round,
+    error_by_layer,
+    error_by_round,
+)
+from fedlora.server.report.layers import by_module
+from fedlora.server.report.markup import Html, details, element, figure, join, legend, prose, table
+from fedlora.server.report.numbers import (
+    Gain,
+    client_gains,
+    client_seconds,
+    client_spread,
+    group_gains,
+    judged,
+    mean_gain,
+    mean_loss,
+    overall_gain,
+    refusals,
+    round_seconds,
+    trained,
+    wall_seconds,
+)
+from fedlora.server.report.score_charts import before_and_after, loss_by_round, score_by_round
+from fedlora.server.report.time_charts import phase_keys, time_by_round, time_in_clients
+from fedlora.server.report.wording import (
+    UNKNOWN,
+    count_text,
+    duration_text,
+    gain_text,
+    is_percentage,
+    loss_text,
+    percent_text,
+    ranges_text,
+    score_text,
+    significant,
+    size_text,
+)
+from fedlora.server.round_report import RoundReport
+
+NOTHING = join(())
+
+
+def section(title: str, *content: str) -> Html:
+    """Return a section under its heading."""
+    return element("section", element("h2", title), *content)
+
+
+def paragraph(*texts: str) -> Html:
+    """Return the sentences as one paragraph."""
+    return element("p", prose(" ".join(texts)))
+
+
+def learning(reports: Sequence[RoundReport], metric_name: str) -> Html:
+    """Return the learning curves."""
+    rounds = trained(reports)
+    if not rounds:
+        return NOTHING
+    about_loss = sentences.about_loss(reports)
+    charts = [
+        figure("Training loss by round", loss_by_round(reports, description=about_loss), keys=_loss_keys(reports))
+    ]
+    about_scores = sentences.about_scores(reports, metric_name)
+    if about_scores:
+        keys = [("line blue", "held-out")] if judged(reports) else []
+        if any(client_spread(report) for report in rounds):
+            keys += [("line green", "clients' own validation, mean"), ("band square green", "lowest to highest")]
+        chart = score_by_round(reports, metric_name, description=" ".join(about_scores))
+        charts.insert(0, figure(f"{metric_name.capitalize()} by round", chart, keys=keys))
+    return section(
+        "Learning",
+        paragraph(*about_scores),
+        paragraph(about_loss),
+        element("div", *charts, class_="pair"),
+        details("Every round in numbers", _rounds_table(reports, metric_name)),
+    )
+
+
+def groups(reports: Sequence[RoundReport], metric_name: str) -> Html:
+    """Return the held-out score by group and the clients' own validation, before and after."""
+    gains, clients = group_gains(reports), client_gains(reports)
+    content: list[Html] = []
+    if len(gains) > 1:
+        overall = overall_gain(reports)
+        content += [
+            paragraph(sentences.about_groups(gains, metric_name)),
+            _gains(
+                gains,
+                metric_name,
+                title=f"Held-out {metric_name} by group",
+                noun="group",
+                totals=[mean_gain(gains)] + ([overall] if overall else []),
+            ),
+        ]
+    if len(clients) > 1:
+        content += [
+            element("h3", "Each client on its own validation examples"),
+            paragraph(
+                "Before its first local training and after its last one: the client's own adapter, before averaging.",
+                sentences.about_groups(clients, metric_name),
+            ),
+            _gains(
+                clients,
+                metric_name,
+                title=f"Own validation {metric_name} by client",
+                noun="client",
+                totals=[mean_gain(clients, noun="client")],
+            ),
+        ]
+    return section("By group and client" if len(gains) > 1 else "By client", *content) if content else NOTHING
+
+
+def aggregation(reports: Sequence[RoundReport]) -> Html:
+    """Return the error of plain averaging and what the correction left of it."""
+    aggregated = [report for report in reports if report.aggregation is not None]
+    if not aggregated:
+        return NOTHING
+    last = aggregated[-1].aggregation
+    assert last is not None
+    meaning, *numbers = sentences.about_aggregation(reports)
+    is_corrected = any(report.aggregation is not None and report.aggregation.correction > 0 for report in aggregated)
+    keys = [("orange", "plain averaging"), ("blue", "after the correction")]
+    charts = [figure("Error by round", error_by_round(reports, description=numbers[0]), keys=keys)]
+    if is_corrected:
+        charts.append(figure("What the correction did, by round", correction_by_round(reports, description=numbers[0])))
+    return section(
+        "Error of the average",
+        paragraph(meaning),
+        paragraph(*numbers),
+        element("div", *charts, class_="pair"),
+        _layers(aggregated[-1]),
+    )
+
+
+def time(reports: Sequence[RoundReport]) -> Html:
+    """Return where the time went."""
+    if not any(wall_seconds(reports).values()):
+        return NOTHING
+    about = sentences.about_time(reports)
+    charts = [figure("Wall time by round", time_by_round(reports, description=about[0]), keys=phase_keys(reports))]
+    if client_seconds(reports):
+        charts.append(figure("Inside the clients", time_in_clients(reports, description=about[-1])))
+    return section(
+        "Where the time went",
+        paragraph(*about),
+        paragraph(sentences.about_traffic(reports)),
+        element("div", *charts, class_="pair"),
+    )
+
+
+def refused(reports: Sequence[RoundReport]) -> Html:
+    """Return the updates that are not in any average."""
+    found = refusals(reports)
+    if not found:
+        return NOTHING
+    rows = [
+        (client, reason.replace("_", " "), ranges_text(rounds), str(len(rounds)))
+        for (client, reason), rounds in found.items()
+    ]
+    return section(
+        "Refused updates",
+        paragraph(sentences.about_refusals(reports)),
+        table("By client and reason", ("client", "reason", "in round", "updates"), rows, num_text_columns=3),
+    )
+
+
+def facts(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int) -> Html:
+    """Return the run's key figures."""
+    rounds, clients = len(trained(reports)), {name for report in reports for name in report.cohort}
+    num_refused = sum(len(report.refused) for report in reports)
+    entries = []
+    if gain := overall_gain(reports):
+        points = " points" if is_percentage(metric_name) else ""
+        change = f"{gain_text(gain.before, gain.after, metric_name)}{points}" if gain.after is not None else ""
+        latest = gain.after if gain.after is not None else gain.before
+        entries.append((f"held-out {metric_name}", score_text(latest, metric_name), change))
+    entries.append(("rounds", f"{rounds} of {num_rounds}", ""))
+    entries.append(
+        ("clients", str(len(clients)), f"{count_text(num_refused, 'update')} refused" if num_refused else "")
+    )
+    seconds = [round_seconds(report) for report in reports]
+    entries.append(
+        ("time", duration_text(sum(seconds)), f"{duration_text(seconds[-1])} for the last round" if rounds else "")
+    )
+    down, up = sum(report.bytes_down for report in reports), sum(report.bytes_up for report in reports)
+    entries.append(("adapters sent", size_text(down + up), f"{size_text(down)} down, {size_text(up)} up"))
+    return element(
+        "dl",
+        *(
+            element("div", element("dt", name), element("dd", value, element("small", note) if note else ""))
+            for name, value, note in entries
+        ),
+        class_="facts",
+    )
+
+
+def _gains(gains: Sequence[Gain], metric_name: str, *, title: str, noun: str, totals: Sequence[Gain]) -> Html:
+    description = f"{title}: " + sentences.about_groups(gains, metric_name)
+    keys = [("grey", "before"), ("blue", "after")]
+    chart = before_and_after(gains, metric_name, noun=noun, description=description)
+    unit = "gain, points" if is_percentage(metric_name) else "gain"
+    rows = [_gain_row(gain, metric_name) for gain in gains]
+    rows += [_gain_row(total, metric_name) for total in totals]
+    head = (noun, "examples", "before", "after", unit)
+    numbers = table(f"{title}, in numbers", head, rows, num_total_rows=len(totals))
+    return element("div", figure(title, chart, keys=keys), numbers, class_="pair")
+
+
+def _gain_row(gain: Gain, metric_name: str) -> list[str]:
+    return [
+        gain.name or "(no name)",
+        f"{gain.num_examples:,}",
+        score_text(gain.before, metric_name),
+        score_text(gain.after, metric_name),
+        gain_text(gain.before, gain.after, metric_name),
+    ]
+
+
+def _layers(report: RoundReport) -> Html:
+    assert report.aggregation is not None
+    layers = report.aggregation.layers
+    if not layers:
+        return NOTHING
+    charts = error_by_layer(layers)
+    num_modules = len(by_module(layers))
+    note = (
+        f"The {MOST_MODULES} of {num_modules} modules with the largest error are drawn."
+        if num_modules > len(charts)
+        else ""
+    )
+    worst = max(layers, key=lambda path: layers[path].error_after)
+    largest = f"Of {len(layers)} layers, most is left in {worst}: {significant(layers[worst].error_after, 3)}."
+    keys = [("orange", "plain averaging"), ("blue", "after the correction"), ("square purple", "B moved, of its norm")]
+    rows = [
+        (
+            path,
+            significant(layer.update_norm, 3),
+            significant(layer.error_before, 4),
+            significant(layer.error_after, 4),
+            percent_text(layer.correction),
+        )
+        for path, layer in layers.items()
+    ]
+    head = ("layer", "size of the update", "error before", "after", "B moved")
+    return join(
+        (
+            element("h3", f"By layer, in round {report.round}"),
+            paragraph(largest, note),
+            legend(keys),
+            element("div", *(figure(name, chart) for name, chart in charts.items()), class_="pair"),
+            details("Every layer in numbers", table(f"Layers in round {report.round}", head, rows)),
+        )
+    )
+
+
+def _loss_keys(reports: Sequence[RoundReport]) -> list[tuple[str, str]]:
+    keys = [("line orange", "clients' training, mean"), ("band square orange", "lowest to highest")]
+    return [*keys, ("line blue", "held-out")] if judged(reports) else keys
+
+
+def _rounds_table(reports: Sequence[RoundReport], metric_name: str) -> Html:
+    rows = []
+    for report in reports:
+        held_out, errors = report.held_out, report.aggregation
+        rows.append(
+            (
+                str(report.round),
+                score_text(held_out.overall.metric, metric_name) if held_out else UNKNOWN,
+                f"{held_out.overall.num_examples:,}" if held_out else UNKNOWN,
+                loss_text(mean_loss(report)) if report.clients else UNKNOWN,
+                significant(errors.error_before, 4) if errors else UNKNOWN,
+                significant(errors.error_after, 4) if errors else UNKNOWN,
+                f"{len(report.clients)} of {len(report.cohort)}" if report.cohort else UNKNOWN,
+                duration_text(round_seconds(report)),
+            )
+        )
+    head = ("round", metric_name, "examples", "training loss", "error before", "after", "updates", "time")
+    return table("Rounds", head, rows)

@@ -1,0 +1,238 @@
+"""What the report says in words: each sentence is made of the run's own numbers and claims no more than they show."""
+
+import math
+from collections.abc import Sequence
+
+from fedlora.server.report.drawing import MOST_DOTS
+from fedlora.server.report.numbers import (
+    Gain,
+    client_gains,
+    client_seconds,
+    client_spread,
+    clients_without_finite_loss,
+    mean_gain,
+    mean_loss,
+    overall_gain,
+    refusals,
+    trained,
+    training_seconds_by_client,
+    wall_seconds,
+)
+from fedlora.server.report.wording import (
+    count_text,
+    duration_text,
+    error_texts,
+    gain_text,
+    is_percentage,
+    list_text,
+    loss_text,
+    percent_text,
+    ranges_text,
+    score_text,
+    share_text,
+    size_text,
+)
+from fedlora.server.round_report import RoundReport
+
+METHOD_NAMES = {"lora_fair": "LoRA-FAIR", "fedit": "FedIT (the plain mean of A and of B)"}
+
+
+def headline(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int) -> str:
+    """Return the run's outcome in one sentence."""
+    rounds = len(trained(reports))
+    within = count_text(rounds, "round") if rounds >= num_rounds else f"{rounds} of the {num_rounds} planned rounds"
+    if (gain := overall_gain(reports)) is not None:
+        where = f"{metric_name} on held-out examples"
+        if gain.after is None:
+            end = "No round is finished yet." if not rounds else "It was not judged again."
+            return f"{_capital(where)} is {score_text(gain.before, metric_name)} before training. {end}"
+        return f"{_capital(where)} {_change(gain, metric_name)} in {within}."
+    if clients := client_gains(reports):
+        gain = mean_gain(clients)
+        where = f"{metric_name} on the clients' own validation examples"
+        if gain.before is None:
+            return f"{_capital(where)} was {score_text(gain.after, metric_name)} after their last local training."
+        return f"{_capital(where)} {_change(gain, metric_name)} in {within}."
+    if not rounds:
+        return "No round is finished yet."
+    return f"{_capital(within)} finished. There is no held-out set and no validation, so there is no score to show."
+
+
+def about_scores(reports: Sequence[RoundReport], metric_name: str) -> list[str]:
+    """Return what the learning curve shows."""
+    sentences = []
+    if gain := overall_gain(reports):
+        sentences.append(_about_held_out(reports, gain, metric_name))
+        if peak := _about_peak(reports, metric_name):
+            sentences.append(peak)
+    if spreads := [spread for report in reports if (spread := client_spread(report)) is not None]:
+        last = spreads[-1]
+        sentences.append(
+            f"The band is what the clients score on their own validation examples right after local training, "
+            f"before anything is averaged: in round {last.round} from {score_text(last.lowest, metric_name)} "
+            f"({last.lowest_client}) to {score_text(last.highest, metric_name)} ({last.highest_client})."
+            if last.lowest_client != last.highest_client
+            else "The thin line is the client's score on its own validation examples right after local training."
+        )
+    return sentences
+
+
+def about_loss(reports: Sequence[RoundReport]) -> str:
+    """Return what the loss did, and where it was not finite."""
+    rounds = trained(reports)
+    first, last = mean_loss(rounds[0]), mean_loss(rounds[-1])
+    spoilt = {report.round: names for report in rounds if (names := clients_without_finite_loss(report))}
+    text = (
+        f"Mean training loss went from {loss_text(first)} in round {rounds[0].round} to {loss_text(last)} "
+        f"in round {rounds[-1].round}."
+        if len(rounds) > 1
+        else f"Mean training loss was {loss_text(first)}."
+    )
+    if spoilt:
+        names = sorted({name for clients in spoilt.values() for name in clients})
+        text += f" It was not finite in round {ranges_text(spoilt)}, at {list_text(names)}: the gaps in the curve."
+    return text
+
+
+def about_groups(gains: Sequence[Gain], metric_name: str) -> str:
+    """Return who gained most and least."""
+    moved = [(gain, gain.after - gain.before) for gain in gains if gain.after is not None and gain.before is not None]
+    if not moved:
+        return "Scores before training."
+    moved.sort(key=lambda pair: pair[1])
+    (least, _), (most, _) = moved[0], moved[-1]
+    unit = " points" if is_percentage(metric_name) else ""
+    if len(moved) == 1:
+        return f"{least.name} gained {gain_text(least.before, least.after, metric_name)}{unit}."
+    fell = sum(change < 0 for _, change in moved)
+    text = (
+        f"Most was gained by {most.name} ({gain_text(most.before, most.after, metric_name)}{unit}), "
+        f"least by {least.name} ({gain_text(least.before, least.after, metric_name)}{unit})."
+    )
+    return text + (
+        f" {fell} of {len(moved)} ended lower than they began." if fell else " None ended lower than it began."
+    )
+
+
+def about_aggregation(reports: Sequence[RoundReport]) -> list[str]:
+    """Return how far plain averaging was off, and what the correction changed about it."""
+    aggregations = [report.aggregation for report in reports if report.aggregation is not None]
+    last = aggregations[-1]
+    before, after = error_texts(last.error_before, last.error_after)
+    meaning = (
+        "Averaging A and B separately does not give the average of the clients' products B·A. The error is the "
+        "distance between the two, relative to the size of that exact average."
+    )
+    if all(report.correction == 0 for report in aggregations):
+        return [
+            meaning,
+            f"In the last round it was {before}. {METHOD_NAMES.get(last.method, last.method)} leaves it as it is.",
+        ]
+    lowered = sum(report.error_after < report.error_before for report in aggregations)
+    raised = sum(report.error_after > report.error_before for report in aggregations)
+    counted = f"It was smaller than before in {lowered} of {count_text(len(aggregations), 'round')}" + (
+        f", and larger in {raised}." if raised else "."
+    )
+    name = METHOD_NAMES.get(last.method, last.method)
+    removed = _share_removed(last.error_before, last.error_after)
+    return [
+        meaning,
+        f"In the last round it was {before}, and {after} after {name}'s correction{removed}. {counted} "
+        f"To get there, B moved by {percent_text(last.correction)} of its own norm.",
+        "A smaller error is not by itself a better model; for that, compare runs.",
+    ]
+
+
+def about_time(reports: Sequence[RoundReport]) -> list[str]:
+    """Return where the wall time went, and how far the clients' training times lie apart."""
+    phases = wall_seconds(reports)
+    total = sum(phases.values())
+    parts = [
+        f"{phase} {duration_text(seconds)} ({share_text(seconds / total)})"
+        for phase, seconds in phases.items()
+        if total
+    ]
+    sentences = [f"The rounds took {duration_text(total)}: {list_text(parts, limit=6)}." if parts else ""]
+    clients = training_seconds_by_client(reports)
+    if len(clients) > 1:
+        slow, fast = max(clients, key=lambda name: clients[name]), min(clients, key=lambda name: clients[name])
+        sentences.append(
+            f"A round's training took {duration_text(clients[slow])} on average at {slow}, the slowest, and "
+            f"{duration_text(clients[fast])} at {fast}, the fastest."
+        )
+    if client_seconds(reports):
+        sentences.append("Clients may train side by side, so their summed time can exceed the wall time.")
+    return [sentence for sentence in sentences if sentence]
+
+
+def about_traffic(reports: Sequence[RoundReport]) -> str:
+    """Return how many adapter bytes travelled."""
+    down, up = sum(report.bytes_down for report in reports), sum(report.bytes_up for report in reports)
+    return f"{size_text(down)} of adapters went to the clients, {size_text(up)} came back."
+
+
+def about_refusals(reports: Sequence[RoundReport]) -> str:
+    """Return how many updates were left out of the average."""
+    count = sum(len(rounds) for rounds in refusals(reports).values())
+    asked = sum(len(report.cohort) for report in reports)
+    return (
+        f"{count_text(count, 'update')} of the {asked:,} asked for {'is' if count == 1 else 'are'} not in any average: "
+        "refused on arrival, failed at the client, or never sent."
+    )
+
+
+def _about_held_out(reports: Sequence[RoundReport], gain: Gain, metric_name: str) -> str:
+    scored = {report.round: report.held_out for report in reports if report.held_out is not None}
+    samples = [held_out.overall.num_examples for held_out in scored.values() if not held_out.is_complete]
+    whole = {at: held_out.overall.num_examples for at, held_out in scored.items() if held_out.is_complete}
+    text = f"The bold line is the averaged adapter's {metric_name} on held-out examples, "
+    if samples and whole:
+        filled, hollow = (" (filled dots)", " (hollow)") if len(scored) <= MOST_DOTS else ("", "")
+        text += (
+            f"judged on all {max(whole.values()):,} in round {list_text(map(str, whole))}{filled}, "
+            f"and on a sample of {samples[-1]:,} in the others{hollow}."
+        )
+    elif samples:
+        text += f"judged on a sample of {samples[-1]:,}."
+    else:
+        text += f"judged on all {max(whole.values()):,}."
+    if gain.after is not None and (min(scored) in whole) != (max(scored) in whole):
+        text += " The first and the last score are of different examples; read their difference with care."
+    return text
+
+
+def _about_peak(reports: Sequence[RoundReport], metric_name: str) -> str:
+    """Return which round scored highest, where that is not the last."""
+    scores = {
+        r.round: r.held_out for r in reports if r.held_out is not None and math.isfinite(r.held_out.overall.metric)
+    }
+    if len(scores) < 3:
+        return ""
+    peak = max(scores, key=lambda at: scores[at].overall.metric)
+    if peak == max(scores):
+        return ""
+    on = "" if scores[peak].is_complete else ", on its sample"
+    return f"The highest score was {score_text(scores[peak].overall.metric, metric_name)} after round {peak}{on}."
+
+
+def _change(gain: Gain, metric_name: str) -> str:
+    before, after = score_text(gain.before, metric_name), score_text(gain.after, metric_name)
+    if before == after:
+        return f"stayed at {after}"
+    assert_known = (gain.before or 0.0, gain.after or 0.0)
+    if not all(math.isfinite(value) for value in assert_known):
+        return f"went from {before} to {after}"
+    return f"{'rose' if assert_known[1] > assert_known[0] else 'fell'} from {before} to {after}"
+
+
+def _share_removed(before: float, after: float) -> str:
+    if not (math.isfinite(before) and math.isfinite(after) and before > 0):
+        return ""
+    share = 1 - after / before
+    if share == 0:
+        return ""
+    return f" ({percent_text(abs(share))} {'less' if share > 0 else 'more'})"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

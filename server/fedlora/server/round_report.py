@@ -1,0 +1,77 @@
+"""What is known of a round when it is over: one object of `rounds.jsonl`.
+
+The fields are the file's documented format; `CODEC` writes and reads it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedlora.aggregation import AggregationReport
+from fedlora.common.codec import Codec
+from fedlora.common.messages import Score
+
+
+@dataclass(frozen=True)
+class ClientReport:
+    """One client's part in a round.
+
+    Attributes:
+        num_examples: training examples it holds (its weight, unless weights are uniform).
+        num_steps: optimiser steps.
+        loss: mean training loss over the steps.
+        before, after: scores on its own validation examples before and after training; None without any.
+        seconds: by phase: forward, backward, optimizer, training, validation.
+    """
+
+    num_examples: int
+    num_steps: int
+    loss: float
+    before: Score | None
+    after: Score | None
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class HeldOutReport:
+    """The new global adapter on the held-out set.
+
+    Attributes:
+        overall: the score over all judged examples.
+        groups: scores by group (domain, language, site).
+        is_complete: whether the whole set was judged, and not the round's sample of it.
+    """
+
+    overall: Score
+    groups: Mapping[str, Score]
+    is_complete: bool
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One round. Round 0 is the start: no cohort, no aggregation, the score before training.
+
+    Attributes:
+        round: from 0.
+        cohort: the clients that were asked.
+        clients: by name, those whose update was accepted.
+        refused: by name, the others, with the reason's code.
+        aggregation: norms of the error before and after the correction, overall and by layer; None in round 0.
+        held_out: None where there is no held-out set.
+        bytes_down, bytes_up: adapter bytes to and from the clients.
+        seconds: wall time by phase: training (of the whole cohort), aggregation, evaluation, storing.
+        adapter_sha256: of the packed global adapter after this round.
+    """
+
+    round: int
+    cohort: tuple[str, ...]
+    clients: Mapping[str, ClientReport]
+    refused: Mapping[str, str]
+    aggregation: AggregationReport | None
+    held_out: HeldOutReport | None
+    bytes_down: int
+    bytes_up: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    adapter_sha256: str = ""
+
+
+CODEC = Codec(RoundReport)

@@ -1,0 +1,175 @@
+"""A run on disk: the journal that a run goes on from, and what people read.
+
+    run.toml                  the run, resolved
+    manifest.json             run id, versions, fingerprints of base model and data, seed, command
+    rounds.jsonl              one RoundReport a line, from round 0
+    adapter/                  the newest global adapter, a PEFT folder
+    report.html
+    rounds/NNNN/
+        plan.json             the round's clients
+        updates/NAME.*        each accepted update (.safetensors) and its receipt (.json), until the round is over
+        predictions.json      predicted labels of the held-out set, where the whole of it was judged
+        adapter.safetensors   the global adapter after the round, packed; kept for the last two rounds
+        report.json           its RoundReport. Once this file is there, the round is over.
+
+Every file is written under a temporary name, synced and renamed, and the journal is the truth: after
+a crash at any point `latest` and `accepted` say what is left to do, and doing it gives the same bytes.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from pydantic import TypeAdapter
+
+from fedlora.adapters import Adapter, pack, save_adapter, unpack
+from fedlora.common.codec import Codec
+from fedlora.common.errors import StoreError
+from fedlora.common.files import write_file
+from fedlora.common.messages import TrainReceipt
+from fedlora.server.claim import MANIFEST_FILE
+from fedlora.server.round_report import CODEC, RoundReport
+
+logger = logging.getLogger(__name__)
+
+ROUNDS_FILE = "rounds.jsonl"
+REPORT_FILE = "report.html"
+ADAPTER_FOLDER = "adapter"
+_KEPT_ADAPTERS = 2
+
+_RECEIPT = Codec(TrainReceipt)
+_PREDICTIONS = TypeAdapter(dict[int, int])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The newest round that is over: its number, the global adapter after it, and the reports up to it."""
+
+    round: int
+    adapter: Adapter
+    reports: tuple[RoundReport, ...]
+
+
+class RunFolder:
+    """The journal and the published files in one run's folder; `claim` says whose folder it is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def manifest(self) -> dict[str, object] | None:
+        """Return the manifest, or None in a run whose clients were never met."""
+        path = self.path / MANIFEST_FILE
+        if not path.is_file():
+            return None
+        content: dict[str, object] = json.loads(path.read_bytes())
+        return content
+
+    def write_manifest(self, content: Mapping[str, object]) -> None:
+        """Write the manifest."""
+        write_file(self.path / MANIFEST_FILE, json.dumps(content, indent=2) + "\n")
+
+    def write_report(self, html: str) -> Path:
+        """Write report.html, and return where."""
+        write_file(self.path / REPORT_FILE, html)
+        return self.path / REPORT_FILE
+
+    def latest(self) -> Checkpoint | None:
+        """Return the newest round whose report and adapter are whole, or None in a new run.
+
+        A damaged one is passed over for the one before; it will be done again.
+        """
+        reports: list[RoundReport] = []
+        while (report := self._read_report(len(reports))) is not None:
+            reports.append(report)
+        for number in range(len(reports) - 1, -1, -1):
+            if (adapter := self._read_adapter(reports[number])) is not None:
+                return Checkpoint(number, adapter, tuple(reports[: number + 1]))
+        if reports:
+            raise StoreError(
+                f"{self.path}: {len(reports) - 1} rounds are recorded, but none of the last adapters is whole; "
+                "start a new run, from adapter/ with federation.start_from if that loads"
+            )
+        return None
+
+    def plan(self, number: int) -> tuple[str, ...] | None:
+        """Return the clients planned for a round, or None where it was not planned yet."""
+        path = self._round(number) / "plan.json"
+        return tuple(json.loads(path.read_bytes())["cohort"]) if path.is_file() else None
+
+    def write_plan(self, number: int, cohort: Sequence[str]) -> None:
+        """Record the clients of a round."""
+        write_file(self._round(number) / "plan.json", json.dumps({"cohort": list(cohort)}) + "\n")
+
+    def accepted(self, number: int) -> dict[str, TrainReceipt]:
+        """Return the receipts accepted so far in a round that is not over, by client name."""
+        receipts: dict[str, TrainReceipt] = {}
+        for path in sorted((self._round(number) / "updates").glob("*.json")):
+            receipt = _RECEIPT.load(path.read_bytes())
+            tensors = path.with_suffix(".safetensors").read_bytes()
+            receipts[unquote(path.stem)] = dataclasses.replace(receipt, adapter=tensors)
+        return receipts
+
+    def write_accepted(self, receipt: TrainReceipt) -> None:
+        """Record an accepted update: its tensors first, then the receipt that makes it count."""
+        stem = self._round(receipt.round) / "updates" / quote(receipt.client, safe="")
+        write_file(stem.with_name(f"{stem.name}.safetensors"), receipt.adapter)
+        write_file(stem.with_name(f"{stem.name}.json"), _RECEIPT.dump(receipt, leave_out={"adapter"}))
+
+    def predictions(self, number: int) -> dict[int, int]:
+        """Return the predicted labels by place in the held-out set after a round, empty where it was not judged whole."""
+        path = self._round(number) / "predictions.json"
+        return _PREDICTIONS.validate_json(path.read_bytes()) if path.is_file() else {}
+
+    def complete(self, report: RoundReport, adapter: Adapter, *, predictions: Mapping[int, int]) -> RoundReport:
+        """Record that a round is over, and return its report with the adapter's sha256; then publish both."""
+        folder = self._round(report.round)
+        packed = pack(adapter)
+        report = dataclasses.replace(report, adapter_sha256=hashlib.sha256(packed).hexdigest())
+        write_file(folder / "adapter.safetensors", packed)
+        if predictions:
+            write_file(folder / "predictions.json", json.dumps(dict(predictions)) + "\n")
+        write_file(folder / "report.json", CODEC.dump(report) + "\n")
+        self.publish(adapter, report.round)
+        self._prune(report.round)
+        return report
+
+    def publish(self, adapter: Adapter, number: int) -> None:
+        """Write adapter/ and rounds.jsonl as of a round that is over; a resumed run repeats what a crash cut off."""
+        save_adapter(adapter, self.path / ADAPTER_FOLDER)
+        lines = [(self._round(index) / "report.json").read_bytes() for index in range(number + 1)]
+        write_file(self.path / ROUNDS_FILE, b"".join(lines))
+
+    def _prune(self, number: int) -> None:
+        shutil.rmtree(self._round(number) / "updates", ignore_errors=True)
+        if number >= _KEPT_ADAPTERS:
+            (self._round(number - _KEPT_ADAPTERS) / "adapter.safetensors").unlink(missing_ok=True)
+
+    def _read_report(self, number: int) -> RoundReport | None:
+        path = self._round(number) / "report.json"
+        try:
+            return CODEC.load(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            logger.warning("%s is damaged; round %d is done again", path, number)
+            return None
+
+    def _read_adapter(self, report: RoundReport) -> Adapter | None:
+        path = self._round(report.round) / "adapter.safetensors"
+        try:
+            packed = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        if hashlib.sha256(packed).hexdigest() != report.adapter_sha256:
+            logger.warning("%s is damaged; going on from the round before", path)
+            return None
+        return unpack(packed)
+
+    def _round(self, number: int) -> Path:
+        return self.path / "rounds" / f"{number:04d}"

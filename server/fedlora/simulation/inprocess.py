@@ -1,0 +1,242 @@
+"""Flower's Grid on one machine: resident worker processes that serve all nodes, without a server in between.
+
+Flower's own simulation engine starts Ray. Here a message goes straight from the ServerApp into the
+pipe of an idle worker, and no cost is paid per client or per round.
+"""
+
+import multiprocessing
+import multiprocessing.context
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedlora.client.worker import APP_DIED, serve
+from fedlora.common.errors import RunError
+
+_POLL_SECONDS = 0.2
+_MAX_IDLE_DEATHS = 3
+
+
+def run_in_process(
+    make_client_app: Callable[[], ClientApp],
+    make_server_app: Callable[[], ServerApp],
+    *,
+    num_nodes: int,
+    num_workers: int | None,
+    preload: Sequence[str] = ("fedlora.client.app",),
+) -> None:
+    """Run a ServerApp to its end against `num_nodes` nodes served by `num_workers` processes.
+
+    Args:
+        make_client_app: called in each worker, so it must be picklable.
+        make_server_app: called here once the workers are starting.
+        num_workers: without it one for each core, or for each GPU where there are any; never more than nodes.
+        preload: modules that are imported once for all workers.
+    """
+    environments = worker_environments(num_nodes, num_workers)
+    with InProcessGrid(make_client_app, num_nodes=num_nodes, environments=environments, preload=preload) as grid:
+        make_server_app()(grid, Context(1, 0, {}, RecordDict(), {}))
+
+
+def worker_environments(num_nodes: int, num_workers: int | None) -> list[dict[str, str]]:
+    """Return the environment variables of each worker: with GPUs, workers take them in turn."""
+    gpus = _gpus()
+    wanted = num_workers or len(gpus) or len(os.sched_getaffinity(0))
+    return [
+        {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {} for index in range(min(wanted, num_nodes))
+    ]
+
+
+def _gpus() -> list[str]:
+    """Return the numbers of the CUDA devices this process may use."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        return []
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    environment: Mapping[str, str]
+    message: Message | None = None
+
+
+class InProcessGrid(Grid):
+    """A Grid whose nodes are served by resident worker processes, each message by whichever is idle.
+
+    Node n has the `partition-id` n - 1, and works on one message at a time. A worker that dies in the middle of a
+    message is replaced, and the message answered with Flower's error "the ClientApp died". Use it as a context
+    manager: at its end the workers are gone.
+    """
+
+    def __init__(
+        self,
+        make_app: Callable[[], ClientApp],
+        *,
+        num_nodes: int,
+        environments: Sequence[Mapping[str, str]],
+        preload: Sequence[str] = (),
+    ) -> None:
+        """Start a worker for each of `environments`, its environment variables.
+
+        `make_app` and what it holds are sent to each worker; `preload` names modules to import once for all.
+        """
+        if multiprocessing.parent_process() is not None:
+            raise RunError(
+                "a simulation was started while its own workers were starting; "
+                'put the call under: if __name__ == "__main__":'
+            )
+        methods = multiprocessing.get_all_start_methods()
+        self._processes: multiprocessing.context.ForkServerContext | multiprocessing.context.SpawnContext
+        if "forkserver" in methods:
+            self._processes = multiprocessing.get_context("forkserver")
+        else:
+            self._processes = multiprocessing.get_context("spawn")
+        if preload:
+            # One process imports torch and transformers, and every worker, also a replaced one, is forked from it.
+            self._processes.set_forkserver_preload(list(preload))
+        self._make_app = make_app
+        self._run = Run.create_empty(run_id=1)
+        self._contexts = {
+            node: Context(1, node, {"partition-id": node - 1, "num-partitions": num_nodes}, RecordDict(), {})
+            for node in range(1, num_nodes + 1)
+        }
+        self._queue: deque[Message] = deque()
+        self._replies: dict[str, Message] = {}
+        self._num_messages = 0
+        self._num_idle_deaths = 0
+        self._identity = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 1
+        self._workers = [self._start_worker(environment) for environment in environments]
+
+    def __enter__(self) -> "InProcessGrid":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers and give back their pipes."""
+        for worker in self._workers:
+            worker.connection.close()
+        for worker in self._workers:
+            worker.process.kill()
+            worker.process.join()
+            worker.process.close()
+        self._workers = []
+        TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = self._identity
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        message_ids = []
+        for message in messages:
+            self._num_messages += 1
+            # Flower's SuperLink gives a message its id; here that is us.
+            message.metadata.__dict__["_message_id"] = str(self._num_messages)
+            self._queue.append(message)
+            message_ids.append(message.metadata.message_id)
+        self._dispatch()
+        return message_ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there; where none is, after a short wait for one."""
+        wanted = list(message_ids)
+        if not any(message_id in self._replies for message_id in wanted):
+            self._collect(_POLL_SECONDS)
+        return [self._replies.pop(message_id) for message_id in wanted if message_id in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        pending = set(self.push_messages(messages))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while pending and (deadline is None or time.monotonic() < deadline):
+            arrived = list(self.pull_messages(pending))
+            replies += arrived
+            pending -= {reply.metadata.reply_to_message_id for reply in arrived}
+        return replies
+
+    def _start_worker(self, environment: Mapping[str, str]) -> _Worker:
+        ours, theirs = self._processes.Pipe()
+        process = self._processes.Process(target=serve, args=(theirs, self._make_app, dict(environment)), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours, environment)
+
+    def _dispatch(self) -> None:
+        """Give each idle worker the first waiting message whose node has no message at work."""
+        busy = {worker.message.metadata.dst_node_id for worker in self._workers if worker.message is not None}
+        for worker in [worker for worker in self._workers if worker.message is None]:
+            message = next((message for message in self._queue if message.metadata.dst_node_id not in busy), None)
+            if message is None:
+                return
+            self._queue.remove(message)
+            busy.add(message.metadata.dst_node_id)
+            worker.message = message
+            try:
+                worker.connection.send((message, self._contexts[message.metadata.dst_node_id]))
+            except OSError:
+                self._replace(worker)
+
+    def _collect(self, timeout_seconds: float) -> None:
+        by_connection: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers}
+        for connection in wait(list(by_connection), timeout_seconds):
+            worker = by_connection[connection]
+            try:
+                reply, state = worker.connection.recv()
+            except (EOFError, OSError):
+                self._replace(worker)
+                continue
+            self._contexts[reply.metadata.src_node_id].state = state
+            self._replies[reply.metadata.reply_to_message_id] = reply
+            worker.message = None
+            self._num_idle_deaths = 0
+        self._dispatch()
+
+    def _replace(self, worker: _Worker) -> None:
+        """Start another process in the place of a dead one, and answer its message with an error."""
+        worker.connection.close()
+        worker.process.join()
+        if worker.message is None:
+            self._num_idle_deaths += 1
+            if self._num_idle_deaths >= _MAX_IDLE_DEATHS:
+                raise RunError(
+                    f"workers die as they start (exit code {worker.process.exitcode}); see their output above"
+                )
+        else:
+            died = Error(APP_DIED, f"the worker process died (exit code {worker.process.exitcode})")
+            reply = Message(died, reply_to=worker.message)
+            self._replies[worker.message.metadata.message_id] = reply
+        self._workers[self._workers.index(worker)] = self._start_worker(worker.environment)

@@ -1,0 +1,186 @@
+"""A whole federated run on one machine: data, workers, ServerApp, and the run folder."""
+
+import shlex
+import sys
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from fedlora.client.source import WorkbenchSource
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import StoreError
+from fedlora.common.run_file import load_run
+from fedlora.server.claim import RUN_FILE, Claim
+from fedlora.server.events import Listener, ignore
+from fedlora.server.round_report import RoundReport
+from fedlora.training.data import FederatedData, federated_data_from, load_federated_data
+from fedlora.training.data.in_memory import Dataset
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
+    from torch import nn
+
+    from fedlora.adapters import Adapter
+    from fedlora.training.base_model import BaseModel
+    from fedlora.training.tasks import Task
+
+Engine = Literal["inprocess", "ray"]
+
+
+class EngineRunner(Protocol):
+    """Runs a ServerApp against `num_nodes` nodes, each of which runs the ClientApp; returns at the ServerApp's end."""
+
+    def __call__(
+        self,
+        make_client_app: "Callable[[], ClientApp]",
+        make_server_app: "Callable[[], ServerApp]",
+        *,
+        num_nodes: int,
+        num_workers: int | None,
+    ) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class SimulationResult:
+    """What a run left: its folder, a report for every round from 0, and the newest global adapter."""
+
+    folder: Path
+    reports: tuple[RoundReport, ...]
+    adapter: "Adapter"
+
+
+def simulate(
+    config: RunConfig | str | Path,
+    *,
+    out: str | Path | None = None,
+    clients: Mapping[str, Dataset] | None = None,
+    test: Dataset | Mapping[str, Dataset] = (),
+    labels: Sequence[str] | None = None,
+    model: "nn.Module | None" = None,
+    heads: Sequence[str] = (),
+    task: "Task[Any] | None" = None,
+    engine: Engine = "inprocess",
+    num_workers: int | None = None,
+    resume: bool = False,
+    listener: Listener = ignore,
+) -> SimulationResult:
+    """Run all rounds, or with `resume` those that are left, and return what they left.
+
+    Args:
+        config: the run, or the path of its TOML file.
+        out: the run's folder; without it runs/NAME, or the first of runs/NAME-2, -3 ... that is free.
+        clients, test, labels: data sets of one's own in place of `[data]`; see `federated_data_from`.
+        model: a model of one's own in place of `[model]`: its forward takes the task's batch (`pixel_values`, or
+            `input_ids` and `attention_mask`) and returns logits. It is sent to the workers by pickle.
+        heads: with `model`: paths of its modules that are trained whole, such as "classifier".
+        task: with `model`: how examples become its inputs.
+        engine: "inprocess": worker processes of our own; "ray": Flower's simulation engine, on this machine or, with
+            RAY_ADDRESS, in a cluster.
+        num_workers: processes; without it one for each core, or for each GPU where there are any.
+        listener: told what happens, in the calling process.
+
+    Raises:
+        FedloraError: what the user or the machine gave cannot work; one clear message.
+    """
+    config = load_run(Path(config)) if isinstance(config, str | Path) else config
+    if (model is None) != (task is None):
+        raise ValueError("a model of one's own needs its task, and a task its model")
+    data = load_federated_data(config) if clients is None else _own_data(config, clients, test, labels)
+    source = WorkbenchSource(
+        key=uuid.uuid4().hex,
+        config=config,
+        data=None if clients is None else data,
+        base_model=None if model is None or task is None else _own_model(model, tuple(heads), task),
+        explain_failures=True,
+    )
+    with Claim(choose_folder(config, out, resume=resume), config, resume=resume) as claim:
+        run_engine = _engine(engine)
+        run_engine(
+            source.make_client_app,
+            lambda: _server_app(config, claim.path, len(data.clients), listener),
+            num_nodes=len(data.clients),
+            num_workers=num_workers,
+        )
+        return _result(claim.path, config, data)
+
+
+def choose_folder(config: RunConfig, out: str | Path | None, *, resume: bool) -> Path:
+    """Return `out`, or without it the first free of runs/NAME, runs/NAME-2 ...; to resume, the newest of these.
+
+    Raises:
+        StoreError: there is no run to resume.
+    """
+    if out is not None:
+        if resume and not (Path(out) / RUN_FILE).is_file():
+            raise StoreError(f"{out} holds no run to resume; leave out --resume to start one there")
+        return Path(out)
+    newest: Path | None = None
+    number = 1
+    while (folder := Path("runs") / (config.run.name + (f"-{number}" if number > 1 else ""))).exists():
+        newest, number = folder, number + 1
+    if not resume:
+        return folder
+    if newest is None:
+        raise StoreError(f"{folder}: no run to resume; name its folder with --out, or leave out --resume")
+    return newest
+
+
+def _engine(name: Engine) -> EngineRunner:
+    if name == "ray":
+        from fedlora.simulation.ray_engine import run_on_ray
+
+        return run_on_ray
+    from fedlora.simulation.inprocess import run_in_process
+
+    return run_in_process
+
+
+def _server_app(config: RunConfig, folder: Path, num_sites: int, listener: Listener) -> "ServerApp":
+    # The workers are starting: torch is imported here while they import theirs.
+    from fedlora.aggregation import METHODS
+    from fedlora.server.app import make_server_app
+    from fedlora.server.store import RunFolder
+    from fedlora.server.strategy import LoraStrategy
+
+    settings = config.aggregation.model_dump()
+    method = METHODS[settings.pop("method")](**settings)
+    strategy = LoraStrategy(
+        config, method, RunFolder(folder), num_sites=num_sites, command=shlex.join(sys.argv), listener=listener
+    )
+    return make_server_app(strategy)
+
+
+def _result(path: Path, config: RunConfig, data: FederatedData) -> SimulationResult:
+    """Return what the run left, with report.html written beside it."""
+    from fedlora.server.store import RunFolder
+
+    folder = RunFolder(path)
+    checkpoint = folder.latest()
+    if checkpoint is None:
+        raise StoreError(f"{path}: the run ended without a round; this is a bug")
+    return SimulationResult(path, checkpoint.reports, checkpoint.adapter)
+
+
+def _own_data(
+    config: RunConfig,
+    clients: Mapping[str, Dataset],
+    test: Dataset | Mapping[str, Dataset],
+    labels: Sequence[str] | None,
+) -> FederatedData:
+    return federated_data_from(
+        clients,
+        test,
+        labels=labels,
+        image_size=config.task.image_size if config.task.kind == "image_classification" else None,
+        validation=config.data.validation,
+        seed=config.run.seed,
+    )
+
+
+def _own_model(model: "nn.Module", heads: tuple[str, ...], task: "Task[Any]") -> "BaseModel":
+    from fedlora.training.base_model import BaseModel, fingerprint_of
+
+    return BaseModel(model, heads, task, None, fingerprint_of(model))

@@ -1,0 +1,120 @@
+"""Federated data from data sets in Python."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedlora.common.errors import DataError
+from fedlora.training.data import federated_data_from
+
+TEXTS = [(f"text {number}", number % 3) for number in range(20)]
+GREY = np.full((6, 4), 9, np.uint8)
+
+
+class TorchLikeDataset:
+    """Has a length and items, and does not end when iterated."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        return f"text {index}", index % 2
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        raise AssertionError("iterated")
+
+
+def test_texts_keep_their_labels_and_clients() -> None:
+    data = federated_data_from({"b": TEXTS, "a": TEXTS[:10]}, TEXTS[:2], validation=0.2)
+
+    assert data.labels == ("0", "1", "2")
+    assert list(data.clients) == ["a", "b"]
+    assert [(len(client.training), len(client.validation)) for client in data.clients.values()] == [(8, 2), (16, 4)]
+    for client in data.clients.values():
+        for examples in (client.training, client.validation):
+            for text, label in zip(examples.inputs, examples.labels, strict=True):
+                assert int(text.split()[1]) % 3 == label
+    assert data.test.inputs == ["text 0", "text 1"]
+    assert data.test.groups.tolist() == ["", ""]
+
+
+def test_pictures_of_all_kinds_are_resized_and_share_their_channels() -> None:
+    grey = [(GREY, 0), (Image.fromarray(GREY), 1), (GREY[..., np.newaxis], 1)]
+    colour = [(np.zeros((5, 5, 3), np.uint8), 0), (Image.new("RGBA", (3, 3)), 1)]
+
+    all_grey = federated_data_from({"a": grey}, image_size=8, validation=0.0).clients["a"].training
+    mixed = federated_data_from({"a": grey}, colour, image_size=8)
+
+    assert isinstance(all_grey.inputs, np.ndarray)
+    assert isinstance(mixed.test.inputs, np.ndarray)
+    assert all_grey.inputs.shape == (3, 8, 8, 1)
+    assert np.all(all_grey.inputs == 9)
+    assert mixed.test.inputs.shape == (2, 8, 8, 3)
+    assert mixed.test.inputs.max() == 255
+
+
+def test_test_sets_by_name_become_groups() -> None:
+    data = federated_data_from({"a": TEXTS}, {"x": TEXTS[:2], "y": TEXTS[:1]})
+
+    assert sorted(data.test.groups.tolist()) == ["x", "x", "y"]
+
+
+def test_no_test_set_is_an_empty_one() -> None:
+    data = federated_data_from({"a": [(GREY, 0), (GREY, 1)]}, image_size=8)
+
+    assert len(data.test) == 0
+    assert isinstance(data.test.inputs, np.ndarray)
+    assert data.test.inputs.shape == (0, 8, 8, 1)
+
+
+def test_with_labels_given_a_number_is_an_index_and_a_word_a_name() -> None:
+    data = federated_data_from({"a": [("t", 1), ("u", "zebra"), ("v", 0)]}, labels=("zebra", "ant"), validation=0.0)
+
+    assert data.labels == ("zebra", "ant")
+    assert data.clients["a"].training.labels.tolist() == [1, 0, 0]
+
+
+def test_a_data_set_needs_a_length_and_items_only() -> None:
+    data_set: Any = TorchLikeDataset()
+    assert len(federated_data_from({"a": data_set}, validation=0.0).clients["a"].training) == 10
+
+
+def test_the_seed_decides_the_validation_examples_and_not_the_fingerprint() -> None:
+    one, same, other = (federated_data_from({"a": TEXTS}, validation=0.3, seed=seed) for seed in (0, 0, 1))
+
+    assert one.clients["a"].validation.inputs == same.clients["a"].validation.inputs
+    assert one.clients["a"].validation.inputs != other.clients["a"].validation.inputs
+    assert one.fingerprint == other.fingerprint != federated_data_from({"a": TEXTS[1:]}).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("clients", "test", "message"),
+    [
+        ({}, [], "no client; expected a data set for each client's name"),
+        ({"a": TEXTS, "b": []}, [], "client 'b' has no examples; remove it"),
+        ({"a": [("t", 1)]}, [], "the clients: only the label '1'; a classification needs at least two"),
+        ({"a": TEXTS}, [("t", 7)], "the test set: labels that are not in the run's vocabulary: '7'; it has '0', '1'"),
+        ({"a": ["text"]}, [], r"client 'a', example 0: a str; expected a pair \(input, label\)"),
+        ({"a": [("t", 0.5)]}, [], "client 'a', example 0: a label of type float; expected int or str"),
+        ({"a": [("t", 0), (GREY, 1)]}, [], "client 'a', example 1: a ndarray among texts; expected str"),
+        ({"a": [(GREY, 0), ("t", 1)]}, [], "client 'a', example 1: a str; expected a Pillow picture or a uint8 array"),
+        ({"a": [(GREY / 255, 0), (GREY, 1)]}, [], r"example 0: float64 of shape \(6, 4\); expected uint8"),
+        ({"a": [(Image.new("F", (2, 2)), 0), (GREY, 1)]}, [], "example 0: cannot be read .*floating point picture"),
+    ],
+)
+def test_data_that_cannot_be_used_is_refused(clients: Any, test: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        federated_data_from(clients, test, image_size=8)
+
+
+def test_a_label_index_beyond_the_labels_is_refused() -> None:
+    with pytest.raises(DataError, match="client 'a', example 0: label 2; expected 0 to 1, an index into labels"):
+        federated_data_from({"a": [("t", 2)]}, labels=("x", "y"))
+
+
+def test_pictures_without_a_size_are_the_programmers_mistake() -> None:
+    with pytest.raises(ValueError, match="pictures need image_size"):
+        federated_data_from({"a": [(GREY, 0), (GREY, 1)]})

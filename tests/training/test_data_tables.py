@@ -1,0 +1,111 @@
+"""Texts in .csv and .jsonl files."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from fedlora.common.errors import DataError
+from fedlora.training.data.source import Source
+from fedlora.training.data.tables import Columns, read_table
+
+PLAIN = Columns("text", "label", None, None)
+ALL = Columns("text", "label", "ward", "patient")
+
+
+def table(folder: Path, content: str | bytes, name: str = "notes.csv") -> Path:
+    raw = content.encode() if isinstance(content, str) else content
+    path = folder / name
+    path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    return path
+
+
+def values(source: Source) -> list[object]:
+    assert source.split_by is not None
+    return [source.inputs, source.labels.tolist(), source.groups.tolist(), source.split_by.tolist()]
+
+
+@pytest.mark.parametrize("name", ["notes.csv", "notes.csv.gz", "NOTES.CSV"])
+def test_csv_columns_are_found_by_name_in_any_order(tmp_path: Path, name: str) -> None:
+    content = (
+        '\ufeffpatient,label,ward,age,text\r\n7, ill ,north,40,"cough, and\r\nfever"\r\n\r\n8,well,süd,50, fine \r\n'
+    )
+
+    source = read_table(table(tmp_path, content, name), ALL)
+
+    assert values(source) == [["cough, and\r\nfever", " fine "], ["ill", "well"], ["north", "süd"], ["7", "8"]]
+
+
+@pytest.mark.parametrize("name", ["notes.jsonl", "notes.jsonl.gz", "notes.csv.jsonl"])
+def test_jsonl_takes_text_numbers_and_truth_values(tmp_path: Path, name: str) -> None:
+    content = (
+        '{"text": "a\\u2028b", "label": true, "ward": 3, "patient": "p"}\n\n'
+        '{"text": "c\u2028d", "label": "false", "ward": "x", "patient": 10}'
+    )
+
+    source = read_table(table(tmp_path, content, name), ALL)
+
+    assert values(source) == [["a\u2028b", "c\u2028d"], ["true", "false"], ["3", "x"], ["p", "10"]]
+
+
+def test_without_group_and_split_by_groups_are_empty(tmp_path: Path) -> None:
+    source = read_table(table(tmp_path, "text,label\na,x\n"), PLAIN)
+
+    assert source.groups.tolist() == [""]
+    assert source.split_by is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("note,class\na,b\n", r"notes.csv: no column 'text' \(data.text\); the columns are 'note', 'class'"),
+        ("text,label,label\na,b,c\n", "2 columns are named 'label'; rename all but one"),
+        ('text,label\n"a\nb",x\nc\n', "line 4: 1 fields; expected 2 as in the header"),
+        ("text,label\na,b,c\n", "line 2: 3 fields; expected 2 as in the header"),
+        ('text,label\na,x\n"b,y\nc,x\n', r"line 3: malformed \(unexpected end of data\); look at the double quotes"),
+        ('text,label\n"a"b,x\n', r"line 2: malformed \(',' expected after '\"'\)"),
+        ("text,label\na,x\n \t,x\n", "line 3: 'text' is empty; fill it in or remove the line"),
+        ("text,label\na, \n", "line 2: 'label' is empty"),
+        ("text,label\n", "no examples in it"),
+        ("", "no examples in it"),
+        (b"text,label\na,x\nb\xe9,y\n", "line 3: byte 0xe9 is not UTF-8; save the file as UTF-8"),
+        ("text,label\na,x\n".encode("utf-16"), "line 1: byte 0xff is not UTF-8"),
+    ],
+)
+def test_a_csv_that_cannot_be_used_is_refused_with_its_line(tmp_path: Path, content: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read_table(table(tmp_path, content), PLAIN)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "a", "label": 1}\n{"text": "b", label: 1}\n', r"line 2: not JSON \(.*, column 15\)"),
+        ('["a", 1]\n', "line 1: list; expected an object"),
+        ('\n{"text": "a", "class": 1}\n', r"line 2: no column 'label' \(data.label\); the columns are 'text', 'class'"),
+        ('{"text": 5, "label": 1}\n', "line 1: 'text' is 5; expected text$"),
+        ('{"text": "a", "label": 0.5}\n', "line 1: 'label' is 0.5; expected text or a whole number"),
+        ('{"text": "a", "label": null}\n', "line 1: 'label' is empty"),
+        ('{"text": "\\ud83d", "label": 1}\n', "line 1: 'text' has half a surrogate pair"),
+    ],
+)
+def test_a_jsonl_that_cannot_be_used_is_refused_with_its_line(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_table(table(tmp_path, content, "notes.jsonl"), PLAIN)
+
+
+def test_a_missing_optional_column_is_named_by_its_key(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"no column 'patient' \(data.split_by\); the columns are 'text', 'label', 'ward'"
+    ):
+        read_table(table(tmp_path, "text,label,ward\na,b,c\n"), ALL)
+
+
+def test_a_damaged_gzip_file_is_refused(tmp_path: Path) -> None:
+    path = table(tmp_path, "text,label\na,x\n", "notes.csv.gz")
+    whole = path.read_bytes()
+    for content in (b"text,label\n", whole[:-6], whole[:12] + b"\xff\xff" + whole[14:]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"notes.csv.gz: cannot be read \(.+\)"):
+            read_table(path, PLAIN)
