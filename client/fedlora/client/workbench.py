@@ -26,7 +26,7 @@ from fedlora.common.messages import (
     TrainReceipt,
     TrainRequest,
 )
-from fedlora.common.random_streams import stream, stream_seed
+from fedlora.common.random_streams import stream_seed
 from fedlora.training.base_model import BaseModel, load_base_model
 from fedlora.training.data import FederatedData, equal_parts
 from fedlora.training.peft_bridge import add_lora
@@ -66,6 +66,7 @@ class Workbench:
             num_examples=len(held.training),
             num_validation=len(held.validation),
             num_held_out=len(self._data.test),
+            metric_name=self._base.task.metric_name,
             labels=self._data.labels,
             base_model=self._config.model.name,
             base_model_fingerprint=self._base.fingerprint,
@@ -134,9 +135,7 @@ class Workbench:
 
     def _validation_indices(self, client: str, request: TrainRequest) -> np.ndarray:
         """Return a fixed sample of the client's validation examples, the same in every round."""
-        num_validation = len(self._data.clients[client].validation)
-        order = stream(request.seed, client=client, purpose="validation sample").permutation(num_validation)
-        return order[: request.validation_examples]
+        return equal_parts(self._data.clients[client].validation.groups, request.validation_examples)
 
     def _prepare(self, part: str, client: str) -> Prepared:
         """Return a data set in the task's form, prepared at its first use."""

@@ -96,8 +96,8 @@ def load_base_model(config: RunConfig, labels: tuple[str, ...]) -> BaseModel:
         ModelError: it is missing, unreadable, of the wrong kind, or its head has other labels.
     """
     # A worker has no terminal of its own; its errors are answers.
-    transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     source = resolve_path(config.model.name, error=ModelError)
     if isinstance(source, Path) and not (source / "config.json").is_file():
         raise ModelError(f"model.name: {source} holds no config.json; expected a folder that save_pretrained wrote")

@@ -143,6 +143,6 @@ def _targets(module: nn.Module, settings: LoraSection, heads: tuple[str, ...], n
 
 
 def _saved_config(peft_model: PeftModel, base_model_name: str) -> dict[str, object]:
-    """Return adapter_config.json as PEFT would save it, with the run's name for the base model and no folder of ours."""
+    """Return adapter_config.json as PEFT saves it, but with the run's own name for the base model."""
     config = plain_config(peft_model.peft_config["default"].to_dict())
     return config | {"inference_mode": True, "base_model_name_or_path": base_model_name, "auto_mapping": None}

@@ -193,7 +193,7 @@ class RunConfig(Section):
     def _fits_together(self) -> "RunConfig":
         if self.task.kind == "sequence_classification" and self.model.name == EMBEDDED_ENCODER:
             raise ValueError(
-                "task.kind = sequence_classification needs a text encoder in model.name, and not the embedded vision encoder"
+                "task.kind = sequence_classification needs a text encoder in model.name; the embedded one is for images"
             )
         if self.task.kind == "image_classification" and self.data.split_by is not None:
             raise ValueError("data.split_by is for text data; remove it from an image run")

@@ -36,6 +36,7 @@ class SiteDescription:
     num_examples: int
     num_validation: int
     num_held_out: int
+    metric_name: str
     labels: tuple[str, ...]
     base_model: str
     base_model_fingerprint: str

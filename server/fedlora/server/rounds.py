@@ -10,7 +10,7 @@ from fedlora.common.random_streams import stream
 
 
 def cohort(clients: Sequence[str], *, fraction: float, seed: int, round: int) -> tuple[str, ...]:
-    """Return the sorted names of the clients of a round, at least one: a draw by (seed, round) among the sorted names."""
+    """Return the sorted names of a round's clients, at least one, drawn by (seed, round) among the sorted names."""
     names = sorted(clients)
     size = max(1, math.floor(fraction * len(names) + 0.5))
     if size == len(names):

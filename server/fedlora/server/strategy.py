@@ -96,7 +96,7 @@ class LoraStrategy:
         command: str,
         listener: Listener = ignore,
     ) -> None:
-        """Wait for `num_sites` sites at the start; `command` goes into the manifest, `listener` is told what happens."""
+        """`num_sites` are waited for at the start, `command` goes into the manifest, `listener` is told what happens."""
         self._config = config
         self._method = method
         self._folder = folder
@@ -135,7 +135,7 @@ class LoraStrategy:
         requests = {f"node {node}": Addressed(node, lambda _attempt: DescribeRequest()) for node in nodes}
         sites: dict[str, Site] = {}
         for answer in ask(grid, requests, message_type=_DESCRIBE, expected=SiteDescription):
-            description = _expect(answer, SiteDescription)
+            description = _expect(answer)
             if description.client in sites:
                 raise RunError(f"two clients are named {description.client!r}; each needs a name of its own")
             sites[description.client] = Site(requests[answer.key].node, description)
@@ -143,13 +143,14 @@ class LoraStrategy:
         return dict(sorted(sites.items()))
 
     def _identify(self, sites: Mapping[str, Site]) -> str:
-        """Return the run's id; a new run gets its manifest, and a resumed one must have the same base model and data."""
+        """Return the run's id; a new run gets a manifest, a resumed one must have the same base model and data."""
         descriptions = [site.description for site in sites.values()]
         data = {description.client: description.data_fingerprint for description in descriptions}
         found = {
             "base_model": {"name": descriptions[0].base_model, "fingerprint": descriptions[0].base_model_fingerprint},
             "data": data if len(set(data.values())) > 1 else descriptions[0].data_fingerprint,
             "labels": list(descriptions[0].labels),
+            "metric": descriptions[0].metric_name,
         }
         manifest = self._folder.manifest()
         if manifest is None:
@@ -169,7 +170,7 @@ class LoraStrategy:
         client, site = next(iter(federation.sites.items()))
         asked = {client: Addressed(site.node, lambda _attempt: request)}
         (answer,) = ask(federation.grid, asked, message_type=_INITIALISE, expected=InitialiseReceipt)
-        adapter = unpack(_expect(answer, InitialiseReceipt).adapter)
+        adapter = unpack(_expect(answer).adapter)
         if (given := self._config.federation.start_from) is not None:
             adapter = _given_start(given, like=adapter)
         self._finish(federation, 0, adapter, Collected(), None, {})
@@ -316,7 +317,7 @@ class LoraStrategy:
             for shard in range(num_shards)
         }
         answers = ask(federation.grid, asked, message_type=MessageType.EVALUATE, expected=EvaluateReceipt)
-        receipts = sorted((_expect(answer, EvaluateReceipt) for answer in answers), key=lambda receipt: receipt.shard)
+        receipts = sorted((_expect(answer) for answer in answers), key=lambda receipt: receipt.shard)
         by_group: dict[str, list[Score]] = {}
         for receipt in receipts:
             for group, score in receipt.groups.items():
@@ -340,7 +341,7 @@ def new_manifest(config: RunConfig, command: str) -> dict[str, object]:
     }
 
 
-def _expect(answer: Answer[Receipt], expected: type[Receipt]) -> Receipt:
+def _expect(answer: Answer[Receipt]) -> Receipt:
     """Return the receipt in `answer`.
 
     Raises:
@@ -359,7 +360,7 @@ def _must_agree(sites: Mapping[str, Site]) -> None:
             found, expected = getattr(site.description, what), getattr(reference, what)
             if found != expected:
                 raise RunError(
-                    f"{name} has {what} {found!r}, {reference.client} has {expected!r}; all sites of a run need the same"
+                    f"{name} has {what} {found!r}, {reference.client} {expected!r}; all sites of a run need the same"
                 )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import ConfigRecordValues, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
@@ -50,12 +50,12 @@ def run_on_ray(
     num_gpus = _start_ray(ray, num_workers)
     try:
         client_app = ResidentApp(ray.put(make_client_app))
-        resources: dict[str, int | float] = {"num_cpus": 1, "num_gpus": 1.0 if num_gpus else 0.0}
+        resources: dict[str, ConfigRecordValues] = {"num_cpus": 1, "num_gpus": 1.0 if num_gpus else 0.0}
         run_simulation(
             make_server_app(),
             client_app,
             num_supernodes=num_nodes,
-            backend_config={"client_resources": resources},  # type: ignore[typeddict-item]
+            backend_config={"client_resources": resources},
         )
     finally:
         ray.shutdown()

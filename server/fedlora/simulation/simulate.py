@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fedlora.client.source import WorkbenchSource
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import StoreError
+from fedlora.common.errors import RunError, StoreError
 from fedlora.common.run_file import load_run
 from fedlora.server.claim import RUN_FILE, Claim
 from fedlora.server.events import Listener, ignore
@@ -96,15 +96,22 @@ def simulate(
         base_model=None if model is None or task is None else _own_model(model, tuple(heads), task),
         explain_failures=True,
     )
-    with Claim(choose_folder(config, out, resume=resume), config, resume=resume) as claim:
+    path = choose_folder(config, out, resume=resume)
+    with Claim(path, config, resume=resume):
         run_engine = _engine(engine)
-        run_engine(
-            source.make_client_app,
-            lambda: _server_app(config, claim.path, len(data.clients), listener),
-            num_nodes=len(data.clients),
-            num_workers=num_workers,
-        )
-        return _result(claim.path, config, data)
+        try:
+            run_engine(
+                source.make_client_app,
+                lambda: _server_app(config, path, len(data.clients), listener),
+                num_nodes=len(data.clients),
+                num_workers=num_workers,
+            )
+        finally:
+            # Also an interrupted run, or one that had to stop, has a report of the rounds it did.
+            result = _result(path, config, data)
+    if result is None:
+        raise RunError(f"{path}: the run ended without a round; this is a bug")
+    return result
 
 
 def choose_folder(config: RunConfig, out: str | Path | None, *, resume: bool) -> Path:
@@ -153,14 +160,15 @@ def _server_app(config: RunConfig, folder: Path, num_sites: int, listener: Liste
     return make_server_app(strategy)
 
 
-def _result(path: Path, config: RunConfig, data: FederatedData) -> SimulationResult:
-    """Return what the run left, with report.html written beside it."""
+def _result(path: Path, config: RunConfig, data: FederatedData) -> SimulationResult | None:
+    """Return what the run left, with report.html written beside it; None where no round was finished."""
     from fedlora.server.store import RunFolder
+    from fedlora.simulation.outcome import write_report
 
     folder = RunFolder(path)
-    checkpoint = folder.latest()
-    if checkpoint is None:
-        raise StoreError(f"{path}: the run ended without a round; this is a bug")
+    if (checkpoint := folder.latest()) is None:
+        return None
+    write_report(folder, config, data, checkpoint.reports)
     return SimulationResult(path, checkpoint.reports, checkpoint.adapter)
 
 

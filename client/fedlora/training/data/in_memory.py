@@ -88,6 +88,17 @@ def federated_data_from(
     )
 
 
+def unlabelled(inputs: Sequence[Input], *, image_size: int | None) -> Examples:
+    """Return texts, or pictures resized to `image_size` pixels, as examples that all have the label 0.
+
+    Raises:
+        DataError: an input is of another kind than the first.
+    """
+    pairs = [Pair(f"input {index}", "", given, 0) for index, given in enumerate(inputs)]
+    labels = np.zeros(len(pairs), dtype=np.int64)
+    return Examples(_inputs(pairs, image_size=image_size), labels, np.full(len(pairs), "", dtype=np.str_))
+
+
 def _pairs(data_set: Dataset, origin: str, group: str) -> list[Pair]:
     pairs = []
     for index in range(len(data_set)):  # a torch data set need not end an iteration

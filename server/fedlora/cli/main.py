@@ -1,0 +1,75 @@
+"""The command `fedlora`. What a verb needs is imported inside the verb, so that --help answers at once."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Federated LoRA fine-tuning: train adapters where the data are, average them with LoRA-FAIR's correction.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def fedlora(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(f"fedlora {version_of('fedlora')}")
+        raise typer.Exit
+
+
+@app.command()
+def simulate(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN.toml", help="The run file. Without it: the preset.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the run file; may be repeated."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="An embedded run: digits (the default) or emoji.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The run's folder. Default: the first free of runs/NAME, runs/NAME-2 ..."),
+    ] = None,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="inprocess, or ray (Flower's simulation engine).")] = (
+        "inprocess"
+    ),
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Worker processes. Default: one per core, or per GPU.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Write the run as commented TOML to start from, and exit.")
+    ] = False,
+) -> None:
+    """Run federated rounds on this machine: every client trains in turn, real models on real data."""
+    from fedlora.cli.simulate import Options, run_simulate
+
+    run_simulate(
+        Options(run, tuple(overrides or ()), preset, out, engine, workers, resume), only_print_config=print_config
+    )
+
+
+def main() -> None:
+    """Run the command: exit 1 with one line for what a user can mend, a traceback for a bug."""
+    try:
+        app()
+    except Exception as error:
+        from fedlora.common.errors import FedloraError
+
+        if not isinstance(error, FedloraError):
+            raise
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,225 @@
+"""What a terminal shows of a run: events and a time in, a state and something to print out. Pure."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from rich.console import Group
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fedlora.server.events import EvaluationStarted, Event, RoundEnded, RoundStarted, RunStarted, UpdateArrived
+from fedlora.server.report.numbers import mean_loss, round_seconds, trained
+from fedlora.server.report.wording import (
+    count_text,
+    duration_text,
+    error_texts,
+    list_text,
+    loss_text,
+    score_text,
+    significant,
+)
+from fedlora.server.round_report import RoundReport
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_CURVE_WIDTH = 24
+_WIDEST = 96
+_BORDERS = {"finished": "green", "stopped": "yellow"}
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What is known of the run at one moment.
+
+    Attributes:
+        title, metric_name: of the run.
+        clients, num_rounds: empty and 0 until the run has started.
+        reports: the finished rounds.
+        round: at work, 0 before the first.
+        cohort, waiting: the round's clients, and those of them that have not answered.
+        refused: of the whole run, as round, client, reason.
+        phase: what is going on, in a word or two; "finished" or "stopped" at the end.
+        round_began: on the clock of `advance`, in seconds.
+    """
+
+    title: str
+    metric_name: str
+    clients: tuple[str, ...] = ()
+    num_rounds: int = 0
+    reports: tuple[RoundReport, ...] = ()
+    round: int = 0
+    cohort: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
+    refused: tuple[tuple[int, str, str], ...] = ()
+    phase: str = "starting"
+    round_began: float = 0.0
+
+
+def advance(view: RunView, event: Event, *, now: float) -> RunView:
+    """Return the view after an event at the time `now`, in seconds on any clock that only runs forward."""
+    match event:
+        case RunStarted():
+            refused = tuple(refusal for report in event.reports for refusal in _refused(report))
+            started = replace(view, clients=event.clients, num_rounds=event.num_rounds, reports=event.reports)
+            return replace(started, refused=refused, round_began=now)
+        case RoundStarted():
+            waiting = tuple(client for client in event.cohort if client not in event.recovered)
+            begun = replace(view, round=event.round, cohort=event.cohort, waiting=waiting)
+            return replace(begun, phase="training", round_began=now)
+        case UpdateArrived():
+            waiting = tuple(client for client in view.waiting if client != event.client)
+            refused = ((event.round, event.client, event.reason),) if event.reason else ()
+            phase = "training" if waiting else "averaging"
+            return replace(view, waiting=waiting, refused=view.refused + refused, phase=phase)
+        case EvaluationStarted():
+            return replace(view, round=event.round, phase="evaluating")
+        case RoundEnded():
+            # Who never answered is refused without an event of its own.
+            unheard = tuple(refusal for refusal in _refused(event.report) if refusal not in view.refused)
+            phase = "finished" if event.report.round == view.num_rounds else "between rounds"
+            ended = replace(view, reports=(*view.reports, event.report), refused=view.refused + unheard)
+            return replace(ended, cohort=(), waiting=(), phase=phase, round_began=now)
+
+
+def seconds_left(view: RunView, *, now: float) -> float:
+    """Return the time to the end if rounds go on taking as long as those finished; nan before there is one."""
+    finished = trained(view.reports)
+    if not finished:
+        return math.nan
+    mean = sum(map(round_seconds, finished)) / len(finished)
+    to_come = view.num_rounds - finished[-1].round
+    return max(0.0, to_come * mean + _longer_last_evaluation(view.reports) - (now - view.round_began))
+
+
+def curve(values: Sequence[float]) -> str:
+    """Return the latest values as a line of blocks from their lowest to their highest, a gap for one not finite."""
+    values = values[-_CURVE_WIDTH:]
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return ""
+    low, span = min(finite), (max(finite) - min(finite)) or 1.0
+    heights = [(value - low) / span * (len(_BLOCKS) - 1) for value in values]
+    return "".join(_BLOCKS[round(height)] if math.isfinite(height) else " " for height in heights)
+
+
+def run_panel(view: RunView, *, now: float, num_seconds: float, width: int) -> Panel:
+    """Return the view as a panel of about ten lines; `num_seconds` have passed since the command began."""
+    answered = (len(view.cohort) - len(view.waiting)) / (len(view.cohort) + 1)
+    bar = ProgressBar(total=max(1, view.num_rounds), completed=len(trained(view.reports)) + answered, width=20)
+    head = Table.grid(padding=(0, 2))
+    head.add_row(bar, Text(_times(view, now=now, num_seconds=num_seconds), overflow="ellipsis", no_wrap=True))
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="dim", no_wrap=True)
+    rows.add_column(overflow="ellipsis", no_wrap=True)
+    for name, content in _rows(view):
+        rows.add_row(name, content)
+    clients = f", {count_text(len(view.clients), 'client')}" if view.clients else ""
+    return Panel(
+        Group(head, Text(), rows),
+        title=Text(f"{view.title}{clients}", style="bold"),
+        title_align="left",
+        border_style=_BORDERS.get(view.phase, "blue"),
+        padding=(0, 2),
+        width=min(width, _WIDEST),
+    )
+
+
+def plain_lines(before: RunView, view: RunView, event: Event) -> list[str]:
+    """Return what a log says about an event, given the views before and after it."""
+    match event:
+        case RunStarted():
+            goes_on = f", going on with round {event.next_round}" if event.next_round > 1 else ""
+            size = f"{count_text(len(view.clients), 'client')}, {count_text(view.num_rounds, 'round')}"
+            return [f"{view.title}: {size}{goes_on}", *(_report_line(view, report) for report in event.reports[-1:])]
+        case UpdateArrived() | RoundEnded():
+            new = view.refused[len(before.refused) :]
+            lines = [f"{_round_name(view, at)}  refused {client}: {_words(reason)}" for at, client, reason in new]
+            return lines if isinstance(event, UpdateArrived) else [*lines, _report_line(view, event.report)]
+    return []
+
+
+def _times(view: RunView, *, now: float, num_seconds: float) -> str:
+    passed = duration_text(num_seconds)
+    if view.phase == "finished":
+        return f"{count_text(view.num_rounds, 'round')} finished in {passed}"
+    at = f"round {view.round} of {view.num_rounds}" if view.round else "before the first round"
+    if view.phase == "stopped":
+        return f"stopped in {at}, after {passed}" if view.round else f"stopped {at}, after {passed}"
+    left = seconds_left(view, now=now)
+    return f"{at}, {passed}" + (f", about {duration_text(left)} left" if math.isfinite(left) else "")
+
+
+def _rows(view: RunView) -> Iterator[tuple[str, Text]]:
+    """Yield the panel's lines, each a name and what it says."""
+    scores = [report.held_out.overall.metric for report in view.reports if report.held_out is not None]
+    if scores:
+        score = Text.assemble(
+            (f"{score_text(scores[-1], view.metric_name):>8}", "bold"), "  ", (curve(scores), "bright_blue")
+        )
+        if len(scores) > 1:
+            score.append(f"  {score_text(scores[0], view.metric_name)} before training", style="dim")
+        yield view.metric_name, score
+    if rounds := trained(view.reports):
+        losses = [mean_loss(report) for report in rounds]
+        yield "loss", Text.assemble((f"{loss_text(losses[-1]):>8}", "bold"), "  ", (curve(losses), "yellow"))
+        if rounds[-1].aggregation is not None:
+            yield "error of average", _errors(rounds[-1])
+    yield "now", _now(view)
+    if view.refused:
+        at, client, reason = view.refused[-1]
+        earlier = f", and {len(view.refused) - 1} earlier" if len(view.refused) > 1 else ""
+        yield "refused", Text(f"{client} in round {at}: {_words(reason)}{earlier}", style="red")
+
+
+def _errors(report: RoundReport) -> Text:
+    assert report.aggregation is not None
+    before, after = report.aggregation.error_before, report.aggregation.error_after
+    if before == after:
+        return Text.assemble((f"{significant(before, 3):>8}", "bold"), ("  not corrected", "dim"))
+    texts = error_texts(before, after)
+    return Text.assemble((f"{texts[0]:>8} → {texts[1]}", "bold"), ("  plain → corrected", "dim"))
+
+
+def _now(view: RunView) -> Text:
+    if view.phase == "training" and view.waiting:
+        done = len(view.cohort) - len(view.waiting)
+        return Text(f"{done} of {len(view.cohort)} clients done; at work: {list_text(view.waiting)}")
+    return Text(view.phase)
+
+
+def _report_line(view: RunView, report: RoundReport) -> str:
+    parts = [_round_name(view, report.round)]
+    if report.held_out is not None:
+        parts.append(f"{view.metric_name} {score_text(report.held_out.overall.metric, view.metric_name)}")
+    if report.round > 0:
+        parts.append(f"loss {loss_text(mean_loss(report))}")
+    if report.aggregation is not None:
+        before, after = error_texts(report.aggregation.error_before, report.aggregation.error_after)
+        parts.append(f"error of the average {before} -> {after}")
+    if report.refused:
+        parts.append(f"{len(report.clients)} of {count_text(len(report.cohort), 'update')}")
+    return "  ".join([*parts, duration_text(round_seconds(report))])
+
+
+def _longer_last_evaluation(reports: Sequence[RoundReport]) -> float:
+    """Return by how many seconds the last evaluation, of the whole held-out set as at the start, may be longer."""
+    start, finished = reports[0], trained(reports)
+    if start.round > 0:
+        return 0.0
+    mean = sum(report.seconds.get("evaluation", 0.0) for report in finished) / len(finished)
+    return max(0.0, start.seconds.get("evaluation", 0.0) - mean)
+
+
+def _refused(report: RoundReport) -> Iterator[tuple[int, str, str]]:
+    return ((report.round, client, reason) for client, reason in report.refused.items())
+
+
+def _round_name(view: RunView, at: int) -> str:
+    name = f"round {at:>{len(str(view.num_rounds))}}/{view.num_rounds}"
+    return name if at else "start".ljust(len(name))
+
+
+def _words(reason: str) -> str:
+    return reason.replace("_", " ")

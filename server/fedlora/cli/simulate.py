@@ -1,0 +1,89 @@
+"""`fedlora simulate`: from options to a run, its view in the terminal, and its outcome."""
+
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import typer
+from rich.console import Console
+
+from fedlora.cli.live import print_outcome, progress_view
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import ConfigError
+from fedlora.common.run_file import load_run, to_toml
+from fedlora.server.claim import RUN_FILE
+from fedlora.simulation import preset, simulate
+from fedlora.simulation.simulate import Engine, choose_folder
+
+_DEFAULT_PRESET = "digits"
+_ENGINES = ("inprocess", "ray")
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed."""
+
+    run: Path | None
+    overrides: tuple[str, ...]
+    preset: str | None
+    out: Path | None
+    engine: str
+    workers: int | None
+    resume: bool
+
+
+def run_simulate(options: Options, *, only_print_config: bool) -> None:
+    """Run what was asked for, and print its outcome.
+
+    Raises:
+        FedloraError: it cannot work; the caller prints why.
+    """
+    console = Console()
+    config = _config(options)
+    if only_print_config:
+        print(to_toml(config), end="")
+        return
+    if options.engine not in _ENGINES:
+        raise ConfigError(f"--engine is {options.engine!r}; expected {' or '.join(_ENGINES)}")
+    out = choose_folder(config, options.out, resume=options.resume)
+    began = time.perf_counter()
+    try:
+        with progress_view(title=config.run.name, metric_name="accuracy", console=console) as listener:
+            result = simulate(
+                config,
+                out=out,
+                engine=cast(Engine, options.engine),
+                num_workers=options.workers,
+                resume=options.resume,
+                listener=listener,
+            )
+    except KeyboardInterrupt:
+        print(f"interrupted; go on with: fedlora simulate --resume --out {shlex.quote(str(out))}", file=sys.stderr)
+        raise typer.Exit(_INTERRUPTED) from None
+    seconds = time.perf_counter() - began
+    # Imports torch, which the run has done by now.
+    from fedlora.simulation.outcome import load_code
+
+    print_outcome(
+        console,
+        reports=result.reports,
+        metric_name="accuracy",
+        out_dir=result.folder,
+        load_code=load_code(result.folder, config),
+        seconds=seconds,
+    )
+
+
+def _config(options: Options) -> RunConfig:
+    """Return the run that was named: a file, a preset, or with --resume what the folder holds."""
+    if options.run is not None and options.preset is not None:
+        raise ConfigError("RUN.toml and --preset name two runs; give one of them")
+    if options.run is not None:
+        return load_run(options.run, options.overrides)
+    if options.resume and options.preset is None and options.out is not None:
+        return load_run(options.out / RUN_FILE, options.overrides)
+    return preset(options.preset or _DEFAULT_PRESET, *options.overrides)
