@@ -19,7 +19,7 @@ from fedlora.aggregation.fedit import FedIT
 from fedlora.aggregation.lora_fair import LoraFair
 from fedlora.aggregation.method import CentredUpdate, Method
 from fedlora.aggregation.methods import METHODS
-from fedlora.aggregation.report import AggregationReport, LayerReport
+from fedlora.common.aggregation_report import AggregationReport, LayerReport
 
 __all__ = [
     "METHODS",

@@ -11,7 +11,8 @@ from fedlora.adapters import Adapter, LoraLayer
 from fedlora.aggregation.centring import centre, weighted_mean
 from fedlora.aggregation.lora_fair import LoraFair
 from fedlora.aggregation.method import Method
-from fedlora.aggregation.report import AggregationReport, LayerSquares, measure_layer, summarise
+from fedlora.aggregation.report import LayerSquares, measure_layer, summarise
+from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.errors import AdapterError
 
 

@@ -6,7 +6,7 @@ The fields are the file's documented format; `CODEC` writes and reads it.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedlora.aggregation import AggregationReport
+from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.codec import Codec
 from fedlora.common.messages import Score
 

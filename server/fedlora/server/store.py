@@ -122,7 +122,7 @@ class RunFolder:
         write_file(stem.with_name(f"{stem.name}.json"), _RECEIPT.dump(receipt, leave_out={"adapter"}))
 
     def predictions(self, number: int) -> dict[int, int]:
-        """Return the predicted labels by place in the held-out set, empty after a round that did not judge all of it."""
+        """Return the predicted labels by place in the held-out set, empty where not all of it was judged."""
         path = self._round(number) / "predictions.json"
         return _PREDICTIONS.validate_json(path.read_bytes()) if path.is_file() else {}
 

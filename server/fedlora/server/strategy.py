@@ -96,7 +96,7 @@ class LoraStrategy:
         command: str,
         listener: Listener = ignore,
     ) -> None:
-        """`num_sites` are waited for at the start, `command` goes into the manifest, `listener` is told what happens."""
+        """`num_sites` are waited for at the start, `command` goes into the manifest, `listener` hears what happens."""
         self._config = config
         self._method = method
         self._folder = folder

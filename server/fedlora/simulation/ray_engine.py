@@ -17,12 +17,13 @@ from flwr.serverapp import ServerApp
 
 from fedlora.common.errors import ConfigError
 
-# Flower and Ray otherwise report their use over the network.
-_OFFLINE = {
+# Flower and Ray otherwise report their use over the network, and Ray warns of what a later version will do.
+_ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 
@@ -38,7 +39,7 @@ def run_on_ray(
     Raises:
         ConfigError: Ray is not installed.
     """
-    os.environ.update(_OFFLINE)
+    os.environ.update(_ENVIRONMENT)
     try:
         import ray
     except ModuleNotFoundError as error:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fedlora.aggregation import LayerReport
+from fedlora.common.aggregation_report import LayerReport
 from fedlora.server.report.drawing import BLUE, GREY, ORANGE, PURPLE, amount_axis, dot_size, rounds_axis, themed_svg
 from fedlora.server.report.layers import by_module
 from fedlora.server.report.markup import Html
