@@ -17,7 +17,7 @@ from rich.text import Text
 
 from fedlora.cli.run_view import RunView, advance, plain_lines, run_panel
 from fedlora.server.events import Event, Listener
-from fedlora.server.report.numbers import Gain, client_gains, group_gains, mean_gain, overall_gain, refusals, trained
+from fedlora.server.report.numbers import Gain, client_gains, group_gains, mean_gain, refusals, total_gains, trained
 from fedlora.server.report.wording import count_text, duration_text, gain_text, is_percentage, score_text
 from fedlora.server.round_report import RoundReport
 
@@ -58,7 +58,8 @@ def print_outcome(
     table = _scores(reports, metric_name)
     if table is not None:
         console.print(table)
-    num_refused = sum(map(len, refusals(reports).values()))
+        console.print()
+    num_refused = sum(len(refusal.rounds) for refusal in refusals(reports))
     lines = [
         ("time", f"{count_text(len(trained(reports)), 'round')} in {duration_text(seconds)}"),
         ("report", str(out_dir / "report.html")),
@@ -109,10 +110,10 @@ def _printed_lines(view: RunView, console: Console) -> Iterator[Listener]:
 
 def _scores(reports: Sequence[RoundReport], metric_name: str) -> Table | None:
     """Return the scores by held-out group, else by client on its own validation; None without any."""
-    gains, totals, noun = group_gains(reports), [], "group"
-    if overall := overall_gain(reports):
+    gains, noun = group_gains(reports), "group"
+    totals = total_gains(reports)
+    if totals:
         title = f"{metric_name} on held-out examples"
-        totals = [mean_gain(gains), overall] if len(gains) > 1 else [overall]
         gains = gains if len(gains) > 1 else []
     elif gains := client_gains(reports):
         title, noun = f"{metric_name} on each client's own validation examples", "client"
@@ -120,12 +121,16 @@ def _scores(reports: Sequence[RoundReport], metric_name: str) -> Table | None:
     else:
         return None
     unit = "gain, points" if is_percentage(metric_name) else "gain"
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
+    )
     table.add_column(noun)
     for name in ("examples", "before", "after", unit):
         table.add_column(name, justify="right", no_wrap=True)
     for gain in _ends(gains):
-        table.add_row(*_cells(gain, metric_name) if gain else [Text(f"{len(gains) - 2 * _MOST_GROUPS_AT_AN_END} more")])
+        table.add_row(
+            *_cells(gain, metric_name) if gain else [Text(f"({len(gains) - 2 * _MOST_GROUPS_AT_AN_END} between)")]
+        )
     table.add_section()
     for total in totals:
         table.add_row(*_cells(total, metric_name), style="bold")

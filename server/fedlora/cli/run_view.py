@@ -18,6 +18,7 @@ from fedlora.server.report.wording import (
     error_texts,
     list_text,
     loss_text,
+    reason_text,
     score_text,
     significant,
 )
@@ -25,7 +26,8 @@ from fedlora.server.round_report import RoundReport
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 24
-_WIDEST = 96
+_NAME_WIDTH = len("error of average")
+_WIDEST, _WIDE_ENOUGH = 96, 72
 _BORDERS = {"finished": "green", "stopped": "yellow"}
 
 
@@ -63,7 +65,8 @@ def advance(view: RunView, event: Event, *, now: float) -> RunView:
         case RunStarted():
             refused = tuple(refusal for report in event.reports for refusal in _refused(report))
             started = replace(view, clients=event.clients, num_rounds=event.num_rounds, reports=event.reports)
-            return replace(started, refused=refused, round_began=now)
+            phase = "finished" if event.next_round > event.num_rounds else "starting"
+            return replace(started, refused=refused, phase=phase, round_began=now)
         case RoundStarted():
             waiting = tuple(client for client in event.cohort if client not in event.recovered)
             begun = replace(view, round=event.round, cohort=event.cohort, waiting=waiting)
@@ -94,10 +97,13 @@ def seconds_left(view: RunView, *, now: float) -> float:
 
 
 def curve(values: Sequence[float]) -> str:
-    """Return the latest values as a line of blocks from their lowest to their highest, a gap for one not finite."""
+    """Return the latest values as a line of blocks from their lowest to their highest, a gap for one not finite.
+
+    A single value has no curve.
+    """
     values = values[-_CURVE_WIDTH:]
     finite = [value for value in values if math.isfinite(value)]
-    if not finite:
+    if len(finite) < 2:
         return ""
     low, span = min(finite), (max(finite) - min(finite)) or 1.0
     heights = [(value - low) / span * (len(_BLOCKS) - 1) for value in values]
@@ -107,12 +113,19 @@ def curve(values: Sequence[float]) -> str:
 def run_panel(view: RunView, *, now: float, num_seconds: float, width: int) -> Panel:
     """Return the view as a panel of about ten lines; `num_seconds` have passed since the command began."""
     answered = (len(view.cohort) - len(view.waiting)) / (len(view.cohort) + 1)
-    bar = ProgressBar(total=max(1, view.num_rounds), completed=len(trained(view.reports)) + answered, width=20)
+    done = len(trained(view.reports)) + answered
+    width = min(width, _WIDEST)
+    bar = ProgressBar(total=max(1, view.num_rounds), completed=done, width=14, complete_style="bright_blue")
+    times = Text(_times(view, now=now, num_seconds=num_seconds), overflow="ellipsis", no_wrap=True)
     head = Table.grid(padding=(0, 2))
-    head.add_row(bar, Text(_times(view, now=now, num_seconds=num_seconds), overflow="ellipsis", no_wrap=True))
+    if width >= _WIDE_ENOUGH:
+        head.add_row(bar, times)
+    else:
+        head.add_row(bar)
+        head.add_row(times)
     rows = Table.grid(padding=(0, 2))
-    rows.add_column(style="dim", no_wrap=True)
-    rows.add_column(overflow="ellipsis", no_wrap=True)
+    rows.add_column(style="dim", no_wrap=True, width=_NAME_WIDTH)
+    rows.add_column(overflow="ellipsis", no_wrap=True, max_width=max(10, width - _NAME_WIDTH - 8))
     for name, content in _rows(view):
         rows.add_row(name, content)
     clients = f", {count_text(len(view.clients), 'client')}" if view.clients else ""
@@ -122,7 +135,7 @@ def run_panel(view: RunView, *, now: float, num_seconds: float, width: int) -> P
         title_align="left",
         border_style=_BORDERS.get(view.phase, "blue"),
         padding=(0, 2),
-        width=min(width, _WIDEST),
+        width=width,
     )
 
 
@@ -131,11 +144,12 @@ def plain_lines(before: RunView, view: RunView, event: Event) -> list[str]:
     match event:
         case RunStarted():
             goes_on = f", going on with round {event.next_round}" if event.next_round > 1 else ""
+            goes_on = ", all finished before" if view.phase == "finished" else goes_on
             size = f"{count_text(len(view.clients), 'client')}, {count_text(view.num_rounds, 'round')}"
             return [f"{view.title}: {size}{goes_on}", *(_report_line(view, report) for report in event.reports[-1:])]
         case UpdateArrived() | RoundEnded():
             new = view.refused[len(before.refused) :]
-            lines = [f"{_round_name(view, at)}  refused {client}: {_words(reason)}" for at, client, reason in new]
+            lines = [f"{_round_name(view, at)}  refused {client}: {reason_text(reason)}" for at, client, reason in new]
             return lines if isinstance(event, UpdateArrived) else [*lines, _report_line(view, event.report)]
     return []
 
@@ -143,12 +157,12 @@ def plain_lines(before: RunView, view: RunView, event: Event) -> list[str]:
 def _times(view: RunView, *, now: float, num_seconds: float) -> str:
     passed = duration_text(num_seconds)
     if view.phase == "finished":
-        return f"{count_text(view.num_rounds, 'round')} finished in {passed}"
+        return f"{count_text(view.num_rounds, 'round')} finished, {passed}"
     at = f"round {view.round} of {view.num_rounds}" if view.round else "before the first round"
     if view.phase == "stopped":
         return f"stopped in {at}, after {passed}" if view.round else f"stopped {at}, after {passed}"
     left = seconds_left(view, now=now)
-    return f"{at}, {passed}" + (f", about {duration_text(left)} left" if math.isfinite(left) else "")
+    return f"{at}, {passed} passed" + (f", about {duration_text(left)} left" if math.isfinite(left) else "")
 
 
 def _rows(view: RunView) -> Iterator[tuple[str, Text]]:
@@ -156,30 +170,31 @@ def _rows(view: RunView) -> Iterator[tuple[str, Text]]:
     scores = [report.held_out.overall.metric for report in view.reports if report.held_out is not None]
     if scores:
         score = Text.assemble(
-            (f"{score_text(scores[-1], view.metric_name):>8}", "bold"), "  ", (curve(scores), "bright_blue")
+            (f"{score_text(scores[-1], view.metric_name):<7}", "bold"), "  ", (curve(scores), "bright_blue")
         )
         if len(scores) > 1:
-            score.append(f"  {score_text(scores[0], view.metric_name)} before training", style="dim")
+            score.append(f"  from {score_text(scores[0], view.metric_name)}", style="dim")
         yield view.metric_name, score
     if rounds := trained(view.reports):
         losses = [mean_loss(report) for report in rounds]
-        yield "loss", Text.assemble((f"{loss_text(losses[-1]):>8}", "bold"), "  ", (curve(losses), "yellow"))
+        yield "loss", Text.assemble((f"{loss_text(losses[-1]):<7}", "bold"), "  ", (curve(losses), "yellow"))
         if rounds[-1].aggregation is not None:
             yield "error of average", _errors(rounds[-1])
-    yield "now", _now(view)
+    if view.phase not in _BORDERS:
+        yield "now", _now(view)
     if view.refused:
         at, client, reason = view.refused[-1]
         earlier = f", and {len(view.refused) - 1} earlier" if len(view.refused) > 1 else ""
-        yield "refused", Text(f"{client} in round {at}: {_words(reason)}{earlier}", style="red")
+        yield "refused", Text(f"{client} in round {at}: {reason_text(reason)}{earlier}", style="red")
 
 
 def _errors(report: RoundReport) -> Text:
     assert report.aggregation is not None
     before, after = report.aggregation.error_before, report.aggregation.error_after
     if before == after:
-        return Text.assemble((f"{significant(before, 3):>8}", "bold"), ("  not corrected", "dim"))
+        return Text.assemble((significant(before, 3), "bold"), ("  not corrected", "dim"))
     texts = error_texts(before, after)
-    return Text.assemble((f"{texts[0]:>8} → {texts[1]}", "bold"), ("  plain → corrected", "dim"))
+    return Text.assemble((f"{texts[0]} → {texts[1]}", "bold"), ("  plain → corrected", "dim"))
 
 
 def _now(view: RunView) -> Text:
@@ -219,7 +234,3 @@ def _refused(report: RoundReport) -> Iterator[tuple[int, str, str]]:
 def _round_name(view: RunView, at: int) -> str:
     name = f"round {at:>{len(str(view.num_rounds))}}/{view.num_rounds}"
     return name if at else "start".ljust(len(name))
-
-
-def _words(reason: str) -> str:
-    return reason.replace("_", " ")

@@ -126,18 +126,19 @@ class RunFolder:
         path = self._round(number) / "predictions.json"
         return _PREDICTIONS.validate_json(path.read_bytes()) if path.is_file() else {}
 
-    def complete(self, report: RoundReport, adapter: Adapter, *, predictions: Mapping[int, int]) -> RoundReport:
-        """Record that a round is over, and return its report with the adapter's sha256; then publish both."""
-        folder = self._round(report.round)
+    def write_checkpoint(self, number: int, adapter: Adapter, *, predictions: Mapping[int, int]) -> str:
+        """Write the global adapter after a round, and the predictions if there are any; return the adapter's sha256."""
         packed = pack(adapter)
-        report = dataclasses.replace(report, adapter_sha256=hashlib.sha256(packed).hexdigest())
-        write_file(folder / "adapter.safetensors", packed)
+        write_file(self._round(number) / "adapter.safetensors", packed)
         if predictions:
-            write_file(folder / "predictions.json", json.dumps(dict(predictions)) + "\n")
-        write_file(folder / "report.json", CODEC.dump(report) + "\n")
+            write_file(self._round(number) / "predictions.json", json.dumps(dict(predictions)) + "\n")
+        return hashlib.sha256(packed).hexdigest()
+
+    def complete(self, report: RoundReport, adapter: Adapter) -> None:
+        """Record that a round is over, after its checkpoint was written; then publish adapter and report."""
+        write_file(self._round(report.round) / "report.json", CODEC.dump(report) + "\n")
         self.publish(adapter, report.round)
         self._prune(report.round)
-        return report
 
     def publish(self, adapter: Adapter, number: int) -> None:
         """Write adapter/ and rounds.jsonl as of a round that is over; a resumed run repeats what a crash cut off."""

@@ -81,6 +81,7 @@ class Collected:
     updates: Mapping[str, Adapter] = field(default_factory=dict)
     receipts: Mapping[str, TrainReceipt] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    storing_seconds: float = 0.0
 
 
 class LoraStrategy:
@@ -194,7 +195,11 @@ class LoraStrategy:
             weighting=settings.weighting,
             method=self._method,
         )
-        seconds = {"training": trained - began, "aggregation": time.perf_counter() - trained}
+        seconds = {
+            "training": trained - began - collected.storing_seconds,
+            "aggregation": time.perf_counter() - trained,
+            "storing": collected.storing_seconds,
+        }
         self._finish(federation, number, result.adapter, collected, result.report, seconds)
         return result.adapter
 
@@ -205,6 +210,7 @@ class LoraStrategy:
         updates: dict[str, Adapter] = {}
         receipts: dict[str, TrainReceipt] = {}
         refused: dict[str, str] = {}
+        storing_seconds = 0.0
 
         def take(client: str, attempt: int, content: TrainReceipt | Failure) -> Refusal | None:
             if isinstance(content, Failure):
@@ -224,7 +230,9 @@ class LoraStrategy:
         for answer in ask(federation.grid, asked, message_type=MessageType.TRAIN, expected=TrainReceipt):
             refusal = take(answer.key, answer.attempt, answer.content)
             if refusal is None:
+                writing = time.perf_counter()
                 self._folder.write_accepted(receipts[answer.key])
+                storing_seconds += time.perf_counter() - writing
             else:
                 refused[answer.key] = str(refusal)
             self._listener(UpdateArrived(number, answer.key, refused.get(answer.key, ""), _loss(answer.content)))
@@ -233,7 +241,7 @@ class LoraStrategy:
             del updates[client]
             refused[client] = str(outlier)
             self._listener(UpdateArrived(number, client, refused[client], receipts.pop(client).loss))
-        return Collected(cohort, updates, receipts, refused)
+        return Collected(cohort, updates, receipts, refused, storing_seconds)
 
     def _plan(self, federation: Federation, number: int) -> tuple[str, ...]:
         """Return the round's clients, journaled before any of them is asked."""
@@ -274,6 +282,8 @@ class LoraStrategy:
         began = time.perf_counter()
         held_out, predictions = self._judge(federation, number, adapter)
         judged = time.perf_counter()
+        adapter_sha256 = self._folder.write_checkpoint(number, adapter, predictions=predictions)
+        storing = seconds.get("storing", 0.0) + time.perf_counter() - judged
         received = collected.receipts
         report = RoundReport(
             round=number,
@@ -284,9 +294,11 @@ class LoraStrategy:
             held_out=held_out,
             bytes_down=len(pack(adapter)) * len(collected.cohort),
             bytes_up=sum(len(receipt.adapter) for receipt in received.values()),
-            seconds={**seconds, "evaluation": judged - began},
+            seconds={**seconds, "evaluation": judged - began, "storing": storing},
+            adapter_sha256=adapter_sha256,
         )
-        self._listener(RoundEnded(self._folder.complete(report, adapter, predictions=predictions)))
+        self._folder.complete(report, adapter)
+        self._listener(RoundEnded(report))
 
     def _judge(
         self, federation: Federation, number: int, adapter: Adapter

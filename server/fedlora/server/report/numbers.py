@@ -38,6 +38,15 @@ class Spread:
     highest_client: str
 
 
+@dataclass(frozen=True)
+class Refusals:
+    """The rounds in which one client's update was refused for one code, and the latest reason in full."""
+
+    client: str
+    reason: str
+    rounds: tuple[int, ...]
+
+
 def trained(reports: Iterable[RoundReport]) -> list[RoundReport]:
     """Return the reports of rounds in which clients trained: all but the start."""
     return [report for report in reports if report.round > 0]
@@ -64,6 +73,17 @@ def group_gains(reports: Sequence[RoundReport]) -> list[Gain]:
     first, last = tables[0], tables[-1] if tables[1:] else {}
     latest = {**first, **last}
     return [Gain(name, score.num_examples, _metric(first, name), _metric(last, name)) for name, score in latest.items()]
+
+
+def total_gains(reports: Sequence[RoundReport]) -> list[Gain]:
+    """Return the held-out scores over all examples, below their mean over groups where that differs."""
+    overall, groups = overall_gain(reports), group_gains(reports)
+    if overall is None:
+        return []
+    mean = mean_gain(groups)
+    pairs = (mean.before, overall.before), (mean.after, overall.after)
+    is_same = len(groups) < 2 or all(a == b or (a and b and math.isclose(a, b, abs_tol=1e-6)) for a, b in pairs)
+    return [overall] if is_same else [mean, overall]
 
 
 def mean_gain(gains: Sequence[Gain], *, noun: str = "group") -> Gain:
@@ -139,13 +159,13 @@ def training_seconds_by_client(reports: Iterable[RoundReport]) -> dict[str, floa
     return {name: sum(values) / len(values) for name, values in times.items()}
 
 
-def refusals(reports: Iterable[RoundReport]) -> dict[tuple[str, str], list[int]]:
-    """Return the rounds in which a client's update was refused, by client and reason."""
-    rounds: dict[tuple[str, str], list[int]] = {}
+def refusals(reports: Iterable[RoundReport]) -> list[Refusals]:
+    """Return the updates refused, by client and code."""
+    found: dict[tuple[str, str], dict[int, str]] = {}
     for report in reports:
         for client, reason in report.refused.items():
-            rounds.setdefault((client, reason), []).append(report.round)
-    return dict(sorted(rounds.items()))
+            found.setdefault((client, reason.partition(":")[0]), {})[report.round] = reason
+    return [Refusals(client, rounds[max(rounds)], tuple(rounds)) for (client, _), rounds in sorted(found.items())]
 
 
 def client_names(reports: Iterable[RoundReport]) -> list[str]:

@@ -23,6 +23,7 @@ from fedlora.server.report.numbers import (
     overall_gain,
     refusals,
     round_seconds,
+    total_gains,
     trained,
     wall_seconds,
 )
@@ -37,6 +38,7 @@ from fedlora.server.report.wording import (
     loss_text,
     percent_text,
     ranges_text,
+    reason_text,
     score_text,
     significant,
     size_text,
@@ -86,7 +88,6 @@ def groups(reports: Sequence[RoundReport], metric_name: str) -> Html:
     gains, clients = group_gains(reports), client_gains(reports)
     content: list[Html] = []
     if len(gains) > 1:
-        overall = overall_gain(reports)
         content += [
             paragraph(sentences.about_groups(gains, metric_name)),
             _gains(
@@ -94,7 +95,7 @@ def groups(reports: Sequence[RoundReport], metric_name: str) -> Html:
                 metric_name,
                 title=f"Held-out {metric_name} by group",
                 noun="group",
-                totals=[mean_gain(gains)] + ([overall] if overall else []),
+                totals=total_gains(reports),
             ),
         ]
     if len(clients) > 1:
@@ -158,10 +159,7 @@ def refused(reports: Sequence[RoundReport]) -> Html:
     found = refusals(reports)
     if not found:
         return NOTHING
-    rows = [
-        (client, reason.replace("_", " "), ranges_text(rounds), str(len(rounds)))
-        for (client, reason), rounds in found.items()
-    ]
+    rows = [(each.client, reason_text(each.reason), ranges_text(each.rounds), str(len(each.rounds))) for each in found]
     return section(
         "Refused updates",
         paragraph(sentences.about_refusals(reports)),

@@ -173,7 +173,7 @@ def about_traffic(reports: Sequence[RoundReport]) -> str:
 
 def about_refusals(reports: Sequence[RoundReport]) -> str:
     """Return how many updates were left out of the average."""
-    count = sum(len(rounds) for rounds in refusals(reports).values())
+    count = sum(len(refusal.rounds) for refusal in refusals(reports))
     asked = sum(len(report.cohort) for report in reports)
     return (
         f"{count_text(count, 'update')} of the {asked:,} asked for {'is' if count == 1 else 'are'} not in any average: "

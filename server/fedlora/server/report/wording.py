@@ -99,6 +99,12 @@ def count_text(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+def reason_text(reason: str) -> str:
+    """Return a refusal's code in words, with what was found behind it if the reason says so."""
+    code, colon, found = reason.partition(":")
+    return code.replace("_", " ") + colon + found
+
+
 def list_text(words: Iterable[str], *, limit: int = 4) -> str:
     """Return words as an enumeration; past the limit, how many more there are."""
     shown = list(words)

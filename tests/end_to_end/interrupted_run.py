@@ -1,0 +1,51 @@
+"""Starts a simulation in this process and kills it on the way: run by test_resume.py as a process of its own.
+
+    python interrupted_run.py RUN.toml OUT (--before-rename JOURNAL | --after-seconds S)
+
+With --before-rename it dies by SIGKILL before the first file is renamed into place whose path is not in JOURNAL, and
+adds that path to it: run again and again, it dies once at each file that the run writes. It exits 0 when the run is
+over and nothing was left to die at.
+"""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from fedlora.simulation import simulate
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_before_a_new_rename(journal: Path, out: Path) -> None:
+    replace = os.replace
+
+    def replace_or_die(source: Path, target: Path) -> None:
+        done = journal.read_text().splitlines() if journal.exists() else []
+        name = str(Path(target).relative_to(out))
+        # adapter/ and rounds.jsonl are written once a round under one name: the newest round tells them apart.
+        newest = max((path.parent.name for path in out.glob("rounds/*/report.json")), default="none")
+        entry = f"{name} at {newest}"
+        if entry not in done:
+            journal.write_text("\n".join([*done, entry]) + "\n")
+            die()
+        replace(source, target)
+
+    os.replace = replace_or_die  # type: ignore[assignment]
+
+
+def main() -> None:
+    run, out, how, value = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+    if how == "--before-rename":
+        die_before_a_new_rename(Path(value), out)
+    else:
+        threading.Timer(float(value), die).start()
+    simulate(run, out=out, num_workers=1, resume=(out / "run.toml").is_file())
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What a person gets wrong is answered in one line, with exit code 1, and nothing is left behind."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+RunFile = Callable[..., Path]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line that a refused command prints."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.name=nowhere/at-all", "nowhere/at-all"),
+        ("data.path=nowhere.npz", "nowhere.npz: no such file"),
+        ("lora.target_modules=['q_prj']", "'q_prj' matches no linear layer"),
+        ("lora.rank=1000", "lora.rank is 1000"),
+        ("partition.by=label_shards", "client"),
+        ("train.learning_rat=1", "did you mean train.learning_rate?"),
+        ("train.steps=some", "train.steps is 'some'"),
+        ("aggregation.method=lora_fare", "'lora_fair'"),
+        ("federation.start_from=nowhere", "nowhere"),
+    ],
+)
+def test_a_wrong_value_is_one_line(
+    fedlora: Command, run_file: RunFile, tmp_path: Path, override: str, expected: str
+) -> None:
+    extra = ["--set", "partition.num_clients=1000"] if "label_shards" in override else []
+    done = fedlora("simulate", run_file(), "--set", override, *extra, "--out", "out", "--workers", "1")
+    assert expected in refusal(done)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unreadable_toml_is_one_line(fedlora: Command, tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_text("[run\nname = 3")
+    assert "broken.toml: not valid TOML" in refusal(fedlora("simulate", "broken.toml"))
+
+
+def test_a_folder_that_holds_another_run_is_refused_and_kept(
+    fedlora: Command, run_file: RunFile, tmp_path: Path
+) -> None:
+    run = run_file("federation.rounds=1")
+    assert fedlora("simulate", run, "--out", "out", "--workers", "1").returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert "holds a run" in refusal(fedlora("simulate", run, "--out", "out"))
+    other = refusal(fedlora("simulate", run, "--set", "lora.rank=2", "--out", "out", "--resume"))
+    assert "lora.rank is 4, not 2" in other
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
+    run_file: RunFile, tmp_path: Path, fedlora: Command
+) -> None:
+    """The limit on a file's size stands in for a full disk: the adapter no longer fits, the small files do."""
+    run = run_file("federation.rounds=1")
+    script = (
+        "import resource, signal, sys; from fedlora.cli.main import main;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
+        f"sys.argv = ['fedlora', 'simulate', {str(run)!r}, '--out', 'out', '--workers', '1']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "cannot write" in refusal(done)
+    assert fedlora("simulate", "--resume", "--out", "out", "--workers", "1").returncode == 0
+
+
+def test_ctrl_c_says_how_to_go_on(run_file: RunFile, tmp_path: Path, fedlora: Command) -> None:
+    run = run_file("federation.rounds=500")
+    command = [sys.executable, "-m", "fedlora.cli", "simulate", str(run), "--out", "out", "--workers", "1"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out/rounds/0001/report.json").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "interrupted; go on with: fedlora simulate --resume --out out\n"
+    assert (tmp_path / "out/report.html").exists()
+
+
+def test_a_bug_shows_its_traceback(run_file: RunFile, tmp_path: Path) -> None:
+    script = (
+        "import sys; from fedlora.cli.main import main; from fedlora.server import rounds;"
+        "rounds.cohort = None;"
+        f"sys.argv = ['fedlora', 'simulate', {str(run_file())!r}, '--out', 'out', '--workers', '1']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "TypeError" in done.stderr

@@ -1,0 +1,38 @@
+"""One run, whatever carries it: the same adapter, bit for bit."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedlora.simulation import simulate
+
+RunFile = Callable[..., Path]
+
+
+def adapter_sha256(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def with_one_worker(run_file: RunFile, tmp_path: Path) -> str:
+    simulate(run_file(), out=tmp_path / "one", num_workers=1)
+    return adapter_sha256(tmp_path / "one")
+
+
+def test_any_number_of_workers_gives_the_same_adapter(run_file: RunFile, tmp_path: Path, with_one_worker: str) -> None:
+    simulate(run_file(), out=tmp_path / "three", num_workers=3)
+    assert adapter_sha256(tmp_path / "three") == with_one_worker
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+def test_flowers_engine_on_ray_gives_the_same_adapter(run_file: RunFile, tmp_path: Path, with_one_worker: str) -> None:
+    pytest.importorskip("ray")
+    simulate(run_file(), out=tmp_path / "ray", engine="ray", num_workers=2)
+    assert adapter_sha256(tmp_path / "ray") == with_one_worker
+
+
+def test_another_seed_gives_another_adapter(run_file: RunFile, tmp_path: Path, with_one_worker: str) -> None:
+    simulate(run_file("run.seed=1"), out=tmp_path / "seed", num_workers=2)
+    assert adapter_sha256(tmp_path / "seed") != with_one_worker

@@ -1,0 +1,136 @@
+"""What a run leaves is what it says: the adapter folder gives the logits that the last evaluation judged."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModel
+
+from fedlora.adapters import load_adapter
+from fedlora.common.run_file import load_run
+from fedlora.simulation import SimulationResult, simulate
+from fedlora.training.data import load_federated_data
+from fedlora.training.tasks import ImageClassification
+from fedlora.training.trained import load_trained
+
+RunFile = Callable[..., Path]
+
+
+@pytest.fixture
+def finished(run_file: RunFile, tmp_path: Path) -> SimulationResult:
+    return simulate(run_file(), out=tmp_path / "out", num_workers=2)
+
+
+def test_the_loaded_model_predicts_what_the_last_evaluation_did(finished: SimulationResult) -> None:
+    data = load_federated_data(load_run(finished.folder / "run.toml"))
+    judged = json.loads((finished.folder / "rounds" / "0002" / "predictions.json").read_text())
+    trained = load_trained(finished.folder)
+    predicted = trained.predict(list(data.test.inputs[:, :, :, 0]))
+    assert predicted == [data.labels[judged[str(place)]] for place in range(len(data.test))]
+    right = np.mean([label == data.labels[true] for label, true in zip(predicted, data.test.labels, strict=True)])
+    held_out = finished.reports[-1].held_out
+    assert held_out is not None
+    assert held_out.is_complete
+    assert right == pytest.approx(held_out.overall.metric)
+
+
+def test_the_plain_encoder_takes_the_lora_part(
+    finished: SimulationResult, tiny_vision_model: Path
+) -> None:
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    plain = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_vision_model), str(finished.folder / "adapter"))
+    features = plain.eval()(pixel_values=pixels).last_hidden_state
+    logits = load_trained(finished.folder).model(pixel_values=pixels)
+    head = load_adapter(finished.folder / "adapter").dense
+    pooled = torch.cat([features[:, 0], features[:, 1:].mean(1)], dim=-1)
+    weight, bias = head["classification_head.weight"], head["classification_head.bias"]
+    torch.testing.assert_close(pooled @ weight.T + bias, logits, atol=1e-5, rtol=1e-5)
+
+
+def test_every_round_is_one_documented_line(finished: SimulationResult) -> None:
+    lines = [json.loads(line) for line in (finished.folder / "rounds.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 1, 2]
+    last = lines[-1]
+    assert last["cohort"] == sorted(last["clients"])
+    assert last["refused"] == {}
+    assert last["bytes_up"] > 0
+    assert last["bytes_down"] > 0
+    assert set(last["seconds"]) == {"training", "aggregation", "evaluation", "storing"}
+    assert last["aggregation"]["method"] == "lora_fair"
+    assert last["aggregation"]["error_after"] <= last["aggregation"]["error_before"]
+    client = next(iter(last["clients"].values()))
+    assert client["before"]["num_examples"] == client["after"]["num_examples"] == 4
+    assert {"forward", "backward", "optimizer", "training", "validation"} <= set(client["seconds"])
+    assert last["adapter_sha256"]
+
+
+def test_a_run_starts_from_the_adapter_of_another(
+    finished: SimulationResult, run_file: RunFile, tmp_path: Path
+) -> None:
+    following = simulate(
+        run_file(f"federation.start_from={finished.folder / 'adapter'}", "federation.rounds=1"),
+        out=tmp_path / "following",
+        num_workers=1,
+    )
+    first, last = following.reports[0].held_out, finished.reports[-1].held_out
+    assert first is not None
+    assert last is not None
+    assert first.overall.metric == pytest.approx(last.overall.metric)
+    assert first.overall.loss == pytest.approx(last.overall.loss, rel=1e-5)
+
+
+def test_sampling_takes_a_part_of_the_clients_in_each_round(run_file: RunFile, tmp_path: Path) -> None:
+    run = run_file("federation.fraction=0.5", "partition.by=iid", "partition.num_clients=4", "aggregation.method=fedit")
+    result = simulate(run, out=tmp_path / "out", num_workers=2)
+    cohorts = [report.cohort for report in result.reports[1:]]
+    assert all(len(cohort) == 2 for cohort in cohorts)
+    aggregation = result.reports[-1].aggregation
+    assert aggregation is not None
+    assert aggregation.method == "fedit"
+    assert aggregation.correction == 0
+
+
+class SmallNetwork(nn.Module):
+    """A model of one's own: it must be importable where the workers run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(3 * 16 * 16, 32)
+        self.classifier = nn.Linear(32, 2)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(torch.relu(self.hidden(pixel_values.flatten(1))))
+        return logits
+
+
+def test_python_takes_a_model_and_data_sets_of_ones_own(run_file: RunFile, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+
+    def pictures(num: int) -> list[tuple[np.ndarray, str]]:
+        return [
+            (np.full((16, 16), 40 if index % 2 else 200, np.uint8) + random.integers(0, 30, (16, 16), dtype=np.uint8),
+             "dark" if index % 2 else "bright")
+            for index in range(num)
+        ]  # fmt: skip
+
+    torch.manual_seed(0)
+    result = simulate(
+        load_run(run_file("lora.target_modules=['hidden']", "federation.rounds=3")),
+        out=tmp_path / "own",
+        clients={"ward": pictures(24), "lab": pictures(24)},
+        test=pictures(20),
+        model=SmallNetwork(),
+        heads=("classifier",),
+        task=ImageClassification(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        num_workers=1,
+    )
+    held_out = result.reports[-1].held_out
+    assert held_out is not None
+    assert held_out.overall.metric > 0.9
+    assert set(result.adapter.layers) == {"hidden"}
+    assert set(result.adapter.dense) == {"classifier.weight", "classifier.bias"}

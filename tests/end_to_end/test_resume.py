@@ -1,0 +1,81 @@
+"""A run that is killed, wherever, goes on to the same adapter as one that is not."""
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedlora.simulation import simulate
+
+RunFile = Callable[..., Path]
+
+SCRIPT = Path(__file__).with_name("interrupted_run.py")
+TIMES = ("seconds",)
+
+
+@pytest.fixture
+def small_run(run_file: RunFile) -> Path:
+    return run_file("train.steps=2", "partition.by=iid", "partition.num_clients=2")
+
+
+@pytest.fixture
+def uninterrupted(small_run: Path, tmp_path: Path) -> Path:
+    return simulate(small_run, out=tmp_path / "uninterrupted", num_workers=1).folder
+
+
+def interrupted(run: Path, out: Path, *how: str) -> int:
+    command = [sys.executable, str(SCRIPT), str(run), str(out), *how]
+    return subprocess.run(command, capture_output=True, timeout=120, check=False).returncode
+
+
+def published(folder: Path) -> tuple[str, list[object]]:
+    """Return the adapter's sha256 and the reports without what a clock says."""
+    reports = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    return (
+        hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest(),
+        [without_times(report) for report in reports],
+    )
+
+
+def without_times(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
+    return value
+
+
+def test_a_run_killed_at_every_file_it_writes_gives_the_same_adapter(
+    small_run: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    out, journal = tmp_path / "killed", tmp_path / "journal"
+    num_deaths = 0
+    while (code := interrupted(small_run, out, "--before-rename", str(journal))) != 0:
+        assert code == -signal.SIGKILL
+        num_deaths += 1
+        assert num_deaths < 60
+    deaths = journal.read_text().splitlines()
+    assert len(deaths) == num_deaths
+    for expected in ("run.toml", "manifest.json", "plan.json", "safetensors", "report.json", "rounds.jsonl", "report.html"):
+        assert any(expected in death for death in deaths), expected
+    assert published(out) == published(uninterrupted)
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_a_run_killed_at_random_instants_gives_the_same_adapter(
+    small_run: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    out, draw = tmp_path / "killed", random.Random(0)
+    began = time.monotonic()
+    for _ in range(3):
+        if interrupted(small_run, out, "--after-seconds", str(draw.uniform(2, 8))) == 0:
+            break
+    assert time.monotonic() - began < 120
+    assert published(simulate(small_run, out=out, num_workers=2, resume=(out / "run.toml").is_file()).folder) == published(
+        uninterrupted
+    )
