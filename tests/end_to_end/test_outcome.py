@@ -39,9 +39,7 @@ def test_the_loaded_model_predicts_what_the_last_evaluation_did(finished: Simula
     assert right == pytest.approx(held_out.overall.metric)
 
 
-def test_the_plain_encoder_takes_the_lora_part(
-    finished: SimulationResult, tiny_vision_model: Path
-) -> None:
+def test_the_plain_encoder_takes_the_lora_part(finished: SimulationResult, tiny_vision_model: Path) -> None:
     pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     plain = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_vision_model), str(finished.folder / "adapter"))
     features = plain.eval()(pixel_values=pixels).last_hidden_state

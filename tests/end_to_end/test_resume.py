@@ -61,7 +61,15 @@ def test_a_run_killed_at_every_file_it_writes_gives_the_same_adapter(
         assert num_deaths < 60
     deaths = journal.read_text().splitlines()
     assert len(deaths) == num_deaths
-    for expected in ("run.toml", "manifest.json", "plan.json", "safetensors", "report.json", "rounds.jsonl", "report.html"):
+    for expected in (
+        "run.toml",
+        "manifest.json",
+        "plan.json",
+        "safetensors",
+        "report.json",
+        "rounds.jsonl",
+        "report.html",
+    ):
         assert any(expected in death for death in deaths), expected
     assert published(out) == published(uninterrupted)
     assert not list(out.rglob("*.tmp"))
@@ -76,6 +84,6 @@ def test_a_run_killed_at_random_instants_gives_the_same_adapter(
         if interrupted(small_run, out, "--after-seconds", str(draw.uniform(2, 8))) == 0:
             break
     assert time.monotonic() - began < 120
-    assert published(simulate(small_run, out=out, num_workers=2, resume=(out / "run.toml").is_file()).folder) == published(
-        uninterrupted
-    )
+    assert published(
+        simulate(small_run, out=out, num_workers=2, resume=(out / "run.toml").is_file()).folder
+    ) == published(uninterrupted)

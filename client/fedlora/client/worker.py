@@ -37,6 +37,8 @@ def serve(connection: Connection, make_app: Callable[[], ClientApp], environment
         message, context = requests.get()
         try:
             reply = app(message, context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"the ClientApp returned {type(reply).__name__}; expected a Message")
         except Exception as error:
             reply = Message(Error(APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
         connection.send((reply, context.state))

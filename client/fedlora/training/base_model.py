@@ -1,32 +1,22 @@
 """The base model of a run: a transformers checkpoint with a classification head, and its preprocessing."""
 
 import hashlib
-import inspect
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification, AutoTokenizer
 
-from fedlora.common.config import RunConfig, SequenceClassification
+from fedlora.common.config import ImageClassification, RunConfig, SequenceClassification
 from fedlora.common.errors import ModelError
-from fedlora.common.files import sha256_of
 from fedlora.training import tasks
-from fedlora.training.resources import resolve_path
+from fedlora.training.checkpoint import UNREADABLE, Checkpoint, find_checkpoint, one_line
+from fedlora.training.pooled_classifier import HEAD, PooledClassifier
 
-HEAD = "classification_head"
-_IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+_OWN_HEADS = ("classifier", "pre_classifier", "score")
+_POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,184 +38,168 @@ class BaseModel:
     fingerprint: str
 
 
-class PooledClassifier(nn.Module):
-    """An encoder with a linear head on its pooled features.
-
-    The encoder's parts are registered under their own names, so that an adapter's tensors have the
-    names they would have on the plain encoder, which therefore takes the LoRA part too.
-    """
-
-    def __init__(self, encoder: nn.Module, *, num_labels: int, pooling: str) -> None:
-        super().__init__()
-        self.config = encoder.config
-        for name, part in encoder.named_children():
-            self.add_module(name, part)
-        self.__dict__["_encoder"] = encoder
-        self._pooling = pooling
-        takes = inspect.signature(encoder.forward).parameters
-        self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
-        width = _feature_size(encoder.config) * (2 if pooling == "cls_mean" else 1)
-        self.add_module(HEAD, nn.Linear(width, num_labels))
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """Return logits (batch_size, num_labels) for the encoder's own inputs."""
-        options = self._options if "pixel_values" in inputs else {}
-        hidden = self.__dict__["_encoder"](**inputs, **options).last_hidden_state
-        head: nn.Module = getattr(self, HEAD)
-        logits: Tensor = head(self._pool(hidden, inputs))
-        return logits
-
-    def _pool(self, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return features (batch_size, width) of hidden states (batch_size, tokens, hidden_size) or a feature map."""
-        if hidden.ndim == 4:  # a convolutional encoder's (batch_size, channels, height, width)
-            return hidden.flatten(2).mean(-1)
-        if "attention_mask" in inputs:
-            mask = inputs["attention_mask"][:, :, None].to(hidden.dtype)
-            mean = (hidden * mask).sum(1) / mask.sum(1)
-        else:
-            mean = hidden[:, _num_prefix_tokens(hidden, inputs["pixel_values"], self.config) :].mean(1)
-        if self._pooling == "mean":
-            return mean
-        return hidden[:, 0] if self._pooling == "cls" else torch.cat([hidden[:, 0], mean], dim=-1)
-
-
 def load_base_model(config: RunConfig, labels: tuple[str, ...]) -> BaseModel:
     """Return the run's base model; what the checkpoint lacks is drawn from torch's global generator.
 
     Raises:
-        ModelError: it is missing, unreadable, of the wrong kind, or its head has other labels.
+        ModelError: it is missing, unreadable, of the wrong kind, or does not take the run's pictures or texts.
     """
-    # A worker has no terminal of its own; its errors are answers.
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    source = resolve_path(config.model.name, error=ModelError)
-    if isinstance(source, Path) and not (source / "config.json").is_file():
-        raise ModelError(f"model.name: {source} holds no config.json; expected a folder that save_pretrained wrote")
-    options: dict[str, Any] = {} if isinstance(source, Path) else {"revision": config.model.revision}
-    name = str(source)
+    checkpoint = find_checkpoint(config.model)
+    _require_kind(checkpoint, config)
+    is_text, has_own_head = isinstance(config.task, SequenceClassification), config.model.head == "auto"
+    heads: tuple[str, ...] = (HEAD,)
     try:
-        settings = AutoConfig.from_pretrained(name, **options)
-        task = _task(config, name, settings, options)
-        if config.model.head == "auto":
-            module, heads = _with_own_head(config, name, labels, options)
+        task, example, pad_token_id = _task(checkpoint, config)
+        if has_own_head:
+            module, heads = _with_own_head(checkpoint, labels, pad_token_id=pad_token_id)
         else:
-            module, heads = _with_linear_head(config, name, labels, options)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"model.name: cannot load {config.model.name}: {reason[:300]}") from error
-    peft_task_type = (
-        "SEQ_CLS" if config.model.head == "auto" and config.task.kind == "sequence_classification" else None
-    )
-    return BaseModel(module, heads, task, peft_task_type, _fingerprint(source, settings))
+            module = _encoder(checkpoint, is_text=is_text)
+    except UNREADABLE as error:
+        raise ModelError(f"model.name: cannot load {checkpoint.name}: {one_line(error)}") from error
+    try:
+        if has_own_head:
+            with torch.no_grad():
+                module.eval()(**example)
+        else:
+            module = PooledClassifier(module, example, num_labels=len(labels), pooling=config.model.pooling)
+    except UNREADABLE as error:
+        raise ModelError(f"{_what_it_refuses(checkpoint, config)} ({one_line(error)})") from error
+    _require_room(module, config)
+    peft_task_type = "SEQ_CLS" if is_text and has_own_head else None
+    return BaseModel(module, heads, task, peft_task_type, checkpoint.fingerprint())
 
 
 def fingerprint_of(module: nn.Module) -> str:
     """Return the sha256 over a model's weights, for one that no file or hub names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"
 
 
-def _with_linear_head(
-    config: RunConfig, name: str, labels: tuple[str, ...], options: Mapping[str, Any]
-) -> tuple[nn.Module, tuple[str, ...]]:
-    model = AutoModel.from_pretrained(name, dtype=torch.float32, **options)
-    is_image = config.task.kind == "image_classification"
-    encoder: nn.Module = getattr(model, "vision_model", model) if is_image else model
-    if getattr(encoder.config, "is_encoder_decoder", False):
+def _encoder(checkpoint: Checkpoint, *, is_text: bool) -> nn.Module:
+    """Return the encoder of pictures or texts, which may be one part of the checkpoint."""
+    model, loading = AutoModel.from_pretrained(
+        str(checkpoint.source), dtype=torch.float32, output_loading_info=True, **checkpoint.options
+    )
+    encoder: nn.Module = getattr(model, "text_model" if is_text else "vision_model", model)
+    saved_as = getattr(encoder.config, "architectures", None) or ()
+    if getattr(encoder.config, "is_encoder_decoder", False) or any(name.endswith("EncoderModel") for name in saved_as):
         encoder = model.get_encoder()
-    pooling = config.model.pooling
-    if pooling == "auto":
-        pooling = "cls_mean" if is_image and _has_class_token(encoder) else "mean"
-    elif is_image and "cls" in pooling and not _has_class_token(encoder):
-        raise ModelError(f"model.pooling is {pooling!r}, but {config.model.name} has no class token; use mean or auto")
-    return PooledClassifier(encoder, num_labels=len(labels), pooling=pooling), (HEAD,)
+    if hasattr(encoder.config, "mask_ratio"):
+        encoder.config.mask_ratio = 0.0  # a masked autoencoder would go on hiding most of each picture
+    own = {id(parameter) for parameter in encoder.parameters()}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in own]
+    _require_weights(checkpoint, names, loading["missing_keys"])
+    return encoder
 
 
 def _with_own_head(
-    config: RunConfig, name: str, labels: tuple[str, ...], options: Mapping[str, Any]
+    checkpoint: Checkpoint, labels: tuple[str, ...], *, pad_token_id: int | None
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    is_image = config.task.kind == "image_classification"
-    family = AutoModelForImageClassification if is_image else AutoModelForSequenceClassification
+    """Return the checkpoint's classification class, and the modules in it that start untrained.
+
+    `pad_token_id` is None for pictures.
+    """
+    family = AutoModelForImageClassification if pad_token_id is None else AutoModelForSequenceClassification
+    if type(checkpoint.settings) not in family._model_mapping:
+        raise ModelError(
+            f'model.head: transformers has no classification class for {checkpoint.name}; use head = "linear"'
+        )
     model, loading = family.from_pretrained(
-        name,
+        str(checkpoint.source),
         dtype=torch.float32,
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
         ignore_mismatched_sizes=True,
         output_loading_info=True,
-        **options,
+        **checkpoint.options,
     )
-    fresh = [
-        *loading["missing_keys"],
-        *(key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"]),
-    ]
-    heads = {key.rpartition(".")[0] for key in fresh}
-    heads |= {child for child, _ in model.named_children() if child in ("classifier", "score")}
-    outermost = {head for head in heads if not any(head.startswith(f"{other}.") for other in heads)}
-    if getattr(model.config, "pad_token_id", None) is None and not is_image:
-        model.config.pad_token_id = model.config.eos_token_id
-    return model, tuple(sorted(outermost))
+    if pad_token_id is not None:
+        # By it a decoder finds the last token of a text, so it has to be what the task pads with.
+        model.config.pad_token_id = pad_token_id
+    mismatched = [key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"]]
+    fresh = {*loading["missing_keys"], *mismatched}
+    names = [name for name, _ in model.named_parameters()]
+    _require_weights(checkpoint, names, fresh)
+    heads = {child for child, _ in model.named_children() if child in _OWN_HEADS}
+    for key in sorted(fresh):
+        path = key.rpartition(".")[0]
+        if path and all(name in fresh for name in names if name.startswith(f"{path}.")):
+            heads.add(path)
+        elif key in mismatched:
+            raise ModelError(f"model.name: {checkpoint.name} has {key} of another size than its config.json says")
+    return model, tuple(sorted(head for head in heads if not any(head.startswith(f"{other}.") for other in heads)))
 
 
-def _task(config: RunConfig, name: str, settings: Any, options: Mapping[str, Any]) -> tasks.Task[Any]:
-    is_vision = (
-        hasattr(settings, "image_size") or hasattr(settings, "num_channels") or hasattr(settings, "vision_config")
-    )
-    if isinstance(config.task, SequenceClassification):
-        if is_vision and not hasattr(settings, "text_config"):
-            raise ModelError(
-                f"model.name: {config.model.name} is a vision encoder; {config.task.kind} needs a text encoder"
-            )
-        return _text_task(config.task, name, options)
-    if not is_vision:
-        raise ModelError(f"model.name: {config.model.name} is no vision encoder; {config.task.kind} needs one")
-    normal: Mapping[str, Any] = _IMAGENET
-    preprocessing = Path(name) / "preprocessor_config.json"
-    if preprocessing.is_file():
-        normal = {**_IMAGENET, **json.loads(preprocessing.read_text())}
-    elif not Path(name).is_dir():
-        from transformers import AutoImageProcessor
-
-        processor = AutoImageProcessor.from_pretrained(name, **options)  # type: ignore[no-untyped-call]
-        normal = {key: getattr(processor, key, None) or value for key, value in _IMAGENET.items()}
-    return tasks.ImageClassification(mean=tuple(normal["image_mean"]), std=tuple(normal["image_std"]))
-
-
-def _text_task(section: SequenceClassification, name: str, options: Mapping[str, Any]) -> tasks.Task[Any]:
-    tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+def _task(checkpoint: Checkpoint, config: RunConfig) -> tuple[tasks.Task[Any], dict[str, Tensor], int | None]:
+    """Return the run's task, the model's inputs for one example, and what texts are padded with."""
+    if not isinstance(config.task, SequenceClassification):
+        mean, std = checkpoint.normalisation()
+        size = config.task.image_size
+        return tasks.ImageClassification(mean=mean, std=std), {"pixel_values": torch.zeros(1, 3, size, size)}, None
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.source), **checkpoint.options)
+    max_length = config.task.max_length
 
     def tokenize(texts: list[str]) -> list[list[int]]:
-        token_ids: list[list[int]] = tokenizer(texts, truncation=True, max_length=section.max_length)["input_ids"]
+        token_ids: list[list[int]] = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
         return token_ids
 
-    return tasks.SequenceClassification(tokenize=tokenize, pad_token_id=pad_token_id or 0)
+    pad_token_id = _pad_token_id(tokenizer, checkpoint.settings)
+    input_ids = torch.tensor(tokenize(["an example"]))
+    example = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    return tasks.SequenceClassification(tokenize=tokenize, pad_token_id=pad_token_id), example, pad_token_id
 
 
-def _has_class_token(encoder: nn.Module) -> bool:
-    return any(name.endswith(("cls_token", "class_embedding")) for name, _ in encoder.named_parameters())
+def _pad_token_id(tokenizer: Any, settings: Any) -> int:
+    """Return the id to pad texts with; it is masked out, so that any will do where there is none of its own."""
+    for holder, name in (
+        (tokenizer, "pad_token_id"),
+        (settings, "pad_token_id"),
+        (tokenizer, "eos_token_id"),
+    ):
+        if isinstance(found := getattr(holder, name, None), int) and found >= 0:
+            return found
+    return 0
 
 
-def _num_prefix_tokens(hidden: Tensor, pixel_values: Tensor, settings: Any) -> int:
-    """Return how many tokens (class, registers, distillation) stand before the patches; 0 where patches are merged."""
-    patch = getattr(settings, "patch_size", None)
-    if not isinstance(patch, int):
-        return 0
-    num_patches = (pixel_values.shape[-2] // patch) * (pixel_values.shape[-1] // patch)
-    return max(0, hidden.shape[1] - num_patches)
+def _require_kind(checkpoint: Checkpoint, config: RunConfig) -> None:
+    settings, kind = checkpoint.settings, config.task.kind
+    is_vision = any(hasattr(settings, name) for name in ("image_size", "num_channels", "vision_config"))
+    if kind == "sequence_classification" and is_vision and not hasattr(settings, "text_config"):
+        raise ModelError(f"model.name: {checkpoint.name} is a vision encoder; {kind} needs a text encoder")
+    if kind == "image_classification" and not is_vision:
+        raise ModelError(f"model.name: {checkpoint.name} is no vision encoder; {kind} needs one")
 
 
-def _feature_size(settings: Any) -> int:
-    size = getattr(settings, "hidden_size", None)
-    return int(size if size is not None else settings.hidden_sizes[-1])
+def _require_weights(checkpoint: Checkpoint, names: list[str], missing: Iterable[str]) -> None:
+    """Refuse weight files of another model, from which transformers takes nothing without a word."""
+    absent = sorted(set(names) & set(missing))
+    if 2 * len(absent) > len(names):
+        raise ModelError(
+            f"model.name: {checkpoint.name} holds weights of another model than its config.json says: "
+            f"{len(absent)} of {len(names)} tensors are missing, such as {absent[0]}"
+        )
 
 
-def _fingerprint(source: Path | str, settings: Any) -> str:
-    if isinstance(source, str):
-        return f"{source}@{getattr(settings, '_commit_hash', None)}"
-    weights = sorted(path for path in source.iterdir() if path.suffix in (".safetensors", ".bin", ".gguf"))
-    return f"sha256:{sha256_of([source / 'config.json', *weights])}"
+def _require_room(module: nn.Module, config: RunConfig) -> None:
+    """Refuse texts that are longer than the model's table of positions."""
+    if not isinstance(config.task, SequenceClassification):
+        return
+    for path, table in module.named_modules():
+        if isinstance(table, nn.Embedding) and path.rpartition(".")[2] in _POSITION_TABLES:
+            unused = getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
+            if config.task.max_length > (most := table.num_embeddings - unused):
+                raise ModelError(
+                    f"task.max_length is {config.task.max_length}; {config.model.name} takes at most {most} tokens"
+                )
+
+
+def _what_it_refuses(checkpoint: Checkpoint, config: RunConfig) -> str:
+    if not isinstance(config.task, ImageClassification):
+        return f"model.name: {checkpoint.name} does not work on plain texts"
+    size, own = config.task.image_size, getattr(checkpoint.settings, "image_size", None)
+    hint = f"; its own are of {own}" if isinstance(own, int) and own != size else ""
+    return f"task.image_size: {checkpoint.name} does not take pictures of {size} x {size} pixels{hint}"

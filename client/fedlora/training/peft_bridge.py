@@ -4,7 +4,12 @@
 copying into parameters that were looked up once takes 0.05 ms.
 """
 
-from collections.abc import Mapping
+import contextlib
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -34,20 +39,23 @@ class ResidentModel:
     def __init__(self, peft_model: PeftModel, *, base_model_name: str) -> None:
         self.peft_model = peft_model
         self._named = {
-            name.replace(".default", "").replace(".modules_to_save", ""): parameter
-            for name, parameter in peft_model.named_parameters()
-            if parameter.requires_grad
+            _saved_name(name): parameter for name, parameter in peft_model.named_parameters() if parameter.requires_grad
         }
         self.parameters = list(self._named.values())
         self._config = _saved_config(peft_model, base_model_name)
         # Frozen running statistics would otherwise drift from client to client through the resident model.
-        self._norms = [module for module in peft_model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        self._norms = [module for module in peft_model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+        self._scaling = {path: layer.scaling for path, layer in self.read().layers.items()}
 
     def set_training(self, is_training: bool) -> None:
         """Switch dropout on or off; batch statistics stay those of the checkpoint."""
         self.peft_model.train(is_training)
         for norm in self._norms:
             norm.eval()
+
+    def is_finite(self) -> bool:
+        """Return whether every number in the adapter is."""
+        return bool(torch.stack([parameter.detach().isfinite().all() for parameter in self.parameters]).all())
 
     def read(self) -> Adapter:
         """Return a copy of the adapter in the model, on the CPU in float32."""
@@ -61,10 +69,16 @@ class ResidentModel:
         """Copy `adapter` into the model.
 
         Raises:
-            AdapterError: a layer or tensor is missing, or one has another shape; the model is unchanged.
+            AdapterError: a layer or tensor is missing, or one has another shape or scaling; the model is unchanged.
         """
         given = to_state_dict(adapter)
         self._check(given)
+        for path, layer in adapter.layers.items():
+            if not math.isclose(layer.scaling, self._scaling[path]):
+                raise AdapterError(
+                    f"the adapter's {path} acts with {layer.scaling:g} B A (alpha / rank); "
+                    f"the run's with {self._scaling[path]:g} B A"
+                )
         for name, parameter in self._named.items():
             parameter.copy_(given[name])
 
@@ -94,9 +108,11 @@ def add_lora(
         name: the base model's name, for the adapter's configuration and for errors.
 
     Raises:
-        ModelError: target modules match nothing, or the rank is larger than a layer allows.
+        ModelError: target modules or heads match nothing or too much, or the rank is larger than a layer allows.
     """
+    _require_heads(module, heads, name)
     targets = _targets(module, settings, heads, name)
+    matched = [layer for path, layer in module.named_modules() if _is_match(path, targets)]
     peft_config = LoraConfig(
         r=settings.rank,
         lora_alpha=cast(int, settings.alpha),
@@ -104,36 +120,65 @@ def add_lora(
         target_modules=list(targets),
         modules_to_save=list(heads) or None,
         task_type=cast(Any, task_type),
+        fan_in_fan_out=all(_is_transposed(layer) for layer in matched),
     )
-    peft_model = get_peft_model(cast(Any, module), peft_config)
+    with _without_peft_warnings():
+        peft_model = get_peft_model(cast(Any, module), peft_config)
     if not isinstance(peft_model, PeftModel):
         raise TypeError(f"PEFT returned {type(peft_model).__name__}; a mixed model is not supported")
     return ResidentModel(peft_model, base_model_name=name)
+
+
+def with_saved_adapter(module: nn.Module, folder: Path) -> PeftModel:
+    """Return `module` with the adapter in a PEFT folder, heads included, in evaluation mode.
+
+    Raises:
+        AdapterError: the adapter is of another model.
+    """
+    with _without_peft_warnings():
+        try:
+            model = PeftModel.from_pretrained(cast(Any, module), str(folder))
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise AdapterError(f"{folder}: does not fit the base model ({reason})") from error
+    return model.eval()
+
+
+def _require_heads(module: nn.Module, heads: tuple[str, ...], name: str) -> None:
+    paths = [path for path, _ in module.named_modules()]
+    for head in heads:
+        if head not in paths:
+            parts = ", ".join(child for child, _ in module.named_children())
+            raise ModelError(f"heads: {head!r} is no module of {name}; its outermost ones are {parts}")
+        # PEFT goes by how a path ends, and would train these whole too.
+        if also := [path for path in paths if path.endswith(head) and path not in heads]:
+            raise ModelError(f"heads: {head!r} of {name} is also how {also[0]} ends; rename one of them")
 
 
 def _targets(module: nn.Module, settings: LoraSection, heads: tuple[str, ...], name: str) -> tuple[str, ...]:
     layers = {
         path: layer
         for path, layer in module.named_modules()
-        if (isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D")
-        and not any(path == head or path.startswith(f"{head}.") for head in heads)
+        if path and not any(path == head or path.startswith(f"{head}.") for head in heads)
     }
-    leaves = sorted({path.rpartition(".")[2] for path in layers} - {""})
+    linear = {path: layer for path, layer in layers.items() if isinstance(layer, nn.Linear) or _is_transposed(layer)}
+    leaves = sorted({path.rpartition(".")[2] for path in linear})
+    has = f"it has {', '.join(leaves)}" if leaves else "it has no linear layers outside its head, and LoRA needs some"
     targets = settings.target_modules
     if targets == "auto":
         found = next((family for family in _QUERY_VALUE if set(family) <= set(leaves)), None)
         if found is None:
             raise ModelError(
-                f'lora.target_modules: "auto" finds no query and value projections in {name}; '
-                f"name some of its linear layers: {', '.join(leaves)}"
+                f'lora.target_modules: "auto" finds no query and value projections in {name}; name linear layers: {has}'
             )
         targets = found
     for target in targets:
-        matched = [path for path in layers if path == target or path.endswith(f".{target}")]
+        matched = [path for path in layers if _is_match(path, (target,))]
+        if other := [path for path in matched if path not in linear]:
+            kind = type(layers[other[0]]).__name__
+            raise ModelError(f"lora.target_modules: {target!r} matches {other[0]}, a {kind}, not a linear layer; {has}")
         if not matched:
-            raise ModelError(
-                f"lora.target_modules: {target!r} matches no linear layer of {name}; it has {', '.join(leaves)}"
-            )
+            raise ModelError(f"lora.target_modules: {target!r} matches no linear layer of {name}; {has}")
         smallest = min(min(cast(Tensor, layers[path].weight).shape) for path in matched)
         if settings.rank > smallest:
             raise ModelError(
@@ -142,7 +187,30 @@ def _targets(module: nn.Module, settings: LoraSection, heads: tuple[str, ...], n
     return targets
 
 
+def _is_match(path: str, targets: tuple[str, ...]) -> bool:
+    return any(path == target or path.endswith(f".{target}") for target in targets)
+
+
+def _is_transposed(layer: nn.Module) -> bool:
+    """Return whether `layer` is GPT-2's kind of linear layer, whose weight is (in_features, out_features)."""
+    return type(layer).__name__ == "Conv1D"
+
+
+def _saved_name(name: str) -> str:
+    """Return a live parameter's name as PEFT saves it."""
+    name = re.sub(r"\.(lora_[AB])\.default\.", r".\1.", name)
+    return name.replace(".modules_to_save.default.", ".")
+
+
 def _saved_config(peft_model: PeftModel, base_model_name: str) -> dict[str, object]:
     """Return adapter_config.json as PEFT saves it, but with the run's own name for the base model."""
     config = plain_config(peft_model.peft_config["default"].to_dict())
     return config | {"inference_mode": True, "base_model_name_or_path": base_model_name, "auto_mapping": None}
+
+
+@contextlib.contextmanager
+def _without_peft_warnings() -> Iterator[None]:
+    """Keep from the terminal what PEFT asks of transformers by a name that transformers has since changed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedlora.common.config import TrainSection
+from fedlora.common.errors import ConfigError
 from fedlora.training.peft_bridge import ResidentModel
 from fedlora.training.schedule import learning_rate_factor
 from fedlora.training.tasks import Prepared, Task
@@ -23,8 +24,8 @@ class TrainingResult:
     Attributes:
         num_steps: optimiser steps done.
         loss: their mean loss.
-        is_finite: whether every step's loss was.
-        seconds: forward (with collating the batch apart), backward, optimizer, training (the whole loop).
+        is_finite: whether every step's loss was, and the adapter after the last step is.
+        seconds: forward, backward, optimizer, training (the whole loop, with putting batches together).
             On a GPU the three parts only say how long launching the work took.
     """
 
@@ -59,7 +60,7 @@ class LocalTrainer(Generic[P]):
     def num_steps(self, num_examples: int) -> int:
         """Return a round's optimiser steps for a client with `num_examples`."""
         if self.settings.epochs is not None:
-            return max(1, round(self.settings.epochs * num_examples / self.settings.batch_size))
+            return max(1, round(self.settings.epochs * num_examples / min(self.settings.batch_size, num_examples)))
         return cast(int, self.settings.steps)
 
     def train(
@@ -75,6 +76,8 @@ class LocalTrainer(Generic[P]):
         """
         settings, model, num_steps = self.settings, self.model.peft_model, self.num_steps(len(prepared))
         optimizer = self._optimizer()
+        # A step that an error cut off, such as one for want of memory, leaves its gradients behind.
+        optimizer.zero_grad(set_to_none=True)
         batches = _batch_indices(len(prepared), settings.batch_size, np.random.default_rng(batch_seed))
         torch.manual_seed(dropout_seed)
         self.model.set_training(True)
@@ -82,11 +85,9 @@ class LocalTrainer(Generic[P]):
         forward = backward = stepping = 0.0
         began = time.perf_counter()
         for step in range(num_steps):
-            share = progress[0] + (progress[1] - progress[0]) * (step + 1) / num_steps
-            factor = learning_rate_factor(share, schedule=settings.schedule, warmup=settings.warmup)
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * factor
-            batch = self.task.collate(prepared, next(batches)).to(self.device)
+                group["lr"] = self._learning_rate(progress, share=(step + 0.5) / num_steps)
+            batch = self.task.collate(prepared, next(batches), device=self.device)
 
             start = time.perf_counter()
             with self._precision():
@@ -104,25 +105,19 @@ class LocalTrainer(Generic[P]):
             backward += after_backward - after_forward
             stepping += time.perf_counter() - after_backward
         stacked = torch.stack(losses).cpu()
-        return TrainingResult(
-            num_steps,
-            float(stacked.mean()),
-            bool(torch.isfinite(stacked).all()),
-            {
-                "forward": forward,
-                "backward": backward,
-                "optimizer": stepping,
-                "training": time.perf_counter() - began,
-            },
-        )
+        is_finite = bool(torch.isfinite(stacked).all()) and self.model.is_finite()
+        seconds = {"forward": forward, "backward": backward, "optimizer": stepping}
+        seconds["training"] = time.perf_counter() - began
+        return TrainingResult(num_steps, float(stacked.mean()), is_finite, seconds)
 
-    @torch.inference_mode()
+    # Not inference_mode: a model may keep what it computed here, such as tables of positions, for its next training.
+    @torch.no_grad()
     def evaluate(self, prepared: P, indices: np.ndarray, *, batch_size: int) -> Evaluation:
         """Return how the model's adapter does on the examples at `indices`, in their order."""
         self.model.set_training(False)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for start in range(0, len(indices), batch_size):
-            batch = self.task.collate(prepared, indices[start : start + batch_size]).to(self.device)
+            batch = self.task.collate(prepared, indices[start : start + batch_size], device=self.device)
             with self._precision():
                 output = logits_of(self.model.peft_model(**batch.inputs))
             parts.append(self.task.judge(output, batch))
@@ -130,6 +125,12 @@ class LocalTrainer(Generic[P]):
             return Evaluation(np.empty(0), np.empty(0), np.empty(0, dtype=np.int64))
         losses, metrics, predictions = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
         return Evaluation(losses.double().numpy(), metrics.double().numpy(), predictions.numpy())
+
+    def _learning_rate(self, progress: tuple[float, float], *, share: float) -> float:
+        """Return the rate at a share of the round; at the middle of a step it is never zero, so no step is lost."""
+        overall = progress[0] + (progress[1] - progress[0]) * share
+        factor = learning_rate_factor(overall, schedule=self.settings.schedule, warmup=self.settings.warmup)
+        return self.settings.learning_rate * factor
 
     def _optimizer(self) -> torch.optim.Optimizer:
         settings = self.settings
@@ -151,12 +152,17 @@ class LocalTrainer(Generic[P]):
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" is CUDA where there is one, else Apple's GPU, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """Return the device called `name`; "auto" is CUDA where there is one, else Apple's GPU, else the CPU.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, is_here in has.items() if is_here))
+    if not has[name]:
+        raise ConfigError(f"train.device is {name!r}, but torch finds none here; use auto or cpu")
+    return torch.device(name)
 
 
 def _uses_bfloat16(precision: str, device: torch.device) -> bool:
@@ -171,7 +177,11 @@ def logits_of(output: object) -> Tensor:
 
 
 def _batch_indices(num_examples: int, batch_size: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield batches for ever: shuffled passes over the examples, cut without regard to where a pass ends."""
+    """Yield batches for ever: shuffled passes over the examples, cut without regard to where a pass ends.
+
+    Where there are fewer examples than a batch takes, each batch is all of them, once.
+    """
+    batch_size = min(batch_size, num_examples)
     pending = np.empty(0, dtype=np.int64)
     while True:
         while len(pending) < batch_size:

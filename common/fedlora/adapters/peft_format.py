@@ -25,6 +25,10 @@ CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _METADATA_KEY = "adapter_config"
+_MAX_HEADER_BYTES = 10_000_000
+
+# The part of a configuration that `scaling_of` reads.
+SCALING_KEYS = ("lora_alpha", "alpha_pattern", "use_rslora")
 
 
 class HasToDict(Protocol):
@@ -55,16 +59,30 @@ def load_adapter(
 
 
 def save_adapter(adapter: Adapter, folder: str | Path) -> None:
-    """Write `adapter` as a PEFT folder: the configuration first, then the tensors, each file whole or absent."""
+    """Write `adapter` as a PEFT folder: the configuration first, then the tensors, each file whole or absent.
+
+    Raises:
+        StoreError: the folder cannot be written.
+        ValueError: the configuration is not that of a LoRA adapter, or gives a layer another scaling than it has.
+    """
     folder = Path(folder)
-    write_file(folder / CONFIG_FILE, json.dumps(dict(adapter.config), indent=2, sort_keys=True) + "\n")
+    if adapter.config.get("peft_type") != "LORA":
+        raise ValueError("the adapter's config has no peft_type 'LORA'; give it the content of a LoraConfig")
+    _check_scaling(adapter)
+    write_file(folder / CONFIG_FILE, json.dumps(dict(adapter.config), indent=2) + "\n")
     write_file(folder / TENSOR_FILE, write_tensors(to_state_dict(adapter), metadata={"format": "pt"}))
 
 
 def pack(adapter: Adapter) -> bytes:
-    """Return the adapter as safetensors bytes with its configuration in the header."""
-    text = json.dumps(dict(adapter.config), sort_keys=True)
-    return write_tensors(to_state_dict(adapter), metadata={"format": "pt", _METADATA_KEY: text})
+    """Return the adapter as safetensors bytes with its configuration in the header.
+
+    Raises:
+        ValueError: the configuration gives a layer another scaling than it has.
+    """
+    _check_scaling(adapter)
+    text = json.dumps(dict(adapter.config))  # In its own order, on which the alpha of a layer may depend.
+    # One entry and no more: safetensors writes several in an order that differs from call to call.
+    return write_tensors(to_state_dict(adapter), metadata={_METADATA_KEY: text})
 
 
 def unpack(raw: bytes) -> Adapter:
@@ -73,14 +91,31 @@ def unpack(raw: bytes) -> Adapter:
     Raises:
         AdapterError: the bytes are not safetensors, are cut short, or their tensors do not fit together.
     """
+    config = packed_config(raw)
     try:
         tensors = read_tensors(raw)
-        header_size = int.from_bytes(raw[:8], "little")
-        metadata = json.loads(raw[8 : 8 + header_size]).get("__metadata__", {})
-        config = json.loads(metadata.get(_METADATA_KEY, "{}"))
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, KeyError) as error:
         raise AdapterError(f"{len(raw):,} bytes that are not a safetensors file ({error})") from error
     return from_state_dict(tensors, config, origin="packed adapter")
+
+
+def packed_config(raw: bytes) -> dict[str, object]:
+    """Return the configuration in the bytes that `pack` wrote; nothing but their header is read.
+
+    Raises:
+        AdapterError: there is no such header.
+    """
+    header_size = int.from_bytes(raw[:8], "little")
+    try:
+        if header_size > _MAX_HEADER_BYTES:
+            raise ValueError(f"it would take {header_size:,} bytes")
+        header = json.loads(raw[8 : 8 + header_size])
+        config = json.loads(header["__metadata__"][_METADATA_KEY])
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        raise AdapterError(
+            f"{len(raw):,} bytes without the header of a packed adapter ({type(error).__name__}: {error})"
+        ) from error
+    return _object(config, origin="packed adapter")
 
 
 def to_state_dict(adapter: Adapter) -> dict[str, Tensor]:
@@ -119,24 +154,41 @@ def _pair(path: str, found: Mapping[str, Tensor], config: Mapping[str, object], 
     if missing:
         raise AdapterError(f"{origin}: {path} has no lora_{missing.pop()}; a LoRA layer needs both A and B")
     A, B = found["A"], found["B"]
-    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
+    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or A.shape[0] == 0:
         raise AdapterError(
             f"{origin}: {path} has A {tuple(A.shape)}, B {tuple(B.shape)}; "
             "expected A (rank, in_features), B (out_features, rank)"
         )
-    return LoraLayer(A, B, scaling_of(path, A.shape[0], config))
+    try:
+        scaling = scaling_of(path, A.shape[0], config)
+    except (TypeError, AttributeError, re.error) as error:
+        settings = {key: config.get(key) for key in SCALING_KEYS}
+        raise AdapterError(f"{origin}: {path} has no scaling from {settings} ({error})") from error
+    return LoraLayer(A, B, scaling)
 
 
 def scaling_of(path: str, rank: int, config: Mapping[str, object]) -> float:
     """Return the factor on B @ A of one layer: alpha / rank, or alpha / sqrt(rank) under rsLoRA.
 
-    As in PEFT, a key of `alpha_pattern` is a regular expression for the end of the layer's path.
+    As in PEFT, a key of `alpha_pattern` is a regular expression for the end of the layer's path, and the first that
+    matches counts.
     """
     alpha = cast(float, config.get("lora_alpha", rank))
     for pattern, special in cast(dict[str, float], config.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", path):
             alpha = special
+            break
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _check_scaling(adapter: Adapter) -> None:
+    for path, layer in adapter.layers.items():
+        expected = scaling_of(path, layer.rank, adapter.config)
+        if not math.isclose(layer.scaling, expected):
+            raise ValueError(
+                f"{path} scales by {layer.scaling:g}, by the adapter's config it would by {expected:g}; "
+                "change lora_alpha, alpha_pattern or use_rslora there"
+            )
 
 
 def _load_folder(folder: Path) -> Adapter:
@@ -145,8 +197,8 @@ def _load_folder(folder: Path) -> Adapter:
         if not path.is_file():
             raise AdapterError(f"{path}: no such file; a PEFT folder holds {CONFIG_FILE} and {TENSOR_FILE}")
     try:
-        config = json.loads(config_path.read_text())
-    except ValueError as error:
+        config = _object(json.loads(config_path.read_text(encoding="utf-8")), origin=str(config_path))
+    except (ValueError, RecursionError) as error:
         raise AdapterError(f"{config_path}: not JSON ({error})") from error
     if config.get("peft_type") != "LORA":
         raise AdapterError(f"{config_path}: peft_type is {config.get('peft_type')!r}; expected 'LORA'")
@@ -156,6 +208,12 @@ def _load_folder(folder: Path) -> Adapter:
     except SafetensorError as error:
         raise AdapterError(f"{tensor_path}: not a safetensors file ({error})") from error
     return from_state_dict(tensors, config, origin=str(tensor_path))
+
+
+def _object(content: object, *, origin: str) -> dict[str, object]:
+    if not isinstance(content, dict):
+        raise AdapterError(f"{origin}: the configuration is {type(content).__name__}; expected a JSON object")
+    return content
 
 
 def plain_config(config: Mapping[str, object]) -> dict[str, object]:

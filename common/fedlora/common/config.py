@@ -5,7 +5,7 @@ Every field has a default and a one-line description; `run_file` reads, checks a
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 EMBEDDED_ENCODER = "package:fedlora.embedded/dinov2-small"
 EMBEDDED_DIGITS = "package:fedlora.embedded/digits5.npz"
@@ -24,8 +24,17 @@ class Section(BaseModel):
 
 
 class RunSection(Section):
-    name: str = Field("digits", min_length=1, description="the run's name; also the default folder: runs/NAME")
+    name: str = Field(
+        "digits", min_length=1, max_length=60, description="the run's name; also the default folder: runs/NAME"
+    )
     seed: int = Field(0, ge=0, description="every random draw of the run comes from it")
+
+    @field_validator("name")
+    @classmethod
+    def _is_the_name_of_a_folder(cls, name: str) -> str:
+        if name.startswith(".") or not name.isprintable() or "/" in name or "\\" in name:
+            raise ValueError(f"is {name!r}; expected the name of a folder: no slash, no leading dot")
+        return name
 
 
 class ModelSection(Section):

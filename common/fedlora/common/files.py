@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from fedlora.common.errors import StoreError
@@ -27,7 +28,8 @@ def write_file(path: Path, content: bytes | str) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         reason = error.strerror or type(error).__name__
         raise StoreError(
             f"cannot write {path} ({len(raw):,} bytes): {reason}; free some space or choose another folder with --out"

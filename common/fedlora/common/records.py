@@ -48,7 +48,7 @@ def from_record(content: RecordDict, expected: type[Message]) -> Message:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RunError(f"a peer sent an unreadable {kind}: {where}: {first['msg']}") from error
-    if _ADAPTER not in content.array_records:
+    if _ADAPTER not in content.array_records or not hasattr(message, _ADAPTER):
         return message
     return dataclasses.replace(message, adapter=_packed(content))  # type: ignore[type-var]
 

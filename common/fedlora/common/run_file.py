@@ -1,7 +1,6 @@
 """The run file: TOML in, a checked RunConfig out, and back as commented TOML."""
 
 import difflib
-import json
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,7 +27,8 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
         ConfigError: the file is missing or no TOML, or a key or value is wrong; one line for each finding.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        # Some editors put a byte order mark in front, which TOML does not know.
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path}: no such file; `fedlora simulate --print-config > {path.name}` writes one"
@@ -118,11 +118,14 @@ def _value(text: str) -> object:
 
 
 def _entry(key: str, value: object) -> str:
-    if value is None:
-        return f"# {key} ="
+    return f"# {key} =" if value is None else f"{key} = {_toml(value)}"
+
+
+def _toml(value: object) -> str:
+    """Return one value in TOML, on one line."""
     if isinstance(value, tuple):
-        return f"{key} = {json.dumps(list(value), ensure_ascii=False)}"
-    return tomli_w.dumps({key: value}).strip()
+        return f"[{', '.join(map(_toml, value))}]"
+    return tomli_w.dumps({"value": value}).strip().removeprefix("value = ")
 
 
 def _describe(detail: ErrorDetails) -> tuple[str, str]:
@@ -152,8 +155,8 @@ def _without_tag(location: tuple[int | str, ...]) -> str:
 
 
 def _unknown(path: str, location: tuple[int | str, ...]) -> str:
-    section, _, key = path.partition(".")
-    if not key:
+    section, dot, key = path.partition(".")
+    if not dot:
         close = difflib.get_close_matches(section, RunConfig.model_fields, n=1)
         hint = f"did you mean [{close[0]}]?" if close else f"the sections are {', '.join(RunConfig.model_fields)}"
         return f"{path}: unknown section; {hint}"

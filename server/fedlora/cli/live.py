@@ -1,5 +1,6 @@
 """A run as it happens: a panel that renews itself in a terminal, plain lines anywhere else; and its outcome."""
 
+import textwrap
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,6 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.live import Live
-from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -55,10 +55,11 @@ def print_outcome(
     seconds: float,
 ) -> None:
     """Print the scores by group before and after, the time, where the results lie and how to load them."""
+    console.print()
     table = _scores(reports, metric_name)
     if table is not None:
         console.print(table)
-        console.print()
+    console.print()
     num_refused = sum(len(refusal.rounds) for refusal in refusals(reports))
     lines = [
         ("time", f"{count_text(len(trained(reports)), 'round')} in {duration_text(seconds)}"),
@@ -70,7 +71,7 @@ def print_outcome(
         lines.insert(1, ("refused", f"{count_text(num_refused, 'update')}; the report says whose and why"))
     for name, words in lines:
         console.print(Text.assemble((f"{name:<12}", "dim"), words), soft_wrap=True)
-    console.print(Padding(Text(load_code.rstrip()), (0, 0, 0, 2)), soft_wrap=True)
+    console.print(Text(textwrap.indent(load_code.rstrip(), "  ")), soft_wrap=True)
 
 
 @contextmanager

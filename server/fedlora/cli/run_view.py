@@ -178,8 +178,8 @@ def _rows(view: RunView) -> Iterator[tuple[str, Text]]:
     if rounds := trained(view.reports):
         losses = [mean_loss(report) for report in rounds]
         yield "loss", Text.assemble((f"{loss_text(losses[-1]):<7}", "bold"), "  ", (curve(losses), "yellow"))
-        if rounds[-1].aggregation is not None:
-            yield "error of average", _errors(rounds[-1])
+        if (aggregation := rounds[-1].aggregation) is not None:
+            yield "error of average", _errors(aggregation.error_before, aggregation.error_after)
     if view.phase not in _BORDERS:
         yield "now", _now(view)
     if view.refused:
@@ -188,9 +188,7 @@ def _rows(view: RunView) -> Iterator[tuple[str, Text]]:
         yield "refused", Text(f"{client} in round {at}: {reason_text(reason)}{earlier}", style="red")
 
 
-def _errors(report: RoundReport) -> Text:
-    assert report.aggregation is not None
-    before, after = report.aggregation.error_before, report.aggregation.error_after
+def _errors(before: float, after: float) -> Text:
     if before == after:
         return Text.assemble((significant(before, 3), "bold"), ("  not corrected", "dim"))
     texts = error_texts(before, after)

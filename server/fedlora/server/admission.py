@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from fedlora.adapters import Adapter, unpack
-from fedlora.adapters.peft_format import to_state_dict
+from fedlora.adapters.peft_format import SCALING_KEYS, packed_config, to_state_dict
 from fedlora.common.errors import AdapterError
-from fedlora.common.messages import OK, TrainReceipt, TrainRequest
+from fedlora.common.messages import INTERNAL, LOSS_NOT_FINITE, OK, OUT_OF_MEMORY, TrainReceipt, TrainRequest
 
 MAX_NUM_EXAMPLES = 10**9
+# No trained weight is near it, and the products of such values do not overflow float32.
+MAX_VALUE = 1e6
 _MIN_COHORT_TO_COMPARE = 3
+_MAX_CHARACTERS = 300
+_FAILURES = (LOSS_NOT_FINITE, OUT_OF_MEMORY, INTERNAL)
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Refusal:
     found: str = ""
 
     def __str__(self) -> str:
-        return f"{self.code}: {self.found}" if self.found else self.code
+        # A peer may have chosen what was found, such as a layer's name.
+        return f"{self.code}: {self.found[:_MAX_CHARACTERS]}" if self.found else self.code
 
 
 def admit(receipt: TrainReceipt, *, request: TrainRequest, client: str, reference: Adapter) -> Adapter | Refusal:
@@ -41,12 +46,16 @@ def admit(receipt: TrainReceipt, *, request: TrainRequest, client: str, referenc
     if asked != answered:
         return Refusal("wrong_request", f"an answer for {answered}; asked was {asked}")
     if receipt.status != OK:
-        return Refusal(receipt.status)
+        return Refusal(receipt.status if receipt.status in _FAILURES else INTERNAL)
     if not 1 <= receipt.num_examples <= MAX_NUM_EXAMPLES:
         return Refusal("num_examples", f"{receipt.num_examples}; expected 1 to {MAX_NUM_EXAMPLES}")
     if not math.isfinite(receipt.loss):
-        return Refusal("loss_not_finite", f"a training loss of {receipt.loss}")
+        return Refusal(LOSS_NOT_FINITE, f"a training loss of {receipt.loss}")
     try:
+        # First of all: a configuration may hold regular expressions, and nobody's but our own are to be run.
+        settings, expected = _scaling_settings(packed_config(receipt.adapter)), _scaling_settings(reference.config)
+        if settings != expected:
+            return Refusal("configuration", f"{settings}; expected {expected}")
         update = unpack(receipt.adapter)
     except AdapterError as error:
         return Refusal("unreadable", str(error))
@@ -86,12 +95,18 @@ def unfit(update: Adapter, reference: Adapter) -> Refusal | None:
             return Refusal("dtype", f"{name} {tensor.dtype}; expected {like.dtype}")
         if not torch.isfinite(tensor).all():
             return Refusal("not_finite", name)
+        if tensor.numel() and (largest := float(tensor.abs().max())) > MAX_VALUE:
+            return Refusal("too_large", f"{name} holds {largest:.3g}; expected at most {MAX_VALUE:g}")
     for path, layer in update.layers.items():
         if layer.scaling != reference.layers[path].scaling:
             return Refusal(
                 "configuration", f"{path} scales by {layer.scaling:g}; expected {reference.layers[path].scaling:g}"
             )
     return None
+
+
+def _scaling_settings(config: Mapping[str, object]) -> dict[str, object]:
+    return {key: config.get(key) or None for key in SCALING_KEYS}
 
 
 def _distance(found: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:

@@ -1,12 +1,13 @@
 """Whose folder it is: a new run's, the run's that is to be resumed, or somebody else's. Needs no torch."""
 
 import fcntl
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
-from fedlora.common.files import write_file
+from fedlora.common.files import TEMPORARY_SUFFIX, write_file
 from fedlora.common.run_file import differences, load_run, to_toml
 
 RUN_FILE = "run.toml"
@@ -27,13 +28,13 @@ class Claim:
             StoreError: it holds something else, a run where a new one was to start, a run that differs, or is in use.
         """
         self.path = path
-        self._existed = path.exists()
-        self.is_new = not _holds(path, config, resume=resume)
         try:
+            self._existed = path.exists()
+            self.is_new = not _holds(path, config, resume=resume)
             path.mkdir(parents=True, exist_ok=True)
             self._lock = open(path / _LOCK_FILE, "wb")  # noqa: SIM115 (held until the end)
         except OSError as error:
-            raise StoreError(f"{path}: cannot be made ({error.strerror}); choose another folder with --out") from error
+            raise StoreError(f"{path}: cannot be used ({error.strerror}); choose another folder with --out") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -42,7 +43,11 @@ class Claim:
                 f"{path} is in use by another process; wait for its end, or choose another folder"
             ) from error
         if self.is_new:
-            write_file(path / RUN_FILE, to_toml(config))
+            try:
+                write_file(path / RUN_FILE, to_toml(config))
+            except StoreError:
+                self._give_back()
+                raise
 
     def __enter__(self) -> "Claim":
         return self
@@ -51,9 +56,14 @@ class Claim:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None and not (self.path / MANIFEST_FILE).exists():
-            (self.path / RUN_FILE).unlink(missing_ok=True)
-            (self.path / _LOCK_FILE).unlink(missing_ok=True)
-            if not self._existed:
+            self._give_back()
+        self._lock.close()
+
+    def _give_back(self) -> None:
+        (self.path / RUN_FILE).unlink(missing_ok=True)
+        (self.path / _LOCK_FILE).unlink(missing_ok=True)
+        if not self._existed:
+            with suppress(OSError):  # Somebody else put something there.
                 self.path.rmdir()
         self._lock.close()
 
@@ -67,7 +77,9 @@ def _holds(path: Path, config: RunConfig, *, resume: bool) -> bool:
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file; expected a folder for the run")
     if not (path / RUN_FILE).is_file():
-        if path.is_dir() and any(entry.name != _LOCK_FILE for entry in path.iterdir()):
+        # A killed run may have left these two.
+        ours = (_LOCK_FILE, f"{RUN_FILE}{TEMPORARY_SUFFIX}")
+        if path.is_dir() and any(entry.name not in ours for entry in path.iterdir()):
             raise StoreError(f"{path} is not empty and holds no run; choose another folder with --out")
         return False
     if not resume:

@@ -1,6 +1,7 @@
 """Requests to clients through Flower's Grid, and their answers one by one as they arrive."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 Receipt = TypeVar("Receipt")
 
 _MAX_ATTEMPTS = 3
+_POLL_SECONDS = 0.1
 _UNREADABLE = "unreadable"
 
 
@@ -56,7 +58,12 @@ def ask(
 
     push(list(requests), 0)
     while pending:
-        for reply in list(grid.pull_messages(list(pending))):
+        asked = time.monotonic()
+        replies = list(grid.pull_messages(list(pending)))
+        if not replies:
+            # Our Grids wait for a reply themselves, Flower's answer at once.
+            time.sleep(max(0.0, _POLL_SECONDS - (time.monotonic() - asked)))
+        for reply in replies:
             key, attempt = pending.pop(reply.metadata.reply_to_message_id)
             content = _content(reply, expected)
             if isinstance(content, Failure) and content.code == WORKER_DIED and attempt + 1 < _MAX_ATTEMPTS:
@@ -64,6 +71,18 @@ def ask(
                 push([key], attempt + 1)
             else:
                 yield Answer(key, attempt, content)
+
+
+def expect(answer: Answer[Receipt]) -> Receipt:
+    """Return the receipt in `answer`.
+
+    Raises:
+        RunError: it is a failure, and the run cannot go on without the answer.
+    """
+    content = answer.content
+    if isinstance(content, Failure):
+        raise RunError(content.text or f"{answer.key} answered {content.code}; its own log says why")
+    return content
 
 
 def _content(reply: Message, expected: type[Receipt]) -> Receipt | Failure:

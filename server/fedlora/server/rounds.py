@@ -21,7 +21,8 @@ def cohort(clients: Sequence[str], *, fraction: float, seed: int, round: int) ->
 
 def quorum_size(num_asked: int, quorum: float) -> int:
     """Return how many of `num_asked` clients must have an accepted update: `quorum` of them, at least one."""
-    return max(1, math.ceil(quorum * num_asked))
+    # 0.07 * 100 is a little more than 7.
+    return max(1, math.ceil(quorum * num_asked - 1e-9))
 
 
 def complete(

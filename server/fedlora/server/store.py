@@ -7,7 +7,7 @@
     report.html
     rounds/NNNN/
         plan.json             the round's clients
-        updates/NAME.*        each accepted update (.safetensors) and its receipt (.json), until the round is over
+        updates/NAME-HASH.*   each accepted update (.safetensors) and its receipt (.json), until the round is over
         predictions.json      predicted labels of the held-out set, where the whole of it was judged
         adapter.safetensors   the global adapter after the round, packed; kept for the last two rounds
         report.json           its RoundReport. Once this file is there, the round is over.
@@ -21,10 +21,11 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote
+from typing import TypeVar
+from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
@@ -43,6 +44,15 @@ REPORT_FILE = "report.html"
 ADAPTER_FOLDER = "adapter"
 _KEPT_ADAPTERS = 2
 
+Content = TypeVar("Content")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    cohort: tuple[str, ...]
+
+
+_PLAN = Codec(_Plan)
 _RECEIPT = Codec(TrainReceipt)
 _PREDICTIONS = TypeAdapter(dict[int, int])
 
@@ -63,11 +73,18 @@ class RunFolder:
         self.path = path
 
     def manifest(self) -> dict[str, object] | None:
-        """Return the manifest, or None in a run whose clients were never met."""
+        """Return the manifest, or None in a run whose clients were never met.
+
+        Raises:
+            StoreError: it is damaged.
+        """
         path = self.path / MANIFEST_FILE
         if not path.is_file():
             return None
-        content: dict[str, object] = json.loads(path.read_bytes())
+        try:
+            content: dict[str, object] = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged ({error}); restore it, or start a new run") from error
         return content
 
     def write_manifest(self, content: Mapping[str, object]) -> None:
@@ -85,7 +102,7 @@ class RunFolder:
         A damaged one is passed over for the one before; it will be done again.
         """
         reports: list[RoundReport] = []
-        while (report := self._read_report(len(reports))) is not None:
+        while (report := _read(self._round(len(reports)) / "report.json", CODEC.load)) is not None:
             reports.append(report)
         for number in range(len(reports) - 1, -1, -1):
             if (adapter := self._read_adapter(reports[number])) is not None:
@@ -99,32 +116,32 @@ class RunFolder:
 
     def plan(self, number: int) -> tuple[str, ...] | None:
         """Return the clients planned for a round, or None where it was not planned yet."""
-        path = self._round(number) / "plan.json"
-        return tuple(json.loads(path.read_bytes())["cohort"]) if path.is_file() else None
+        plan = _read(self._round(number) / "plan.json", _PLAN.load)
+        return None if plan is None else plan.cohort
 
     def write_plan(self, number: int, cohort: Sequence[str]) -> None:
         """Record the clients of a round."""
-        write_file(self._round(number) / "plan.json", json.dumps({"cohort": list(cohort)}) + "\n")
+        write_file(self._round(number) / "plan.json", _PLAN.dump(_Plan(tuple(cohort))) + "\n")
 
     def accepted(self, number: int) -> dict[str, TrainReceipt]:
         """Return the receipts accepted so far in a round that is not over, by client name."""
         receipts: dict[str, TrainReceipt] = {}
         for path in sorted((self._round(number) / "updates").glob("*.json")):
-            receipt = _RECEIPT.load(path.read_bytes())
-            tensors = path.with_suffix(".safetensors").read_bytes()
-            receipts[unquote(path.stem)] = dataclasses.replace(receipt, adapter=tensors)
+            receipt = _read(path, _RECEIPT.load)
+            tensors = _read(path.with_suffix(".safetensors"), bytes)
+            if receipt is not None and tensors is not None:
+                receipts[receipt.client] = dataclasses.replace(receipt, adapter=tensors)
         return receipts
 
     def write_accepted(self, receipt: TrainReceipt) -> None:
         """Record an accepted update: its tensors first, then the receipt that makes it count."""
-        stem = self._round(receipt.round) / "updates" / quote(receipt.client, safe="")
-        write_file(stem.with_name(f"{stem.name}.safetensors"), receipt.adapter)
-        write_file(stem.with_name(f"{stem.name}.json"), _RECEIPT.dump(receipt, leave_out={"adapter"}))
+        folder, name = self._round(receipt.round) / "updates", _file_name(receipt.client)
+        write_file(folder / f"{name}.safetensors", receipt.adapter)
+        write_file(folder / f"{name}.json", _RECEIPT.dump(receipt, leave_out={"adapter"}))
 
     def predictions(self, number: int) -> dict[int, int]:
         """Return the predicted labels by place in the held-out set, empty where not all of it was judged."""
-        path = self._round(number) / "predictions.json"
-        return _PREDICTIONS.validate_json(path.read_bytes()) if path.is_file() else {}
+        return _read(self._round(number) / "predictions.json", _PREDICTIONS.validate_json) or {}
 
     def write_checkpoint(self, number: int, adapter: Adapter, *, predictions: Mapping[int, int]) -> str:
         """Write the global adapter after a round, and the predictions if there are any; return the adapter's sha256."""
@@ -138,39 +155,45 @@ class RunFolder:
         """Record that a round is over, after its checkpoint was written; then publish adapter and report."""
         write_file(self._round(report.round) / "report.json", CODEC.dump(report) + "\n")
         self.publish(adapter, report.round)
-        self._prune(report.round)
 
     def publish(self, adapter: Adapter, number: int) -> None:
-        """Write adapter/ and rounds.jsonl as of a round that is over; a resumed run repeats what a crash cut off."""
+        """Write adapter/ and rounds.jsonl as of a round that is over, and remove what the journal needs no more.
+
+        A resumed run repeats it, for a crash may have cut it off.
+        """
         save_adapter(adapter, self.path / ADAPTER_FOLDER)
         lines = [(self._round(index) / "report.json").read_bytes() for index in range(number + 1)]
         write_file(self.path / ROUNDS_FILE, b"".join(lines))
+        self._prune(number)
 
     def _prune(self, number: int) -> None:
         shutil.rmtree(self._round(number) / "updates", ignore_errors=True)
         if number >= _KEPT_ADAPTERS:
             (self._round(number - _KEPT_ADAPTERS) / "adapter.safetensors").unlink(missing_ok=True)
 
-    def _read_report(self, number: int) -> RoundReport | None:
-        path = self._round(number) / "report.json"
-        try:
-            return CODEC.load(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            logger.warning("%s is damaged; round %d is done again", path, number)
-            return None
-
     def _read_adapter(self, report: RoundReport) -> Adapter | None:
-        path = self._round(report.round) / "adapter.safetensors"
-        try:
-            packed = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        if hashlib.sha256(packed).hexdigest() != report.adapter_sha256:
-            logger.warning("%s is damaged; going on from the round before", path)
-            return None
-        return unpack(packed)
+        def load(packed: bytes) -> Adapter:
+            if hashlib.sha256(packed).hexdigest() != report.adapter_sha256:
+                raise ValueError("another sha256 than in the report")
+            return unpack(packed)
+
+        return _read(self._round(report.round) / "adapter.safetensors", load)
 
     def _round(self, number: int) -> Path:
         return self.path / "rounds" / f"{number:04d}"
+
+
+def _read(path: Path, load: Callable[[bytes], Content]) -> Content | None:
+    """Return what `load` makes of a file, or None where it is missing, or damaged: that is said, and is no more."""
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        logger.warning("%s is damaged, and what it held is done again (%s)", path, error)
+        return None
+
+
+def _file_name(client: str) -> str:
+    """Return the name of a client's files, its own whatever its length and also where case makes no difference."""
+    return f"{quote(client, safe='')[:40]}-{hashlib.sha256(client.encode()).hexdigest()[:16]}"

@@ -7,13 +7,9 @@ admits and journals each reply as it arrives, and goes on from the journal. What
 """
 
 import math
-import platform
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 
 from flwr.app import MessageType
 from flwr.serverapp import Grid
@@ -21,22 +17,18 @@ from flwr.serverapp import Grid
 from fedlora.adapters import Adapter, LoraLayer, load_adapter, pack, unpack
 from fedlora.aggregation import AggregationReport, Method
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import AdapterError, RunError, StoreError
+from fedlora.common.errors import AdapterError, RunError
 from fedlora.common.messages import (
-    DescribeRequest,
-    EvaluateReceipt,
-    EvaluateRequest,
     Failure,
     InitialiseReceipt,
     InitialiseRequest,
-    Score,
-    SiteDescription,
     TrainReceipt,
     TrainRequest,
 )
 from fedlora.server import rounds
 from fedlora.server.admission import Refusal, admit, outliers, unfit
-from fedlora.server.conversation import Addressed, Answer, Receipt, ask
+from fedlora.server.conversation import Addressed, ask, expect
+from fedlora.server.evaluation import judge
 from fedlora.server.events import (
     EvaluationStarted,
     Listener,
@@ -47,30 +39,10 @@ from fedlora.server.events import (
     ignore,
 )
 from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
+from fedlora.server.sites import Federation, identify, meet
 from fedlora.server.store import RunFolder
 
-_DESCRIBE = f"{MessageType.QUERY}.describe"
 _INITIALISE = f"{MessageType.QUERY}.initialise"
-_SHARD_EXAMPLES = 128
-_WAIT_SECONDS = 60.0
-_POLL_SECONDS = 0.1
-
-
-@dataclass(frozen=True)
-class Site:
-    """A client of the run: the Flower node it is reached at, and what it says of itself."""
-
-    node: int
-    description: SiteDescription
-
-
-@dataclass(frozen=True)
-class Federation:
-    """Who takes part: the way to the sites, the sites by client name, and the run they agreed on."""
-
-    grid: Grid
-    sites: Mapping[str, Site]
-    run_id: str
 
 
 @dataclass(frozen=True)
@@ -112,8 +84,9 @@ class LoraStrategy:
             RunError: too few sites came, they do not fit together, or a round stayed below its quorum.
             StoreError: the folder cannot be written, or base model or data are not those the run began with.
         """
-        sites = self._meet(grid)
-        federation = Federation(grid, sites, self._identify(sites))
+        sites = meet(grid, num_sites=self._num_sites)
+        run_id = identify(sites, self._folder, config=self._config, command=self._command)
+        federation = Federation(grid, sites, run_id)
         checkpoint = self._folder.latest()
         num_rounds = self._config.federation.rounds
         if checkpoint is None:
@@ -126,52 +99,13 @@ class LoraStrategy:
         for following in range(number + 1, num_rounds + 1):
             adapter = self._round(federation, following, adapter)
 
-    def _meet(self, grid: Grid) -> dict[str, Site]:
-        """Return the run's sites by client name, once they have said who they are."""
-        deadline = time.monotonic() + _WAIT_SECONDS
-        while len(nodes := list(grid.get_node_ids())) < self._num_sites:
-            if time.monotonic() > deadline:
-                raise RunError(f"{len(nodes)} of {self._num_sites} clients have joined within {_WAIT_SECONDS:.0f} s")
-            time.sleep(_POLL_SECONDS)
-        requests = {f"node {node}": Addressed(node, lambda _attempt: DescribeRequest()) for node in nodes}
-        sites: dict[str, Site] = {}
-        for answer in ask(grid, requests, message_type=_DESCRIBE, expected=SiteDescription):
-            description = _expect(answer)
-            if description.client in sites:
-                raise RunError(f"two clients are named {description.client!r}; each needs a name of its own")
-            sites[description.client] = Site(requests[answer.key].node, description)
-        _must_agree(sites)
-        return dict(sorted(sites.items()))
-
-    def _identify(self, sites: Mapping[str, Site]) -> str:
-        """Return the run's id; a new run gets a manifest, a resumed one must have the same base model and data."""
-        descriptions = [site.description for site in sites.values()]
-        data = {description.client: description.data_fingerprint for description in descriptions}
-        found = {
-            "base_model": {"name": descriptions[0].base_model, "fingerprint": descriptions[0].base_model_fingerprint},
-            "data": data if len(set(data.values())) > 1 else descriptions[0].data_fingerprint,
-            "labels": list(descriptions[0].labels),
-            "metric": descriptions[0].metric_name,
-        }
-        manifest = self._folder.manifest()
-        if manifest is None:
-            manifest = new_manifest(self._config, self._command) | found
-            self._folder.write_manifest(manifest)
-        for key, value in found.items():
-            if manifest[key] != value:
-                raise StoreError(
-                    f"{self._folder.path}: {key} is not what the run began with: {manifest[key]}, found {value}; "
-                    "restore it, or start a new run"
-                )
-        return str(manifest["run_id"])
-
     def _begin(self, federation: Federation) -> Adapter:
         """Return the first adapter, after round 0: its score before any training."""
         request = InitialiseRequest(federation.run_id, self._config.run.seed)
         client, site = next(iter(federation.sites.items()))
         asked = {client: Addressed(site.node, lambda _attempt: request)}
         (answer,) = ask(federation.grid, asked, message_type=_INITIALISE, expected=InitialiseReceipt)
-        adapter = unpack(_expect(answer).adapter)
+        adapter = unpack(expect(answer).adapter)
         if (given := self._config.federation.start_from) is not None:
             adapter = _given_start(given, like=adapter)
         self._finish(federation, 0, adapter, Collected(), None, {})
@@ -280,7 +214,12 @@ class LoraStrategy:
     ) -> None:
         """Judge the new global adapter, and record that the round is over."""
         began = time.perf_counter()
-        held_out, predictions = self._judge(federation, number, adapter)
+        num_examples = self._held_out_budget(number, num_held_out=federation.num_held_out)
+        held_out: HeldOutReport | None = None
+        predictions: dict[int, int] = {}
+        if num_examples != 0:
+            self._listener(EvaluationStarted(number))
+            held_out, predictions = judge(federation, adapter, round=number, num_examples=num_examples)
         judged = time.perf_counter()
         adapter_sha256 = self._folder.write_checkpoint(number, adapter, predictions=predictions)
         storing = seconds.get("storing", 0.0) + time.perf_counter() - judged
@@ -300,80 +239,11 @@ class LoraStrategy:
         self._folder.complete(report, adapter)
         self._listener(RoundEnded(report))
 
-    def _judge(
-        self, federation: Federation, number: int, adapter: Adapter
-    ) -> tuple[HeldOutReport | None, dict[int, int]]:
-        """Return the adapter's score on the held-out set, and at both ends of the run the predicted labels."""
-        sites = list(federation.sites.values())
-        num_held_out = sites[0].description.num_held_out
-        is_complete = number in (0, self._config.federation.rounds)
-        size = num_held_out if is_complete else min(self._config.evaluation.round_examples, num_held_out)
-        if size == 0:
-            return None, {}
-        self._listener(EvaluationStarted(number))
-        num_shards = math.ceil(size / _SHARD_EXAMPLES)
-        packed = pack(adapter)
-        asked = {
-            f"shard {shard}": Addressed(
-                sites[shard % len(sites)].node,
-                lambda _attempt, shard=shard: EvaluateRequest(  # type: ignore[misc]
-                    run=federation.run_id,
-                    round=number,
-                    num_examples=None if is_complete else size,
-                    shard=shard,
-                    num_shards=num_shards,
-                    with_predictions=is_complete,
-                    adapter=packed,
-                ),
-            )
-            for shard in range(num_shards)
-        }
-        answers = ask(federation.grid, asked, message_type=MessageType.EVALUATE, expected=EvaluateReceipt)
-        receipts = sorted((_expect(answer) for answer in answers), key=lambda receipt: receipt.shard)
-        by_group: dict[str, list[Score]] = {}
-        for receipt in receipts:
-            for group, score in receipt.groups.items():
-                by_group.setdefault(group, []).append(score)
-        groups = {group: rounds.merge_scores(scores) for group, scores in sorted(by_group.items())}
-        overall = rounds.merge_scores(list(groups.values()))
-        predictions = {place: label for receipt in receipts for place, label in receipt.predictions.items()}
-        return HeldOutReport(overall, groups, is_complete), dict(sorted(predictions.items()))
-
-
-def new_manifest(config: RunConfig, command: str) -> dict[str, object]:
-    """Return the part of a new run's manifest that is known before its sites are."""
-    packages = ("fedlora", "flwr", "torch", "transformers", "peft", "numpy")
-    return {
-        "run_id": uuid.uuid4().hex,
-        "name": config.run.name,
-        "seed": config.run.seed,
-        "command": command,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-    }
-
-
-def _expect(answer: Answer[Receipt]) -> Receipt:
-    """Return the receipt in `answer`.
-
-    Raises:
-        RunError: it is a failure, and the run cannot go on without the answer.
-    """
-    content = answer.content
-    if isinstance(content, Failure):
-        raise RunError(content.text or f"{answer.key} answered {content.code}; its own log says why")
-    return content
-
-
-def _must_agree(sites: Mapping[str, Site]) -> None:
-    reference = next(iter(sites.values())).description
-    for name, site in sites.items():
-        for what in ("base_model_fingerprint", "labels", "version"):
-            found, expected = getattr(site.description, what), getattr(reference, what)
-            if found != expected:
-                raise RunError(
-                    f"{name} has {what} {found!r}, {reference.client} {expected!r}; all sites of a run need the same"
-                )
+    def _held_out_budget(self, number: int, *, num_held_out: int) -> int | None:
+        """Return how many held-out examples to judge after a round: None, for all, at both ends of the run."""
+        if number in (0, self._config.federation.rounds) and num_held_out > 0:
+            return None
+        return min(self._config.evaluation.round_examples, num_held_out)
 
 
 def _given_start(source: str, *, like: Adapter) -> Adapter:

@@ -7,10 +7,12 @@ pipe of an idle worker, and no cost is paid per client or per round.
 import multiprocessing
 import multiprocessing.context
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,6 +29,7 @@ from fedlora.client.worker import APP_DIED, serve
 from fedlora.common.errors import RunError
 
 _POLL_SECONDS = 0.2
+_DEATH_SECONDS = 5.0
 _MAX_IDLE_DEATHS = 3
 
 
@@ -54,10 +57,17 @@ def run_in_process(
 def worker_environments(num_nodes: int, num_workers: int | None) -> list[dict[str, str]]:
     """Return the environment variables of each worker: with GPUs, workers take them in turn."""
     gpus = _gpus()
-    wanted = num_workers or len(gpus) or len(os.sched_getaffinity(0))
+    wanted = num_workers or len(gpus) or _num_cores()
     return [
         {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {} for index in range(min(wanted, num_nodes))
     ]
+
+
+def _num_cores() -> int:
+    """Return the number of cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:
@@ -68,6 +78,15 @@ def _gpus() -> list[str]:
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _ensure_forkserver() -> None:
+    """Start the process that workers are forked from; Ctrl-C, which reaches the whole group, is left to us."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(eq=False)
@@ -94,11 +113,13 @@ class InProcessGrid(Grid):
         environments: Sequence[Mapping[str, str]],
         preload: Sequence[str] = (),
     ) -> None:
-        """Start a worker for each of `environments`, its environment variables.
+        """Begin to import `preload`, once for all workers; they start with the first messages.
 
-        `make_app` and what it holds are sent to each worker; `preload` names modules to import once for all.
+        There is a worker for each of `environments`, its environment variables. `make_app` and what it holds are sent
+        to each.
         """
-        if multiprocessing.parent_process() is not None:
+        # Set while a new process imports its parent's main module; Python itself looks here too.
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
             raise RunError(
                 "a simulation was started while its own workers were starting; "
                 'put the call under: if __name__ == "__main__":'
@@ -106,12 +127,13 @@ class InProcessGrid(Grid):
         methods = multiprocessing.get_all_start_methods()
         self._processes: multiprocessing.context.ForkServerContext | multiprocessing.context.SpawnContext
         if "forkserver" in methods:
+            # One process imports torch and transformers, and every worker, also a replaced one, is forked from it.
+            # A worker's start waits for these imports; the caller has its own to do meanwhile.
             self._processes = multiprocessing.get_context("forkserver")
+            self._processes.set_forkserver_preload(list(preload))
+            _ensure_forkserver()
         else:
             self._processes = multiprocessing.get_context("spawn")
-        if preload:
-            # One process imports torch and transformers, and every worker, also a replaced one, is forked from it.
-            self._processes.set_forkserver_preload(list(preload))
         self._make_app = make_app
         self._run = Run.create_empty(run_id=1)
         self._contexts = {
@@ -124,7 +146,8 @@ class InProcessGrid(Grid):
         self._num_idle_deaths = 0
         self._identity = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 1
-        self._workers = [self._start_worker(environment) for environment in environments]
+        self._environments = list(environments)
+        self._workers: list[_Worker] = []
 
     def __enter__(self) -> "InProcessGrid":
         return self
@@ -161,6 +184,8 @@ class InProcessGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        while len(self._workers) < len(self._environments):
+            self._workers.append(self._start_worker(self._environments[len(self._workers)]))
         message_ids = []
         for message in messages:
             self._num_messages += 1
@@ -219,7 +244,8 @@ class InProcessGrid(Grid):
             except (EOFError, OSError):
                 self._replace(worker)
                 continue
-            self._contexts[reply.metadata.src_node_id].state = state
+            if not reply.has_error():
+                self._contexts[reply.metadata.src_node_id].state = state
             self._replies[reply.metadata.reply_to_message_id] = reply
             worker.message = None
             self._num_idle_deaths = 0
@@ -228,6 +254,8 @@ class InProcessGrid(Grid):
     def _replace(self, worker: _Worker) -> None:
         """Start another process in the place of a dead one, and answer its message with an error."""
         worker.connection.close()
+        worker.process.join(_DEATH_SECONDS)
+        worker.process.kill()
         worker.process.join()
         if worker.message is None:
             self._num_idle_deaths += 1

@@ -1,6 +1,7 @@
 """What a finished or interrupted run shows of itself: report.html, and how to load the model."""
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -49,24 +50,28 @@ def load_code(folder: Path, config: RunConfig) -> str:
 
 
 def _gallery(data: FederatedData, *, before: Mapping[int, int], after: Mapping[int, int]) -> list[ShownExample]:
-    """Return some held-out examples that were learned and some that are still wrong, taken from the groups in turn."""
+    """Return some held-out examples that were learned and some that are still wrong, of varied labels and groups."""
     judged = sorted(before.keys() & after.keys())
     labels = data.test.labels
     learned = [place for place in judged if before[place] != labels[place] == after[place]]
     wrong = [place for place in judged if after[place] != labels[place]]
-    chosen = [place for places in (learned, wrong) for place in _in_turn(data.test, places)[:_SHOWN_OF_A_KIND]]
+    chosen = [place for places in (learned, wrong) for place in _varied(data.test, places)]
     return [_shown(data, place, before=before[place], after=after[place]) for place in chosen]
 
 
-def _in_turn(test: Examples, places: Sequence[int]) -> list[int]:
-    """Return `places` so that each group comes once before any comes twice; within a group, spread over its labels."""
-    rank: dict[int, tuple[int, str]] = {}
-    for group in np.unique(test.groups):
-        own = [place for place in places if test.groups[place] == group]
-        step = max(1, len(own) // _SHOWN_OF_A_KIND)
-        for position, place in enumerate(own[::step]):
-            rank[place] = (position, str(group))
-    return sorted(rank, key=lambda place: rank[place])
+def _varied(test: Examples, places: Sequence[int]) -> list[int]:
+    """Return a few of `places`, in which labels and then groups repeat as late as they can."""
+    label_of, group_of = test.labels.tolist(), test.groups.tolist()
+    left, chosen = list(places), []
+    labels: Counter[int] = Counter()
+    groups: Counter[str] = Counter()
+    while left and len(chosen) < _SHOWN_OF_A_KIND:
+        place = min(left, key=lambda place: (labels[label_of[place]], groups[group_of[place]], place))
+        left.remove(place)
+        chosen.append(place)
+        labels[label_of[place]] += 1
+        groups[group_of[place]] += 1
+    return chosen
 
 
 def _shown(data: FederatedData, place: int, *, before: int, after: int) -> ShownExample:

@@ -20,7 +20,7 @@ from fedlora.training.data.in_memory import Dataset
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
-    from flwr.serverapp import ServerApp
+    from flwr.serverapp import Grid, ServerApp
     from torch import nn
 
     from fedlora.adapters import Adapter
@@ -147,6 +147,8 @@ def _engine(name: Engine) -> EngineRunner:
 
 def _server_app(config: RunConfig, folder: Path, num_sites: int, listener: Listener) -> "ServerApp":
     # The workers are starting: torch is imported here while they import theirs.
+    import torch
+
     from fedlora.aggregation import METHODS
     from fedlora.server.app import make_server_app
     from fedlora.server.store import RunFolder
@@ -157,7 +159,17 @@ def _server_app(config: RunConfig, folder: Path, num_sites: int, listener: Liste
     strategy = LoraStrategy(
         config, method, RunFolder(folder), num_sites=num_sites, command=shlex.join(sys.argv), listener=listener
     )
-    return make_server_app(strategy)
+
+    def start(grid: "Grid") -> None:
+        # Two threads would wait for each other, and for the workers, at matrices as small as these.
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            strategy.start(grid)
+        finally:
+            torch.set_num_threads(num_threads)
+
+    return make_server_app(start)
 
 
 def _result(path: Path, config: RunConfig, data: FederatedData) -> SimulationResult | None:

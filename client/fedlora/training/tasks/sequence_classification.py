@@ -38,16 +38,19 @@ class SequenceClassification(Classification):
         self._pad_token_id = pad_token_id
 
     def prepare(self, examples: Examples) -> PreparedTexts:
-        """Return the texts' token ids."""
+        """Return the texts' token ids; an empty text of a model without special ones is one padding token."""
         texts = [str(text) for text in examples.inputs]
-        token_ids = [torch.tensor(ids) for ids in self._tokenize(texts)] if texts else []
-        return PreparedTexts(token_ids, torch.from_numpy(examples.labels))
+        token_ids = [torch.tensor(ids or [self._pad_token_id]) for ids in (self._tokenize(texts) if texts else [])]
+        return PreparedTexts(token_ids, torch.tensor(examples.labels))
 
-    def collate(self, prepared: PreparedTexts, indices: np.ndarray) -> Batch:
+    def collate(self, prepared: PreparedTexts, indices: np.ndarray, *, device: torch.device | str = "cpu") -> Batch:
         """Return `input_ids` and `attention_mask` (batch_size, longest), and the labels."""
         chosen = [prepared.token_ids[index] for index in indices]
         input_ids = pad_sequence(chosen, batch_first=True, padding_value=self._pad_token_id)
         lengths = torch.tensor([len(ids) for ids in chosen])
         attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        return Batch(inputs, prepared.targets[torch.from_numpy(indices)])
+        return Batch(
+            {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()},
+            prepared.targets[torch.from_numpy(indices)].to(device, non_blocking=True),
+        )

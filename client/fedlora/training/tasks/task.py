@@ -18,11 +18,6 @@ class Batch:
     inputs: Mapping[str, Tensor]
     targets: Tensor
 
-    def to(self, device: torch.device) -> "Batch":
-        """Return the batch on `device`."""
-        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        return Batch(inputs, self.targets.to(device, non_blocking=True))
-
 
 class Prepared(Protocol):
     """A task's own form of a data set: what can be done once is done."""
@@ -45,8 +40,8 @@ class Task(Protocol[P]):
     def prepare(self, examples: Examples) -> P:
         """Return `examples` with everything done that needs doing only once, such as tokenising."""
 
-    def collate(self, prepared: P, indices: np.ndarray) -> Batch:
-        """Return the batch of the examples at `indices` (batch_size,)."""
+    def collate(self, prepared: P, indices: np.ndarray, *, device: torch.device | str = "cpu") -> Batch:
+        """Return the batch of the examples at `indices` (batch_size,), on `device`."""
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Return the mean loss (scalar) of the model's output."""

@@ -6,7 +6,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fedlora.common.aggregation_report import LayerReport
-from fedlora.server.report.drawing import BLUE, GREY, ORANGE, PURPLE, amount_axis, dot_size, rounds_axis, themed_svg
+from fedlora.server.report.drawing import (
+    BLUE,
+    GREY,
+    ORANGE,
+    PAPER,
+    PURPLE,
+    amount_axis,
+    dot_size,
+    rounds_axis,
+    themed_svg,
+)
 from fedlora.server.report.layers import by_module
 from fedlora.server.report.markup import Html
 from fedlora.server.report.wording import significant
@@ -20,15 +30,17 @@ if TYPE_CHECKING:
 MOST_MODULES = 8
 
 
-def error_by_round(reports: Sequence[RoundReport], *, description: str) -> Html:
-    """Return the error of plain averaging and the error after the correction, over the rounds."""
+def error_by_round(reports: Sequence[RoundReport], *, with_after: bool, description: str) -> Html:
+    """Return the error of plain averaging, and if asked for that after the correction, over the rounds."""
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
         rounds, before, after = _errors(reports)
         marker_size = dot_size(len(rounds))
-        axes.plot(rounds, before, color=ORANGE, marker="o", markersize=marker_size)
-        axes.plot(rounds, after, color=BLUE, marker="o", markersize=marker_size)
+        # Wider, to be seen where the other covers it.
+        axes.plot(rounds, before, color=ORANGE, linewidth=4, marker="o", markersize=1.6 * marker_size)
+        if with_after:
+            axes.plot(rounds, after, color=BLUE, marker="o", markersize=marker_size)
         amount_axis(axes, _top([*before, *after]))
         axes.set_ylabel("error / size of the exact average")
         rounds_axis(axes, rounds[0], rounds[-1])
@@ -36,7 +48,7 @@ def error_by_round(reports: Sequence[RoundReport], *, description: str) -> Html:
     return themed_svg(paint, height=300, description=description)
 
 
-def correction_by_round(reports: Sequence[RoundReport], *, description: str) -> Html:
+def correction_by_round(reports: Sequence[RoundReport]) -> Html:
     """Return what share of the error the correction removed, and how far it moved B for that, over the rounds."""
 
     def paint(figure: "Figure") -> None:
@@ -53,13 +65,15 @@ def correction_by_round(reports: Sequence[RoundReport], *, description: str) -> 
             _percent_axis(axes, values)
         rounds_axis(lower, rounds[0], rounds[-1])
 
+    description = "By round, what share of the error the correction removed, and how far it moved B."
     return themed_svg(paint, height=300, description=description)
 
 
-def error_by_layer(layers: Mapping[str, LayerReport]) -> dict[str, Html]:
-    """Return, by module, each block's error before and after, above how far the correction moved B there.
+def error_by_layer(layers: Mapping[str, LayerReport], *, with_after: bool) -> dict[str, Html]:
+    """Return, by module, each block's error of plain averaging.
 
-    Only the MOST_MODULES modules with the largest errors are drawn, all on one scale.
+    If `with_after`, the error after the correction is beside it, and below them how far that moved B. Only the
+    MOST_MODULES modules with the largest errors are drawn, all on one scale.
     """
     modules = by_module(layers)
     worst = sorted(modules, key=lambda name: -max(_finite_or_zero(layers[path].error_before) for path in modules[name]))
@@ -69,34 +83,38 @@ def error_by_layer(layers: Mapping[str, LayerReport]) -> dict[str, Html]:
         _top([value for layer in shown for value in (layer.error_before, layer.error_after)]),
         _top([layer.correction for layer in shown]),
     )
-    return {name: _module_chart(name, modules[name], layers, tops=tops) for name in drawn}
+    return {name: _module_chart(name, modules[name], layers, tops=tops, with_after=with_after) for name in drawn}
 
 
 def _module_chart(
-    name: str, blocks: Mapping[str, int], layers: Mapping[str, LayerReport], *, tops: tuple[float, float]
+    name: str,
+    blocks: Mapping[str, int],
+    layers: Mapping[str, LayerReport],
+    *,
+    tops: tuple[float, float],
+    with_after: bool,
 ) -> Html:
     worst = max(blocks, key=lambda path: _finite_or_zero(layers[path].error_after))
     description = (
-        f"{name}: error before and after the correction in {len(blocks)} blocks; the largest left, "
+        f"{name}: error of the average in {len(blocks)} blocks; the largest, "
         f"{significant(layers[worst].error_after, 3)}, is in block {blocks[worst]}."
     )
-    return themed_svg(
-        partial(_paint_module, blocks=list(blocks.values()), layers=[layers[path] for path in blocks], tops=tops),
-        height=250,
-        description=description,
-    )
+    places, shown = list(blocks.values()), [layers[path] for path in blocks]
+    if with_after:
+        paint = partial(_paint_correction, blocks=places, layers=shown, tops=tops)
+        return themed_svg(paint, height=250, description=description)
+    paint = partial(_paint_errors, blocks=places, layers=shown, top=tops[0])
+    return themed_svg(paint, height=170, description=description)
 
 
-def _paint_module(
+def _paint_correction(
     figure: "Figure", *, blocks: Sequence[int], layers: Sequence[LayerReport], tops: tuple[float, float]
 ) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     before, after = [_finite(layer.error_before) for layer in layers], [_finite(layer.error_after) for layer in layers]
-    size = 7 if len(blocks) <= 24 else 4.5
     upper.vlines(blocks, before, after, color=GREY, linewidth=1.5)
-    upper.plot(blocks, before, "o", color=ORANGE, markersize=size)
+    size = _dot_size(blocks)
+    upper.plot(blocks, before, "o", color=ORANGE, markerfacecolor=PAPER, markeredgewidth=1.8, markersize=1.5 * size)
     upper.plot(blocks, after, "o", color=BLUE, markersize=size)
     amount_axis(upper, tops[0])
     upper.set_ylabel("error")
@@ -104,10 +122,29 @@ def _paint_module(
     lower.set_ylim(0, tops[1])
     lower.set_ylabel("B moved")
     _percent_labels(lower)
-    lower.set_xlabel("block of the model")
-    lower.set_xlim(min(blocks) - 0.6, max(blocks) + 0.6)
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
+    _blocks_axis(lower, blocks)
     figure.align_ylabels()
+
+
+def _paint_errors(figure: "Figure", *, blocks: Sequence[int], layers: Sequence[LayerReport], top: float) -> None:
+    axes = figure.subplots()
+    before = [_finite(layer.error_before) for layer in layers]
+    axes.plot(blocks, before, "o", color=ORANGE, markersize=_dot_size(blocks))
+    amount_axis(axes, top)
+    axes.set_ylabel("error")
+    _blocks_axis(axes, blocks)
+
+
+def _dot_size(blocks: Sequence[int]) -> float:
+    return 6 if len(blocks) <= 24 else 4
+
+
+def _blocks_axis(axes: "Axes", blocks: Sequence[int]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("block of the model")
+    axes.set_xlim(min(blocks) - 0.6, max(blocks) + 0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
 
 
 def _errors(reports: Sequence[RoundReport]) -> tuple[list[int], list[float], list[float]]:

@@ -107,7 +107,7 @@ def amount_axis(axes: "Axes", top: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_ylim(0, top)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
 
 
 def score_axis(axes: "Axes", values: list[float], metric_name: str, *, horizontal: bool = False) -> None:

@@ -128,6 +128,12 @@ def mean_loss(report: RoundReport) -> float:
     return _weighted_mean((client.num_examples, client.loss) for client in report.clients.values())
 
 
+def is_corrected(reports: Iterable[RoundReport]) -> bool:
+    """Return whether the method changed plain averaging in any round."""
+    aggregations = [report.aggregation for report in reports if report.aggregation is not None]
+    return any(each.correction > 0 or each.error_after != each.error_before for each in aggregations)
+
+
 def round_seconds(report: RoundReport) -> float:
     """Return a round's wall time, the sum of its phases."""
     return sum(report.seconds.values())
@@ -135,7 +141,8 @@ def round_seconds(report: RoundReport) -> float:
 
 def wall_seconds(reports: Iterable[RoundReport]) -> dict[str, float]:
     """Return wall time by phase over all rounds, the known phases first, in their order in a round."""
-    return _in_order(_total(report.seconds for report in reports), WALL_PHASES)
+    total = _in_order(_total(report.seconds for report in reports), WALL_PHASES)
+    return {name: seconds for name, seconds in total.items() if seconds > 0}
 
 
 def client_seconds(reports: Iterable[RoundReport]) -> dict[str, float]:

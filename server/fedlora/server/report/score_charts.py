@@ -105,19 +105,29 @@ def _paint_dumbbells(axes: "Axes", gains: Sequence[Gain], metric_name: str) -> N
     for place, gain in enumerate(gains):
         before, after = _or_nan(gain.before), _or_nan(gain.after)
         axes.plot([before, after], [place, place], color=GREY, linewidth=2, zorder=2)
-        axes.plot([before], [place], "o", color=GREY, markersize=7, zorder=3, clip_on=False)
-        axes.plot([after], [place], "o", color=BLUE, markersize=8, zorder=3, clip_on=False)
+        axes.plot(
+            [before],
+            [place],
+            "o",
+            color=GREY,
+            markerfacecolor=PAPER,
+            markeredgewidth=2,
+            markersize=9,
+            zorder=3,
+            clip_on=False,
+        )
+        axes.plot([after], [place], "o", color=BLUE, markersize=8, zorder=4, clip_on=False)
         if math.isfinite(latest := after if math.isfinite(after) else before):
             axes.annotate(
                 score_text(latest, metric_name),
                 (latest, place),
-                xytext=(-8 if latest < before else 8, 0),
+                xytext=(-9 if latest < before else 9, 0),
                 textcoords="offset points",
                 ha="right" if latest < before else "left",
                 va="center",
             )
     axes.set_yticks(range(len(gains)), [short(gain.name) for gain in gains])
-    axes.tick_params(axis="y", labelcolor=INK)
+    axes.tick_params(axis="y", labelcolor=INK, pad=9)
     axes.set_ylim(max(len(gains), 2) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", visible=True)

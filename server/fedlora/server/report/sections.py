@@ -1,7 +1,8 @@
 """The report's sections, each a heading, sentences, charts and tables; or nothing where the run has nothing to show."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from fedlora.common.aggregation_report import LayerReport
 from fedlora.server.report import sentences
 from fedlora.server.report.aggregation_charts import (
     MOST_MODULES,
@@ -14,9 +15,11 @@ from fedlora.server.report.markup import Html, details, element, figure, join, l
 from fedlora.server.report.numbers import (
     Gain,
     client_gains,
+    client_names,
     client_seconds,
     client_spread,
     group_gains,
+    is_corrected,
     judged,
     mean_gain,
     mean_loss,
@@ -27,7 +30,7 @@ from fedlora.server.report.numbers import (
     trained,
     wall_seconds,
 )
-from fedlora.server.report.score_charts import before_and_after, loss_by_round, score_by_round
+from fedlora.server.report.score_charts import MOST_NAMED, before_and_after, loss_by_round, score_by_round
 from fedlora.server.report.time_charts import phase_keys, time_by_round, time_in_clients
 from fedlora.server.report.wording import (
     UNKNOWN,
@@ -70,8 +73,10 @@ def learning(reports: Sequence[RoundReport], metric_name: str) -> Html:
     about_scores = sentences.about_scores(reports, metric_name)
     if about_scores:
         keys = [("line blue", "held-out")] if judged(reports) else []
-        if any(client_spread(report) for report in rounds):
-            keys += [("line green", "clients' own validation, mean"), ("band square green", "lowest to highest")]
+        if spreads := [spread for report in rounds if (spread := client_spread(report)) is not None]:
+            keys.append(("line green", "clients' own validation, mean"))
+            if any(spread.lowest_client != spread.highest_client for spread in spreads):
+                keys.append(("band square green", "lowest to highest"))
         chart = score_by_round(reports, metric_name, description=" ".join(about_scores))
         charts.insert(0, figure(f"{metric_name.capitalize()} by round", chart, keys=keys))
     return section(
@@ -118,29 +123,29 @@ def groups(reports: Sequence[RoundReport], metric_name: str) -> Html:
 
 def aggregation(reports: Sequence[RoundReport]) -> Html:
     """Return the error of plain averaging and what the correction left of it."""
-    aggregated = [report for report in reports if report.aggregation is not None]
-    if not aggregated:
+    layers = {report.round: report.aggregation.layers for report in reports if report.aggregation is not None}
+    if not layers:
         return NOTHING
-    last = aggregated[-1].aggregation
-    assert last is not None
+    last = max(layers)
     meaning, *numbers = sentences.about_aggregation(reports)
-    is_corrected = any(report.aggregation is not None and report.aggregation.correction > 0 for report in aggregated)
-    keys = [("orange", "plain averaging"), ("blue", "after the correction")]
-    charts = [figure("Error by round", error_by_round(reports, description=numbers[0]), keys=keys)]
-    if is_corrected:
-        charts.append(figure("What the correction did, by round", correction_by_round(reports, description=numbers[0])))
+    corrected = is_corrected(reports)
+    keys = [("orange", "plain averaging"), ("blue", "after the correction")][: 2 if corrected else 1]
+    chart = error_by_round(reports, description=numbers[0], with_after=corrected)
+    charts = [figure("Error by round", chart, keys=keys)]
+    if corrected:
+        charts.append(figure("What the correction did, by round", correction_by_round(reports)))
     return section(
         "Error of the average",
         paragraph(meaning),
         paragraph(*numbers),
         element("div", *charts, class_="pair"),
-        _layers(aggregated[-1]),
+        _layers(layers[last], last, with_after=corrected),
     )
 
 
 def time(reports: Sequence[RoundReport]) -> Html:
     """Return where the time went."""
-    if not any(wall_seconds(reports).values()):
+    if not trained(reports) or not any(wall_seconds(reports).values()):
         return NOTHING
     about = sentences.about_time(reports)
     charts = [figure("Wall time by round", time_by_round(reports, description=about[0]), keys=phase_keys(reports))]
@@ -169,24 +174,22 @@ def refused(reports: Sequence[RoundReport]) -> Html:
 
 def facts(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int) -> Html:
     """Return the run's key figures."""
-    rounds, clients = len(trained(reports)), {name for report in reports for name in report.cohort}
-    num_refused = sum(len(report.refused) for report in reports)
     entries = []
     if gain := overall_gain(reports):
         points = " points" if is_percentage(metric_name) else ""
         change = f"{gain_text(gain.before, gain.after, metric_name)}{points}" if gain.after is not None else ""
         latest = gain.after if gain.after is not None else gain.before
         entries.append((f"held-out {metric_name}", score_text(latest, metric_name), change))
-    entries.append(("rounds", f"{rounds} of {num_rounds}", ""))
-    entries.append(
-        ("clients", str(len(clients)), f"{count_text(num_refused, 'update')} refused" if num_refused else "")
-    )
-    seconds = [round_seconds(report) for report in reports]
-    entries.append(
-        ("time", duration_text(sum(seconds)), f"{duration_text(seconds[-1])} for the last round" if rounds else "")
-    )
-    down, up = sum(report.bytes_down for report in reports), sum(report.bytes_up for report in reports)
-    entries.append(("adapters sent", size_text(down + up), f"{size_text(down)} down, {size_text(up)} up"))
+    rounds, seconds = trained(reports), [round_seconds(report) for report in reports]
+    entries.append(("rounds", f"{len(rounds)} of {num_rounds}", ""))
+    last = f"{duration_text(seconds[-1])} for the last round" if rounds else ""
+    entries.append(("time", duration_text(sum(seconds)), last))
+    if rounds:
+        num_refused = sum(len(report.refused) for report in rounds)
+        note = f"{count_text(num_refused, 'update')} refused" if num_refused else ""
+        entries.insert(-1, ("clients", str(len(client_names(rounds))), note))
+        down, up = sum(report.bytes_down for report in rounds), sum(report.bytes_up for report in rounds)
+        entries.append(("adapters sent", size_text(down + up), f"{size_text(down)} down, {size_text(up)} up"))
     return element(
         "dl",
         *(
@@ -199,12 +202,14 @@ def facts(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int) 
 
 def _gains(gains: Sequence[Gain], metric_name: str, *, title: str, noun: str, totals: Sequence[Gain]) -> Html:
     description = f"{title}: " + sentences.about_groups(gains, metric_name)
-    keys = [("grey", "before"), ("blue", "after")]
+    is_over = any(gain.after is not None for gain in gains)
+    ring = "" if len(gains) > MOST_NAMED else "ring "
+    keys = [(f"{ring}grey", "before"), ("blue", "after")][: 2 if is_over else 1]
     chart = before_and_after(gains, metric_name, noun=noun, description=description)
     unit = "gain, points" if is_percentage(metric_name) else "gain"
-    rows = [_gain_row(gain, metric_name) for gain in gains]
-    rows += [_gain_row(total, metric_name) for total in totals]
-    head = (noun, "examples", "before", "after", unit)
+    num_columns = 5 if is_over else 3
+    rows = [_gain_row(gain, metric_name)[:num_columns] for gain in (*gains, *totals)]
+    head = (noun, "examples", "before", "after", unit)[:num_columns]
     numbers = table(f"{title}, in numbers", head, rows, num_total_rows=len(totals))
     return element("div", figure(title, chart, keys=keys), numbers, class_="pair")
 
@@ -219,12 +224,11 @@ def _gain_row(gain: Gain, metric_name: str) -> list[str]:
     ]
 
 
-def _layers(report: RoundReport) -> Html:
-    assert report.aggregation is not None
-    layers = report.aggregation.layers
+def _layers(layers: Mapping[str, LayerReport], at: int, *, with_after: bool) -> Html:
+    """Return the layers of round `at`: charts by module, and a table."""
     if not layers:
         return NOTHING
-    charts = error_by_layer(layers)
+    charts = error_by_layer(layers, with_after=with_after)
     num_modules = len(by_module(layers))
     note = (
         f"The {MOST_MODULES} of {num_modules} modules with the largest error are drawn."
@@ -232,8 +236,24 @@ def _layers(report: RoundReport) -> Html:
         else ""
     )
     worst = max(layers, key=lambda path: layers[path].error_after)
-    largest = f"Of {len(layers)} layers, most is left in {worst}: {significant(layers[worst].error_after, 3)}."
-    keys = [("orange", "plain averaging"), ("blue", "after the correction"), ("square purple", "B moved, of its norm")]
+    largest = (
+        f"The largest error of {len(layers)} layers is left in {worst}: {significant(layers[worst].error_after, 3)}."
+    )
+    style = "ring orange" if with_after else "orange"
+    keys = [(style, "plain averaging"), ("blue", "after the correction"), ("square purple", "B moved, of its norm")]
+    keys = keys if with_after else keys[:1]
+    return join(
+        (
+            element("h3", f"By layer, in round {at}"),
+            paragraph(largest, note),
+            legend(keys),
+            element("div", *(figure(name, chart) for name, chart in charts.items()), class_="pair"),
+            details("Every layer in numbers", _layers_table(layers)),
+        )
+    )
+
+
+def _layers_table(layers: Mapping[str, LayerReport]) -> Html:
     rows = [
         (
             path,
@@ -244,20 +264,13 @@ def _layers(report: RoundReport) -> Html:
         )
         for path, layer in layers.items()
     ]
-    head = ("layer", "size of the update", "error before", "after", "B moved")
-    return join(
-        (
-            element("h3", f"By layer, in round {report.round}"),
-            paragraph(largest, note),
-            legend(keys),
-            element("div", *(figure(name, chart) for name, chart in charts.items()), class_="pair"),
-            details("Every layer in numbers", table(f"Layers in round {report.round}", head, rows)),
-        )
-    )
+    return table("Layers", ("layer", "size of the update", "error before", "after", "B moved"), rows)
 
 
 def _loss_keys(reports: Sequence[RoundReport]) -> list[tuple[str, str]]:
-    keys = [("line orange", "clients' training, mean"), ("band square orange", "lowest to highest")]
+    keys = [("line orange", "clients' training, mean")]
+    if any(len(report.clients) > 1 for report in reports):
+        keys.append(("band square orange", "lowest to highest"))
     return [*keys, ("line blue", "held-out")] if judged(reports) else keys
 
 

@@ -10,6 +10,7 @@ from fedlora.server.report.numbers import (
     client_seconds,
     client_spread,
     clients_without_finite_loss,
+    is_corrected,
     mean_gain,
     mean_loss,
     overall_gain,
@@ -123,7 +124,7 @@ def about_aggregation(reports: Sequence[RoundReport]) -> list[str]:
         "Averaging A and B separately does not give the average of the clients' products B·A. The error is the "
         "distance between the two, relative to the size of that exact average."
     )
-    if all(report.correction == 0 for report in aggregations):
+    if not is_corrected(reports):
         return [
             meaning,
             f"In the last round it was {before}. {METHOD_NAMES.get(last.method, last.method)} leaves it as it is.",
@@ -189,8 +190,8 @@ def _about_held_out(reports: Sequence[RoundReport], gain: Gain, metric_name: str
     if samples and whole:
         filled, hollow = (" (filled dots)", " (hollow)") if len(scored) <= MOST_DOTS else ("", "")
         text += (
-            f"judged on all {max(whole.values()):,} in round {list_text(map(str, whole))}{filled}, "
-            f"and on a sample of {samples[-1]:,} in the others{hollow}."
+            f"judged on all {max(whole.values()):,} {list_text(map(_moment, whole))}{filled}, "
+            f"and on a sample of {samples[-1]:,} otherwise{hollow}."
         )
     elif samples:
         text += f"judged on a sample of {samples[-1]:,}."
@@ -199,6 +200,10 @@ def _about_held_out(reports: Sequence[RoundReport], gain: Gain, metric_name: str
     if gain.after is not None and (min(scored) in whole) != (max(scored) in whole):
         text += " The first and the last score are of different examples; read their difference with care."
     return text
+
+
+def _moment(at: int) -> str:
+    return f"after round {at}" if at else "before training"
 
 
 def _about_peak(reports: Sequence[RoundReport], metric_name: str) -> str:
@@ -219,10 +224,9 @@ def _change(gain: Gain, metric_name: str) -> str:
     before, after = score_text(gain.before, metric_name), score_text(gain.after, metric_name)
     if before == after:
         return f"stayed at {after}"
-    assert_known = (gain.before or 0.0, gain.after or 0.0)
-    if not all(math.isfinite(value) for value in assert_known):
-        return f"went from {before} to {after}"
-    return f"{'rose' if assert_known[1] > assert_known[0] else 'fell'} from {before} to {after}"
+    change = (gain.after or 0.0) - (gain.before or 0.0)
+    verb = "went" if not math.isfinite(change) else "rose" if change > 0 else "fell"
+    return f"{verb} from {before} to {after}"
 
 
 def _share_removed(before: float, after: float) -> str:

@@ -1,0 +1,60 @@
+"""The global adapter's score on the held-out set, judged by the workers that hold it, shard by shard."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+from flwr.app import MessageType
+
+from fedlora.adapters import Adapter, pack
+from fedlora.common.messages import EvaluateReceipt, EvaluateRequest, Score
+from fedlora.server.conversation import Addressed, ask, expect
+from fedlora.server.round_report import HeldOutReport
+from fedlora.server.rounds import merge_scores
+from fedlora.server.sites import Federation
+
+_SHARD_EXAMPLES = 128
+
+
+def judge(
+    federation: Federation, adapter: Adapter, *, round: int, num_examples: int | None
+) -> tuple[HeldOutReport, dict[int, int]]:
+    """Return the adapter's score, and the predicted labels by place in the held-out set where all of it is judged.
+
+    The shards depend on the number of examples alone, so that the score does not depend on the workers.
+
+    Args:
+        num_examples: of the held-out set, in equal parts by group; None for all of it.
+
+    Raises:
+        RunError: a site could not answer.
+    """
+    sites = list(federation.sites.values())
+    size = num_examples or federation.num_held_out
+    request = EvaluateRequest(
+        run=federation.run_id,
+        round=round,
+        num_examples=num_examples,
+        shard=0,
+        num_shards=math.ceil(size / _SHARD_EXAMPLES),
+        with_predictions=num_examples is None,
+        adapter=pack(adapter),
+    )
+    asked = {
+        f"shard {shard}": Addressed(sites[shard % len(sites)].node, partial(_shard_request, request, shard))
+        for shard in range(request.num_shards)
+    }
+    answers = ask(federation.grid, asked, message_type=MessageType.EVALUATE, expected=EvaluateReceipt)
+    receipts = sorted((expect(answer) for answer in answers), key=lambda receipt: receipt.shard)
+    by_group: dict[str, list[Score]] = {}
+    for receipt in receipts:
+        for group, score in receipt.groups.items():
+            by_group.setdefault(group, []).append(score)
+    groups = {group: merge_scores(scores) for group, scores in sorted(by_group.items())}
+    predictions = {place: label for receipt in receipts for place, label in receipt.predictions.items()}
+    report = HeldOutReport(merge_scores(list(groups.values())), groups, is_complete=num_examples is None)
+    return report, dict(sorted(predictions.items()))
+
+
+def _shard_request(request: EvaluateRequest, shard: int, _attempt: int) -> EvaluateRequest:
+    return replace(request, shard=shard)

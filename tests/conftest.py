@@ -1,0 +1,123 @@
+"""Tiny real models and data for all tests: random weights from fixed seeds, saved as a user has them."""
+
+import string
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedlora.common.config import RunConfig
+
+MakeRun = Callable[..., RunConfig]
+
+WORDS = ("good", "great", "fine", "bad", "poor", "awful", "the", "a", "film", "was", "not", "and", "very")
+
+
+@pytest.fixture(scope="session")
+def tiny_vision_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a ViT of two layers for pictures of 16 pixels: four patches and a class token."""
+    import torch
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=16,
+        patch_size=8,
+        initializer_range=0.2,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny-vit"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a BERT of two layers with its tokenizer, which knows `WORDS` whole and spells all others."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = {entry: index for index, entry in enumerate(dict.fromkeys(entries))}
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    BertTokenizer(vocab=vocabulary, model_max_length=128).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an .npz of three domains with 60 grey pictures of 16 pixels each.
+
+    Label 0 has its ink at the left, 1 at the right, 2 in the middle; a domain has its own paper and ink.
+    """
+    random = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {}
+    for domain, (paper, ink) in {"chalk": (20, 220), "pencil": (230, 90), "print": (140, 250)}.items():
+        labels = np.arange(60) % 3
+        images = np.full((60, 16, 16), paper, np.float64)
+        for image, label in zip(images, labels, strict=True):
+            start = (0, 11, 5)[label] + random.integers(0, 2)
+            image[:, start : start + 4] = ink
+        images += random.normal(0, 15, images.shape)
+        arrays[f"{domain}_images"] = np.clip(images, 0, 255).astype(np.uint8)
+        arrays[f"{domain}_labels"] = labels
+    path = tmp_path_factory.mktemp("data") / "tiny_digits.npz"
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.fixture
+def vision_run(tiny_vision_model: Path, tiny_digits: Path) -> MakeRun:
+    """Return a function that gives a run over the tiny pictures; its keywords are sections, as tables, to change."""
+    return _run(
+        {
+            "model": {"name": str(tiny_vision_model)},
+            "task": {"kind": "image_classification", "image_size": 16},
+            "data": {"path": str(tiny_digits)},
+        }
+    )
+
+
+@pytest.fixture
+def text_run(tiny_text_model: Path) -> MakeRun:
+    """Return a function that gives a run over texts; its keywords are sections, as tables, to change."""
+    return _run(
+        {
+            "model": {"name": str(tiny_text_model)},
+            "task": {"kind": "sequence_classification", "max_length": 32},
+            "data": {"path": "texts.csv", "group": "source"},
+        }
+    )
+
+
+def _run(given: Mapping[str, Mapping[str, object]]) -> MakeRun:
+    base = {
+        **given,
+        "lora": {"rank": 4},
+        "train": {"steps": 3, "batch_size": 8, "learning_rate": 0.01, "device": "cpu"},
+        "evaluation": {"batch_size": 16},
+    }
+
+    def make(**sections: Mapping[str, object]) -> RunConfig:
+        names = {*base, *sections}
+        return RunConfig.model_validate({name: {**base.get(name, {}), **sections.get(name, {})} for name in names})
+
+    return make

@@ -1,0 +1,232 @@
+"""The gate: honest updates pass, all others are refused with a typed reason, and nothing that is sent can end a run."""
+
+import json
+import math
+import pickle
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+from torch import Tensor
+
+from fedlora.adapters import Adapter, LoraLayer, pack
+from fedlora.adapters.peft_format import to_state_dict
+from fedlora.aggregation import FedIT, LoraFair, aggregate
+from fedlora.common.messages import LOSS_NOT_FINITE, OK, TrainReceipt, TrainRequest
+from fedlora.server.admission import MAX_VALUE, Refusal, admit, outliers, unfit
+
+few = settings(derandomize=True, database=None, deadline=None, max_examples=100)
+
+CONFIG = {"peft_type": "LORA", "lora_alpha": 8, "alpha_pattern": {}}
+REQUEST = TrainRequest(run="run", round=3, attempt=1, seed=0, num_rounds=10, validation_examples=0)
+PREFIX = "base_model.model."
+A_NAME, B_NAME, HEAD_NAME = f"{PREFIX}q.lora_A.weight", f"{PREFIX}q.lora_B.weight", f"{PREFIX}head.bias"
+
+
+def adapter(offset: float = 0.0) -> Adapter:
+    A = torch.linspace(-1, 1, 24).view(4, 6) + offset
+    B = torch.linspace(0, 1, 20).view(5, 4) + offset
+    return Adapter({"q": LoraLayer(A, B, 2.0), "v": LoraLayer(A + 1, B + 1, 2.0)}, {"head.bias": torch.ones(3)}, CONFIG)
+
+
+REFERENCE = adapter()
+UPDATE = adapter(0.1)
+
+
+def receipt(packed: bytes = pack(UPDATE), **fields: Any) -> TrainReceipt:
+    return replace(
+        TrainReceipt("run", 3, 1, "site", OK, num_examples=50, num_steps=8, loss=0.5, adapter=packed), **fields
+    )
+
+
+def packed_with(changes: Mapping[str, Tensor | None] = {}, config: object = CONFIG) -> bytes:
+    """Return the honest update with other tensors, None for one that is left out, or another configuration."""
+    tensors = to_state_dict(UPDATE) | changes
+    return save({name: t for name, t in tensors.items() if t is not None}, {"adapter_config": json.dumps(config)})
+
+
+def verdict(given: TrainReceipt, *, client: str = "site") -> Adapter | Refusal:
+    return admit(given, request=REQUEST, client=client, reference=REFERENCE)
+
+
+def test_an_honest_update_is_admitted_bit_for_bit() -> None:
+    admitted = verdict(receipt())
+    assert isinstance(admitted, Adapter)
+    assert pack(admitted) == pack(UPDATE)
+
+
+def test_an_update_that_changed_nothing_is_admitted() -> None:
+    assert isinstance(verdict(receipt(pack(REFERENCE))), Adapter)
+
+
+def test_the_bounds_on_examples_are_admitted() -> None:
+    for num_examples in (1, 10**9):
+        assert isinstance(verdict(receipt(num_examples=num_examples)), Adapter)
+
+
+def spoiled(value: float) -> Tensor:
+    tensor = torch.zeros(4, 6)
+    tensor[2, 3] = value
+    return tensor
+
+
+FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"run": "other"}, "wrong_request"),
+    ({"round": 2}, "wrong_request"),
+    ({"attempt": 0}, "wrong_request"),
+    ({"client": "other"}, "wrong_request"),
+    ({"status": LOSS_NOT_FINITE, "adapter": b""}, LOSS_NOT_FINITE),
+    ({"status": "out_of_memory"}, "out_of_memory"),
+    ({"status": "<script>" * 1000}, "internal"),
+    ({"num_examples": 0}, "num_examples"),
+    ({"num_examples": -5}, "num_examples"),
+    ({"num_examples": 10**12}, "num_examples"),
+    ({"loss": math.nan}, LOSS_NOT_FINITE),
+    ({"loss": math.inf}, LOSS_NOT_FINITE),
+    ({"adapter": b""}, "unreadable"),
+    ({"adapter": pickle.dumps(["tensors"])}, "unreadable"),
+    ({"adapter": pack(UPDATE)[:-1]}, "unreadable"),
+    ({"adapter": pack(UPDATE) + b"\0"}, "unreadable"),
+    ({"adapter": (2**40).to_bytes(8, "little") + b"{}"}, "unreadable"),
+    ({"adapter": packed_with(config=[1])}, "unreadable"),
+    ({"adapter": packed_with({B_NAME: None})}, "unreadable"),
+]
+
+
+@pytest.mark.parametrize(("fields", "code"), FIELDS, ids=[f"{(*fields,)}-{code}" for fields, code in FIELDS])
+def test_an_answer_that_does_not_fit_the_request_is_refused(fields: dict[str, Any], code: str) -> None:
+    refusal = verdict(receipt(**fields))
+    assert isinstance(refusal, Refusal)
+    assert refusal.code == code
+
+
+TENSORS: list[tuple[dict[str, Tensor | None], str, str]] = [
+    ({A_NAME: spoiled(math.nan)}, "not_finite", A_NAME),
+    ({A_NAME: spoiled(-math.inf)}, "not_finite", A_NAME),
+    ({HEAD_NAME: torch.tensor([0.0, math.nan, 0.0])}, "not_finite", HEAD_NAME),
+    ({A_NAME: spoiled(-1e7)}, "too_large", "holds 1e+07; expected at most 1e+06"),
+    ({A_NAME: None, B_NAME: None}, "missing_layer", A_NAME),
+    ({HEAD_NAME: None}, "missing_layer", HEAD_NAME),
+    ({f"{PREFIX}head.extra": torch.ones(3)}, "unexpected_layer", "head.extra"),
+    (
+        {f"{PREFIX}k.lora_A.weight": torch.ones(4, 6), f"{PREFIX}k.lora_B.weight": torch.ones(5, 4)},
+        "unexpected_layer",
+        f"{PREFIX}k.lora_A.weight",
+    ),
+    ({A_NAME: torch.ones(4, 7)}, "shape", f"{A_NAME} (4, 7); expected (4, 6)"),
+    ({A_NAME: torch.ones(4, 1)}, "shape", f"{A_NAME} (4, 1); expected (4, 6)"),
+    ({A_NAME: torch.ones(1, 6), B_NAME: torch.ones(5, 1)}, "shape", f"{A_NAME} (1, 6); expected (4, 6)"),
+    ({A_NAME: torch.ones(8, 6), B_NAME: torch.ones(5, 8)}, "shape", f"{A_NAME} (8, 6); expected (4, 6)"),
+    ({HEAD_NAME: torch.ones(1)}, "shape", f"{HEAD_NAME} (1,); expected (3,)"),
+    ({HEAD_NAME: torch.tensor(1.0)}, "shape", f"{HEAD_NAME} (); expected (3,)"),
+    ({A_NAME: torch.ones(4, 6, dtype=torch.float16)}, "dtype", f"{A_NAME} torch.float16; expected torch.float32"),
+    ({A_NAME: torch.ones(4, 6, dtype=torch.float64)}, "dtype", f"{A_NAME} torch.float64; expected torch.float32"),
+    ({A_NAME: torch.ones(4, 6, dtype=torch.int32)}, "dtype", f"{A_NAME} torch.int32; expected torch.float32"),
+    ({A_NAME: torch.ones(4, 6, dtype=torch.bool)}, "dtype", f"{A_NAME} torch.bool; expected torch.float32"),
+]
+
+
+@pytest.mark.parametrize(("changes", "code", "found"), TENSORS)
+def test_tensors_that_do_not_fit_are_refused_by_name(changes: dict[str, Tensor], code: str, found: str) -> None:
+    refusal = verdict(receipt(packed_with(changes)))
+    assert isinstance(refusal, Refusal)
+    assert refusal.code == code
+    assert found in str(refusal)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_alpha": 16},
+        {"lora_alpha": math.nan},
+        {"lora_alpha": "8"},
+        {"use_rslora": True},
+        {"alpha_pattern": {"q": 16}},
+        {"alpha_pattern": {"(": 16}},
+        {"alpha_pattern": {"(.*.*)*" * 20 + "x": 1}},  # matching it would take for ever
+        {"alpha_pattern": [1]},
+    ],
+)
+def test_another_lora_scaling_is_refused_before_it_is_used(settings: dict[str, object]) -> None:
+    refusal = verdict(receipt(packed_with(config=CONFIG | settings)))
+    assert isinstance(refusal, Refusal)
+    assert refusal.code == "configuration"
+
+
+def test_another_way_to_write_the_same_scaling_is_admitted() -> None:
+    same = {"lora_alpha": 8.0, "alpha_pattern": None, "use_rslora": False, "peft_version": "9"}
+    assert isinstance(verdict(receipt(packed_with(config=CONFIG | same))), Adapter)
+
+
+def test_a_refusal_is_one_short_line_whatever_the_peer_named_its_layers() -> None:
+    refusal = verdict(receipt(packed_with({f"{PREFIX}{'x' * 100_000}": torch.ones(1)})))
+    assert len(str(refusal)) < 400
+
+
+@few
+@given(st.integers(0, len(pack(UPDATE)) - 1), st.integers(1, 255))
+def test_whatever_byte_is_changed_the_verdict_is_an_update_or_a_refusal(place: int, change: int) -> None:
+    raw = bytearray(pack(UPDATE))
+    raw[place] ^= change
+    assert isinstance(verdict(receipt(bytes(raw))), Adapter | Refusal)
+
+
+def moved_by(distance: float) -> Adapter:
+    bias = REFERENCE.dense["head.bias"] + torch.tensor([distance, 0.0, 0.0])
+    return Adapter(REFERENCE.layers, {"head.bias": bias}, CONFIG)
+
+
+def far_ones(distances: Mapping[str, float], norm_limit: float = 100.0) -> dict[str, Refusal]:
+    updates = {client: moved_by(distance) for client, distance in distances.items()}
+    return outliers(updates, reference=REFERENCE, norm_limit=norm_limit)
+
+
+def test_an_update_a_thousand_times_larger_than_its_rounds_median_is_refused() -> None:
+    refused = far_ones({"a": 1, "b": 1, "c": 1, "d": 1000})
+    assert [*refused] == ["d"]
+    assert refused["d"] == Refusal("norm", "moved by 1e+03, the round's median is 1")
+
+
+def test_the_limit_is_a_factor_on_the_median() -> None:
+    assert far_ones({"a": 1, "b": 1, "c": 9}, norm_limit=10) == {}
+    assert [*far_ones({"a": 1, "b": 1, "c": 11}, norm_limit=10)] == ["c"]
+
+
+def test_several_far_ones_are_refused_together() -> None:
+    assert [*far_ones({"a": 1, "b": 2, "c": 3, "d": 5000, "e": 9000})] == ["d", "e"]
+
+
+def test_the_movement_of_a_and_b_counts_too() -> None:
+    far = Adapter(REFERENCE.layers | {"v": LoraLayer(torch.full((4, 6), 900.0), torch.ones(5, 4), 2.0)}, {}, CONFIG)
+    updates = {"a": moved_by(1), "b": moved_by(1), "c": replace(far, dense=REFERENCE.dense)}
+    assert [*outliers(updates, reference=REFERENCE, norm_limit=100)] == ["c"]
+
+
+def test_without_a_median_to_speak_of_none_is_refused() -> None:
+    assert far_ones({}) == {}
+    assert far_ones({"a": 1, "b": 1e5}) == {}
+    assert far_ones({"a": 0, "b": 0, "c": 1}) == {}
+    assert far_ones({"a": 0, "b": 0, "c": 0}) == {}
+
+
+@pytest.mark.parametrize("method", [FedIT(), LoraFair()])
+def test_the_largest_values_that_are_admitted_do_not_overflow_the_aggregation(method: FedIT | LoraFair) -> None:
+    huge = torch.full((8, 4096), MAX_VALUE)
+    updates = {
+        "a": Adapter({"q": LoraLayer(huge, huge.T, 2.0)}),
+        "b": Adapter({"q": LoraLayer(-huge, huge.T, 2.0)}),
+        "c": Adapter({"q": LoraLayer(huge, -huge.T, 2.0)}),
+    }
+    report = aggregate(updates, method=method).report
+    assert math.isfinite(report.error_before)
+
+
+def test_a_given_start_is_judged_by_the_same_rules() -> None:
+    assert unfit(UPDATE, REFERENCE) is None
+    other = Adapter({path: LoraLayer(layer.A, layer.B, 4.0) for path, layer in UPDATE.layers.items()}, UPDATE.dense)
+    assert unfit(other, REFERENCE) == Refusal("configuration", "q scales by 4; expected 2")

@@ -1,0 +1,171 @@
+"""Requests and their answers, over a small Grid of this file's that says what it is told to."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedlora.common.errors import RunError
+from fedlora.common.messages import WORKER_DIED, Failure, TrainReceipt, TrainRequest
+from fedlora.common.records import from_record, to_record
+from fedlora.server.conversation import Addressed, Answer, ask, expect
+
+Reply = RecordDict | Error
+
+
+class PatientGrid(Grid):
+    """A Grid that answers one message at a pull, the newest first, with what `reply` makes of it."""
+
+    def __init__(self, reply: Callable[[TrainRequest, int], Reply], *, silent_seconds: float = 0.0) -> None:
+        self._reply = reply
+        self._waiting: list[Message] = []
+        self._silent_until = time.monotonic() + silent_seconds
+        self.num_pulls = 0
+        self.pushed: list[tuple[int, int]] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        for message in messages:
+            self.pushed.append((message.metadata.dst_node_id, from_record(message.content, TrainRequest).attempt))
+            message.metadata.__dict__["_message_id"] = f"message {len(self.pushed)}"
+            self._waiting.append(message)
+            yield message.metadata.message_id
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self.num_pulls += 1
+        if time.monotonic() < self._silent_until:
+            return
+        message = self._waiting.pop()
+        assert message.metadata.message_id in list(message_ids)
+        yield Message(
+            self._reply(from_record(message.content, TrainRequest), message.metadata.dst_node_id), reply_to=message
+        )
+
+    def set_run(self, run: Run) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Run:
+        raise NotImplementedError
+
+    def create_message(self, *args: object, **kwargs: object) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        raise NotImplementedError
+
+    def send_and_receive(self, *args: object, **kwargs: object) -> Iterable[Message]:
+        raise NotImplementedError
+
+
+@pytest.fixture(autouse=True)
+def identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower refuses to make a message outside of a task."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def request(attempt: int) -> TrainRequest:
+    return TrainRequest("run", 1, attempt, seed=0, num_rounds=1, validation_examples=0, adapter=b"tensors")
+
+
+def receipt(given: TrainRequest, node: int) -> TrainReceipt:
+    return TrainReceipt(given.run, given.round, given.attempt, f"client {node}", "ok", loss=0.5, adapter=given.adapter)
+
+
+def honest(given: TrainRequest, node: int) -> RecordDict:
+    return to_record(receipt(given, node))
+
+
+def conversation(grid: Grid, num_clients: int = 3) -> Iterator[Answer[TrainReceipt]]:
+    requests = {f"client {node}": Addressed(node, request) for node in range(1, num_clients + 1)}
+    return ask(grid, requests, message_type="train", expected=TrainReceipt)
+
+
+def test_answers_come_one_by_one_in_the_order_of_their_arrival() -> None:
+    grid = PatientGrid(honest)
+    answers = conversation(grid)
+    assert grid.pushed == []
+    first = next(answers)
+    assert first == Answer("client 3", 0, receipt(request(0), 3))
+    assert (grid.num_pulls, len(grid.pushed)) == (1, 3)
+    assert [answer.key for answer in answers] == ["client 2", "client 1"]
+
+
+def test_nobody_asked_is_nobody_waited_for() -> None:
+    grid = PatientGrid(honest)
+    assert list(conversation(grid, num_clients=0)) == []
+    assert grid.num_pulls == 0
+
+
+@pytest.mark.parametrize(
+    "died",
+    [Error(8, "the worker process died"), Error(5), to_record(Failure(WORKER_DIED, "the worker process died"))],
+    ids=["died", "node gone", "said by its parent"],
+)
+def test_a_request_whose_worker_died_is_asked_again_up_to_three_times(died: Reply) -> None:
+    def dies_twice(given: TrainRequest, node: int) -> Reply:
+        return died if node == 2 and given.attempt < 2 else honest(given, node)
+
+    def always_dies(given: TrainRequest, node: int) -> Reply:
+        return died if node == 2 else honest(given, node)
+
+    grid = PatientGrid(dies_twice)
+    answers = {answer.key: answer for answer in conversation(grid)}
+    assert answers["client 2"] == Answer("client 2", 2, receipt(request(2), 2))
+    assert sorted(grid.pushed) == [(1, 0), (2, 0), (2, 1), (2, 2), (3, 0)]
+
+    grid = PatientGrid(always_dies)
+    answers = {answer.key: answer for answer in conversation(grid)}
+    content = answers["client 2"].content
+    assert isinstance(content, Failure)
+    assert content.code == WORKER_DIED
+    assert content.text
+    assert answers["client 2"].attempt == 2
+    assert isinstance(answers["client 1"].content, TrainReceipt)
+    assert sorted(grid.pushed) == [(1, 0), (2, 0), (2, 1), (2, 2), (3, 0)]
+
+
+@pytest.mark.parametrize("code", ["out_of_memory", "internal", "data", "<anything>"])
+def test_any_other_failure_is_an_answer(code: str) -> None:
+    grid = PatientGrid(lambda _given, _node: to_record(Failure(code, "why")))
+    assert list(conversation(grid, 1)) == [Answer("client 1", 0, Failure(code, "why"))]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"fedlora": ConfigRecord({"type": "TrainReceipt", "json": "{"})}),
+        RecordDict({"fedlora": ConfigRecord({"type": "SiteDescription", "json": "{}"})}),
+        to_record(request(0)),
+    ],
+    ids=["empty", "torn", "another receipt", "a request"],
+)
+def test_an_answer_that_cannot_be_read_is_a_failure_of_that_client_alone(content: RecordDict) -> None:
+    grid = PatientGrid(lambda given, node: content if node == 2 else honest(given, node))
+    answers = {answer.key: answer.content for answer in conversation(grid)}
+    failure = answers["client 2"]
+    assert isinstance(failure, Failure)
+    assert failure.code == "unreadable"
+    assert isinstance(answers["client 1"], TrainReceipt)
+
+
+def test_a_grid_that_answers_at_once_is_not_asked_without_a_pause() -> None:
+    grid = PatientGrid(honest, silent_seconds=0.5)
+    assert len(list(conversation(grid))) == 3
+    assert grid.num_pulls < 12
+
+
+def test_an_expected_receipt_is_returned_and_a_failure_ends_the_run_with_its_text() -> None:
+    answer = Answer("client 1", 0, receipt(request(0), 1))
+    assert expect(answer) == receipt(request(0), 1)
+    for failure, message in [
+        (Failure("data", "digits.npz: no such file"), "^digits.npz: no such file$"),
+        (Failure("data"), "^client 1 answered data; its own log says why$"),
+    ]:
+        with pytest.raises(RunError, match=message):
+            expect(Answer("client 1", 0, failure))

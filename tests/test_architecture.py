@@ -1,0 +1,235 @@
+"""The dependency rules of the design, read from the source: who may import what, and which packages are whose."""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("protos", "common", "server", "client")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Modules that may not import something: a name stands for the module or package and all below it."""
+
+    why: str
+    of: tuple[str, ...]
+    may_not_import: tuple[str, ...]
+    except_for: tuple[str, ...] = ()
+
+    def forbids(self, module: str, imported: str) -> bool:
+        return (
+            is_below(module, self.of)
+            and not is_below(module, self.except_for)
+            and is_below(imported, self.may_not_import)
+        )
+
+
+@dataclass(frozen=True)
+class Finding:
+    line: int
+    text: str
+
+
+def is_below(name: str, parents: tuple[str, ...]) -> bool:
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+def packages_of(room: str) -> tuple[str, ...]:
+    """Return the packages that a room contributes, such as `fedlora.adapters`; a module beside them counts as one."""
+    entries = sorted((ROOT / room / "fedlora").glob("*"))
+    found = (entry for entry in entries if entry.suffix == ".py" or (entry.is_dir() and any(entry.rglob("*.py"))))
+    return tuple(f"fedlora.{entry.stem}" for entry in found)
+
+
+EVERYTHING = ("fedlora",)
+WITH_FLOWER = (
+    "fedlora.common.records",
+    "fedlora.server.app", "fedlora.server.conversation", "fedlora.server.evaluation", "fedlora.server.sites",
+    "fedlora.server.strategy",
+    "fedlora.simulation",
+    "fedlora.client.app", "fedlora.client.source", "fedlora.client.worker",
+)  # fmt: skip
+WITH_PEFT = (
+    "fedlora.training.base_model", "fedlora.training.checkpoint", "fedlora.training.peft_bridge",
+    "fedlora.training.tasks", "fedlora.training.trained", "fedlora.training.trainer",
+)  # fmt: skip
+IMPURE = (
+    "flwr", "grpc", "logging", "warnings", "pathlib", "os", "io", "shutil", "tempfile", "socket", "subprocess",
+    "threading", "multiprocessing", "time", "datetime", "random",
+    "fedlora.common.config", "fedlora.common.run_file", "fedlora.common.files", "fedlora.common.records",
+)  # fmt: skip
+IMPURE_CALLS = ("open", "print", "input")
+PURE = (
+    "fedlora.aggregation", "fedlora.server.rounds", "fedlora.server.admission", "fedlora.training.partitioning",
+)  # fmt: skip
+
+RULES = (
+    Rule(
+        "the protos know nobody",
+        of=packages_of("protos"),
+        may_not_import=packages_of("common") + packages_of("server") + packages_of("client"),
+    ),
+    Rule(
+        "common knows neither server nor client",
+        of=packages_of("common"),
+        may_not_import=packages_of("server") + packages_of("client"),
+    ),
+    Rule(
+        "the client does not know the server",
+        of=packages_of("client"),
+        may_not_import=packages_of("server"),
+    ),
+    Rule(
+        "of the server room only the simulation and the command line know the client",
+        of=packages_of("server"),
+        except_for=("fedlora.simulation", "fedlora.cli"),
+        may_not_import=packages_of("client"),
+    ),
+    Rule(
+        "Flower stays in the strategy and its conversations, the engines, the worker and the record converters",
+        of=EVERYTHING,
+        except_for=WITH_FLOWER,
+        may_not_import=("flwr",),
+    ),
+    Rule(
+        "peft and transformers stay where base models are loaded and bridged",
+        of=EVERYTHING,
+        except_for=WITH_PEFT,
+        may_not_import=("peft", "transformers"),
+    ),
+    Rule(
+        "Ray stays in its engine",
+        of=EVERYTHING,
+        except_for=("fedlora.simulation.ray_engine",),
+        may_not_import=("ray",),
+    ),
+    Rule("there is no gRPC yet", of=EVERYTHING, may_not_import=("grpc", "grpc_tools", "grpc_health")),
+    Rule(
+        "only the command line talks to a terminal",
+        of=EVERYTHING,
+        except_for=("fedlora.cli",),
+        may_not_import=("typer", "click", "rich"),
+    ),
+    Rule("a pure module takes values and returns values", of=PURE, may_not_import=IMPURE),
+)
+
+
+def findings(module: str, source: str) -> Iterator[Finding]:
+    """Yield what in a module's source breaks a rule, by line."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            yield Finding(node.lineno, f"imports {'.' * node.level}{node.module or ''}; imports are absolute")
+        for imported in imports_in(node):
+            for rule in RULES:
+                if rule.forbids(module, imported):
+                    yield Finding(node.lineno, f"imports {imported}; {rule.why}")
+        if is_below(module, PURE) and isinstance(node, ast.Call) and ast.unparse(node.func) in IMPURE_CALLS:
+            yield Finding(node.lineno, f"calls {ast.unparse(node.func)}; a pure module takes values and returns values")
+
+
+def imports_in(node: ast.AST) -> list[str]:
+    """Return what a statement imports, as `package.module` or `package.module.name`."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and not node.level:
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def sources(room: str) -> Iterator[tuple[Path, str]]:
+    """Yield the files of a room with their modules' names."""
+    for path in sorted((ROOT / room).rglob("*.py")):
+        parts = path.relative_to(ROOT / room).with_suffix("").parts
+        yield path, ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if (ROOT / room).is_dir()])
+def test_no_module_of_a_room_imports_what_it_may_not(room: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{finding.line}: {module} {finding.text}"
+        for path, module in sources(room)
+        for finding in findings(module, path.read_text(encoding="utf-8"))
+    ]
+    assert not found, "\n".join(["", *found])
+
+
+def test_no_room_hides_the_others() -> None:
+    hiding = [f"{room}/fedlora/__init__.py" for room in ROOMS if (ROOT / room / "fedlora" / "__init__.py").exists()]
+    assert not hiding, f"{hiding} would hide the packages of the other rooms; fedlora is a namespace package"
+
+
+def test_no_two_rooms_contribute_the_same_package() -> None:
+    owners: dict[str, list[str]] = {}
+    for room in ROOMS:
+        for package in packages_of(room):
+            owners.setdefault(package, []).append(room)
+    shared = {package: rooms for package, rooms in owners.items() if len(rooms) > 1}
+    assert not shared, f"packages in more than one room: {shared}"
+
+
+def test_the_rooms_are_found() -> None:
+    assert "fedlora.adapters" in packages_of("common")
+    assert "fedlora.aggregation" in packages_of("server")
+    assert "fedlora.training" in packages_of("client")
+    modules = {module for room in ROOMS for _, module in sources(room)}
+    named = {name for rule in RULES for name in (*rule.of, *rule.except_for)} | set(PURE)
+    gone = {name for name in named - set(EVERYTHING) if not any(is_below(module, (name,)) for module in modules)}
+    assert not gone, f"rules for modules that are no more: {sorted(gone)}"
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "line", "text"),
+    [
+        ("fedlora.common.files", "import os\nimport fedlora.server.store", 2, "imports fedlora.server.store; common"),
+        ("fedlora.common.files", "from fedlora import training", 1, "imports fedlora.training; common knows neither"),
+        ("fedlora.adapters.adapter", "from fedlora.client.app import x", 1, "imports fedlora.client.app.x; common"),
+        ("fedlora.client.app", "from fedlora.aggregation import LoraFair", 1, "the client does not know the server"),
+        (
+            "fedlora.server.store",
+            "from fedlora.training.data import load",
+            1,
+            "only the simulation and the command line",
+        ),
+        ("fedlora.server.store", "import flwr.app as f", 1, "imports flwr.app; Flower stays"),
+        ("fedlora.training.trainer", "def f():\n    from flwr import app", 2, "imports flwr.app; Flower stays"),
+        ("fedlora.adapters.peft_format", "import peft", 1, "imports peft; peft and transformers stay"),
+        ("fedlora.client.workbench", "import torch, transformers.utils", 1, "imports transformers.utils; peft and"),
+        ("fedlora.simulation.simulate", "import ray", 1, "imports ray; Ray stays in its engine"),
+        ("fedlora.server.app", "import grpc", 1, "imports grpc; there is no gRPC yet"),
+        ("fedlora.server.store", "from rich.console import Console", 1, "only the command line talks to a terminal"),
+        ("fedlora.aggregation.fedit", "import logging", 1, "imports logging; a pure module"),
+        ("fedlora.server.rounds", "from pathlib import Path", 1, "imports pathlib.Path; a pure module"),
+        ("fedlora.server.admission", "from fedlora.common.config import RunConfig", 1, "a pure module"),
+        ("fedlora.training.partitioning", "import numpy\nopen('x')", 2, "calls open; a pure module"),
+        ("fedlora.server.strategy", "from . import rounds", 1, "imports .; imports are absolute"),
+        (
+            "fedlora.server.strategy",
+            "if 1:\n    from ..common.files import x",
+            2,
+            "imports ..common.files; imports are",
+        ),
+    ],
+)
+def test_what_breaks_a_rule_is_named_with_its_line(module: str, source: str, line: int, text: str) -> None:
+    (finding,) = findings(module, source)
+    assert finding.line == line
+    assert text in finding.text
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("fedlora.cli.simulate", "from fedlora.training.data import load"),
+        ("fedlora.simulation.inprocess", "from fedlora.client.worker import serve\nfrom flwr.app import Message"),
+        ("fedlora.training.peft_bridge", "import peft\nfrom fedlora.common.errors import ModelError"),
+        ("fedlora.server.rounds", "from fedlora.common.messages import Score\nimport math"),
+        ("fedlora.server.store", "from flwrites import x\nimport pathlib, logging\nopen('x')"),
+        ("fedlora.client.app", "from fedlora.common.messages import Failure"),
+    ],
+)
+def test_what_keeps_the_rules_is_not_named(module: str, source: str) -> None:
+    assert list(findings(module, source)) == []
