@@ -1,8 +1,6 @@
 """What a person gets wrong is answered in one line, with exit code 1, and nothing is left behind."""
 
-import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -83,7 +81,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     assert fedlora("simulate", "--resume", "--out", "out", "--workers", "1").returncode == 0
 
 
-def test_ctrl_c_says_how_to_go_on(run_file: RunFile, tmp_path: Path, fedlora: Command) -> None:
+def test_ctrl_c_says_how_to_go_on(run_file: RunFile, tmp_path: Path) -> None:
     run = run_file("federation.rounds=500")
     command = [sys.executable, "-m", "fedlora.cli", "simulate", str(run), "--out", "out", "--workers", "1"]
     process = subprocess.Popen(

@@ -62,7 +62,7 @@ def test_an_image_folder_trains_with_one_client_per_domain(
         [task]
         image_size = 16
         [data]
-        path = "pictures"
+        path = "{image_folder}"
         [train]
         learning_rate = 0.02
         batch_size = 8

@@ -209,12 +209,14 @@ def test_a_worker_killed_in_the_middle_of_its_answer_is_replaced(start_grid: Sta
 
 def test_a_worker_killed_while_idle_is_replaced_unnoticed(start_grid: StartGrid) -> None:
     grid = start_grid()
+    before = receipt_of(grid)
     for _ in range(4):
         (worker,) = multiprocessing.active_children()
-        before = receipt_of(grid)
         os.kill(int(before.loss), signal.SIGKILL)
         wait_until(lambda worker=worker: not worker.is_alive())  # type: ignore[misc]
-        assert receipt_of(grid).loss != before.loss
+        after = receipt_of(grid)
+        assert after.loss != before.loss
+        before = after
 
 
 def test_a_worker_leaves_ctrl_c_to_its_parent(start_grid: StartGrid) -> None:
@@ -232,11 +234,11 @@ def test_workers_that_cannot_start_end_the_conversation(start_grid: StartGrid) -
 
 
 def test_an_app_that_cannot_be_sent_leaves_no_worker() -> None:
-    before = set(multiprocessing.active_children())
     identity = TaskIdentity._run_id
-    with pytest.raises(Exception, match="pickle"):
-        InProcessGrid(lambda: None, num_nodes=1, environments=[{}], preload=PRELOAD)  # type: ignore[arg-type, return-value]
-    assert set(multiprocessing.active_children()) == before
+    grid = InProcessGrid(lambda: None, num_nodes=1, environments=[{}], preload=PRELOAD)  # type: ignore[arg-type, return-value]
+    with pytest.raises(Exception, match="pickle"), grid:
+        send(grid, "answer")
+    assert multiprocessing.active_children() == []
     assert TaskIdentity._run_id == identity
 
 
@@ -281,29 +283,28 @@ def test_grids_and_replaced_workers_leave_no_open_file(start_grid: StartGrid) ->
     assert [use() for _ in range(5)] == [first] * 5
 
 
-def run_script(name: str, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(HERE / name), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
 def test_workers_in_endless_loops_vanish_with_their_killed_parent(tmp_path: Path) -> None:
-    with run_script("abandoned_grid.py", str(tmp_path)) as parent:
+    family: list[psutil.Process] = []
+    with subprocess.Popen([sys.executable, str(HERE / "abandoned_grid.py"), str(tmp_path)]) as parent:
         try:
             wait_until(lambda: len(list(tmp_path.iterdir())) == 2 or parent.poll() is not None)
-            family = psutil.Process(parent.pid).children(recursive=True)
-            assert {int(entry.name) for entry in tmp_path.iterdir()} <= {process.pid for process in family}
+            family += psutil.Process(parent.pid).children(recursive=True)
         finally:
             parent.kill()
-    wait_until(lambda: all(is_gone(process) for process in family))
+    assert {int(entry.name) for entry in tmp_path.iterdir()} <= {process.pid for process in family}
+    try:
+        wait_until(lambda: all(is_gone(process) for process in family))
+    finally:
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def test_a_script_that_starts_itself_again_in_its_workers_is_told_what_is_missing() -> None:
-    with run_script("unguarded_script.py") as script:
-        output, _ = script.communicate(timeout=2 * DEADLINE_SECONDS)
-    assert script.returncode == 1
-    assert 'put the call under: if __name__ == "__main__":' in output
-    assert "workers die as they start" in output
+    command = [sys.executable, str(HERE / "unguarded_script.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * DEADLINE_SECONDS, check=True)
+    assert 'put the call under: if __name__ == "__main__":' in done.stderr
+    assert done.stdout == "the worker process died (exit code 1)\n"
 
 
 def test_there_are_never_more_workers_than_nodes() -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from fedlora.adapters import save_adapter
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import ModelError
 from fedlora.training.base_model import BaseModel, load_base_model
 from fedlora.training.data import Examples
 from fedlora.training.peft_bridge import ResidentModel, add_lora
@@ -158,7 +157,7 @@ def test_a_text_encoder_trains_and_its_adapter_loads_into_the_plain_encoder(
     encoder = PeftModel.from_pretrained(plain, str(tmp_path / "adapter")).eval()
     with torch.no_grad():
         hidden = encoder(**inputs).last_hidden_state
-    features = torch.stack([row[mask.bool()].mean(0) for row, mask in zip(hidden, inputs["attention_mask"])])
+    features = torch.stack([row[mask == 1].mean(0) for row, mask in zip(hidden, inputs["attention_mask"], strict=True)])
     expected = base.module.classification_head(features)
     torch.testing.assert_close(logits(base.module, inputs), expected, rtol=0, atol=1e-5)
 

@@ -47,7 +47,7 @@ def make_client_app(source: WorkbenchSource) -> ClientApp:
                 if code == INTERNAL:
                     logger.exception("a request failed; this is a bug in fedlora, in the model or in the task")
                     text = f"{type(error).__name__}: {error}"
-                receipt = Failure(code, text if source.explain_failures else "")
+                receipt = Failure(code, text[:2000] if source.explain_failures else "")
             return Message(to_record(receipt), reply_to=message)
 
         return handle

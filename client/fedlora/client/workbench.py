@@ -13,7 +13,7 @@ import torch
 
 from fedlora.adapters import pack, unpack
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import DataError
+from fedlora.common.errors import ConfigError
 from fedlora.common.messages import (
     LOSS_NOT_FINITE,
     OK,
@@ -77,7 +77,7 @@ class Workbench:
     def initialise(self, request: InitialiseRequest) -> InitialiseReceipt:
         """Return the run's first adapter."""
         if request.seed != self._config.run.seed:
-            raise DataError(f"the run's seed is {request.seed}; this worker was built with {self._config.run.seed}")
+            raise ConfigError(f"the run's seed is {request.seed}; this worker was built with {self._config.run.seed}")
         return InitialiseReceipt(self._initial)
 
     def train(self, client: str, request: TrainRequest) -> TrainReceipt:
@@ -92,7 +92,7 @@ class Workbench:
             batch_seed=stream_seed(request.seed, round=request.round, client=client, purpose="batches"),
             dropout_seed=stream_seed(request.seed, round=request.round, client=client, purpose="dropout"),
         )
-        after, seconds_after = self._judge(client, indices)
+        after, seconds_after = self._judge(client, indices) if result.is_finite else (None, 0.0)
         return TrainReceipt(
             run=request.run,
             round=request.round,

@@ -1,9 +1,10 @@
 """The base model of a run: a transformers checkpoint with a classification head, and its preprocessing."""
 
 import hashlib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from transformers import AutoModel, AutoModelForImageClassification, AutoModelFo
 from fedlora.common.config import ImageClassification, RunConfig, SequenceClassification
 from fedlora.common.errors import ModelError
 from fedlora.training import tasks
-from fedlora.training.checkpoint import UNREADABLE, Checkpoint, find_checkpoint, one_line
+from fedlora.training.checkpoint import OPTIONS, UNREADABLE, Checkpoint, find_checkpoint, one_line
 from fedlora.training.pooled_classifier import HEAD, PooledClassifier
 
 _OWN_HEADS = ("classifier", "pre_classifier", "score")
@@ -28,7 +29,7 @@ class BaseModel:
         heads: module paths that start untrained: they are trained, sent and averaged whole.
         task: how examples become its inputs, and how its outputs are judged.
         peft_task_type: PEFT's task type, None for our own head.
-        fingerprint: equal for equal weights: the sha256 of the weight files, or the hub's commit.
+        fingerprint: equal for equal weights: the sha256 over the checkpoint's configuration and weights.
     """
 
     module: nn.Module
@@ -36,6 +37,14 @@ class BaseModel:
     task: tasks.Task[Any]
     peft_task_type: str | None
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Loading:
+    """The tensors that the weight files lack, and those that they have in another size."""
+
+    missing: frozenset[str]
+    mismatched: frozenset[str]
 
 
 def load_base_model(config: RunConfig, labels: tuple[str, ...]) -> BaseModel:
@@ -80,19 +89,19 @@ def fingerprint_of(module: nn.Module) -> str:
 
 def _encoder(checkpoint: Checkpoint, *, is_text: bool) -> nn.Module:
     """Return the encoder of pictures or texts, which may be one part of the checkpoint."""
-    model, loading = AutoModel.from_pretrained(
-        str(checkpoint.source), dtype=torch.float32, output_loading_info=True, **checkpoint.options
-    )
-    encoder: nn.Module = getattr(model, "text_model" if is_text else "vision_model", model)
+    model, loading = _load(AutoModel, checkpoint)
+    encoder: Any = getattr(model, "text_model" if is_text else "vision_model", model)
     saved_as = getattr(encoder.config, "architectures", None) or ()
     if getattr(encoder.config, "is_encoder_decoder", False) or any(name.endswith("EncoderModel") for name in saved_as):
         encoder = model.get_encoder()
+    if "add_pooling_layer" in inspect.signature(type(encoder).__init__).parameters:
+        encoder.pooler = None  # we pool ourselves, and LoRA in it would never be trained
     if hasattr(encoder.config, "mask_ratio"):
         encoder.config.mask_ratio = 0.0  # a masked autoencoder would go on hiding most of each picture
     own = {id(parameter) for parameter in encoder.parameters()}
     names = [name for name, parameter in model.named_parameters() if id(parameter) in own]
-    _require_weights(checkpoint, names, loading["missing_keys"])
-    return encoder
+    _require_weights(checkpoint, loading, names, heads=())
+    return cast(nn.Module, encoder)
 
 
 def _with_own_head(
@@ -107,31 +116,35 @@ def _with_own_head(
         raise ModelError(
             f'model.head: transformers has no classification class for {checkpoint.name}; use head = "linear"'
         )
-    model, loading = family.from_pretrained(
-        str(checkpoint.source),
-        dtype=torch.float32,
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        **checkpoint.options,
+    numbers = {label: index for index, label in enumerate(labels)}
+    model, loading = _load(
+        family, checkpoint, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=numbers
     )
     if pad_token_id is not None:
         # By it a decoder finds the last token of a text, so it has to be what the task pads with.
         model.config.pad_token_id = pad_token_id
-    mismatched = [key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"]]
-    fresh = {*loading["missing_keys"], *mismatched}
     names = [name for name, _ in model.named_parameters()]
-    _require_weights(checkpoint, names, fresh)
+    fresh = {*loading.missing, *loading.mismatched}
     heads = {child for child, _ in model.named_children() if child in _OWN_HEADS}
-    for key in sorted(fresh):
-        path = key.rpartition(".")[0]
-        if path and all(name in fresh for name in names if name.startswith(f"{path}.")):
+    for path in {key.rpartition(".")[0] for key in fresh} - {""}:
+        if all(name in fresh for name in names if name.startswith(f"{path}.")):
             heads.add(path)
-        elif key in mismatched:
-            raise ModelError(f"model.name: {checkpoint.name} has {key} of another size than its config.json says")
-    return model, tuple(sorted(head for head in heads if not any(head.startswith(f"{other}.") for other in heads)))
+    outermost = sorted(head for head in heads if not any(head.startswith(f"{other}.") for other in heads))
+    _require_weights(checkpoint, loading, names, outermost)
+    return model, tuple(outermost)
+
+
+def _load(family: Any, checkpoint: Checkpoint, **settings: Any) -> tuple[Any, _Loading]:
+    model, info = family.from_pretrained(
+        str(checkpoint.folder),
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **settings,
+        **OPTIONS,
+    )
+    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    return model, _Loading(frozenset(info["missing_keys"]), frozenset(mismatched))
 
 
 def _task(checkpoint: Checkpoint, config: RunConfig) -> tuple[tasks.Task[Any], dict[str, Tensor], int | None]:
@@ -140,7 +153,9 @@ def _task(checkpoint: Checkpoint, config: RunConfig) -> tuple[tasks.Task[Any], d
         mean, std = checkpoint.normalisation()
         size = config.task.image_size
         return tasks.ImageClassification(mean=mean, std=std), {"pixel_values": torch.zeros(1, 3, size, size)}, None
-    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.source), **checkpoint.options)
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder), **OPTIONS)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ModelError(f"model.name: {checkpoint.name} holds no vocabulary; save the model's tokenizer with it")
     max_length = config.task.max_length
 
     def tokenize(texts: list[str]) -> list[list[int]]:
@@ -154,13 +169,10 @@ def _task(checkpoint: Checkpoint, config: RunConfig) -> tuple[tasks.Task[Any], d
 
 
 def _pad_token_id(tokenizer: Any, settings: Any) -> int:
-    """Return the id to pad texts with; it is masked out, so that any will do where there is none of its own."""
-    for holder, name in (
-        (tokenizer, "pad_token_id"),
-        (settings, "pad_token_id"),
-        (tokenizer, "eos_token_id"),
-    ):
-        if isinstance(found := getattr(holder, name, None), int) and found >= 0:
+    """Return the id to pad texts with; it is masked out, so that any will do that the model has an embedding for."""
+    num_embeddings = getattr(settings, "vocab_size", None) or len(tokenizer)
+    for found in (tokenizer.pad_token_id, getattr(settings, "pad_token_id", None), tokenizer.eos_token_id):
+        if isinstance(found, int) and 0 <= found < num_embeddings:
             return found
     return 0
 
@@ -174,14 +186,17 @@ def _require_kind(checkpoint: Checkpoint, config: RunConfig) -> None:
         raise ModelError(f"model.name: {checkpoint.name} is no vision encoder; {kind} needs one")
 
 
-def _require_weights(checkpoint: Checkpoint, names: list[str], missing: Iterable[str]) -> None:
-    """Refuse weight files of another model, from which transformers takes nothing without a word."""
-    absent = sorted(set(names) & set(missing))
+def _require_weights(checkpoint: Checkpoint, loading: _Loading, names: Sequence[str], heads: Sequence[str]) -> None:
+    """Refuse weight files of another model, in whose place transformers puts random weights without a word."""
+    absent = sorted((loading.missing | loading.mismatched).intersection(names))
     if 2 * len(absent) > len(names):
         raise ModelError(
             f"model.name: {checkpoint.name} holds weights of another model than its config.json says: "
-            f"{len(absent)} of {len(names)} tensors are missing, such as {absent[0]}"
+            f"{len(absent)} of {len(names)} tensors are missing or of another size, such as {absent[0]}"
         )
+    for name in sorted(loading.mismatched.intersection(names)):
+        if not name.startswith(tuple(f"{head}." for head in heads)):
+            raise ModelError(f"model.name: {checkpoint.name} has {name} of another size than its config.json says")
 
 
 def _require_room(module: nn.Module, config: RunConfig) -> None:

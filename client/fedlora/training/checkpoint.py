@@ -1,4 +1,4 @@
-"""A transformers checkpoint, in a folder or on the hub: where it is, how to load it, what its pictures expect."""
+"""A transformers checkpoint: its folder, if need be fetched from the hub; its fingerprint; what its pictures expect."""
 
 import json
 import re
@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from safetensors import SafetensorError
 from transformers import AutoConfig
-from transformers.utils.hub import cached_file
 
 from fedlora.common.config import ModelSection
 from fedlora.common.errors import ModelError
@@ -20,34 +22,38 @@ from fedlora.training.resources import resolve_path
 # What transformers, safetensors and torch raise for files that are missing, damaged or of another model.
 UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError)
 
+# Without it, transformers may ask on the terminal whether to run a checkpoint's own code.
+OPTIONS: Mapping[str, Any] = {"trust_remote_code": False}
+
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 _HUB_TIMEOUT_SECONDS = 5.0
+_SAFETENSORS = ("model.safetensors", "model-*-of-*.safetensors")
+_PICKLED = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
+_SMALL_FILES = ("*.json", "*.txt", "*.model")
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found.
+    """A checkpoint on this machine.
 
     Attributes:
         name: as the run file has it, for errors.
-        source: its folder, or its id on the hub.
-        options: what every `from_pretrained` is given, so that all read the same revision.
+        folder: what `from_pretrained` is given, with `OPTIONS`.
         settings: transformers' configuration of it.
     """
 
     name: str
-    source: Path | str
-    options: Mapping[str, Any]
+    folder: Path
     settings: Any
 
     def fingerprint(self) -> str:
-        """Return what is equal for equal weights: the sha256 of configuration and weight files, or the hub's commit."""
-        if isinstance(self.source, str):
-            return f"{self.source}@{getattr(self.settings, '_commit_hash', None)}"
-        weights = sorted(path for path in self.source.iterdir() if path.suffix in (".safetensors", ".bin"))
-        return f"sha256:{sha256_of([self.source / 'config.json', *weights])}"
+        """Return the sha256 of configuration and weight files, equal for equal weights wherever they came from."""
+        for patterns in (_SAFETENSORS, _PICKLED):
+            if weights := [path for pattern in patterns for path in sorted(self.folder.glob(pattern))]:
+                break
+        return f"sha256:{sha256_of([self.folder / 'config.json', *weights])}"
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the mean and the standard deviation, by channel, that pictures were normalised with; else ImageNet's.
@@ -56,7 +62,7 @@ class Checkpoint:
             ModelError: the file that says so is damaged.
         """
         for file in ("preprocessor_config.json", "processor_config.json"):
-            content = self._json(file)
+            content = _json(self.folder / file)
             content = content.get("image_processor", content)
             if content.get("do_normalize") is False:
                 return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -64,23 +70,9 @@ class Checkpoint:
                 return tuple(content["image_mean"]), tuple(content["image_std"])
         return _IMAGENET_MEAN, _IMAGENET_STD
 
-    def _json(self, file: str) -> dict[str, Any]:
-        path = cached_file(
-            str(self.source),
-            file,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            **{key: value for key, value in self.options.items() if key != "trust_remote_code"},
-        )
-        try:
-            content: dict[str, Any] = json.loads(Path(path).read_text()) if path else {}
-        except ValueError as error:
-            raise ModelError(f"model.name: {path} is not JSON ({error})") from error
-        return content
-
 
 def find_checkpoint(section: ModelSection) -> Checkpoint:
-    """Return the checkpoint that `section` names.
+    """Return the checkpoint that `section` names; one of the hub is fetched where it is not here yet.
 
     Raises:
         ModelError: there is none, neither here nor on the hub, or its configuration cannot be read.
@@ -88,23 +80,15 @@ def find_checkpoint(section: ModelSection) -> Checkpoint:
     # A worker has no terminal of its own; its errors are answers.
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    source = resolve_path(section.name, error=ModelError)
-    # Without it, transformers may ask on the terminal whether to run a checkpoint's own code.
-    options: dict[str, Any] = {"trust_remote_code": False}
-    if isinstance(source, str):
-        options |= _hub_options(source, section.revision)
-    elif not (source / "config.json").is_file():
-        raise ModelError(f"model.name: {source} holds no config.json; expected a folder that save_pretrained wrote")
+    found = resolve_path(section.name, error=ModelError)
+    folder = found if isinstance(found, Path) else _from_the_hub(found, section.revision)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model.name: {folder} holds no config.json; expected a folder that save_pretrained wrote")
     try:
-        settings = AutoConfig.from_pretrained(str(source), **options)
+        settings = AutoConfig.from_pretrained(str(folder), **OPTIONS)
     except UNREADABLE as error:
-        if options.get("local_files_only"):
-            raise ModelError(
-                f"model.name: no folder {source}; as a model of the hub it is not on this machine, and the hub "
-                "cannot be reached; name a folder that exists, or download the model first"
-            ) from error
         raise ModelError(f"model.name: cannot load {section.name}: {one_line(error)}") from error
-    return Checkpoint(section.name, source, options, settings)
+    return Checkpoint(section.name, folder, settings)
 
 
 def one_line(error: Exception) -> str:
@@ -112,21 +96,38 @@ def one_line(error: Exception) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
-def _hub_options(name: str, revision: str | None) -> dict[str, Any]:
-    """Return how to load a hub model: at one commit, or, where the hub cannot be reached, from this machine's cache.
-
-    transformers on its own would try for half a minute to reach the hub, and tell the terminal so.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
+def _from_the_hub(name: str, revision: str | None) -> Path:
+    """Return the folder of a hub model in this machine's cache, brought up to date where the hub can be reached."""
     if not re.fullmatch(_HUB_ID, name, re.ASCII):
         raise ModelError(
             f"model.name: no folder {name} (looked in {Path.cwd()}); expected a folder, a hub id such as "
             "google/vit-base-patch16-224, or package:MODULE/FOLDER"
         )
+    files = _files_on_the_hub(name, revision)
+    weights = _SAFETENSORS if any(file.endswith(".safetensors") for file in files) else _PICKLED
+    disable_progress_bars()
     try:
-        commit = HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT_SECONDS).sha
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=[*_SMALL_FILES, *weights], local_files_only=not files
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"model.name: no folder {name}; as a model of the hub it is not on this machine, and the hub cannot be "
+            "reached; name a folder that exists, or download the model first"
+        ) from error
+    except OSError as error:
+        raise ModelError(f"model.name: cannot download {name}: {one_line(error)}") from error
+
+
+def _files_on_the_hub(name: str, revision: str | None) -> list[str]:
+    """Return the names of a hub model's files, none where the hub cannot be reached.
+
+    transformers would try for half a minute to reach it, and tell the terminal so; this gives up after seconds.
+    """
+    try:
+        siblings = HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT_SECONDS).siblings or []
     except RevisionNotFoundError as error:
         raise ModelError(f"model.revision: {name} has no revision {revision} on the hub") from error
     except RepositoryNotFoundError as error:
@@ -136,5 +137,13 @@ def _hub_options(name: str, revision: str | None) -> dict[str, Any]:
         ) from error
     except Exception:
         # Refused, timed out, offline by the user's wish: each version of huggingface_hub has other names for these.
-        return {"revision": revision, "local_files_only": True}
-    return {"revision": commit}
+        return []
+    return [file.rfilename for file in siblings]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise ModelError(f"model.name: {path} is not JSON ({error})") from error
+    return content

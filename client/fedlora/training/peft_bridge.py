@@ -20,6 +20,7 @@ from fedlora.adapters import Adapter
 from fedlora.adapters.peft_format import from_state_dict, plain_config, to_state_dict
 from fedlora.common.config import LoraSection
 from fedlora.common.errors import AdapterError, ModelError
+from fedlora.training.checkpoint import UNREADABLE, one_line
 
 # The query and value projections, as the families of transformers name them.
 _QUERY_VALUE = (
@@ -133,15 +134,13 @@ def with_saved_adapter(module: nn.Module, folder: Path) -> PeftModel:
     """Return `module` with the adapter in a PEFT folder, heads included, in evaluation mode.
 
     Raises:
-        AdapterError: the adapter is of another model.
+        AdapterError: the adapter is damaged, or of another model.
     """
-    with _without_peft_warnings():
-        try:
-            model = PeftModel.from_pretrained(cast(Any, module), str(folder))
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise AdapterError(f"{folder}: does not fit the base model ({reason})") from error
-    return model.eval()
+    try:
+        with _without_peft_warnings():
+            return PeftModel.from_pretrained(cast(Any, module), str(folder)).eval()
+    except UNREADABLE as error:
+        raise AdapterError(f"{folder}: does not fit the base model ({one_line(error)})") from error
 
 
 def _require_heads(module: nn.Module, heads: tuple[str, ...], name: str) -> None:
@@ -152,7 +151,10 @@ def _require_heads(module: nn.Module, heads: tuple[str, ...], name: str) -> None
             raise ModelError(f"heads: {head!r} is no module of {name}; its outermost ones are {parts}")
         # PEFT goes by how a path ends, and would train these whole too.
         if also := [path for path in paths if path.endswith(head) and path not in heads]:
-            raise ModelError(f"heads: {head!r} of {name} is also how {also[0]} ends; rename one of them")
+            raise ModelError(
+                f"heads: {head!r} of {name} is also how {also[0]} ends, and PEFT does not tell them apart; "
+                'rename one of them, or use model.head = "linear"'
+            )
 
 
 def _targets(module: nn.Module, settings: LoraSection, heads: tuple[str, ...], name: str) -> tuple[str, ...]:

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import StringConstraints
 
 # What a client may say of itself besides an error's code: text stays at the site.
 OK = "ok"
@@ -140,5 +143,5 @@ class EvaluateReceipt:
 class Failure:
     """An answer in place of a receipt: a typed code, and words only where site and server belong to one person."""
 
-    code: str
-    text: str = ""
+    code: Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")]
+    text: Annotated[str, StringConstraints(max_length=2000)] = ""

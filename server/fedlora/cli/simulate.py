@@ -85,5 +85,6 @@ def _config(options: Options) -> RunConfig:
     if options.run is not None:
         return load_run(options.run, options.overrides)
     if options.resume and options.preset is None and options.out is not None:
+        choose_folder(RunConfig(), options.out, resume=True)
         return load_run(options.out / RUN_FILE, options.overrides)
     return preset(options.preset or _DEFAULT_PRESET, *options.overrides)

@@ -7,6 +7,7 @@ from functools import partial
 from flwr.app import MessageType
 
 from fedlora.adapters import Adapter, pack
+from fedlora.common.errors import RunError
 from fedlora.common.messages import EvaluateReceipt, EvaluateRequest, Score
 from fedlora.server.conversation import Addressed, ask, expect
 from fedlora.server.round_report import HeldOutReport
@@ -50,6 +51,9 @@ def judge(
     for receipt in receipts:
         for group, score in receipt.groups.items():
             by_group.setdefault(group, []).append(score)
+    judged = sum(score.num_examples for scores in by_group.values() for score in scores)
+    if judged != size:
+        raise RunError(f"round {round}: {judged} of {size} held-out examples were judged; all sites need the same set")
     groups = {group: merge_scores(scores) for group, scores in sorted(by_group.items())}
     predictions = {place: label for receipt in receipts for place, label in receipt.predictions.items()}
     report = HeldOutReport(merge_scores(list(groups.values())), groups, is_complete=num_examples is None)

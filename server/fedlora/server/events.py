@@ -27,7 +27,7 @@ class RoundStarted:
 
 @dataclass(frozen=True)
 class UpdateArrived:
-    """A client answered. `reason` is empty when its update was accepted, else the refusal's code."""
+    """A client answered. `reason` is empty when its update was accepted, else the refusal's code and what was found."""
 
     round: int
     client: str

@@ -54,7 +54,7 @@ class RoundReport:
         round: from 0.
         cohort: the clients that were asked.
         clients: by name, those whose update was accepted.
-        refused: by name, the others, with the reason's code.
+        refused: by name, the others, with the reason: its code, and what was found where that is known.
         aggregation: norms of the error before and after the correction, overall and by layer; None in round 0.
         held_out: None where there is no held-out set.
         bytes_down, bytes_up: adapter bytes to and from the clients.

@@ -54,6 +54,16 @@ def run_in_process(
         make_server_app()(grid, Context(1, 0, {}, RecordDict(), {}))
 
 
+def refuse_inside_a_starting_worker() -> None:
+    """Raise RunError in a process that is importing its parent's main script, which would start everything again."""
+    # Python itself looks at this attribute for the same purpose.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RunError(
+            "a simulation was started while its own workers were starting; "
+            'put the call under: if __name__ == "__main__":'
+        )
+
+
 def worker_environments(num_nodes: int, num_workers: int | None) -> list[dict[str, str]]:
     """Return the environment variables of each worker: with GPUs, workers take them in turn."""
     gpus = _gpus()
@@ -118,12 +128,7 @@ class InProcessGrid(Grid):
         There is a worker for each of `environments`, its environment variables. `make_app` and what it holds are sent
         to each.
         """
-        # Set while a new process imports its parent's main module; Python itself looks here too.
-        if getattr(multiprocessing.current_process(), "_inheriting", False):
-            raise RunError(
-                "a simulation was started while its own workers were starting; "
-                'put the call under: if __name__ == "__main__":'
-            )
+        refuse_inside_a_starting_worker()
         methods = multiprocessing.get_all_start_methods()
         self._processes: multiprocessing.context.ForkServerContext | multiprocessing.context.SpawnContext
         if "forkserver" in methods:

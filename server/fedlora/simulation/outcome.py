@@ -62,7 +62,8 @@ def _gallery(data: FederatedData, *, before: Mapping[int, int], after: Mapping[i
 def _varied(test: Examples, places: Sequence[int]) -> list[int]:
     """Return a few of `places`, in which labels and then groups repeat as late as they can."""
     label_of, group_of = test.labels.tolist(), test.groups.tolist()
-    left, chosen = list(places), []
+    left = list(places)
+    chosen: list[int] = []
     labels: Counter[int] = Counter()
     groups: Counter[str] = Counter()
     while left and len(chosen) < _SHOWN_OF_A_KIND:

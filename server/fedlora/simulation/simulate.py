@@ -15,6 +15,7 @@ from fedlora.common.run_file import load_run
 from fedlora.server.claim import RUN_FILE, Claim
 from fedlora.server.events import Listener, ignore
 from fedlora.server.round_report import RoundReport
+from fedlora.simulation.inprocess import refuse_inside_a_starting_worker
 from fedlora.training.data import FederatedData, federated_data_from, load_federated_data
 from fedlora.training.data.in_memory import Dataset
 
@@ -85,6 +86,7 @@ def simulate(
     Raises:
         FedloraError: what the user or the machine gave cannot work; one clear message.
     """
+    refuse_inside_a_starting_worker()
     config = load_run(Path(config)) if isinstance(config, str | Path) else config
     if (model is None) != (task is None):
         raise ValueError("a model of one's own needs its task, and a task its model")

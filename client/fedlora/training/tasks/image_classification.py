@@ -45,7 +45,7 @@ class ImageClassification(Classification):
         """Return `pixel_values` (batch_size, 3, height, width), normalised, and the labels."""
         chosen = torch.from_numpy(indices)
         # Normalised where the model is: bytes are a quarter of what floats would take to get there.
-        pixels = prepared.pixels[chosen].to(device, non_blocking=True).float()
+        pixels = prepared.pixels[chosen].to(device).float()
         # One grey channel is broadcast to three by the normalisation itself.
         normal = torch.addcmul(self._shift.to(device), pixels, self._scale.to(device))
-        return Batch({"pixel_values": normal}, prepared.targets[chosen].to(device, non_blocking=True))
+        return Batch({"pixel_values": normal}, prepared.targets[chosen].to(device))

@@ -51,6 +51,6 @@ class SequenceClassification(Classification):
         attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         return Batch(
-            {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()},
-            prepared.targets[torch.from_numpy(indices)].to(device, non_blocking=True),
+            {name: tensor.to(device) for name, tensor in inputs.items()},
+            prepared.targets[torch.from_numpy(indices)].to(device),
         )

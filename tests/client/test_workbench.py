@@ -1,0 +1,264 @@
+"""The workbench's answers: what a client holds, its training, and the scores of the held-out set."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedlora.adapters import pack, unpack
+from fedlora.client.source import WorkbenchSource
+from fedlora.client.workbench import Workbench
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import AdapterError, ConfigError
+from fedlora.common.messages import LOSS_NOT_FINITE, OK, EvaluateRequest, InitialiseRequest, TrainRequest
+from fedlora.training.base_model import BaseModel, fingerprint_of
+from fedlora.training.data import Examples, FederatedData, load_federated_data
+from fedlora.training.data.examples import ClientData
+from fedlora.training.tasks import ImageClassification
+
+MakeRun = Callable[..., RunConfig]
+MakeBench = Callable[..., Workbench]
+
+
+@pytest.fixture
+def make_bench(vision_run: MakeRun) -> MakeBench:
+    """Return a function that gives a workbench over a run with changed sections."""
+
+    def make(**sections: dict[str, object]) -> Workbench:
+        config = vision_run(**sections)
+        return Workbench(config, load_federated_data(config))
+
+    return make
+
+
+def initial_of(workbench: Workbench) -> bytes:
+    return workbench.initialise(InitialiseRequest("run", 0)).adapter
+
+
+def training(adapter: bytes, *, number: int = 1, validation_examples: int = 4) -> TrainRequest:
+    return TrainRequest("run", number, 2, 0, 10, validation_examples, adapter)
+
+
+def evaluation(
+    adapter: bytes, *, num_examples: int | None = None, shard: int = 0, num_shards: int = 1, predict: bool = False
+) -> EvaluateRequest:
+    return EvaluateRequest("run", 3, num_examples, shard, num_shards, predict, adapter)
+
+
+def test_a_client_says_what_it_holds(make_bench: MakeBench, tiny_vision_model: Path) -> None:
+    described = make_bench(data={"validation": 0.25}).describe("pencil")
+    assert described.client == "pencil"
+    assert (described.num_examples, described.num_validation, described.num_held_out) == (36, 12, 36)
+    assert described.labels == ("0", "1", "2")
+    assert described.metric_name == "accuracy"
+    assert described.base_model == str(tiny_vision_model)
+    assert described.base_model_fingerprint.startswith("sha256:")
+
+
+def test_every_worker_gives_the_same_first_adapter_whatever_was_drawn_before(make_bench: MakeBench) -> None:
+    torch.manual_seed(1)
+    first = initial_of(make_bench())
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    assert initial_of(make_bench()) == first
+    assert torch.equal(torch.get_rng_state(), state)
+    other = make_bench(run={"seed": 1})
+    assert other.initialise(InitialiseRequest("run", 1)).adapter != first
+
+
+def test_a_worker_of_another_seed_does_not_begin_the_run(make_bench: MakeBench) -> None:
+    with pytest.raises(ConfigError, match="the run's seed is 5"):
+        make_bench().initialise(InitialiseRequest("run", 5))
+
+
+def test_the_first_adapter_stays_the_first_when_the_worker_has_trained(make_bench: MakeBench) -> None:
+    workbench = make_bench()
+    initial = initial_of(workbench)
+    workbench.train("chalk", training(initial))
+    assert initial_of(workbench) == initial
+
+
+def test_a_training_receipt_says_whose_it_is_and_what_was_done(make_bench: MakeBench) -> None:
+    workbench = make_bench(train={"steps": 8})
+    initial = initial_of(workbench)
+    receipt = workbench.train("print", training(initial, number=3))
+    assert (receipt.run, receipt.round, receipt.attempt, receipt.client) == ("run", 3, 2, "print")
+    assert (receipt.status, receipt.num_examples, receipt.num_steps) == (OK, 43, 8)
+    assert receipt.before is not None
+    assert receipt.after is not None
+    assert receipt.before.num_examples == receipt.after.num_examples == 4
+    assert receipt.after.loss < receipt.before.loss
+    assert receipt.seconds.keys() == {"forward", "backward", "optimizer", "training", "validation"}
+    assert receipt.adapter != initial
+    assert {path: pair.shapes() for path, pair in unpack(receipt.adapter).layers.items()} == {
+        path: pair.shapes() for path, pair in unpack(initial).layers.items()
+    }
+
+
+def test_a_clients_update_does_not_depend_on_who_was_trained_before_it(make_bench: MakeBench) -> None:
+    sections = {"lora": {"dropout": 0.2}}
+    alone, busy = make_bench(**sections), make_bench(**sections)
+    initial = initial_of(alone)
+    expected = alone.train("pencil", training(initial))
+
+    first = busy.train("chalk", training(initial))
+    busy.evaluate(evaluation(first.adapter))
+    found = busy.train("pencil", training(initial))
+
+    assert found.adapter == expected.adapter
+    assert (found.loss, found.before, found.after) == (expected.loss, expected.before, expected.after)
+    assert busy.train("chalk", training(initial)).adapter == first.adapter
+
+
+def test_rounds_and_clients_draw_other_batches(make_bench: MakeBench) -> None:
+    workbench = make_bench()
+    initial = initial_of(workbench)
+    updates = {
+        workbench.train(client, training(initial, number=number)).adapter
+        for client in ("chalk", "print")
+        for number in (1, 2)
+    }
+    assert len(updates) == 4
+
+
+def test_how_many_validation_examples_are_judged_does_not_change_the_update(make_bench: MakeBench) -> None:
+    workbench = make_bench(lora={"dropout": 0.2})
+    initial = initial_of(workbench)
+    with_some, with_none = (workbench.train("chalk", training(initial, validation_examples=n)) for n in (3, 0))
+    assert with_some.adapter == with_none.adapter
+    assert with_none.before is None
+    assert with_none.after is None
+
+
+def test_a_loss_that_is_no_number_is_answered_without_an_adapter(make_bench: MakeBench) -> None:
+    workbench = make_bench(train={"learning_rate": 1e30})
+    initial = initial_of(workbench)
+    receipt = workbench.train("chalk", training(initial))
+    assert receipt.status == LOSS_NOT_FINITE
+    assert receipt.adapter == b""
+    assert receipt.before is not None
+    assert receipt.after is None
+    assert np.isfinite(workbench.evaluate(evaluation(initial)).groups["chalk"].loss)
+
+
+def test_an_adapter_of_another_rank_is_refused(make_bench: MakeBench) -> None:
+    other = initial_of(make_bench(lora={"rank": 2}))
+    workbench = make_bench()
+    for answer in (lambda: workbench.train("chalk", training(other)), lambda: workbench.evaluate(evaluation(other))):
+        with pytest.raises(AdapterError, match=r"the run has \(4, 32\)"):
+            answer()
+
+
+def test_shards_divide_the_held_out_set_and_their_scores_add_up(make_bench: MakeBench) -> None:
+    workbench = make_bench()
+    adapter = workbench.train("chalk", training(initial_of(workbench))).adapter
+    whole = workbench.evaluate(evaluation(adapter, predict=True))
+    parts = [workbench.evaluate(evaluation(adapter, shard=shard, num_shards=5, predict=True)) for shard in range(5)]
+
+    predictions = [pair for part in parts for pair in part.predictions.items()]
+    assert sorted(predictions) == sorted(whole.predictions.items())
+    assert sorted(position for position, _ in predictions) == list(range(36))
+    assert (whole.run, whole.round, [part.shard for part in parts]) == ("run", 3, [0, 1, 2, 3, 4])
+    for group, score in whole.groups.items():
+        scores = [part.groups[group] for part in parts if group in part.groups]
+        total = sum(part.num_examples for part in scores)
+        assert total == score.num_examples == 12
+        for name in ("loss", "metric"):
+            mean = sum(getattr(part, name) * part.num_examples for part in scores) / total
+            assert mean == pytest.approx(getattr(score, name), abs=1e-5)
+
+
+def test_scores_equal_those_of_the_predictions(make_bench: MakeBench, vision_run: MakeRun) -> None:
+    workbench, data = make_bench(), load_federated_data(vision_run())
+    judged = workbench.evaluate(evaluation(initial_of(workbench), predict=True))
+    predicted = np.array([judged.predictions[position] for position in range(len(data.test))])
+    assert judged.groups.keys() == {"chalk", "pencil", "print"}
+    for group, score in judged.groups.items():
+        chosen = data.test.groups == group
+        assert score.metric == pytest.approx(float((predicted == data.test.labels)[chosen].mean()))
+
+
+def test_a_budget_is_spent_in_equal_parts_by_group(make_bench: MakeBench) -> None:
+    workbench = make_bench()
+    initial = initial_of(workbench)
+    judged = workbench.evaluate(evaluation(initial, num_examples=10))
+    assert sorted(score.num_examples for score in judged.groups.values()) == [3, 3, 4]
+    assert judged.predictions == {}
+    assert workbench.evaluate(evaluation(initial, num_examples=0)).groups == {}
+    everything = workbench.evaluate(evaluation(initial, num_examples=1000))
+    assert sum(score.num_examples for score in everything.groups.values()) == 36
+
+
+def test_more_shards_than_examples_leave_some_without(make_bench: MakeBench) -> None:
+    workbench = make_bench()
+    initial = initial_of(workbench)
+    shards = [
+        workbench.evaluate(evaluation(initial, num_examples=3, shard=shard, num_shards=5, predict=True))
+        for shard in range(5)
+    ]
+    assert [len(shard.predictions) for shard in shards] == [1, 1, 1, 0, 0]
+    assert shards[-1].groups == {}
+
+
+def test_a_run_without_held_out_set_has_no_scores(make_bench: MakeBench) -> None:
+    workbench = make_bench(data={"test": 0.0, "validation": 0.0})
+    initial = initial_of(workbench)
+    assert workbench.evaluate(evaluation(initial)).groups == {}
+    assert workbench.train("chalk", training(initial)).after is None
+
+
+def test_texts_train_and_are_judged(text_run: MakeRun) -> None:
+    words = ["good", "great", "bad", "awful"] * 6
+    labels = np.array([0, 0, 1, 1] * 6)
+    examples = Examples(words, labels, np.full(24, "reviews"))
+    data = FederatedData(("up", "down"), {"reader": ClientData(examples, examples.take([0, 2]))}, examples, "0")
+    workbench = Workbench(text_run(train={"steps": 20, "learning_rate": 0.02}), data)
+    receipt = workbench.train("reader", training(initial_of(workbench)))
+    assert workbench.evaluate(evaluation(receipt.adapter)).groups["reviews"].metric == 1.0
+
+
+class Perceptron(nn.Module):
+    """A user's own model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 4, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+        self.hidden = nn.Linear(64, 32)
+        self.classifier = nn.Linear(32, 3)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(torch.relu(self.hidden(self.features(pixel_values))))
+        return logits
+
+
+def test_a_users_own_model_trains_its_named_layers_and_head(vision_run: MakeRun) -> None:
+    torch.manual_seed(0)
+    module = Perceptron()
+    task = ImageClassification(mean=(0.5,), std=(0.25,))
+    base = BaseModel(module, ("classifier",), task, None, fingerprint_of(module))
+    config = vision_run(lora={"target_modules": ["hidden"], "rank": 2}, train={"steps": 30, "learning_rate": 0.02})
+    workbench = Workbench(config, load_federated_data(config), base)
+    receipt = workbench.train("chalk", training(initial_of(workbench)))
+
+    adapter = unpack(receipt.adapter)
+    assert set(adapter.layers) == {"hidden"}
+    assert set(adapter.dense) == {"classifier.weight", "classifier.bias"}
+    assert pack(adapter) == receipt.adapter
+    assert receipt.after is not None
+    assert receipt.before is not None
+    assert receipt.after.loss < receipt.before.loss
+    assert workbench.evaluate(evaluation(receipt.adapter)).groups["chalk"].metric > 0.8
+    assert workbench.describe("chalk").base_model_fingerprint == base.fingerprint
+
+
+def test_a_worker_takes_one_thread(vision_run: MakeRun) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        WorkbenchSource("key", vision_run()).load()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)

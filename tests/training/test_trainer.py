@@ -1,0 +1,297 @@
+"""The training loop against a loop written by hand, its reproducibility, and evaluation."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from fedlora.adapters import Adapter, pack
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import ConfigError
+from fedlora.training.base_model import load_base_model
+from fedlora.training.data import load_federated_data
+from fedlora.training.peft_bridge import add_lora
+from fedlora.training.schedule import learning_rate_factor
+from fedlora.training.trainer import LocalTrainer, TrainingResult, _batch_indices, choose_device
+
+MakeRun = Callable[..., RunConfig]
+CPU = torch.device("cpu")
+
+
+class Bench:
+    """A trainer with two clients' data and the run's first adapter."""
+
+    def __init__(self, config: RunConfig) -> None:
+        torch.manual_seed(0)
+        data = load_federated_data(config)
+        base = load_base_model(config, data.labels)
+        self.resident = add_lora(base.module, config.lora, heads=base.heads, name="tiny")
+        self.initial = self.resident.read()
+        self.task = base.task
+        self.trainer: LocalTrainer[Any] = LocalTrainer(self.resident, base.task, config.train, device=CPU)
+        self.mine, self.other = (base.task.prepare(data.clients[name].training) for name in ("chalk", "print"))
+        self.test = base.task.prepare(data.test)
+
+    def train(self, *, progress: tuple[float, float] = (0.0, 0.1), seed: int = 1) -> TrainingResult:
+        """Train from the first adapter on the first client's examples."""
+        self.resident.load(self.initial)
+        return self.trainer.train(self.mine, progress=progress, batch_seed=seed, dropout_seed=seed)
+
+    def batches(self, batch_size: int, num_steps: int, seed: int = 1) -> list[Any]:
+        indices = _batch_indices(len(self.mine), batch_size, np.random.default_rng(seed))
+        return [self.task.collate(self.mine, next(indices)) for _ in range(num_steps)]
+
+
+@pytest.fixture
+def bench(vision_run: MakeRun) -> Callable[..., Bench]:
+    """Return a function that gives a bench over a run with changed sections."""
+    return lambda **sections: Bench(vision_run(**sections))
+
+
+def distance(one: Adapter, other: Adapter) -> float:
+    """Return the largest difference between two adapters' numbers."""
+    pairs = [(one.dense[path], other.dense[path]) for path in one.dense]
+    for path, layer in one.layers.items():
+        pairs += [(layer.A, other.layers[path].A), (layer.B, other.layers[path].B)]
+    return max(float((left - right).abs().max()) for left, right in pairs)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {},
+        {"weight_decay": 0.1, "max_grad_norm": 0.01},
+        {"max_grad_norm": 0.0, "schedule": "cosine", "warmup": 0.05},
+        {"optimizer": "sgd", "learning_rate": 0.1},
+        {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.1, "schedule": "linear"},
+    ],
+    ids=str,
+)
+def test_training_equals_a_loop_written_by_hand(bench: Callable[..., Bench], train: dict[str, Any]) -> None:
+    ours = bench(train={"steps": 4, **train})
+    result = ours.train(progress=(0.0, 0.1))
+    trained = ours.resident.read()
+    settings = ours.trainer.settings
+
+    ours.resident.load(ours.initial)
+    model = ours.resident.peft_model.train()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
+    if settings.optimizer == "sgd":
+        optimizer = torch.optim.SGD(parameters, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    losses = []
+    for step, batch in enumerate(ours.batches(settings.batch_size, 4)):
+        factor = learning_rate_factor((step + 0.5) / 4 * 0.1, schedule=settings.schedule, warmup=settings.warmup)
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
+        loss = functional.cross_entropy(model(**batch.inputs), batch.targets)
+        optimizer.zero_grad()
+        loss.backward()
+        if settings.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+
+    assert distance(trained, ours.initial) > 1e-4
+    assert distance(trained, ours.resident.read()) < 1e-6
+    assert result.loss == pytest.approx(np.mean(losses), rel=1e-5)
+    assert result.num_steps == 4
+
+
+def test_a_run_in_two_rounds_has_the_rates_of_one_round_twice_as_long(bench: Callable[..., Bench]) -> None:
+    """With SGD without momentum, and the same batch in every step."""
+    ours = bench(
+        train={"steps": 2, "batch_size": 1000, "optimizer": "sgd", "momentum": 0.0, "schedule": "cosine", "warmup": 0.3}
+    )
+    ours.train(progress=(0.0, 0.5))
+    ours.trainer.train(ours.mine, progress=(0.5, 1.0), batch_seed=2, dropout_seed=2)
+    in_two = ours.resident.read()
+    ours.trainer.settings = ours.trainer.settings.model_copy(update={"steps": 4})
+    ours.train(progress=(0.0, 1.0))
+    assert distance(in_two, ours.resident.read()) < 1e-6
+
+
+def test_a_run_of_a_single_step_learns_under_every_schedule(bench: Callable[..., Bench]) -> None:
+    for schedule in ("constant", "linear", "cosine"):
+        ours = bench(train={"steps": 1, "schedule": schedule, "warmup": 0.1})
+        ours.train(progress=(0.0, 1.0))
+        assert distance(ours.resident.read(), ours.initial) > 0
+
+
+def test_training_learns(bench: Callable[..., Bench]) -> None:
+    ours = bench(train={"steps": 30, "learning_rate": 0.01})
+    everything = np.arange(len(ours.mine))
+    before = ours.trainer.evaluate(ours.mine, everything, batch_size=64)
+    ours.train()
+    after = ours.trainer.evaluate(ours.mine, everything, batch_size=64)
+    assert after.metrics.mean() > 0.9 > before.metrics.mean()
+
+
+def test_seconds_are_told_by_phase_and_fit_together(bench: Callable[..., Bench]) -> None:
+    seconds = bench().train().seconds
+    assert seconds.keys() == {"forward", "backward", "optimizer", "training"}
+    assert min(seconds.values()) > 0
+    assert seconds["forward"] + seconds["backward"] + seconds["optimizer"] <= seconds["training"]
+
+
+def test_the_same_seeds_give_the_same_bits_whatever_the_model_did_before(bench: Callable[..., Bench]) -> None:
+    ours = bench(lora={"dropout": 0.3}, train={"steps": 3})
+    ours.train()
+    first = pack(ours.resident.read())
+
+    ours.trainer.train(ours.other, progress=(0.5, 0.6), batch_seed=9, dropout_seed=9)
+    ours.trainer.evaluate(ours.test, np.arange(len(ours.test)), batch_size=7)
+    torch.rand(5)
+    ours.train()
+
+    assert pack(ours.resident.read()) == first
+
+
+def test_another_worker_gives_the_same_bits(bench: Callable[..., Bench]) -> None:
+    adapters = []
+    for _ in range(2):
+        ours = bench(lora={"dropout": 0.3})
+        ours.train()
+        adapters.append(pack(ours.resident.read()))
+    assert adapters[0] == adapters[1]
+
+
+def test_other_seeds_give_other_bits(bench: Callable[..., Bench]) -> None:
+    """The order of batches and the dropout each count."""
+    ours = bench(lora={"dropout": 0.3})
+    adapters = []
+    for batch_seed, dropout_seed in ((1, 1), (2, 1), (1, 2)):
+        ours.resident.load(ours.initial)
+        ours.trainer.train(ours.mine, progress=(0.0, 0.1), batch_seed=batch_seed, dropout_seed=dropout_seed)
+        adapters.append(pack(ours.resident.read()))
+    assert len(set(adapters)) == 3
+
+
+def test_a_step_that_an_error_cut_off_leaves_no_trace(bench: Callable[..., Bench]) -> None:
+    ours = bench()
+    ours.train()
+    expected = pack(ours.resident.read())
+    batch = ours.batches(8, 1)[0]
+    functional.cross_entropy(ours.resident.peft_model(**batch.inputs), batch.targets).backward()
+
+    ours.train()
+
+    assert pack(ours.resident.read()) == expected
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch_size", "num_examples", "expected"),
+    [(1.0, 8, 80, 10), (0.5, 8, 80, 5), (2.0, 8, 20, 5), (0.01, 8, 80, 1), (3.0, 16, 5, 3)],
+)
+def test_epochs_are_counted_in_steps(
+    bench: Callable[..., Bench], epochs: float, batch_size: int, num_examples: int, expected: int
+) -> None:
+    ours = bench(train={"steps": None, "epochs": epochs, "batch_size": batch_size})
+    assert ours.trainer.num_steps(num_examples) == expected
+
+
+def test_a_pass_takes_each_example_once() -> None:
+    batches = _batch_indices(10, 4, np.random.default_rng(0))
+    drawn = np.concatenate([next(batches) for _ in range(5)])
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+    assert drawn[:10].tolist() != drawn[10:].tolist()
+
+
+def test_a_batch_larger_than_the_data_set_is_the_data_set() -> None:
+    batches = _batch_indices(3, 8, np.random.default_rng(0))
+    assert [sorted(next(batches)) for _ in range(3)] == [[0, 1, 2]] * 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 1000])
+def test_batches_of_one_and_of_everything_train(bench: Callable[..., Bench], batch_size: int) -> None:
+    ours = bench(train={"batch_size": batch_size})
+    assert ours.train().is_finite
+    assert distance(ours.resident.read(), ours.initial) > 0
+
+
+def test_bfloat16_trains_nearly_as_float32_and_its_adapter_is_float32(bench: Callable[..., Bench]) -> None:
+    exact, ours = bench(train={"precision": "float32"}), bench(train={"precision": "bfloat16"})
+    loss, rounded = exact.train().loss, ours.train().loss
+    assert rounded != loss
+    assert rounded == pytest.approx(loss, rel=0.02)
+    assert all(layer.A.dtype == torch.float32 for layer in ours.resident.read().layers.values())
+
+    everything = np.arange(len(ours.test))
+    exact.resident.load(exact.initial)
+    ours.resident.load(exact.initial)
+    losses = [one.trainer.evaluate(one.test, everything, batch_size=16).losses for one in (exact, ours)]
+    assert not np.array_equal(*losses)
+    np.testing.assert_allclose(*losses, atol=0.1)
+
+
+def test_auto_precision_on_the_cpu_is_float32(bench: Callable[..., Bench]) -> None:
+    assert bench(train={"precision": "auto"}).train().loss == bench(train={"precision": "float32"}).train().loss
+
+
+def test_a_loss_that_is_no_number_is_told(bench: Callable[..., Bench]) -> None:
+    result = bench(train={"steps": 5, "learning_rate": 1e30}).train()
+    assert not result.is_finite
+    assert not np.isfinite(result.loss)
+
+
+def test_an_adapter_that_the_last_step_broke_is_told(bench: Callable[..., Bench]) -> None:
+    """Its loss was computed before the step, and is a number."""
+    result = bench(train={"steps": 1, "learning_rate": 1e39}).train()
+    assert np.isfinite(result.loss)
+    assert not result.is_finite
+
+
+def test_evaluation_equals_a_hand_computation_whatever_the_batch_size(bench: Callable[..., Bench]) -> None:
+    ours = bench()
+    ours.train()
+    indices = np.array([5, 0, 17, 2, 11])
+    batch = ours.task.collate(ours.test, indices)
+    model = ours.resident.peft_model.eval()
+    with torch.no_grad():
+        chances = model(**batch.inputs).double().softmax(dim=-1)
+    labels = batch.targets
+
+    for batch_size in (1, 2, 5, 100):
+        judged = ours.trainer.evaluate(ours.test, indices, batch_size=batch_size)
+        np.testing.assert_allclose(judged.losses, -chances[range(5), labels].log(), atol=1e-5)
+        assert judged.predictions.tolist() == chances.argmax(1).tolist()
+        assert judged.metrics.tolist() == (chances.argmax(1) == labels).double().tolist()
+
+
+def test_no_examples_have_no_scores(bench: Callable[..., Bench]) -> None:
+    ours = bench()
+    judged = ours.trainer.evaluate(ours.test, np.empty(0, np.int64), batch_size=4)
+    assert [len(getattr(judged, field.name)) for field in dataclasses.fields(judged)] == [0, 0, 0]
+
+
+def test_evaluation_is_without_dropout_and_changes_nothing(bench: Callable[..., Bench]) -> None:
+    ours = bench(lora={"dropout": 0.5})
+    ours.train()
+    before = pack(ours.resident.read())
+    everything = np.arange(len(ours.test))
+    losses = [ours.trainer.evaluate(ours.test, everything, batch_size=16).losses for _ in range(2)]
+    assert np.array_equal(*losses)
+    assert pack(ours.resident.read()) == before
+
+
+def test_a_device_that_is_not_there_is_one_line() -> None:
+    assert choose_device("cpu") == CPU
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+    missing = "mps" if not torch.backends.mps.is_available() else "cuda"
+    with pytest.raises(ConfigError, match=f"train.device is '{missing}'"):
+        choose_device(missing)
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_nearly_as_the_cpu(bench: Callable[..., Bench]) -> None:
+    ours = bench(train={"precision": "float32"})
+    ours.train()
+    expected = ours.resident.read()
+    device = torch.device("cuda")
+    ours.resident.peft_model.to(device)
+    ours.trainer.device = device
+    ours.train()
+    assert distance(ours.resident.read(), expected) < 1e-3
