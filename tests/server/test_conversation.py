@@ -129,10 +129,17 @@ def test_a_request_whose_worker_died_is_asked_again_up_to_three_times(died: Repl
     assert sorted(grid.pushed) == [(1, 0), (2, 0), (2, 1), (2, 2), (3, 0)]
 
 
-@pytest.mark.parametrize("code", ["out_of_memory", "internal", "data", "<anything>"])
+@pytest.mark.parametrize("code", ["out_of_memory", "internal", "data"])
 def test_any_other_failure_is_an_answer(code: str) -> None:
     grid = PatientGrid(lambda _given, _node: to_record(Failure(code, "why")))
     assert list(conversation(grid, 1)) == [Answer("client 1", 0, Failure(code, "why"))]
+
+
+def test_a_code_of_another_form_does_not_pass() -> None:
+    grid = PatientGrid(lambda _given, _node: to_record(Failure("<b>anything</b>", "why")))
+    (answer,) = conversation(grid, 1)
+    assert isinstance(answer.content, Failure)
+    assert answer.content.code == "unreadable"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Base models: heads, preprocessing, fingerprints, and one clear line for each thing that can be wrong with a folder."""
+"""Base models from folders: heads, preprocessing, fingerprints, and one clear line for all that can be wrong."""
 
 import json
 import shutil
