@@ -35,7 +35,7 @@ def make_bench(vision_run: MakeRun) -> MakeBench:
 
 
 def initial_of(workbench: Workbench) -> bytes:
-    return workbench.initialise(InitialiseRequest("run", 0)).adapter
+    return workbench.initialise(InitialiseRequest(0)).adapter
 
 
 def training(adapter: bytes, *, number: int = 1, validation_examples: int = 4) -> TrainRequest:
@@ -66,12 +66,12 @@ def test_every_worker_gives_the_same_first_adapter_whatever_was_drawn_before(mak
     assert initial_of(make_bench()) == first
     assert torch.equal(torch.get_rng_state(), state)
     other = make_bench(run={"seed": 1})
-    assert other.initialise(InitialiseRequest("run", 1)).adapter != first
+    assert other.initialise(InitialiseRequest(1)).adapter != first
 
 
 def test_a_worker_of_another_seed_does_not_begin_the_run(make_bench: MakeBench) -> None:
     with pytest.raises(ConfigError, match="the run's seed is 5"):
-        make_bench().initialise(InitialiseRequest("run", 5))
+        make_bench().initialise(InitialiseRequest(5))
 
 
 def test_the_first_adapter_stays_the_first_when_the_worker_has_trained(make_bench: MakeBench) -> None:

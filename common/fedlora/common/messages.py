@@ -51,7 +51,6 @@ class SiteDescription:
 class InitialiseRequest:
     """Asks for the run's first adapter: fresh LoRA pairs and heads, drawn from the run's seed."""
 
-    run: str
     seed: int
 
 

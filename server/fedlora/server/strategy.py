@@ -39,7 +39,7 @@ from fedlora.server.events import (
     ignore,
 )
 from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
-from fedlora.server.sites import Federation, identify, meet
+from fedlora.server.sites import Federation, Site, identify, meet
 from fedlora.server.store import RunFolder
 
 _INITIALISE = f"{MessageType.QUERY}.initialise"
@@ -85,31 +85,30 @@ class LoraStrategy:
             StoreError: the folder cannot be written, or base model or data are not those the run began with.
         """
         sites = meet(grid, num_sites=self._num_sites)
+        checkpoint = self._folder.latest()
+        # A start that does not fit is refused before anything is written.
+        adapter = self._first_adapter(grid, sites) if checkpoint is None else checkpoint.adapter
         run_id = identify(sites, self._folder, config=self._config, command=self._command)
         federation = Federation(grid, sites, run_id)
-        checkpoint = self._folder.latest()
         num_rounds = self._config.federation.rounds
         if checkpoint is None:
             self._listener(RunStarted(tuple(sites), num_rounds, 0, ()))
-            adapter, number = self._begin(federation), 0
+            self._finish(federation, 0, adapter, Collected(), None, {})
         else:
-            adapter, number = checkpoint.adapter, checkpoint.round
-            self._folder.publish(adapter, number)
-            self._listener(RunStarted(tuple(sites), num_rounds, number + 1, checkpoint.reports))
-        for following in range(number + 1, num_rounds + 1):
-            adapter = self._round(federation, following, adapter)
+            self._folder.publish(adapter, checkpoint.round)
+            self._listener(RunStarted(tuple(sites), num_rounds, checkpoint.round + 1, checkpoint.reports))
+        for number in range(1 if checkpoint is None else checkpoint.round + 1, num_rounds + 1):
+            adapter = self._round(federation, number, adapter)
 
-    def _begin(self, federation: Federation) -> Adapter:
-        """Return the first adapter, after round 0: its score before any training."""
-        request = InitialiseRequest(federation.run_id, self._config.run.seed)
-        client, site = next(iter(federation.sites.items()))
+    def _first_adapter(self, grid: Grid, sites: Mapping[str, Site]) -> Adapter:
+        """Return the adapter to start from: fresh from the run's seed, or the one that the run names."""
+        request = InitialiseRequest(self._config.run.seed)
+        client, site = next(iter(sites.items()))
         asked = {client: Addressed(site.node, lambda _attempt: request)}
-        (answer,) = ask(federation.grid, asked, message_type=_INITIALISE, expected=InitialiseReceipt)
-        adapter = unpack(expect(answer).adapter)
-        if (given := self._config.federation.start_from) is not None:
-            adapter = _given_start(given, like=adapter)
-        self._finish(federation, 0, adapter, Collected(), None, {})
-        return adapter
+        (answer,) = ask(grid, asked, message_type=_INITIALISE, expected=InitialiseReceipt)
+        fresh = unpack(expect(answer).adapter)
+        given = self._config.federation.start_from
+        return fresh if given is None else _given_start(given, like=fresh)
 
     def _round(self, federation: Federation, number: int, adapter: Adapter) -> Adapter:
         """Return the global adapter after one round."""
