@@ -39,7 +39,7 @@ _PHASES = {
 
 def figures(*, quick: bool) -> list[Figure]:
     """Return the phases' seconds, the shares, and what the run reached."""
-    num_repeats = 1 if quick else 3
+    num_repeats = 1 if quick else 2
     num_workers = min(usable_cores(), NUM_CLIENTS)
     overrides = json.dumps(QUICK if quick else ())
     runs = []

@@ -34,7 +34,7 @@ def figures(*, quick: bool) -> Iterator[Figure]:
     yield from _compared(
         "default run",
         lambda engine: run_fresh("timed_simulation.py", engine, min(usable_cores(), NUM_CLIENTS), overrides),
-        num_pairs=1 if quick else 3,
+        num_pairs=1 if quick else 2,
         goals={"total": at_least(1)},
     )
 
