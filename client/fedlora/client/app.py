@@ -7,7 +7,6 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedlora.client.source import WorkbenchSource
 from fedlora.client.workbench import Workbench
 from fedlora.common.errors import FedloraError
 from fedlora.common.messages import (
@@ -28,18 +27,18 @@ logger = logging.getLogger(__name__)
 _resident: dict[str, Workbench] = {}
 
 
-def make_client_app(source: WorkbenchSource) -> ClientApp:
-    """Return the ClientApp over the workbench of `source`, which is loaded at the first message.
+def make_client_app(load: Callable[[], Workbench], *, key: str, explain_failures: bool) -> ClientApp:
+    """Return the ClientApp over the workbench that `load` gives, at the first message whose `key` is another.
 
     A node serves the client at the place of its `partition-id` among the sorted names, the first without one.
-    What goes wrong is answered as a `Failure`: a typed code, and its text only with `source.explain_failures`.
+    What goes wrong is answered as a `Failure`: a typed code, and its text only with `explain_failures`.
     """
     app = ClientApp()
 
     def answering(answer: Callable[[Workbench, str, Message], object]) -> Callable[[Message, Context], Message]:
         def handle(message: Message, context: Context) -> Message:
             try:
-                workbench = _load_resident(source)
+                workbench = _resident_workbench(load, key)
                 client = workbench.client_names[int(context.node_config.get("partition-id", 0))]
                 receipt = answer(workbench, client, message)
             except Exception as error:
@@ -47,7 +46,7 @@ def make_client_app(source: WorkbenchSource) -> ClientApp:
                 if code == INTERNAL:
                     logger.exception("a request failed; this is a bug in fedlora, in the model or in the task")
                     text = f"{type(error).__name__}: {error}"
-                receipt = Failure(code, text[:2000] if source.explain_failures else "")
+                receipt = Failure(code, text[:2000] if explain_failures else "")
             return Message(to_record(receipt), reply_to=message)
 
         return handle
@@ -76,11 +75,11 @@ def _evaluate(workbench: Workbench, _client: str, message: Message) -> object:
     return workbench.evaluate(from_record(message.content, EvaluateRequest))
 
 
-def _load_resident(source: WorkbenchSource) -> Workbench:
-    if source.key not in _resident:
+def _resident_workbench(load: Callable[[], Workbench], key: str) -> Workbench:
+    if key not in _resident:
         _resident.clear()
-        _resident[source.key] = source.load()
-    return _resident[source.key]
+        _resident[key] = load()
+    return _resident[key]
 
 
 def _code(error: Exception) -> str:

@@ -33,7 +33,7 @@ class WorkbenchSource:
         """Return the ClientApp over this source; the workbench is loaded at its first message."""
         from fedlora.client.app import make_client_app
 
-        return make_client_app(self)
+        return make_client_app(self.load, key=self.key, explain_failures=self.explain_failures)
 
     def load(self) -> "Workbench":
         """Return the workbench: reads the data and the base model, which takes seconds."""

@@ -1,5 +1,6 @@
 """`fedlora simulate`: from options to a run, its view in the terminal, and its outcome."""
 
+import logging
 import shlex
 import sys
 import time
@@ -9,6 +10,7 @@ from typing import cast
 
 import typer
 from rich.console import Console
+from rich.logging import RichHandler
 
 from fedlora.cli.live import print_outcome, progress_view
 from fedlora.common.config import RunConfig
@@ -49,6 +51,7 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
         return
     if options.engine not in _ENGINES:
         raise ConfigError(f"--engine is {options.engine!r}; expected {' or '.join(_ENGINES)}")
+    _log_to(console)
     out = choose_folder(config, options.out, resume=options.resume)
     began = time.perf_counter()
     try:
@@ -62,7 +65,10 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
                 listener=listener,
             )
     except KeyboardInterrupt:
-        print(f"interrupted; go on with: fedlora simulate --resume --out {shlex.quote(str(out))}", file=sys.stderr)
+        # A run that was stopped before its manifest was written has given its folder back.
+        has_begun = (out / RUN_FILE).is_file()
+        remedy = f"go on with: fedlora simulate --resume --out {shlex.quote(str(out))}"
+        print(f"interrupted; {remedy if has_begun else 'nothing was written yet'}", file=sys.stderr)
         raise typer.Exit(_INTERRUPTED) from None
     seconds = time.perf_counter() - began
     # Imports torch, which the run has done by now.
@@ -76,6 +82,12 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
         load_code=load_code(result.folder, config),
         seconds=seconds,
     )
+
+
+def _log_to(console: Console) -> None:
+    """Show warnings: above the live view where there is one, else on stderr."""
+    handler = RichHandler(console=console, show_time=False, show_path=False) if console.is_terminal else None
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler] if handler else None)
 
 
 def _config(options: Options) -> RunConfig:
