@@ -86,7 +86,6 @@ def _start_ray(ray: Any, num_workers: int | None) -> int:
     """Start Ray, or join the cluster at RAY_ADDRESS, and return its number of GPUs."""
     pythonpath = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
     own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": num_workers, "include_dashboard": False}
-    ray.init(
-        runtime_env={"env_vars": {"PYTHONPATH": pythonpath}}, logging_level=logging.ERROR, log_to_driver=True, **own
-    )
+    variables = {**_ENVIRONMENT, "PYTHONPATH": pythonpath, "FLWR_LOG_LEVEL": "ERROR"}
+    ray.init(runtime_env={"env_vars": variables}, logging_level=logging.ERROR, log_to_driver=True, **own)
     return int(ray.cluster_resources().get("GPU", 0))
