@@ -85,15 +85,26 @@ def test_ctrl_c_says_how_to_go_on(run_file: RunFile, tmp_path: Path) -> None:
     run = run_file("federation.rounds=500")
     command = [sys.executable, "-m", "fedlora.cli", "simulate", str(run), "--out", "out", "--workers", "1"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell that starts these tests in its background has SIGINT ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (no threads here)
     )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out/rounds/0001/report.json").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-    _, errors = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "out/rounds/0001/report.json").exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 130
     assert errors == "interrupted; go on with: fedlora simulate --resume --out out\n"
     assert (tmp_path / "out/report.html").exists()
