@@ -13,13 +13,12 @@ from peft import PeftModel
 from fedlora.adapters.peft_format import CONFIG_FILE
 from fedlora.common.errors import AdapterError, ModelError, StoreError
 from fedlora.common.run_file import load_run
+from fedlora.common.run_folder import ADAPTER_FOLDER, MANIFEST_FILE, RUN_FILE
 from fedlora.training.base_model import load_base_model
 from fedlora.training.data.in_memory import Input, unlabelled
 from fedlora.training.peft_bridge import with_saved_adapter
 from fedlora.training.tasks import Task
 from fedlora.training.trainer import logits_of
-
-ADAPTER_FOLDER = "adapter"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +68,12 @@ def load_trained(folder: str | Path) -> TrainedModel:
         raise AdapterError(
             f"{folder}: no {ADAPTER_FOLDER}/{CONFIG_FILE}; expected the folder of a run with a finished round"
         )
-    config = load_run(folder / "run.toml")
+    config = load_run(folder / RUN_FILE)
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
         labels, trained_on = tuple(manifest["labels"]), manifest["base_model"]["fingerprint"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise StoreError(f"{folder}/manifest.json cannot be read ({error}); restore it") from error
+        raise StoreError(f"{folder}/{MANIFEST_FILE} cannot be read ({error}); restore it") from error
     base = load_base_model(config, labels)
     if base.fingerprint != trained_on:
         raise ModelError(

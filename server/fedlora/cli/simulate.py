@@ -16,7 +16,7 @@ from fedlora.cli.live import print_outcome, progress_view
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import load_run, to_toml
-from fedlora.server.claim import RUN_FILE
+from fedlora.common.run_folder import RUN_FILE
 from fedlora.simulation import preset, simulate
 from fedlora.simulation.simulate import Engine, choose_folder
 

@@ -9,9 +9,8 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
 from fedlora.common.files import TEMPORARY_SUFFIX, write_file
 from fedlora.common.run_file import differences, load_run, to_toml
+from fedlora.common.run_folder import MANIFEST_FILE, RUN_FILE
 
-RUN_FILE = "run.toml"
-MANIFEST_FILE = "manifest.json"
 _LOCK_FILE = ".lock"
 
 

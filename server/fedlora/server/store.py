@@ -34,14 +34,13 @@ from fedlora.common.codec import Codec
 from fedlora.common.errors import StoreError
 from fedlora.common.files import write_file
 from fedlora.common.messages import TrainReceipt
-from fedlora.server.claim import MANIFEST_FILE
+from fedlora.common.run_folder import ADAPTER_FOLDER, MANIFEST_FILE
 from fedlora.server.round_report import CODEC, RoundReport
 
 logger = logging.getLogger(__name__)
 
 ROUNDS_FILE = "rounds.jsonl"
 REPORT_FILE = "report.html"
-ADAPTER_FOLDER = "adapter"
 _KEPT_ADAPTERS = 2
 
 Content = TypeVar("Content")

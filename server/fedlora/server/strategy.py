@@ -53,6 +53,7 @@ class Collected:
     updates: Mapping[str, Adapter] = field(default_factory=dict)
     receipts: Mapping[str, TrainReceipt] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    bytes_down: int = 0
     storing_seconds: float = 0.0
 
 
@@ -139,7 +140,8 @@ class LoraStrategy:
     def _collect(self, federation: Federation, number: int, adapter: Adapter) -> Collected:
         """Return the updates of the cohort: those that an earlier process journaled, and the others as they arrive."""
         cohort = self._plan(federation, number)
-        make_request = self._train_requests(federation.run_id, number, pack(adapter))
+        packed = pack(adapter)
+        make_request = self._train_requests(federation.run_id, number, packed)
         updates: dict[str, Adapter] = {}
         receipts: dict[str, TrainReceipt] = {}
         refused: dict[str, str] = {}
@@ -174,7 +176,7 @@ class LoraStrategy:
             del updates[client]
             refused[client] = str(outlier)
             self._listener(UpdateArrived(number, client, refused[client], receipts.pop(client).loss))
-        return Collected(cohort, updates, receipts, refused, storing_seconds)
+        return Collected(cohort, updates, receipts, refused, len(packed) * len(cohort), storing_seconds)
 
     def _plan(self, federation: Federation, number: int) -> tuple[str, ...]:
         """Return the round's clients, journaled before any of them is asked."""
@@ -230,7 +232,7 @@ class LoraStrategy:
             refused=dict(sorted(collected.refused.items())),
             aggregation=aggregation,
             held_out=held_out,
-            bytes_down=len(pack(adapter)) * len(collected.cohort),
+            bytes_down=collected.bytes_down,
             bytes_up=sum(len(receipt.adapter) for receipt in received.values()),
             seconds={**seconds, "evaluation": judged - began, "storing": storing},
             adapter_sha256=adapter_sha256,

@@ -12,7 +12,8 @@ from fedlora.client.source import WorkbenchSource
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError, StoreError
 from fedlora.common.run_file import load_run
-from fedlora.server.claim import RUN_FILE, Claim
+from fedlora.common.run_folder import RUN_FILE
+from fedlora.server.claim import Claim
 from fedlora.server.events import Listener, ignore
 from fedlora.server.round_report import RoundReport
 from fedlora.simulation.inprocess import refuse_inside_a_starting_worker
