@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedlora.adapters import Adapter, LoraLayer, load_adapter, pack, unpack
-from fedlora.adapters.peft_format import packed_config
+from fedlora.adapters.packed import packed_config
 from fedlora.common.errors import AdapterError
 
 few = settings(derandomize=True, database=None, deadline=None, max_examples=100)

@@ -1,7 +1,9 @@
 """The workbench's answers: what a client holds, its training, and the scores of the held-out set."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -144,8 +146,8 @@ def test_a_loss_that_is_no_number_is_answered_without_an_adapter(make_bench: Mak
     assert np.isfinite(workbench.evaluate(evaluation(initial)).groups["chalk"].loss)
 
 
-def test_an_adapter_of_another_rank_is_refused(make_bench: MakeBench) -> None:
-    other = initial_of(make_bench(lora={"rank": 2}))
+def test_an_adapter_of_a_larger_rank_is_refused(make_bench: MakeBench) -> None:
+    other = initial_of(make_bench(lora={"rank": 8, "alpha": 32}))
     workbench = make_bench()
     for answer in (lambda: workbench.train("chalk", training(other)), lambda: workbench.evaluate(evaluation(other))):
         with pytest.raises(AdapterError, match=r"the run has \(4, 32\)"):
@@ -262,3 +264,37 @@ def test_a_worker_takes_one_thread(vision_run: MakeRun) -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_client_of_a_smaller_rank_trains_as_a_worker_of_that_rank_would(make_bench: MakeBench) -> None:
+    """Zeros fill the worker's pairs, get no gradient, and do not come back."""
+    small_bench = make_bench(lora={"rank": 2, "alpha": 8, "dropout": 0.2}, train={"weight_decay": 0.01})
+    large_bench = make_bench(lora={"rank": 4, "alpha": 16, "dropout": 0.2}, train={"weight_decay": 0.01})
+    initial = initial_of(small_bench)
+    large_bench.train("print", training(initial_of(large_bench)))
+
+    expected = unpack(small_bench.train("chalk", training(initial)).adapter)
+    found = unpack(large_bench.train("chalk", training(initial)).adapter)
+    for path, layer in expected.layers.items():
+        assert layer.rank == found.layers[path].rank == 2
+        assert layer.scaling == found.layers[path].scaling == 4.0
+        torch.testing.assert_close(found.layers[path].A, layer.A, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.layers[path].B, layer.B, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("trains", "frozen"), [(("B",), "A"), (("A",), "B")])
+def test_a_factor_that_is_not_trained_stays_and_does_not_travel_back(
+    make_bench: MakeBench, trains: tuple[Literal["A", "B"], ...], frozen: str
+) -> None:
+    workbench = make_bench()
+    start = unpack(workbench.train("print", training(initial_of(workbench))).adapter)
+    receipt = workbench.train("chalk", replace(training(pack(start)), trains=trains))
+    with pytest.raises(AdapterError, match=f"no lora_{frozen}"):
+        unpack(receipt.adapter)
+    update = unpack(receipt.adapter, without=frozen, frozen=start)
+    for path, layer in update.layers.items():
+        assert torch.equal(getattr(layer, frozen), getattr(start.layers[path], frozen))
+        assert not torch.equal(getattr(layer, trains[0]), getattr(start.layers[path], trains[0]))
+    assert not torch.equal(update.dense["classification_head.weight"], start.dense["classification_head.weight"])
+    with_both = workbench.train("chalk", training(pack(start)))
+    assert len(receipt.adapter) < len(with_both.adapter)

@@ -29,6 +29,10 @@ lora_sections = st.builds(
     alpha=positives,
     dropout=fractions,
     target_modules=st.just("auto") | st.lists(st.text(), min_size=1).map(tuple),
+    use_rslora=st.booleans(),
+    rank_pattern=st.dictionaries(st.text(), counts, max_size=3),
+    alpha_pattern=st.dictionaries(st.text(), positives, max_size=3),
+    client_ranks=st.dictionaries(st.text(), st.just(1), max_size=3),
 )
 train_sections = st.builds(
     sections.TrainSection,
@@ -52,7 +56,15 @@ partitions = st.one_of(
     st.builds(sections.Dirichlet, num_clients=counts, alpha=positives),
     st.builds(sections.LabelShards, num_clients=counts, shards_per_client=counts),
 )
-methods = st.builds(sections.LoraFairMethod, ridge=non_negatives) | st.builds(sections.FedItMethod)
+methods = st.one_of(
+    st.builds(sections.LoraFairMethod, ridge=non_negatives, corrects=st.sampled_from(["A", "B"])),
+    st.builds(sections.LoraFairCosineMethod, penalty=non_negatives, repairs_scale=st.booleans()),
+    st.builds(sections.LoraFairTwoSidedMethod, ridge=non_negatives, sweeps=counts),
+    st.builds(sections.PlainMethod, method=st.sampled_from(["fedit", "ffa_lora", "rolora", "flora", "flex_lora"])),
+)
+robust_sections = st.builds(
+    sections.RobustSection, regauge=st.booleans(), clip=st.none() | positives, attackers=st.integers(0, 9)
+)
 tests = fractions | texts
 
 
@@ -76,6 +88,7 @@ def runs(draw: st.DrawFn) -> RunConfig:
         train=draw(train_sections),
         federation=draw(federation_sections),
         aggregation=draw(methods),
+        robust=draw(robust_sections),
     )
 
 

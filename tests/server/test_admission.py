@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedlora.adapters import Adapter, LoraLayer, pack
-from fedlora.adapters.peft_format import to_state_dict
+from fedlora.adapters.keys import to_state_dict
 from fedlora.aggregation import FedIT, LoraFair, aggregate
 from fedlora.common.messages import LOSS_NOT_FINITE, OK, TrainReceipt, TrainRequest
 from fedlora.server.admission import MAX_VALUE, Refusal, admit, outliers, unfit
@@ -183,7 +183,7 @@ def moved_by(distance: float) -> Adapter:
 
 def far_ones(distances: Mapping[str, float], norm_limit: float = 100.0) -> dict[str, Refusal]:
     updates = {client: moved_by(distance) for client, distance in distances.items()}
-    return outliers(updates, reference=REFERENCE, norm_limit=norm_limit)
+    return outliers(updates, references=dict.fromkeys(updates, REFERENCE), norm_limit=norm_limit)
 
 
 def test_an_update_a_thousand_times_larger_than_its_rounds_median_is_refused() -> None:
@@ -204,7 +204,7 @@ def test_several_far_ones_are_refused_together() -> None:
 def test_the_movement_of_a_and_b_counts_too() -> None:
     far = Adapter(REFERENCE.layers | {"v": LoraLayer(torch.full((4, 6), 900.0), torch.ones(5, 4), 2.0)}, {}, CONFIG)
     updates = {"a": moved_by(1), "b": moved_by(1), "c": replace(far, dense=REFERENCE.dense)}
-    assert [*outliers(updates, reference=REFERENCE, norm_limit=100)] == ["c"]
+    assert [*outliers(updates, references=dict.fromkeys(updates, REFERENCE), norm_limit=100)] == ["c"]
 
 
 def test_without_a_median_to_speak_of_none_is_refused() -> None:
@@ -230,3 +230,36 @@ def test_a_given_start_is_judged_by_the_same_rules() -> None:
     assert unfit(UPDATE, REFERENCE) is None
     other = Adapter({path: LoraLayer(layer.A, layer.B, 4.0) for path, layer in UPDATE.layers.items()}, UPDATE.dense)
     assert unfit(other, REFERENCE) == Refusal("configuration", "q scales by 4; expected 2")
+
+
+ONLY_B = replace(REQUEST, trains=("B",))
+
+
+def test_an_update_of_one_factor_is_completed_with_the_other_from_the_rounds_start() -> None:
+    update = receipt(pack(UPDATE, without="A"))
+    admitted = admit(update, request=ONLY_B, client="site", reference=REFERENCE)
+    assert isinstance(admitted, Adapter)
+    assert torch.equal(admitted.layers["q"].A, REFERENCE.layers["q"].A)
+    assert torch.equal(admitted.layers["q"].B, UPDATE.layers["q"].B)
+
+
+def test_a_factor_that_was_not_to_be_trained_is_refused() -> None:
+    refusal = admit(receipt(), request=ONLY_B, client="site", reference=REFERENCE)
+    assert isinstance(refusal, Refusal)
+    assert refusal.code == "unreadable"
+    assert "q.lora_A.weight, of a factor that was not to be trained or sent" in refusal.found
+
+
+def test_a_missing_factor_that_was_to_be_trained_is_refused() -> None:
+    refusal = verdict(receipt(pack(UPDATE, without="A")))
+    assert isinstance(refusal, Refusal)
+    assert "q has no lora_A" in refusal.found
+
+
+def test_a_change_of_the_base_weights_is_the_servers_and_refused_from_a_client() -> None:
+    change = {"q": LoraLayer(torch.ones(1, 6), torch.ones(5, 1), 1.0)}
+    reference = replace(REFERENCE, base_change=change)
+    assert isinstance(admit(receipt(), request=REQUEST, client="site", reference=reference), Adapter)
+    refusal = verdict(receipt(pack(replace(UPDATE, base_change=change))))
+    assert isinstance(refusal, Refusal)
+    assert refusal.code == "unexpected_layer"

@@ -27,9 +27,10 @@ def held_out(metrics: Mapping[str, float], *, is_complete: bool = True) -> HeldO
 
 
 def aggregation(before: float = 0.2, after: float = 0.18, *, paths: tuple[str, ...] = LAYERS) -> AggregationReport:
-    layer = LayerReport(1.5, before, after, 0.02 if before != after else 0.0)
+    moved = 0.02 if before != after else 0.0
+    layer = LayerReport(1.5, before, after, 0.1, 0.1, 0.2, 0.5, moved, 0.0, 0.99, 1.0, 3.2)
     method = "lora_fair" if before != after else "fedit"
-    return AggregationReport(method, before, after, layer.correction, dict.fromkeys(paths, layer))
+    return AggregationReport(method, before, after, 0.1, 0.1, 0.2, 0.5, moved, 0.0, dict.fromkeys(paths, layer))
 
 
 def client(loss: float = 1.0, *, before: float = 0.1, after: float = 0.5, validates: bool = True) -> ClientReport:

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlora.adapters import Adapter, LoraLayer
-from fedlora.aggregation import FedIT
+from fedlora.adapters import Adapter, LoraLayer, pack, unpack
+from fedlora.aggregation import FedIT, FlexLora, Flora, LoraFair
 from fedlora.common.messages import Score
-from fedlora.server.rounds import cohort, complete, merge_scores, quorum_size
+from fedlora.server.rounds import cohort, complete, for_rank, merge_scores, quorum_size, start_of_round
 
 few = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 
@@ -92,6 +92,7 @@ def constant(value: float) -> Adapter:
 def test_a_round_is_completed_with_the_weights_that_were_asked_for(weighting: str, mean: float) -> None:
     result = complete(
         {"a": constant(0.0), "b": constant(4.0)},
+        start=constant(0.0),
         num_examples={"a": 10, "b": 30, "refused": 10**6},
         weighting=weighting,
         method=FedIT(),
@@ -104,8 +105,67 @@ def test_the_order_in_which_updates_came_has_no_effect_on_any_bit() -> None:
     updates = {name: constant(0.1 * index) for index, name in enumerate(NAMES)}
     num_examples = {name: index + 1 for index, name in enumerate(NAMES)}
     one, other = (
-        complete(dict(items), num_examples=num_examples, weighting="examples", method=FedIT()).adapter.layers["q"]
+        complete(
+            dict(items), start=constant(0.0), num_examples=num_examples, weighting="examples", method=FedIT()
+        ).adapter.layers["q"]
         for items in (updates.items(), reversed(updates.items()))
     )
     assert torch.equal(one.A, other.A)
     assert torch.equal(one.B, other.B)
+
+
+def random_adapter(rank: int = 6, *, config: dict[str, object] | None = None) -> Adapter:
+    generator = torch.Generator().manual_seed(0)
+    A, B = torch.randn(rank, 12, generator=generator), torch.randn(10, rank, generator=generator)
+    change = LoraLayer(torch.ones(1, 12), torch.ones(10, 1), 1.0)
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 3 * rank} | (config or {})
+    return Adapter({"q": LoraLayer(A, B, 3.0)}, {"head": torch.ones(2)}, settings, {"q": change})
+
+
+def test_a_round_starts_from_the_last_rounds_adapter_unless_the_method_starts_afresh() -> None:
+    adapter = random_adapter()
+    assert start_of_round(adapter, plan=LoraFair().plan(1), seed=0, round=1) is adapter
+
+    fresh = start_of_round(adapter, plan=Flora().plan(2), seed=0, round=2)
+    assert not fresh.layers["q"].B.any()
+    assert not torch.equal(fresh.layers["q"].A, adapter.layers["q"].A)
+    assert 0.5 / 12**0.5 < float(fresh.layers["q"].A.abs().max()) <= 1 / 12**0.5
+    assert (fresh.dense, fresh.config, fresh.base_change) == (adapter.dense, adapter.config, adapter.base_change)
+    again, other = (start_of_round(adapter, plan=Flora().plan(2), seed=0, round=number) for number in (2, 3))
+    assert torch.equal(again.layers["q"].A, fresh.layers["q"].A)
+    assert not torch.equal(other.layers["q"].A, fresh.layers["q"].A)
+
+
+def test_a_fresh_embedding_has_a_product_of_zero_and_can_be_trained() -> None:
+    layer = LoraLayer(torch.ones(2, 7), torch.ones(5, 2), 1.0, is_embedding=True)
+    fresh = start_of_round(Adapter({"words": layer}), plan=Flora().plan(1), seed=0, round=1).layers["words"]
+    assert not fresh.A.any()
+    assert fresh.B.all()
+    assert fresh.is_embedding
+
+
+@pytest.mark.parametrize("method", [FedIT(), LoraFair(), FlexLora(), Flora()])
+@pytest.mark.parametrize("config", [{}, {"use_rslora": True, "lora_alpha": 3 * 6**0.5}])
+def test_a_client_of_a_smaller_rank_gets_it_with_the_same_scaling(
+    method: FedIT | LoraFair | FlexLora | Flora, config: dict[str, object]
+) -> None:
+    adapter = random_adapter(config=config)
+    small = for_rank(adapter, 2, method=method)
+    assert small.layers["q"].shapes() == "A (2, 12), B (10, 2)"
+    assert small.layers["q"].scaling == 3.0
+    assert unpack(pack(small)).layers["q"].scaling == pytest.approx(3.0)
+    assert small.config["r"] == 2
+    assert (small.dense, small.base_change) == (adapter.dense, adapter.base_change)
+    assert for_rank(adapter, 6, method=method) is adapter
+
+
+def test_a_smaller_rank_is_cut_by_fedit_solved_again_by_lora_fair_and_best_by_flex_lora() -> None:
+    layer = random_adapter().layers["q"]
+    whole = layer.B @ layer.A
+    small = [for_rank(random_adapter(), 2, method=method).layers["q"] for method in (FedIT(), LoraFair(), FlexLora())]
+    cut, solved, best = (float((whole - pair.B @ pair.A).norm()) for pair in small)
+    assert torch.equal(small[0].A, layer.A[:2])
+    assert torch.equal(small[0].B, layer.B[:, :2])
+    assert torch.equal(small[1].A, layer.A[:2])
+    assert best < solved < cut
+    assert best == pytest.approx(float(torch.linalg.svdvals(whole)[2:].norm()), rel=1e-5)

@@ -21,6 +21,11 @@ CONFIG = {"peft_type": "LORA", "lora_alpha": 8}
 NAMES = ["plain", "two words", "a/b", "a\\b", "..", ".", "größer", "大" * 80, "x" * 300, "", "a.json", "a", "A", "%2F"]
 
 
+AGGREGATION = AggregationReport(
+    "lora_fair", 0.5, 0.25, layers={"q": LayerReport(1.0, 0.5, 0.25, 0.1, 0.1, 0.2, 0.5, 0.1, 0.0, 0.9, 1.0, 2.5)}
+)
+
+
 def adapter_of(number: int) -> Adapter:
     layer = LoraLayer(torch.full((4, 6), float(number)), torch.ones(5, 4), 2.0)
     return Adapter({"q": layer}, {"head.bias": torch.zeros(3)}, CONFIG)
@@ -34,7 +39,7 @@ def report_of(number: int, adapter_sha256: str = "") -> RoundReport:
         cohort=("größer", "b"),
         clients={"größer": client},
         refused={"b": "norm"},
-        aggregation=AggregationReport("lora_fair", 0.5, 0.25, 0.1, {"q": LayerReport(1.0, 0.5, 0.25, 0.1)}),
+        aggregation=AGGREGATION,
         held_out=HeldOutReport(score, {"site": score}, is_complete=False),
         bytes_down=10,
         bytes_up=5,
@@ -265,7 +270,7 @@ def test_a_diverged_round_is_valid_json_and_comes_back(folder: RunFolder) -> Non
     report = dataclasses.replace(
         report_of(0, folder.write_checkpoint(0, adapter, predictions={})),
         clients={"a": ClientReport(1, 1, math.inf, spoiled, None, {"training": math.nan})},
-        aggregation=AggregationReport("fedit", math.inf, math.nan, -math.inf, {}),
+        aggregation=AggregationReport("fedit", math.inf, math.nan, -math.inf),
         held_out=HeldOutReport(spoiled, {"g": spoiled}, is_complete=True),
     )
     folder.complete(report, adapter)

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from fedlora.adapters import Adapter, LoraLayer, load_adapter, pack, save_adapter, unpack
-from fedlora.adapters.peft_format import to_state_dict
+from fedlora.adapters.keys import to_state_dict
 from fedlora.common.config import LoraSection, RunConfig
 from fedlora.common.errors import AdapterError, ModelError
 from fedlora.training.base_model import load_base_model
@@ -136,7 +136,8 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_unchanged(vision_run: Mak
     layers, dense = dict(given.layers), dict(given.dense)
     last = sorted(layers)[-1]
     if damage == "rank":
-        layers[last] = LoraLayer(layers[last].A[:2], layers[last].B[:, :2], layers[last].scaling)
+        A, B = layers[last].A, layers[last].B
+        layers[last] = LoraLayer(torch.cat([A, A]), torch.cat([B, B], 1), layers[last].scaling)
     elif damage == "missing_layer":
         del layers[last]
     elif damage == "extra_layer":

@@ -72,6 +72,7 @@ class Workbench:
             base_model_fingerprint=self._base.fingerprint,
             data_fingerprint=self._data.fingerprint,
             version=version("fedlora"),
+            lora_rank=self._config.lora.rank_of(client),
         )
 
     def initialise(self, request: InitialiseRequest) -> InitialiseReceipt:
@@ -83,7 +84,7 @@ class Workbench:
     def train(self, client: str, request: TrainRequest) -> TrainReceipt:
         """Return the client's update after one round of training from the global adapter."""
         trainer, training = self._trainer, self._prepare("training", client)
-        trainer.model.load(unpack(request.adapter))
+        trainer.model.load(unpack(request.adapter), trains=request.trains)
         indices = self._validation_indices(client, request)
         before, seconds_before = self._judge(client, indices)
         result = trainer.train(
@@ -105,7 +106,7 @@ class Workbench:
             before=before,
             after=after,
             seconds={**result.seconds, "validation": seconds_before + seconds_after},
-            adapter=pack(trainer.model.read()) if result.is_finite else b"",
+            adapter=pack(trainer.model.read(), without=request.frozen_factor) if result.is_finite else b"",
         )
 
     def evaluate(self, request: EvaluateRequest) -> EvaluateReceipt:

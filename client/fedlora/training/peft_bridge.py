@@ -8,7 +8,8 @@ import contextlib
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +18,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from fedlora.adapters import Adapter
-from fedlora.adapters.peft_format import from_state_dict, plain_config, to_state_dict
+from fedlora.adapters.keys import to_state_dict
+from fedlora.adapters.peft_format import from_state_dict
+from fedlora.adapters.settings import SHAPE_KEYS, plain_config
 from fedlora.common.config import LoraSection
 from fedlora.common.errors import AdapterError, ModelError
+from fedlora.training.base_weights import BaseWeights
 from fedlora.training.checkpoint import UNREADABLE, one_line
 
 # The query and value projections, as the families of transformers name them.
@@ -34,7 +38,7 @@ class ResidentModel:
 
     Attributes:
         peft_model: the base model with its LoRA layers.
-        parameters: all that is trained.
+        parameters: all that is trained in this round.
     """
 
     def __init__(self, peft_model: PeftModel, *, base_model_name: str) -> None:
@@ -42,7 +46,9 @@ class ResidentModel:
         self._named = {
             _saved_name(name): parameter for name, parameter in peft_model.named_parameters() if parameter.requires_grad
         }
+        self._shapes = {name: parameter.shape for name, parameter in self._named.items()}
         self.parameters = list(self._named.values())
+        self._base_weights = BaseWeights(peft_model)
         self._config = _saved_config(peft_model, base_model_name)
         # Frozen running statistics would otherwise drift from client to client through the resident model.
         self._norms = [module for module in peft_model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
@@ -56,23 +62,31 @@ class ResidentModel:
 
     def is_finite(self) -> bool:
         """Return whether every number in the adapter is."""
-        return bool(torch.stack([parameter.detach().isfinite().all() for parameter in self.parameters]).all())
+        return bool(torch.stack([parameter.detach().isfinite().all() for parameter in self._named.values()]).all())
 
     def read(self) -> Adapter:
-        """Return a copy of the adapter in the model, on the CPU in float32."""
-        tensors = {
-            name: parameter.detach().to("cpu", torch.float32, copy=True) for name, parameter in self._named.items()
-        }
+        """Return a copy of the adapter in the model, with the ranks and the configuration it was loaded with.
+
+        It is on the CPU in float32, and without a change of the base weights: that is the server's.
+        """
+        tensors = {name: self._filled(name).detach().to("cpu", torch.float32, copy=True) for name in self._named}
         return from_state_dict(tensors, self._config, origin="model")
 
     @torch.no_grad()
-    def load(self, adapter: Adapter) -> None:
-        """Copy `adapter` into the model.
+    def load(self, adapter: Adapter, *, trains: Collection[str] = ("A", "B")) -> None:
+        """Copy `adapter` into the model, its change of the base weights included.
+
+        A pair of a smaller rank than the model's fills the first rows of A and columns of B, and the rest is zero.
+        There both factors have no gradient and stay zero, so that the client trains its own rank.
+
+        Args:
+            trains: the factors that are trained; what is trained whole beside the pairs always is.
 
         Raises:
             AdapterError: a layer or tensor is missing, or one has another shape or scaling; the model is unchanged.
+            ModelError: there is a change of base weights that are quantised.
         """
-        given = to_state_dict(adapter)
+        given = to_state_dict(replace(adapter, base_change={}))
         self._check(given)
         for path, layer in adapter.layers.items():
             if not math.isclose(layer.scaling, self._scaling[path]):
@@ -80,8 +94,19 @@ class ResidentModel:
                     f"the adapter's {path} acts with {layer.scaling:g} B A (alpha / rank); "
                     f"the run's with {self._scaling[path]:g} B A"
                 )
+        self._base_weights.change(adapter.base_change)
+        self._config |= {key: adapter.config[key] for key in SHAPE_KEYS if key in adapter.config}
+        self._shapes = {name: tensor.shape for name, tensor in given.items()}
         for name, parameter in self._named.items():
-            parameter.copy_(given[name])
+            parameter.requires_grad_(all(factor in trains for factor in _factor(name)))
+            if parameter.shape != self._shapes[name]:
+                parameter.zero_()
+            self._filled(name).copy_(given[name])
+        self.parameters = [parameter for parameter in self._named.values() if parameter.requires_grad]
+
+    def _filled(self, name: str) -> Tensor:
+        """Return the part of a parameter that the loaded adapter fills: all of it, unless its rank is smaller."""
+        return self._named[name][tuple(slice(size) for size in self._shapes[name])]
 
     def _check(self, given: Mapping[str, Tensor]) -> None:
         missing, extra = self._named.keys() - given.keys(), given.keys() - self._named.keys()
@@ -92,7 +117,7 @@ class ResidentModel:
                 "of the same rank, target modules and heads in every adapter"
             )
         for name, parameter in self._named.items():
-            if given[name].shape != parameter.shape:
+            if not _fits_into(name, given[name].shape, parameter.shape):
                 raise AdapterError(
                     f"the adapter has {name} {tuple(given[name].shape)}; the run has {tuple(parameter.shape)}"
                 )
@@ -117,6 +142,9 @@ def add_lora(
     peft_config = LoraConfig(
         r=settings.rank,
         lora_alpha=cast(int, settings.alpha),
+        rank_pattern=dict(settings.rank_pattern),
+        alpha_pattern=dict(settings.alpha_pattern),
+        use_rslora=settings.use_rslora,
         lora_dropout=settings.dropout,
         target_modules=list(targets),
         modules_to_save=list(heads) or None,
@@ -193,6 +221,20 @@ def _is_match(path: str, targets: tuple[str, ...]) -> bool:
     return any(path == target or path.endswith(f".{target}") for target in targets)
 
 
+def _factor(name: str) -> str:
+    """Return "A" or "B" for a tensor of a pair, nothing for one that is trained whole."""
+    found = re.search(r"\.lora_(?:embedding_)?([AB])(?:\.weight)?$", name)
+    return found[1] if found else ""
+
+
+def _fits_into(name: str, found: torch.Size, whole: torch.Size) -> bool:
+    """Return whether a tensor has the parameter's shape, or that of a smaller rank."""
+    rank_axis = {"A": 0, "B": 1}.get(_factor(name))
+    if len(found) != len(whole):
+        return False
+    return all(n == m or (axis == rank_axis and n < m) for axis, (n, m) in enumerate(zip(found, whole, strict=True)))
+
+
 def _is_transposed(layer: nn.Module) -> bool:
     """Return whether `layer` is GPT-2's kind of linear layer, whose weight is (in_features, out_features)."""
     return type(layer).__name__ == "Conv1D"
@@ -200,7 +242,8 @@ def _is_transposed(layer: nn.Module) -> bool:
 
 def _saved_name(name: str) -> str:
     """Return a live parameter's name as PEFT saves it."""
-    name = re.sub(r"\.(lora_[AB])\.default\.", r".\1.", name)
+    name = re.sub(r"\.(lora_(?:embedding_)?[AB])\.default(?=\.|$)", r".\1", name)
+    name = name.replace(".lora_magnitude_vector.default.weight", ".lora_magnitude_vector")
     return name.replace(".modules_to_save.default.", ".")
 
 

@@ -1,34 +1,28 @@
-"""PEFT's format: tensor names, adapter_config.json, and adapter_model.safetensors, read and written without peft.
-
-The same bytes are the adapter's form on the wire: `pack` puts the configuration into the
-safetensors header, so that one array of bytes is a whole adapter.
-"""
+"""PEFT's folders: adapter_config.json and adapter_model.safetensors, read and written without peft."""
 
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, TypeVar
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 from fedlora.adapters.adapter import Adapter, LoraLayer
+from fedlora.adapters.concatenation import with_base_change_inside
+from fedlora.adapters.keys import Layout, layer_from, layout_of, to_state_dict
+from fedlora.adapters.settings import SCALING_KEYS, plain_config, scaling_of
+from fedlora.adapters.tensor_file import TensorFile
 from fedlora.common.errors import AdapterError
 from fedlora.common.files import write_file
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-_METADATA_KEY = "adapter_config"
-_MAX_HEADER_BYTES = 10_000_000
+_PICKLED_FILE = "adapter_model.bin"
 
-# The part of a configuration that `scaling_of` reads.
-SCALING_KEYS = ("lora_alpha", "alpha_pattern", "use_rslora")
+Value = TypeVar("Value")
 
 
 class HasToDict(Protocol):
@@ -51,15 +45,44 @@ def load_adapter(
         AdapterError: a file is missing or unreadable, or a tensor has no partner or a shape that does not fit.
     """
     if isinstance(source, str | Path):
-        return _load_folder(Path(source))
+        stored = open_adapter(source)
+        return Adapter(dict(stored.layers), dict(stored.dense), stored.config)
     if config is None:
         raise ValueError("a state dict needs its LoraConfig: load_adapter(state_dict, lora_config)")
     content = config if isinstance(config, Mapping) else config.to_dict()
     return from_state_dict(source, plain_config(content), origin="state dict")
 
 
+def open_adapter(folder: str | Path) -> Adapter:
+    """Return the adapter in a PEFT folder without its tensors: each is read from disk whenever it is asked for.
+
+    A thousand of these take little memory, and adapters larger than memory can be aggregated layer by layer. The
+    folder must stay as it is for as long as the adapter is used.
+
+    Raises:
+        AdapterError: a file is missing or unreadable, or a tensor has no partner or a shape that does not fit.
+    """
+    folder = Path(folder)
+    config, tensors = _read_config(folder / CONFIG_FILE), _open_tensors(folder)
+    layout = layout_of(tensors.shapes, origin=str(tensors.path))
+    _refuse_unsupported(config, origin=str(folder / CONFIG_FILE))
+    layer = _layer_reader(layout, tensors.read, config, origin=str(tensors.path))
+    # The shapes come from the file's header: what does not fit is found before a tensor is read.
+    outline = _OnDemand(tuple(layout.layers), _layer_reader(layout, tensors.empty, config, origin=str(tensors.path)))
+    for path in outline:
+        outline[path]
+    dense_outline = _OnDemand(tuple(layout.dense), lambda path: tensors.empty(layout.dense[path]))
+    return Adapter(
+        _OnDemand(tuple(layout.layers), layer, outline),
+        _OnDemand(tuple(layout.dense), lambda path: tensors.read(layout.dense[path]), dense_outline),
+        config,
+    )
+
+
 def save_adapter(adapter: Adapter, folder: str | Path) -> None:
     """Write `adapter` as a PEFT folder: the configuration first, then the tensors, each file whole or absent.
+
+    PEFT knows no change of the base weights; it is written as further rank of the pairs, which act exactly the same.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -68,162 +91,154 @@ def save_adapter(adapter: Adapter, folder: str | Path) -> None:
     folder = Path(folder)
     if adapter.config.get("peft_type") != "LORA":
         raise ValueError("the adapter's config has no peft_type 'LORA'; give it the content of a LoraConfig")
-    _check_scaling(adapter)
+    adapter = with_base_change_inside(adapter)
+    check_scaling(adapter)
     write_file(folder / CONFIG_FILE, json.dumps(dict(adapter.config), indent=2) + "\n")
     write_file(folder / TENSOR_FILE, write_tensors(to_state_dict(adapter), metadata={"format": "pt"}))
 
 
-def pack(adapter: Adapter) -> bytes:
-    """Return the adapter as safetensors bytes with its configuration in the header.
+def from_state_dict(
+    tensors: Mapping[str, Tensor], config: Mapping[str, object], *, origin: str, frozen: Adapter | None = None
+) -> Adapter:
+    """Return the adapter whose tensors have PEFT's key names; `origin` names the source in errors.
+
+    Args:
+        frozen: has the A or the B of a layer for which `tensors` has only the other.
+    """
+    _refuse_unsupported(config, origin=origin)
+    layout = layout_of(tensors, origin=origin)
+    tensors = dict(tensors)
+    if frozen is not None:
+        _complete(layout, tensors, frozen)
+    layer = _layer_reader(layout, tensors.__getitem__, config, origin=origin)
+    return Adapter(
+        {path: layer(path) for path in layout.layers},
+        {path: tensors[key] for path, key in layout.dense.items()},
+        dict(config),
+        {
+            path: layer_from(path, parts, tensors.__getitem__, lambda _rank: 1.0, origin=origin)
+            for path, parts in layout.base_change.items()
+        },
+    )
+
+
+def check_scaling(adapter: Adapter) -> None:
+    """Check that the adapter's configuration gives every layer the scaling it has.
 
     Raises:
-        ValueError: the configuration gives a layer another scaling than it has.
+        ValueError: it does not.
     """
-    _check_scaling(adapter)
-    text = json.dumps(dict(adapter.config))  # In its own order, on which the alpha of a layer may depend.
-    # One entry and no more: safetensors writes several in an order that differs from call to call.
-    return write_tensors(to_state_dict(adapter), metadata={_METADATA_KEY: text})
-
-
-def unpack(raw: bytes) -> Adapter:
-    """Return the adapter in the bytes that `pack` wrote.
-
-    Raises:
-        AdapterError: the bytes are not safetensors, are cut short, or their tensors do not fit together.
-    """
-    config = packed_config(raw)
-    try:
-        tensors = read_tensors(raw)
-    except (SafetensorError, KeyError) as error:
-        raise AdapterError(f"{len(raw):,} bytes that are not a safetensors file ({error})") from error
-    return from_state_dict(tensors, config, origin="packed adapter")
-
-
-def packed_config(raw: bytes) -> dict[str, object]:
-    """Return the configuration in the bytes that `pack` wrote; nothing but their header is read.
-
-    Raises:
-        AdapterError: there is no such header.
-    """
-    header_size = int.from_bytes(raw[:8], "little")
-    try:
-        if header_size > _MAX_HEADER_BYTES:
-            raise ValueError(f"it would take {header_size:,} bytes")
-        header = json.loads(raw[8 : 8 + header_size])
-        config = json.loads(header["__metadata__"][_METADATA_KEY])
-    except (ValueError, RecursionError, LookupError, TypeError) as error:
-        raise AdapterError(
-            f"{len(raw):,} bytes without the header of a packed adapter ({type(error).__name__}: {error})"
-        ) from error
-    return _object(config, origin="packed adapter")
-
-
-def to_state_dict(adapter: Adapter) -> dict[str, Tensor]:
-    """Return the adapter's tensors under the key names of `PeftModel.save_pretrained`, contiguous."""
-    named: dict[str, Tensor] = {}
-    for path, layer in adapter.layers.items():
-        named[f"{_PREFIX}{path}.lora_A.weight"] = layer.A.contiguous()
-        named[f"{_PREFIX}{path}.lora_B.weight"] = layer.B.contiguous()
-    for path, tensor in adapter.dense.items():
-        named[f"{_PREFIX}{path}"] = tensor.contiguous()
-    return named
-
-
-def from_state_dict(tensors: Mapping[str, Tensor], config: Mapping[str, object], *, origin: str) -> Adapter:
-    """Return the adapter whose tensors have PEFT's key names; `origin` names the source in errors."""
-    halves: dict[str, dict[str, Tensor]] = {}
-    dense: dict[str, Tensor] = {}
-    for key in sorted(tensors):
-        path = key.removeprefix(_PREFIX).replace(".modules_to_save.default.", ".")
-        head, marker, tail = path.rpartition(".lora_")
-        if not marker:
-            dense[path] = tensors[key]
-            continue
-        side = tail.removesuffix(".weight").removesuffix(".default")
-        if side not in ("A", "B"):
-            raise AdapterError(
-                f"{origin}: tensor {key} is not part of a linear LoRA pair; expected lora_A.weight or lora_B.weight"
-            )
-        halves.setdefault(head, {})[side] = tensors[key]
-    layers = {path: _pair(path, found, config, origin) for path, found in halves.items()}
-    return Adapter(layers, dense, dict(config))
-
-
-def _pair(path: str, found: Mapping[str, Tensor], config: Mapping[str, object], origin: str) -> LoraLayer:
-    missing = {"A", "B"} - set(found)
-    if missing:
-        raise AdapterError(f"{origin}: {path} has no lora_{missing.pop()}; a LoRA layer needs both A and B")
-    A, B = found["A"], found["B"]
-    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or A.shape[0] == 0:
-        raise AdapterError(
-            f"{origin}: {path} has A {tuple(A.shape)}, B {tuple(B.shape)}; "
-            "expected A (rank, in_features), B (out_features, rank)"
-        )
-    try:
-        scaling = scaling_of(path, A.shape[0], config)
-    except (TypeError, AttributeError, re.error) as error:
-        settings = {key: config.get(key) for key in SCALING_KEYS}
-        raise AdapterError(f"{origin}: {path} has no scaling from {settings} ({error})") from error
-    return LoraLayer(A, B, scaling)
-
-
-def scaling_of(path: str, rank: int, config: Mapping[str, object]) -> float:
-    """Return the factor on B @ A of one layer: alpha / rank, or alpha / sqrt(rank) under rsLoRA.
-
-    As in PEFT, a key of `alpha_pattern` is a regular expression for the end of the layer's path, and the first that
-    matches counts.
-    """
-    alpha = cast(float, config.get("lora_alpha", rank))
-    for pattern, special in cast(dict[str, float], config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", path):
-            alpha = special
-            break
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _check_scaling(adapter: Adapter) -> None:
     for path, layer in adapter.layers.items():
         expected = scaling_of(path, layer.rank, adapter.config)
-        if not math.isclose(layer.scaling, expected):
+        if abs(layer.scaling - expected) > 1e-9 * abs(expected):
             raise ValueError(
                 f"{path} scales by {layer.scaling:g}, by the adapter's config it would by {expected:g}; "
                 "change lora_alpha, alpha_pattern or use_rslora there"
             )
 
 
-def _load_folder(folder: Path) -> Adapter:
-    config_path, tensor_path = folder / CONFIG_FILE, folder / TENSOR_FILE
-    for path in (config_path, tensor_path):
-        if not path.is_file():
-            raise AdapterError(f"{path}: no such file; a PEFT folder holds {CONFIG_FILE} and {TENSOR_FILE}")
-    try:
-        config = _object(json.loads(config_path.read_text(encoding="utf-8")), origin=str(config_path))
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{config_path}: not JSON ({error})") from error
-    if config.get("peft_type") != "LORA":
-        raise AdapterError(f"{config_path}: peft_type is {config.get('peft_type')!r}; expected 'LORA'")
-    try:
-        with safe_open(tensor_path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise AdapterError(f"{tensor_path}: not a safetensors file ({error})") from error
-    return from_state_dict(tensors, config, origin=str(tensor_path))
+def json_object(content: object, *, origin: str) -> dict[str, object]:
+    """Return `content` if it is a JSON object.
 
-
-def _object(content: object, *, origin: str) -> dict[str, object]:
+    Raises:
+        AdapterError: it is something else.
+    """
     if not isinstance(content, dict):
         raise AdapterError(f"{origin}: the configuration is {type(content).__name__}; expected a JSON object")
     return content
 
 
-def plain_config(config: Mapping[str, object]) -> dict[str, object]:
-    """Return PEFT's configuration with JSON's types: enums as their value, sets as sorted lists."""
-    return {key: _plain_value(value) for key, value in config.items() if not isinstance(value, torch.dtype)}
+class _OnDemand(Mapping[str, Value]):
+    """A mapping whose values are made whenever they are asked for."""
+
+    def __init__(
+        self, keys: tuple[str, ...], make: Callable[[str], Value], outline: "_OnDemand[Value] | None" = None
+    ) -> None:
+        self._keys = keys
+        self._make = make
+        self.outline = outline or self
+
+    def __getitem__(self, key: str) -> Value:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._make(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
-def _plain_value(value: object) -> object:
-    if isinstance(value, set | frozenset):
-        return sorted(cast(set[str], value))
-    if isinstance(value, Mapping):
-        return {str(key): _plain_value(item) for key, item in value.items()}
-    return getattr(value, "value", value)
+def _layer_reader(
+    layout: Layout,
+    read: Callable[[str], Tensor],
+    config: Mapping[str, object],
+    *,
+    origin: str,
+) -> Callable[[str], LoraLayer]:
+    def scaling(path: str, rank: int) -> float:
+        settings = {key: config.get(key) for key in SCALING_KEYS}
+        try:
+            found = scaling_of(path, rank, config)
+        except (TypeError, AttributeError, OverflowError, re.error) as error:
+            raise AdapterError(f"{origin}: {path} has no scaling from {settings} ({error})") from error
+        if not math.isfinite(found) or found == 0:
+            raise AdapterError(f"{origin}: {path} scales by {found} from {settings}; expected a finite number, not 0")
+        return found
+
+    def layer(path: str) -> LoraLayer:
+        return layer_from(path, layout.layers[path], read, lambda rank: scaling(path, rank), origin=origin)
+
+    return layer
+
+
+def _complete(layout: Layout, tensors: dict[str, Tensor], frozen: Adapter) -> None:
+    """Add to `layout` and `tensors` the half of a pair that is missing there, from `frozen`."""
+    for path, parts in layout.layers.items():
+        if path in frozen.layers:
+            prefix = "embedding_" if frozen.layers[path].is_embedding else ""
+            for side, half in (("A", frozen.layers[path].A), ("B", frozen.layers[path].B)):
+                if f"{prefix}{side}" not in parts:
+                    parts[f"{prefix}{side}"] = key = f"frozen {side} of {path}"
+                    tensors[key] = half
+
+
+def _refuse_unsupported(config: Mapping[str, object], *, origin: str) -> None:
+    if config.get("target_parameters"):
+        raise AdapterError(
+            f"{origin}: target_parameters is {config['target_parameters']!r}; fedlora takes LoRA on modules only, "
+            "named in target_modules"
+        )
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    _require_file(path)
+    try:
+        config = json_object(json.loads(path.read_text(encoding="utf-8")), origin=str(path))
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{path}: not JSON ({error})") from error
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(f"{path}: peft_type is {config.get('peft_type')!r}; expected 'LORA'")
+    return config
+
+
+def _open_tensors(folder: Path) -> TensorFile:
+    path = folder / TENSOR_FILE
+    if not path.is_file() and (folder / _PICKLED_FILE).is_file():
+        raise AdapterError(
+            f"{folder / _PICKLED_FILE}: a pickle, which can run code when it is read; expected {TENSOR_FILE}: "
+            "save the adapter again with save_pretrained(..., safe_serialization=True)"
+        )
+    _require_file(path)
+    return TensorFile(path)
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise AdapterError(f"{path}: no such file; a PEFT folder holds {CONFIG_FILE} and {TENSOR_FILE}")

@@ -118,6 +118,21 @@ class LoraSection(Section):
     target_modules: Literal["auto"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = Field(
         "auto", description='"auto": the query and value projections; or a list of module names, as in PEFT'
     )
+    use_rslora: bool = Field(False, description="scale by alpha / sqrt(rank) in place of alpha / rank")
+    rank_pattern: dict[str, Count] = Field({}, description="other ranks by the end of a layer's path, as in PEFT")
+    alpha_pattern: dict[str, Positive] = Field({}, description="other alphas by the end of a layer's path, as in PEFT")
+    client_ranks: dict[str, Count] = Field({}, description="smaller ranks by client; they act with the same scaling")
+
+    @model_validator(mode="after")
+    def _clients_have_at_most_the_rank(self) -> "LoraSection":
+        for client, rank in self.client_ranks.items():
+            if rank > self.rank:
+                raise ValueError(f"client_ranks: {client} has {rank}, more than rank = {self.rank}; raise the rank")
+        return self
+
+    def rank_of(self, client: str) -> int:
+        """Return the most rank that a layer of `client` has."""
+        return self.client_ranks.get(client, max(self.rank, *self.rank_pattern.values(), 0))
 
 
 class TrainSection(Section):
@@ -158,18 +173,57 @@ class FederationSection(Section):
     start_from: str | None = Field(None, description="an adapter folder to start from instead of a fresh adapter")
 
 
+_METHODS = "lora_fair, lora_fair_cosine, lora_fair_two_sided, fedit, ffa_lora, rolora, flora, fedex_lora, flex_lora"
+
+
 class LoraFairMethod(Section):
-    method: Literal["lora_fair"] = Field("lora_fair", description="lora_fair, or fedit (the plain mean of A and of B)")
+    method: Literal["lora_fair"] = Field("lora_fair", description=_METHODS)
     ridge: NonNegative = Field(
         0.03, description="lambda relative to the mean eigenvalue of A A^T; a large one approaches fedit"
     )
+    corrects: Literal["A", "B"] = Field("B", description="the factor that is corrected; B as in the paper")
 
 
-class FedItMethod(Section):
-    method: Literal["fedit"] = Field("fedit", description="the plain mean of A and of B, or lora_fair")
+class LoraFairCosineMethod(Section):
+    method: Literal["lora_fair_cosine"] = Field("lora_fair_cosine", description=_METHODS)
+    penalty: NonNegative = Field(0.01, description="the paper's lambda; at 1 the result is practically the plain mean")
+    repairs_scale: bool = Field(
+        False, description="whether the result is scaled to the update, to which cosines are blind"
+    )
+    solver: Literal["exact", "sgd"] = Field(
+        "exact", description="sgd: as published, for comparison; forms full matrices"
+    )
+    steps: Count = Field(1000, description="of sgd")
+    learning_rate: Positive = Field(0.01, description="of sgd")
+    start: NonNegative = Field(0.0, description="of sgd: standard deviation of the random start; 0 starts at the mean")
+    axis: Literal["all", "rows", "columns"] = Field("all", description="of sgd: the cosine of all, or along an axis")
 
 
-AggregationSection = Annotated[LoraFairMethod | FedItMethod, Field(discriminator="method")]
+class LoraFairTwoSidedMethod(Section):
+    method: Literal["lora_fair_two_sided"] = Field("lora_fair_two_sided", description=_METHODS)
+    ridge: NonNegative = Field(0.03, description="as for lora_fair, for both factors")
+    sweeps: Count = Field(2, description="how many times B and then A are corrected")
+
+
+class PlainMethod(Section):
+    method: Literal["fedit", "ffa_lora", "flora", "flex_lora", "fedex_lora", "rolora"] = Field(
+        "fedit", description=_METHODS
+    )
+
+
+AggregationSection = Annotated[
+    LoraFairMethod | LoraFairCosineMethod | LoraFairTwoSidedMethod | PlainMethod, Field(discriminator="method")
+]
+
+
+class RobustSection(Section):
+    regauge: bool = Field(False, description="turn each update's A, B towards the round's start; its product stays")
+    clip: Positive | None = Field(None, description="updates are pulled back to so many times the median change")
+    select: Literal["all", "multi_krum"] = Field("all", description="multi_krum: leave out the updates far from others")
+    attackers: int = Field(0, ge=0, description="of multi_krum: so many updates are left out")
+    weighting: Literal["given", "geometric_median"] = Field(
+        "given", description="geometric_median: updates far from the middle weigh less"
+    )
 
 
 class EvaluationSection(Section):
@@ -196,6 +250,7 @@ class RunConfig(Section):
     train: TrainSection = TrainSection()
     federation: FederationSection = FederationSection()
     aggregation: AggregationSection = LoraFairMethod()
+    robust: RobustSection = RobustSection()
     evaluation: EvaluationSection = EvaluationSection()
 
     @model_validator(mode="after")
@@ -203,6 +258,11 @@ class RunConfig(Section):
         if self.task.kind == "sequence_classification" and self.model.name == EMBEDDED_ENCODER:
             raise ValueError(
                 "task.kind = sequence_classification needs a text encoder in model.name; the embedded one is for images"
+            )
+        if self.aggregation.method == "fedex_lora" and self.lora.client_ranks:
+            raise ValueError(
+                "aggregation.method = fedex_lora needs one rank for all clients; "
+                "remove lora.client_ranks, or take flora, flex_lora or lora_fair"
             )
         if self.task.kind == "image_classification" and self.data.split_by is not None:
             raise ValueError("data.split_by is for text data; remove it from an image run")

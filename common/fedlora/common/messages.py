@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
@@ -32,7 +32,8 @@ class DescribeRequest:
 class SiteDescription:
     """A site's answer: its name, what it holds, and what all sites of a run must have in common.
 
-    `num_held_out` is the size of the run's held-out set where the site has it, as in a simulation, else 0.
+    `lora_rank` is the largest rank that it trains, of any layer. `num_held_out` is the size of the run's held-out set
+    where the site has it, as in a simulation, else 0.
     """
 
     client: str
@@ -45,6 +46,7 @@ class SiteDescription:
     base_model_fingerprint: str
     data_fingerprint: str
     version: str
+    lora_rank: int
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class TrainRequest:
         adapter: the global adapter, packed.
         num_rounds: rounds of the whole run, over which the learning rate's schedule spans.
         validation_examples: at most so many of its own validation examples are judged before and after.
+        trains: the factors that are trained, "A", "B" or both; a factor that is not does not travel back.
     """
 
     run: str
@@ -80,6 +83,12 @@ class TrainRequest:
     num_rounds: int
     validation_examples: int
     adapter: bytes = field(default=b"", repr=False)
+    trains: tuple[Literal["A", "B"], ...] = ("A", "B")
+
+    @property
+    def frozen_factor(self) -> str:
+        """The factor that is not trained, nothing where both are."""
+        return "".join(factor for factor in "AB" if factor not in self.trains)
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,8 @@ def _toml(value: object) -> str:
     """Return one value in TOML, on one line."""
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(tomli_w.dumps({key: item}).strip() for key, item in value.items())}}}"
     return tomli_w.dumps({"value": value}).strip().removeprefix("value = ")
 
 

@@ -15,10 +15,19 @@ A further method is one file with a frozen dataclass that satisfies `Method`, an
 """
 
 from fedlora.aggregation.aggregation import Aggregate, aggregate
+from fedlora.aggregation.fedex_lora import FedExLora
 from fedlora.aggregation.fedit import FedIT
+from fedlora.aggregation.ffa_lora import FfaLora
+from fedlora.aggregation.flex_lora import FlexLora
+from fedlora.aggregation.flora import Flora
 from fedlora.aggregation.lora_fair import LoraFair
-from fedlora.aggregation.method import CentredUpdate, Method
+from fedlora.aggregation.lora_fair_cosine import LoraFairCosine
+from fedlora.aggregation.lora_fair_two_sided import LoraFairTwoSided
+from fedlora.aggregation.method import Combined, Method, RoundPlan
 from fedlora.aggregation.methods import METHODS
+from fedlora.aggregation.robust import Robust
+from fedlora.aggregation.rolora import RoLora
+from fedlora.aggregation.updates import CentredUpdate
 from fedlora.common.aggregation_report import AggregationReport, LayerReport
 
 __all__ = [
@@ -26,9 +35,19 @@ __all__ = [
     "Aggregate",
     "AggregationReport",
     "CentredUpdate",
+    "Combined",
+    "FedExLora",
     "FedIT",
+    "FfaLora",
+    "FlexLora",
+    "Flora",
     "LayerReport",
     "LoraFair",
+    "LoraFairCosine",
+    "LoraFairTwoSided",
     "Method",
+    "RoLora",
+    "Robust",
+    "RoundPlan",
     "aggregate",
 ]

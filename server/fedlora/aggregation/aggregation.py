@@ -1,17 +1,22 @@
 """From the clients' updates to the global adapter: check that they fit, average, let the method combine, measure."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fedlora.adapters import Adapter, LoraLayer
-from fedlora.aggregation.centring import centre, weighted_mean
+from fedlora.adapters.settings import fitted_config
+from fedlora.aggregation.base_change import accumulated
 from fedlora.aggregation.lora_fair import LoraFair
-from fedlora.aggregation.method import Method
-from fedlora.aggregation.report import LayerSquares, measure_layer, summarise
+from fedlora.aggregation.method import Combined, Method
+from fedlora.aggregation.report import Measured, measure_layer, summarise
+from fedlora.aggregation.robust import Robust, admitted
+from fedlora.aggregation.updates import CentredUpdate, LayerUpdates, centre, weighted_mean, working_dtype
 from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.errors import AdapterError
 
@@ -35,31 +40,68 @@ def aggregate(
     *,
     weights: Mapping[str, float] | None = None,
     method: Method = LoraFair(),  # noqa: B008 (frozen)
+    reference: Adapter | None = None,
+    robust: Robust | None = None,
+    measure: bool = True,
+    device: torch.device | str | None = None,
 ) -> Aggregate:
     """Return the clients' updates as one adapter, with a report.
 
     Updates are reduced in the order of their clients' names, so that the order in which they came
     has no effect on any bit. Per layer, A and B are combined by `method`; all other tensors become
-    the weighted mean over the clients that have them. The result is float32 (float64 where an update
-    is float64); its configuration and scaling are those of the first client by name.
+    the weighted mean over the clients that have them. The clients are read one after the other and
+    layer by layer, so that adapters from `open_adapter` need not fit into memory.
+
+    Clients may have different ranks, scalings and layers. A layer has the largest rank of its
+    clients, and the scaling of the first of these by name; a layer that only some have is theirs
+    alone. The result is float32 (float64 where an update is float64), its configuration that of
+    the first client by name among those of the largest rank, with the ranks and alphas it needs.
 
     Args:
-        updates: adapters by client name, with the same layers, shapes and scaling, of any dtype.
+        updates: adapters by client name, of any dtype.
         weights: a finite, positive weight for every client, on any scale; uniform if None.
         method: how a layer's pairs become one pair.
+        reference: the adapter that the round started from, if there was one. The result then has its layers, ranks,
+            scalings and configuration; what no client has stays as it was; and a change of the base weights adds up.
+        robust: what is done to the updates and their weights first; it needs `reference`.
+        measure: whether to measure the errors, which takes longer than the methods that average.
+        device: where to compute; the result is on the updates' own device.
 
     Raises:
-        AdapterError: layers, shapes or scaling differ between clients, or a value is not finite.
+        AdapterError: the updates do not fit together or to the method, or a value is not finite.
         ValueError: there is no update, or `weights` has other clients or a weight that is not finite and positive.
     """
     p = _normalised(weights, clients=sorted(updates))
+    notes: tuple[str, ...] = ()
+    if robust is not None:
+        if reference is None:
+            raise ValueError("robust aggregation needs `reference`, the adapter that the round started from")
+        updates, p, notes = admitted(updates, p, reference=reference, robust=robust)
     layers: dict[str, LoraLayer] = {}
-    squares: dict[str, LayerSquares] = {}
-    for path, pairs in _layers_by_path(updates).items():
-        layers[path], squares[path] = _combine_layer(path, pairs, p=p, method=method)
-    first = updates[min(updates)]
-    adapter = Adapter(layers, _mean_dense(updates, p=p), first.config)
-    return Aggregate(adapter, summarise(method.name, squares))
+    changes: dict[str, LoraLayer] = dict(reference.base_change) if reference else {}
+    measured: dict[str, Measured] = {}
+    outlines = {client: updates[client].outline for client in p}
+    for path in _paths([*([reference.layers] if reference else []), *outlines.values()]):
+        start = reference.layers.get(path) if reference else None
+        owners = {client: outlines[client][path] for client in p if path in outlines[client]}
+        if not owners and start is not None:
+            layers[path] = start
+            continue
+        place = torch.device(device) if device is not None else _home(owners)
+        like = start or _largest(owners)
+        _check_layer(path, owners, like, method=method)
+        update = _centred(path, updates, owners, p, like=like, start=start, device=place)
+        with _overflow_refused(path, update):
+            combined = _combine(path, update, method)
+            layers[path] = _result(path, combined, updates, owners, p=p, like=like)
+            if combined.base_change is not None:
+                added = _change(combined.base_change, like, device=_home(owners))
+                changes[path] = accumulated(changes.get(path), added)
+            if measure:
+                measured[path] = _measure(update, combined, like)
+    config = reference.config if reference is not None else _config(updates, layers)
+    adapter = Adapter(layers, _mean_dense(updates, p=p, reference=reference), config, changes)
+    return Aggregate(adapter, summarise(method.name, measured, notes=notes))
 
 
 def _normalised(weights: Mapping[str, float] | None, *, clients: Sequence[str]) -> dict[str, float]:
@@ -78,77 +120,186 @@ def _normalised(weights: Mapping[str, float] | None, *, clients: Sequence[str]) 
     return {client: weights[client] / largest / total for client in clients}
 
 
-def _layers_by_path(updates: Mapping[str, Adapter]) -> dict[str, dict[str, LoraLayer]]:
-    """Return every layer's pairs by client name, the clients in order, after checking that they fit together."""
-    first, *others = sorted(updates)
-    for client in others:
-        unmatched = updates[first].layers.keys() ^ updates[client].layers.keys()
-        for path in sorted(unmatched):
-            has, lacks = (first, client) if path in updates[first].layers else (client, first)
-            raise AdapterError(f"{path}: a layer of {has} that {lacks} does not have; all must train the same layers")
-        for path, layer in updates[first].layers.items():
-            _check_pair(path, layer, updates[client].layers[path], clients=f"{first} against {client}")
-    return {
-        path: {client: updates[client].layers[path] for client in (first, *others)} for path in updates[first].layers
-    }
+def _paths(mappings: Iterable[Mapping[str, object]]) -> list[str]:
+    return list(dict.fromkeys(path for mapping in mappings for path in mapping))
 
 
-def _check_pair(path: str, expected: LoraLayer, found: LoraLayer, *, clients: str) -> None:
-    if expected.A.shape != found.A.shape or expected.B.shape != found.B.shape:
-        raise AdapterError(
-            f"{path}: {expected.shapes()} against {found.shapes()} ({clients}); "
-            "all must train one base model with one rank"
-        )
-    if expected.scaling != found.scaling:
-        raise AdapterError(
-            f"{path}: scaling {expected.scaling} against {found.scaling} ({clients}); "
-            "all must train with one lora_alpha and use_rslora"
-        )
+def _largest(owners: Mapping[str, LoraLayer]) -> LoraLayer:
+    """Return the layer of the largest rank, of these the first by client name."""
+    return max(owners.values(), key=lambda layer: layer.rank)
 
 
-def _combine_layer(
-    path: str, pairs: Mapping[str, LoraLayer], *, p: Mapping[str, float], method: Method
-) -> tuple[LoraLayer, LayerSquares]:
-    scaling = next(iter(pairs.values())).scaling
-    update = centre(list(pairs.values()), p=list(p.values()))
-    _require_finite(path, update.mean_A, {client: pair.A for client, pair in pairs.items()})
-    _require_finite(path, update.mean_B, {client: pair.B for client, pair in pairs.items()})
-    A, B = method.combine(update)
-    squares = measure_layer(update, A, B, scaling=scaling)
-    dtype = update.mean_A.dtype
-    if not (math.isfinite(squares.update) and math.isfinite(squares.after)):
-        raise AdapterError(
-            f"{path}: values so large that their products overflow {dtype}; leave out the largest updates"
-        )
-    return LoraLayer(A.to(dtype), B.to(dtype), scaling), squares
-
-
-def _mean_dense(updates: Mapping[str, Adapter], *, p: Mapping[str, float]) -> dict[str, Tensor]:
-    """Return the dense tensors' weighted means, each over the clients that have it."""
-    owned: dict[str, dict[str, Tensor]] = {}
-    for client in p:
-        for path, tensor in updates[client].dense.items():
-            owned.setdefault(path, {})[client] = tensor
-    return {path: _mean_of_owners(path, tensors, p=p) for path, tensors in owned.items()}
-
-
-def _mean_of_owners(path: str, tensors: Mapping[str, Tensor], *, p: Mapping[str, float]) -> Tensor:
-    first = next(iter(tensors))
-    for client, tensor in tensors.items():
-        if tensor.shape != tensors[first].shape:
+def _check_layer(path: str, owners: Mapping[str, LoraLayer], like: LoraLayer, *, method: Method) -> None:
+    expected = (like.A.shape[1], like.B.shape[0], like.is_embedding)
+    for client, layer in owners.items():
+        if (layer.A.shape[1], layer.B.shape[0], layer.is_embedding) != expected or layer.rank > like.rank:
             raise AdapterError(
-                f"{path}: {tuple(tensors[first].shape)} against {tuple(tensor.shape)} ({first} against {client}); "
-                "all must train tensors of one shape"
+                f"{path}: {layer.shapes()} of {client} against {like.shapes()}; all must train one base model, "
+                "with at most the rank of the round's start"
             )
-    mass = math.fsum(p[client] for client in tensors)
-    mean = weighted_mean(list(tensors.values()), p=[p[client] / mass for client in tensors])
-    _require_finite(path, mean, tensors)
+        if layer.magnitude is not None and method.changes_base:
+            raise AdapterError(
+                f"{path}: {client} trains DoRA, whose magnitudes {method.name} cannot move into the base weights; "
+                "choose a method that leaves them alone, such as lora_fair or fedit"
+            )
+
+
+def _centred(
+    path: str,
+    updates: Mapping[str, Adapter],
+    owners: Mapping[str, LoraLayer],
+    p: Mapping[str, float],
+    *,
+    like: LoraLayer,
+    start: LoraLayer | None,
+    device: torch.device,
+) -> CentredUpdate:
+    """Return the layer's mean and deviations over its owners, after checking that they are finite."""
+    dtype = working_dtype([tensor for layer in owners.values() for tensor in (layer.A, layer.B)])
+    clients = list(owners)
+
+    def read(index: int) -> tuple[Tensor, Tensor]:
+        layer = updates[clients[index]].layers[path]
+        A, B = layer.A.to(device, dtype), layer.B.to(device, dtype)
+        return (A, B) if layer.scaling == like.scaling else (A, B * (layer.scaling / like.scaling))
+
+    if start is not None:
+        A, B = start.A.to(device, dtype), start.B.to(device, dtype)
+    else:
+        zero = torch.zeros((), dtype=dtype, device=device)
+        A, B = zero.expand(like.A.shape), zero.expand(like.B.shape)
+    shares = _normalised({client: p[client] for client in clients}, clients=clients)
+    ranks = [layer.rank for layer in owners.values()]
+    update = centre(LayerUpdates(tuple(shares.values()), ranks, read, A, B))
+    if not (update.mean_A.isfinite().all() and update.mean_B.isfinite().all()):
+        _refuse_spoilers(path, clients, lambda client: read(clients.index(client)))
+    return update
+
+
+@contextmanager
+def _overflow_refused(path: str, update: CentredUpdate) -> Iterator[None]:
+    """Raise AdapterError for what LAPACK says of matrices with infinite values; the updates themselves are finite."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise AdapterError(_too_large(path, update)) from error
+
+
+def _combine(path: str, update: CentredUpdate, method: Method) -> Combined:
+    combined = method.combine(update)
+    if not all(factor.isfinite().all() for factor in (combined.A, combined.B, *(combined.base_change or ()))):
+        raise AdapterError(_too_large(path, update))
+    return combined
+
+
+def _measure(update: CentredUpdate, combined: Combined, like: LoraLayer) -> Measured:
+    measured = measure_layer(update, combined, scaling=like.scaling)
+    if like.magnitude is not None:
+        return replace(measured, note="; ".join(filter(None, (measured.note, "without DoRA's magnitudes"))))
+    return measured
+
+
+def _too_large(path: str, update: CentredUpdate) -> str:
+    return f"{path}: values so large that their products overflow {update.mean_A.dtype}; leave out the largest updates"
+
+
+def _result(
+    path: str,
+    combined: Combined,
+    updates: Mapping[str, Adapter],
+    owners: Mapping[str, LoraLayer],
+    *,
+    p: Mapping[str, float],
+    like: LoraLayer,
+) -> LoraLayer:
+    """Return the layer of the global adapter: the method's pair, and the means of what else the layer has."""
+
+    def mean(name: str, part: str, *, scaled: bool) -> Tensor | None:
+        clients = [client for client, layer in owners.items() if getattr(layer, part) is not None]
+
+        def read(client: str) -> Tensor:
+            layer = updates[client].layers[path]
+            vector: Tensor = getattr(layer, part)
+            if scaled and layer.scaling != like.scaling:
+                return vector.to(working_dtype([vector])) * (layer.scaling / like.scaling)
+            return vector
+
+        return _mean_of_owners(f"{path}.{name}", clients, read, p=p) if clients else None
+
+    device = _home(owners)
+    dtype = working_dtype([tensor for layer in owners.values() for tensor in (layer.A, layer.B)])
+    return LoraLayer(
+        combined.A.to(device, dtype),
+        combined.B.to(device, dtype),
+        like.scaling,
+        mean("lora_B.bias", "bias", scaled=True),
+        mean("lora_magnitude_vector", "magnitude", scaled=False),
+        like.is_embedding,
+    )
+
+
+def _home(owners: Mapping[str, LoraLayer]) -> torch.device:
+    """Return the device that the layer's updates are on; what is on disk is read to the CPU."""
+    device = next(iter(owners.values())).A.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _change(factors: tuple[Tensor, Tensor], like: LoraLayer, *, device: torch.device) -> LoraLayer:
+    left, right = factors
+    return LoraLayer(right.to(device), (left * like.scaling).to(device), 1.0, is_embedding=like.is_embedding)
+
+
+def _config(updates: Mapping[str, Adapter], layers: Mapping[str, LoraLayer]) -> dict[str, object]:
+    """Return the configuration of the first client by name among those of the largest rank, fit for `layers`."""
+    ranks = {
+        client: max((layer.rank for layer in updates[client].outline.values()), default=0) for client in sorted(updates)
+    }
+    return fitted_config(updates[max(ranks, key=ranks.__getitem__)].config, layers)
+
+
+def _mean_dense(
+    updates: Mapping[str, Adapter], *, p: Mapping[str, float], reference: Adapter | None
+) -> dict[str, Tensor]:
+    """Return the dense tensors' weighted means, each over the clients that have it."""
+    found: dict[str, Tensor] = {}
+    for path in _paths([*([reference.dense] if reference else []), *(updates[client].dense for client in p)]):
+        owners = [client for client in p if path in updates[client].dense]
+        if owners:
+            found[path] = _mean_of_owners(path, owners, partial(_dense_of, updates, path), p=p)
+        elif reference is not None:
+            found[path] = reference.dense[path]
+    return found
+
+
+def _dense_of(updates: Mapping[str, Adapter], path: str, client: str) -> Tensor:
+    return updates[client].dense[path]
+
+
+def _mean_of_owners(
+    path: str, owners: Sequence[str], read: Callable[[str], Tensor], *, p: Mapping[str, float]
+) -> Tensor:
+    """Return the weighted mean of one tensor over the clients that have it, which are read one by one."""
+    shape = read(owners[0]).shape
+
+    def tensors() -> Iterator[Tensor]:
+        for client in owners:
+            tensor = read(client)
+            if tensor.shape != shape:
+                raise AdapterError(
+                    f"{path}: {tuple(shape)} against {tuple(tensor.shape)} ({owners[0]} against {client}); "
+                    "all must train tensors of one shape"
+                )
+            yield tensor
+
+    mean = weighted_mean(tensors(), p=[p[client] for client in owners])
+    if not mean.isfinite().all():
+        _refuse_spoilers(path, owners, lambda client: (read(client),))
     return mean
 
 
-def _require_finite(path: str, mean: Tensor, tensors: Mapping[str, Tensor]) -> None:
-    """Raise AdapterError if the mean, which no finite tensors can spoil, is not finite."""
-    if mean.isfinite().all():
-        return
-    spoilers = [client for client, tensor in tensors.items() if not tensor.isfinite().all()]
+def _refuse_spoilers(path: str, owners: Sequence[str], read: Callable[[str], tuple[Tensor, ...]]) -> None:
+    """Raise AdapterError for a mean that is not finite, naming the clients whose own values are not."""
+    spoilers = [client for client in owners if not all(tensor.isfinite().all() for tensor in read(client))]
+    if not spoilers:
+        raise AdapterError(f"{path}: values so large that their differences overflow; leave out the largest updates")
     raise AdapterError(f"{path}: values that are not finite, from {', '.join(spoilers)}; leave these updates out")

@@ -12,6 +12,9 @@ lambda |dB|, S being the cosine similarity, by 1000 steps of SGD. We minimise a 
 because the cosine cannot see that averaging shrinks the product when clients disagree, because this
 minimum is known in closed form (the published SGD covers a third to a half of the way to its own;
 the penalty is squared for the closed form), and because the product's error can then only fall.
+`lora_fair_cosine` has the paper's own objective.
+
+With `corrects = "A"` the roles change: B is averaged and A is corrected. That is ours.
 """
 
 import math
@@ -21,64 +24,69 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedlora.aggregation.method import CentredUpdate
-
-# Below this relative ridge a singular Gram matrix may not pass Cholesky in float64.
-_LEAST_CHOLESKY_RIDGE = 1e-6
+from fedlora.aggregation.low_rank import RidgeSolver, projected
+from fedlora.aggregation.method import BOTH_FACTORS, Combined, Factor, RoundPlan
+from fedlora.aggregation.updates import CentredUpdate
 
 
 @dataclass(frozen=True)
 class LoraFair:
-    """The mean of A, and the mean of B corrected by ridge regression.
+    """The mean of one factor, and the mean of the other corrected by ridge regression.
 
     Attributes:
         ridge: lambda relative to the mean eigenvalue of G = mean_A mean_A^T, that is lambda = ridge *
             trace(G) / rank; the same number therefore means the same at every layer and every size of
             A. The paper's lambda of 0.01 at PEFT's initialisation is 0.03. At 0 the result is M
-            projected on the row space of mean_A; towards infinity it is FedIT.
+            projected on the row space of mean_A; towards infinity it is FedIT. Under corrects = "A",
+            G is mean_B^T mean_B.
+        corrects: "B", as in the paper, or "A".
 
     Raises:
-        ValueError: `ridge` is negative or not finite.
+        ValueError: `ridge` is negative or not finite, or `corrects` is something else.
     """
 
     name: ClassVar[str] = "lora_fair"
+    changes_base: ClassVar[bool] = False
     ridge: float = 0.03
+    corrects: Factor = "B"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.ridge) and self.ridge >= 0):
-            raise ValueError(f"ridge is {self.ridge}; expected a finite number that is not negative")
+        require_not_negative(ridge=self.ridge)
+        if self.corrects not in ("A", "B"):
+            raise ValueError(f"corrects is {self.corrects!r}; expected 'B' or 'A'")
 
-    def combine(self, update: CentredUpdate) -> tuple[Tensor, Tensor]:
-        """Return A = mean_A (rank, in_features) and B = mean_B + dB (out_features, rank), B in float64.
+    def plan(self, _round: int, /) -> RoundPlan:
+        """Clients train both factors in every round."""
+        return BOTH_FACTORS
 
-        Setting the objective's gradient to zero gives dB = E mean_A^T (G + lambda I)^-1, where
-        E = M - mean_B mean_A = P Q. With Q mean_A^T first, that takes (K + 1) rank^2 (in_features +
-        out_features) multiplications and no matrix larger than P or Q. B is float64 because dB may be
-        smaller than a float32 step of mean_B; float32 is for the caller to choose.
+    def combine(self, update: CentredUpdate) -> Combined:
+        """Return A = mean_A (rank, in_features) and B = mean_B + dB (out_features, rank), or mean_A + dA and mean_B.
+
+        Setting the objective's gradient to zero gives dB = E mean_A^T (G + lambda I)^-1. The clients
+        are taken one by one, and of each the product with A first, which is rank x rank: all in all
+        2 (rank^2) (in_features + out_features) multiplications a client, in memory that does not
+        depend on their number.
         """
-        A = update.mean_A.double()
-        N = update.P @ (update.Q @ update.mean_A.T)
-        return update.mean_A, update.mean_B + _solve_ridge(N.double(), A @ A.T, ridge=self.ridge)
+        mean_A, mean_B = update.mean_A, update.mean_B
+        if self.corrects == "B":
+            ridge = RidgeSolver(mean_A, ridge=self.ridge)
+            dB = torch.zeros_like(mean_B)
+            for weight, dA_i, dB_i in update.deviations():
+                dB.addmm_(dB_i, ridge.solve(dA_i @ mean_A.T), alpha=weight)
+            return Combined(mean_A, dB.add_(mean_B))
+        ridge = RidgeSolver(mean_B.T, ridge=self.ridge)
+        dA = torch.zeros_like(mean_A)
+        for weight, dA_i, dB_i in update.deviations():
+            dA.addmm_(ridge.solve(dB_i.T @ mean_B).T, dA_i, alpha=weight)
+        return Combined(dA.add_(mean_A), mean_B)
+
+    def fit(self, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        """Return the first rows of A, and B solved again for them."""
+        return projected(A, B, rank)
 
 
-def _solve_ridge(N: Tensor, G: Tensor, *, ridge: float) -> Tensor:
-    """Return N (G + ridge * trace(G) / rank * I)^-1, (out_features, rank).
-
-    Args:
-        N: (out_features, rank), float64, its rows in the row space of G.
-        G: (rank, rank), float64, symmetric and not negative; it may be singular.
-        ridge: relative to the mean eigenvalue of G.
-    """
-    rank = G.shape[0]
-    mean_eigenvalue = G.trace() / rank
-    if mean_eigenvalue == 0:
-        return torch.zeros_like(N)
-    G = G / mean_eigenvalue
-    if ridge >= _LEAST_CHOLESKY_RIDGE:
-        factor = torch.linalg.cholesky(G + ridge * torch.eye(rank, dtype=G.dtype, device=G.device))
-        return torch.cholesky_solve(N.T, factor).T / mean_eigenvalue
-    eigenvalues, vectors = torch.linalg.eigh(G)
-    is_kept = eigenvalues > rank * torch.finfo(G.dtype).eps * eigenvalues[-1]
-    inverses = torch.where(is_kept, 1 / (eigenvalues + ridge), 0)
-    solution: Tensor = ((N @ vectors) * inverses) @ vectors.T / mean_eigenvalue
-    return solution
+def require_not_negative(**settings: float) -> None:
+    """Raise ValueError if one of the settings is negative or not finite."""
+    for name, value in settings.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} is {value}; expected a finite number that is not negative")

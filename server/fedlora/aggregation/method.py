@@ -1,49 +1,71 @@
-"""What an aggregation method is: the ideal update of one layer in factored form in, one pair A, B out."""
+"""What an aggregation method is: what clients do in a round, and how one layer's updates become one pair A, B."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
+from fedlora.aggregation.updates import CentredUpdate
 
-@dataclass(frozen=True, eq=False)
-class CentredUpdate:
-    """All clients' updates of one layer, as their mean and their deviations from it.
+Factor = Literal["A", "B"]
 
-    The ideal update, M = sum_i p_i B_i A_i (out_features, in_features), is
 
-        M = mean_B @ mean_A + P @ Q,
-
-    so that E = P @ Q is what averaging A and B separately gets wrong. Both are products to be
-    multiplied by something small first: neither fits in memory for every layer of a large model.
-    The deviations are taken before anything is multiplied, because in float32 the difference of
-    the products is lost when clients are close.
-
-    All four tensors have one dtype, float32 or (for float64 updates) float64. K is the number of
-    clients, and no tensor includes the layer's scaling.
+@dataclass(frozen=True)
+class RoundPlan:
+    """What clients do in one round.
 
     Attributes:
-        mean_A: sum_i p_i A_i, (rank, in_features).
-        mean_B: sum_i p_i B_i, (out_features, rank).
-        P: [B_1 - mean_B, .., B_K - mean_B], (out_features, K * rank).
-        Q: [p_1 (A_1 - mean_A); ..; p_K (A_K - mean_A)], (K * rank, in_features).
+        trains: the factors that clients train; the other stays as it came, and does not travel back.
+        starts_fresh: whether the round starts from new random A and B = 0, and not from the last round's result.
     """
 
-    mean_A: Tensor
-    mean_B: Tensor
-    P: Tensor
-    Q: Tensor
+    trains: tuple[Factor, ...] = ("A", "B")
+    starts_fresh: bool = False
+
+
+BOTH_FACTORS = RoundPlan()
+
+
+@dataclass(frozen=True, eq=False)
+class Combined:
+    """One layer after a round.
+
+    Attributes:
+        A: (rank, in_features).
+        B: (out_features, rank).
+        base_change: what is added to the base weight over the layer's scaling, as factors (out_features, n) and
+            (n, in_features); None where the base weights stay.
+        note: what the reader of the report should know of this layer; empty as a rule.
+    """
+
+    A: Tensor
+    B: Tensor
+    base_change: tuple[Tensor, Tensor] | None = None
+    note: str = ""
 
 
 class Method(Protocol):
-    """How one layer's pairs become one pair. Implementations are frozen dataclasses whose fields are the settings."""
+    """An aggregation method. Implementations are frozen dataclasses whose fields are the settings.
+
+    Everything beside A and B (heads, biases, DoRA's magnitudes) is averaged by `aggregate`, whatever the method.
+    """
 
     @property
     def name(self) -> str:
         """The method's name in run files and reports."""
 
-    def combine(self, update: CentredUpdate) -> tuple[Tensor, Tensor]:
-        """Return the global A (rank, in_features) and B (out_features, rank), in the update's dtype or float64.
+    @property
+    def changes_base(self) -> bool:
+        """Whether `combine` moves a part of the update into the base weights."""
 
-        Everything beside A and B (heads, biases) is averaged by `aggregate`, whatever the method.
+    def plan(self, round: int, /) -> RoundPlan:
+        """Return what clients do in a round, counted from 1."""
+
+    def combine(self, update: CentredUpdate) -> Combined:
+        """Return one layer's global pair, in the update's dtype or float64.
+
+        A docstring states the memory that it takes beyond the means where that grows with the number of clients.
         """
+
+    def fit(self, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        """Return the global pair for a client of a smaller rank: A (rank, in_features) and B (out_features, rank)."""

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
 from torch import Tensor
 
 from fedlora.adapters import Adapter, unpack
-from fedlora.adapters.peft_format import SCALING_KEYS, packed_config, to_state_dict
+from fedlora.adapters.keys import to_state_dict
+from fedlora.adapters.packed import packed_config
+from fedlora.adapters.settings import SCALING_KEYS
 from fedlora.common.errors import AdapterError
 from fedlora.common.messages import INTERNAL, LOSS_NOT_FINITE, OK, OUT_OF_MEMORY, TrainReceipt, TrainRequest
 
@@ -39,7 +41,7 @@ def admit(receipt: TrainReceipt, *, request: TrainRequest, client: str, referenc
     Args:
         request: what was asked.
         client: who was asked.
-        reference: the global adapter that the round started from; an update has its layers, shapes and configuration.
+        reference: the adapter that the client started from; an update has its layers, shapes and configuration.
     """
     asked = (request.run, request.round, request.attempt, client)
     answered = (receipt.run, receipt.round, receipt.attempt, receipt.client)
@@ -56,22 +58,26 @@ def admit(receipt: TrainReceipt, *, request: TrainRequest, client: str, referenc
         settings, expected = _scaling_settings(packed_config(receipt.adapter)), _scaling_settings(reference.config)
         if settings != expected:
             return Refusal("configuration", f"{settings}; expected {expected}")
-        update = unpack(receipt.adapter)
+        update = unpack(receipt.adapter, without=request.frozen_factor, frozen=reference)
     except AdapterError as error:
         return Refusal("unreadable", str(error))
     return unfit(update, reference) or update
 
 
-def outliers(updates: Mapping[str, Adapter], *, reference: Adapter, norm_limit: float) -> dict[str, Refusal]:
+def outliers(
+    updates: Mapping[str, Adapter], *, references: Mapping[str, Adapter], norm_limit: float
+) -> dict[str, Refusal]:
     """Return, by client, the updates that moved more than `norm_limit` times the median of their round.
 
-    How far an update moved is the Frobenius norm of the difference of all its tensors to the reference. Fewer than
-    three updates have no median to speak of, and none of them is refused.
+    How far an update moved is the Frobenius norm of the difference of all its tensors to what the client started
+    from. Fewer than three updates have no median to speak of, and none of them is refused.
     """
     if len(updates) < _MIN_COHORT_TO_COMPARE:
         return {}
-    start = to_state_dict(reference)
-    moved = {client: _distance(to_state_dict(update), start) for client, update in updates.items()}
+    moved = {
+        client: _distance(to_state_dict(update), to_state_dict(references[client]))
+        for client, update in updates.items()
+    }
     middle = median(moved.values())
     return {
         client: Refusal("norm", f"moved by {distance:.3g}, the round's median is {middle:.3g}")
@@ -82,7 +88,7 @@ def outliers(updates: Mapping[str, Adapter], *, reference: Adapter, norm_limit: 
 
 def unfit(update: Adapter, reference: Adapter) -> Refusal | None:
     """Return in what `update` differs from `reference` in layers, shapes, types or scaling, or in not being finite."""
-    found, expected = to_state_dict(update), to_state_dict(reference)
+    found, expected = to_state_dict(update), to_state_dict(replace(reference, base_change={}))
     if missing := sorted(expected.keys() - found.keys()):
         return Refusal("missing_layer", missing[0])
     if extra := sorted(found.keys() - expected.keys()):

@@ -15,7 +15,7 @@ from flwr.app import MessageType
 from flwr.serverapp import Grid
 
 from fedlora.adapters import Adapter, LoraLayer, load_adapter, pack, unpack
-from fedlora.aggregation import AggregationReport, Method
+from fedlora.aggregation import AggregationReport, Method, Robust, RoundPlan
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import AdapterError, RunError
 from fedlora.common.messages import (
@@ -66,13 +66,18 @@ class LoraStrategy:
         method: Method,
         folder: RunFolder,
         *,
+        robust: Robust | None = None,
         num_sites: int,
         command: str,
         listener: Listener = ignore,
     ) -> None:
-        """`num_sites` are waited for at the start, `command` goes into the manifest, `listener` hears what happens."""
+        """`num_sites` are waited for at the start, `command` goes into the manifest, `listener` hears what happens.
+
+        `robust` is what is done to the updates of a round before `method` combines them.
+        """
         self._config = config
         self._method = method
+        self._robust = robust
         self._folder = folder
         self._num_sites = num_sites
         self._command = command
@@ -115,7 +120,9 @@ class LoraStrategy:
         """Return the global adapter after one round."""
         settings = self._config.federation
         began = time.perf_counter()
-        collected = self._collect(federation, number, adapter)
+        plan = self._method.plan(number)
+        start = rounds.start_of_round(adapter, plan=plan, seed=self._config.run.seed, round=number)
+        collected = self._collect(federation, number, start, plan)
         trained = time.perf_counter()
         if len(collected.updates) < rounds.quorum_size(len(collected.cohort), settings.quorum):
             reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(collected.refused.items()))
@@ -125,9 +132,11 @@ class LoraStrategy:
             )
         result = rounds.complete(
             collected.updates,
+            start=start,
             num_examples={client: receipt.num_examples for client, receipt in collected.receipts.items()},
             weighting=settings.weighting,
             method=self._method,
+            robust=self._robust,
         )
         seconds = {
             "training": trained - began - collected.storing_seconds,
@@ -137,11 +146,15 @@ class LoraStrategy:
         self._finish(federation, number, result.adapter, collected, result.report, seconds)
         return result.adapter
 
-    def _collect(self, federation: Federation, number: int, adapter: Adapter) -> Collected:
+    def _collect(self, federation: Federation, number: int, start: Adapter, plan: RoundPlan) -> Collected:
         """Return the updates of the cohort: those that an earlier process journaled, and the others as they arrive."""
         cohort = self._plan(federation, number)
-        packed = pack(adapter)
-        make_request = self._train_requests(federation.run_id, number, packed)
+        starts = self._starts(federation, cohort, start)
+        packed = {id(given): pack(given) for given in starts.values()}
+        requests = {
+            client: self._train_requests(federation.run_id, number, plan, packed[id(given)])
+            for client, given in starts.items()
+        }
         updates: dict[str, Adapter] = {}
         receipts: dict[str, TrainReceipt] = {}
         refused: dict[str, str] = {}
@@ -150,7 +163,7 @@ class LoraStrategy:
         def take(client: str, attempt: int, content: TrainReceipt | Failure) -> Refusal | None:
             if isinstance(content, Failure):
                 return Refusal(content.code, content.text)
-            admitted = admit(content, request=make_request(attempt), client=client, reference=adapter)
+            admitted = admit(content, request=requests[client](attempt), client=client, reference=starts[client])
             if isinstance(admitted, Refusal):
                 return admitted
             updates[client], receipts[client] = admitted, content
@@ -160,7 +173,9 @@ class LoraStrategy:
             take(client, receipt.attempt, receipt)
         self._listener(RoundStarted(number, cohort, tuple(updates)))
         asked = {
-            client: Addressed(federation.sites[client].node, make_request) for client in cohort if client not in updates
+            client: Addressed(federation.sites[client].node, requests[client])
+            for client in cohort
+            if client not in updates
         }
         for answer in ask(federation.grid, asked, message_type=MessageType.TRAIN, expected=TrainReceipt):
             refusal = take(answer.key, answer.attempt, answer.content)
@@ -172,11 +187,18 @@ class LoraStrategy:
                 refused[answer.key] = str(refusal)
             self._listener(UpdateArrived(number, answer.key, refused.get(answer.key, ""), _loss(answer.content)))
         limit = self._config.federation.norm_limit
-        for client, outlier in outliers(updates, reference=adapter, norm_limit=limit).items():
+        for client, outlier in outliers(updates, references=starts, norm_limit=limit).items():
             del updates[client]
             refused[client] = str(outlier)
             self._listener(UpdateArrived(number, client, refused[client], receipts.pop(client).loss))
-        return Collected(cohort, updates, receipts, refused, len(packed) * len(cohort), storing_seconds)
+        bytes_down = sum(len(packed[id(starts[client])]) for client in cohort)
+        return Collected(cohort, updates, receipts, refused, bytes_down, storing_seconds)
+
+    def _starts(self, federation: Federation, cohort: Sequence[str], start: Adapter) -> dict[str, Adapter]:
+        """Return what each client starts from: the global adapter, with the client's own rank where that is smaller."""
+        ranks = {client: federation.sites[client].description.lora_rank for client in cohort}
+        by_rank = {rank: rounds.for_rank(start, rank, method=self._method) for rank in set(ranks.values())}
+        return {client: by_rank[rank] for client, rank in ranks.items()}
 
     def _plan(self, federation: Federation, number: int) -> tuple[str, ...]:
         """Return the round's clients, journaled before any of them is asked."""
@@ -190,7 +212,9 @@ class LoraStrategy:
         self._folder.write_plan(number, cohort)
         return cohort
 
-    def _train_requests(self, run_id: str, number: int, packed: bytes) -> Callable[[int], TrainRequest]:
+    def _train_requests(
+        self, run_id: str, number: int, plan: RoundPlan, packed: bytes
+    ) -> Callable[[int], TrainRequest]:
         """Return what makes the round's request for an attempt."""
         config = self._config
         request = TrainRequest(
@@ -200,6 +224,7 @@ class LoraStrategy:
             seed=config.run.seed,
             num_rounds=config.federation.rounds,
             validation_examples=config.evaluation.client_examples,
+            trains=plan.trains,
             adapter=packed,
         )
         return lambda attempt: replace(request, attempt=attempt)

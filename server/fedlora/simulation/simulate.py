@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fedlora.client.source import WorkbenchSource
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import RunError, StoreError
+from fedlora.common.errors import ConfigError, RunError, StoreError
 from fedlora.common.run_file import load_run
 from fedlora.common.run_folder import RUN_FILE
 from fedlora.server.claim import Claim
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fedlora.adapters import Adapter
+    from fedlora.aggregation import Method
     from fedlora.training.base_model import BaseModel
     from fedlora.training.tasks import Task
 
@@ -64,6 +65,7 @@ def simulate(
     model: "nn.Module | None" = None,
     heads: Sequence[str] = (),
     task: "Task[Any] | None" = None,
+    method: "Method | None" = None,
     engine: Engine = "inprocess",
     num_workers: int | None = None,
     resume: bool = False,
@@ -79,6 +81,7 @@ def simulate(
             `input_ids` and `attention_mask`) and returns logits. It is sent to the workers by pickle.
         heads: with `model`: paths of its modules that are trained whole, such as "classifier".
         task: with `model`: how examples become its inputs.
+        method: an aggregation method of one's own in place of the run's.
         engine: "inprocess": worker processes of our own; "ray": Flower's simulation engine, on this machine or, with
             RAY_ADDRESS, in a cluster.
         num_workers: processes; without it one for each core, or for each GPU where there are any.
@@ -92,6 +95,7 @@ def simulate(
     if (model is None) != (task is None):
         raise ValueError("a model of one's own needs its task, and a task its model")
     data = load_federated_data(config) if clients is None else _own_data(config, clients, test, labels)
+    _require_known(config.lora.client_ranks, data)
     source = WorkbenchSource(
         key=uuid.uuid4().hex,
         config=config,
@@ -105,7 +109,7 @@ def simulate(
         try:
             run_engine(
                 source.make_client_app,
-                lambda: _server_app(config, path, len(data.clients), listener),
+                lambda: _server_app(config, path, len(data.clients), listener, method),
                 num_nodes=len(data.clients),
                 num_workers=num_workers,
             )
@@ -115,6 +119,14 @@ def simulate(
     if result is None:
         raise RunError(f"{path}: the run ended without a round; this is a bug")
     return result
+
+
+def _require_known(client_ranks: Mapping[str, int], data: FederatedData) -> None:
+    """Raise ConfigError if `lora.client_ranks` names a client that the run does not have."""
+    if unknown := sorted(client_ranks.keys() - data.clients.keys()):
+        names = sorted(data.clients)
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        raise ConfigError(f"lora.client_ranks: no client is named {unknown[0]!r}; the run has {shown}")
 
 
 def choose_folder(config: RunConfig, out: str | Path | None, *, resume: bool) -> Path:
@@ -148,19 +160,28 @@ def _engine(name: Engine) -> EngineRunner:
     return run_in_process
 
 
-def _server_app(config: RunConfig, folder: Path, num_sites: int, listener: Listener) -> "ServerApp":
+def _server_app(
+    config: RunConfig, folder: Path, num_sites: int, listener: Listener, method: "Method | None"
+) -> "ServerApp":
     # The workers are starting: torch is imported here while they import theirs.
     import torch
 
-    from fedlora.aggregation import METHODS
+    from fedlora.aggregation import METHODS, Robust
     from fedlora.server.app import make_server_app
     from fedlora.server.store import RunFolder
     from fedlora.server.strategy import LoraStrategy
 
     settings = config.aggregation.model_dump()
-    method = METHODS[settings.pop("method")](**settings)
+    chosen = METHODS[settings.pop("method")]
+    robust = Robust(**config.robust.model_dump())
     strategy = LoraStrategy(
-        config, method, RunFolder(folder), num_sites=num_sites, command=shlex.join(sys.argv), listener=listener
+        config,
+        method or chosen(**settings),
+        RunFolder(folder),
+        robust=None if robust == Robust() else robust,
+        num_sites=num_sites,
+        command=shlex.join(sys.argv),
+        listener=listener,
     )
 
     def start(grid: "Grid") -> None:

@@ -19,6 +19,7 @@ from fedlora.server.report.drawing import (
 )
 from fedlora.server.report.layers import by_module
 from fedlora.server.report.markup import Html
+from fedlora.server.report.numbers import moved, moved_factor
 from fedlora.server.report.wording import significant
 from fedlora.server.round_report import RoundReport
 
@@ -49,39 +50,42 @@ def error_by_round(reports: Sequence[RoundReport], *, with_after: bool, descript
 
 
 def correction_by_round(reports: Sequence[RoundReport]) -> Html:
-    """Return what share of the error the correction removed, and how far it moved B for that, over the rounds."""
+    """Return what share of the error the correction removed, and how far it moved A or B for that, over the rounds."""
 
     def paint(figure: "Figure") -> None:
         upper, lower = figure.subplots(2, 1, sharex=True)
         rounds, before, after = _errors(reports)
         removed = [1 - a / b if b > 0 else math.nan for a, b in zip(after, before, strict=True)]
-        moved = [_finite(r.aggregation.correction) for r in reports if r.aggregation is not None]
+        aggregations = [report.aggregation for report in reports if report.aggregation is not None]
+        factor = moved_factor(aggregations)
+        movements = [_finite(moved(aggregation, factor)) for aggregation in aggregations]
         for axes, values, title, colour in (
             (upper, removed, "error removed", BLUE),
-            (lower, moved, "B moved, of its norm", PURPLE),
+            (lower, movements, f"{factor} moved, of its norm", PURPLE),
         ):
             axes.bar(rounds, values, color=colour, width=0.6)
             axes.set_title(title, loc="left", fontsize=11.5, color=colour)
             _percent_axis(axes, values)
         rounds_axis(lower, rounds[0], rounds[-1])
 
-    description = "By round, what share of the error the correction removed, and how far it moved B."
+    description = "By round, what share of the error the correction removed, and how far it moved A or B."
     return themed_svg(paint, height=300, description=description)
 
 
 def error_by_layer(layers: Mapping[str, LayerReport], *, with_after: bool) -> dict[str, Html]:
     """Return, by module, each block's error of plain averaging.
 
-    If `with_after`, the error after the correction is beside it, and below them how far that moved B. Only the
+    If `with_after`, the error after the correction is beside it, and below them how far that moved A or B. Only the
     MOST_MODULES modules with the largest errors are drawn, all on one scale.
     """
     modules = by_module(layers)
     worst = sorted(modules, key=lambda name: -max(_finite_or_zero(layers[path].error_before) for path in modules[name]))
     drawn = [name for name in modules if name in worst[:MOST_MODULES]]
     shown = [layers[path] for name in drawn for path in modules[name]]
+    factor = moved_factor(layers.values())
     tops = (
         _top([value for layer in shown for value in (layer.error_before, layer.error_after)]),
-        _top([layer.correction for layer in shown]),
+        _top([moved(layer, factor) for layer in shown]),
     )
     return {name: _module_chart(name, modules[name], layers, tops=tops, with_after=with_after) for name in drawn}
 
@@ -101,14 +105,20 @@ def _module_chart(
     )
     places, shown = list(blocks.values()), [layers[path] for path in blocks]
     if with_after:
-        paint = partial(_paint_correction, blocks=places, layers=shown, tops=tops)
+        factor = moved_factor(layers.values())
+        paint = partial(_paint_correction, blocks=places, layers=shown, tops=tops, factor=factor)
         return themed_svg(paint, height=250, description=description)
     paint = partial(_paint_errors, blocks=places, layers=shown, top=tops[0])
     return themed_svg(paint, height=170, description=description)
 
 
 def _paint_correction(
-    figure: "Figure", *, blocks: Sequence[int], layers: Sequence[LayerReport], tops: tuple[float, float]
+    figure: "Figure",
+    *,
+    blocks: Sequence[int],
+    layers: Sequence[LayerReport],
+    tops: tuple[float, float],
+    factor: str,
 ) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     before, after = [_finite(layer.error_before) for layer in layers], [_finite(layer.error_after) for layer in layers]
@@ -118,9 +128,9 @@ def _paint_correction(
     upper.plot(blocks, after, "o", color=BLUE, markersize=size)
     amount_axis(upper, tops[0])
     upper.set_ylabel("error")
-    lower.bar(blocks, [_finite(layer.correction) for layer in layers], color=PURPLE, width=0.6)
+    lower.bar(blocks, [_finite(moved(layer, factor)) for layer in layers], color=PURPLE, width=0.6)
     lower.set_ylim(0, tops[1])
-    lower.set_ylabel("B moved")
+    lower.set_ylabel(f"{factor} moved")
     _percent_labels(lower)
     _blocks_axis(lower, blocks)
     figure.align_ylabels()

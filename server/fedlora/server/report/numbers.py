@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fedlora.common.aggregation_report import AggregationReport, LayerReport
 from fedlora.common.messages import Score
 from fedlora.server.round_report import ClientReport, RoundReport
 
@@ -131,7 +132,22 @@ def mean_loss(report: RoundReport) -> float:
 def is_corrected(reports: Iterable[RoundReport]) -> bool:
     """Return whether the method changed plain averaging in any round."""
     aggregations = [report.aggregation for report in reports if report.aggregation is not None]
-    return any(each.correction > 0 or each.error_after != each.error_before for each in aggregations)
+    return any(each.moved_B > 0 or each.moved_A > 0 or each.error_after != each.error_before for each in aggregations)
+
+
+def moved_factor(measured: Iterable[AggregationReport | LayerReport]) -> str:
+    """Return which factor a method moves from its mean, "A" or "B": the one that moved more where both did."""
+    pairs = [(each.moved_B, each.moved_A) for each in measured]
+    by_factor = {
+        "B": sum(moved_B for moved_B, _ in pairs if math.isfinite(moved_B)),
+        "A": sum(moved_A for _, moved_A in pairs if math.isfinite(moved_A)),
+    }
+    return max(by_factor, key=by_factor.__getitem__)
+
+
+def moved(measured: AggregationReport | LayerReport, factor: str) -> float:
+    """Return how far a method moved a factor, of its mean's norm."""
+    return measured.moved_A if factor == "A" else measured.moved_B
 
 
 def round_seconds(report: RoundReport) -> float:

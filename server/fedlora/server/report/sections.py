@@ -23,6 +23,7 @@ from fedlora.server.report.numbers import (
     judged,
     mean_gain,
     mean_loss,
+    moved_factor,
     overall_gain,
     refusals,
     round_seconds,
@@ -240,7 +241,8 @@ def _layers(layers: Mapping[str, LayerReport], at: int, *, with_after: bool) -> 
         f"The largest error of {len(layers)} layers is left in {worst}: {significant(layers[worst].error_after, 3)}."
     )
     style = "ring orange" if with_after else "orange"
-    keys = [(style, "plain averaging"), ("blue", "after the correction"), ("square purple", "B moved, of its norm")]
+    moved = f"{moved_factor(layers.values())} moved, of its norm"
+    keys = [(style, "plain averaging"), ("blue", "after the correction"), ("square purple", moved)]
     keys = keys if with_after else keys[:1]
     return join(
         (
@@ -260,11 +262,18 @@ def _layers_table(layers: Mapping[str, LayerReport]) -> Html:
             significant(layer.update_norm, 3),
             significant(layer.error_before, 4),
             significant(layer.error_after, 4),
-            percent_text(layer.correction),
+            significant(layer.floor, 4),
+            percent_text(layer.reach_B),
+            percent_text(layer.reach_A),
+            percent_text(layer.moved_B),
+            percent_text(layer.moved_A),
+            f"{layer.effective_rank:.1f}",
         )
         for path, layer in layers.items()
     ]
-    return table("Layers", ("layer", "size of the update", "error before", "after", "B moved"), rows)
+    sizes = ("layer", "size of the update", "error before", "after", "least of this rank")
+    head = (*sizes, "B could remove", "A could remove", "B moved", "A moved", "effective rank")
+    return table("Layers", head, rows)
 
 
 def _loss_keys(reports: Sequence[RoundReport]) -> list[tuple[str, str]]:

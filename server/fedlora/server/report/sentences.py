@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from fedlora.common.aggregation_report import AggregationReport
 from fedlora.server.report.drawing import MOST_DOTS
 from fedlora.server.report.numbers import (
     Gain,
@@ -31,11 +32,22 @@ from fedlora.server.report.wording import (
     ranges_text,
     score_text,
     share_text,
+    significant,
     size_text,
 )
 from fedlora.server.round_report import RoundReport
 
-METHOD_NAMES = {"lora_fair": "LoRA-FAIR", "fedit": "FedIT (the plain mean of A and of B)"}
+METHOD_NAMES = {
+    "fedit": "FedIT (the plain mean of A and of B)",
+    "ffa_lora": "FFA-LoRA (A frozen, the mean of B)",
+    "flora": "FLoRA",
+    "flex_lora": "FlexLoRA",
+    "fedex_lora": "FedEx-LoRA",
+    "rolora": "RoLoRA (A and B in turn)",
+    "lora_fair": "LoRA-FAIR",
+    "lora_fair_cosine": "LoRA-FAIR (cosine)",
+    "lora_fair_two_sided": "LoRA-FAIR (two-sided)",
+}
 
 
 def headline(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int) -> str:
@@ -128,6 +140,7 @@ def about_aggregation(reports: Sequence[RoundReport]) -> list[str]:
         return [
             meaning,
             f"In the last round it was {before}. {METHOD_NAMES.get(last.method, last.method)} leaves it as it is.",
+            _reach(last),
         ]
     lowered = sum(report.error_after < report.error_before for report in aggregations)
     raised = sum(report.error_after > report.error_before for report in aggregations)
@@ -139,9 +152,27 @@ def about_aggregation(reports: Sequence[RoundReport]) -> list[str]:
     return [
         meaning,
         f"In the last round it was {before}, and {after} after {name}'s correction{removed}. {counted} "
-        f"To get there, B moved by {percent_text(last.correction)} of its own norm.",
+        f"To get there, {_movements(last)}.",
+        _reach(last),
         "A smaller error is not by itself a better model; for that, compare runs.",
     ]
+
+
+def _movements(aggregation: AggregationReport) -> str:
+    moved = [("B", aggregation.moved_B), ("A", aggregation.moved_A)]
+    parts = [f"{factor} moved by {percent_text(share)} of its own norm" for factor, share in moved if share > 0]
+    return " and ".join(parts) or "neither A nor B moved: the difference went into the base weights"
+
+
+def _reach(aggregation: AggregationReport) -> str:
+    """Return how much any correction could have done."""
+    if not 0 < aggregation.error_before < math.inf:
+        return ""
+    return (
+        f"The best pair of this rank has an error of {significant(aggregation.floor, 3)}. Of the error of plain "
+        f"averaging, the best B alone would remove {percent_text(aggregation.reach_B)}, the best A alone "
+        f"{percent_text(aggregation.reach_A)}, both together {percent_text(aggregation.reach_both)}."
+    )
 
 
 def about_time(reports: Sequence[RoundReport]) -> list[str]:

@@ -1,0 +1,31 @@
+"""A change of the base weights, written as further rank of an adapter that acts exactly the same."""
+
+from dataclasses import replace
+
+import torch
+
+from fedlora.adapters.adapter import Adapter, LoraLayer
+from fedlora.adapters.settings import fitted_config
+
+
+def with_base_change_inside(adapter: Adapter) -> Adapter:
+    """Return an adapter of larger rank without a change of the base weights that acts as `adapter` does.
+
+    s B A + C_B C_A = s [B, C_B / s] [A; C_A]. A pair whose B is zero, as FLoRA leaves it, is left out.
+    """
+    if not adapter.base_change:
+        return adapter
+    layers = dict(adapter.layers)
+    for path, change in adapter.base_change.items():
+        layer = layers.get(path)
+        layers[path] = change if layer is None else _concatenated(layer, change)
+    return replace(adapter, layers=layers, config=fitted_config(adapter.config, layers), base_change={})
+
+
+def _concatenated(layer: LoraLayer, change: LoraLayer) -> LoraLayer:
+    change_B = change.B * (change.scaling / layer.scaling)
+    if not layer.B.any():
+        return replace(layer, A=change.A, B=change_B)
+    dtype = torch.promote_types(layer.A.dtype, change.A.dtype)
+    A = torch.cat([layer.A.to(dtype), change.A.to(dtype)])
+    return replace(layer, A=A, B=torch.cat([layer.B.to(dtype), change_B.to(dtype)], 1))

@@ -1,0 +1,139 @@
+"""PEFT's names of tensors, taken apart and put together."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fedlora.adapters.adapter import Adapter, LoraLayer
+from fedlora.common.errors import AdapterError
+
+PREFIX = "base_model.model."
+
+_PART_OF_A_LAYER = re.compile(
+    r"(?P<path>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.default)?(\.(?P<leaf>weight|bias))?"
+)
+_BASE_CHANGE = re.compile(r"base_change\.(?P<path>.+)\.(?P<part>A|B|embedding_A|embedding_B)")
+_PARTS = {
+    ("A", "weight"): "A",
+    ("B", "weight"): "B",
+    ("B", "bias"): "bias",
+    ("embedding_A", None): "embedding_A",
+    ("embedding_B", None): "embedding_B",
+    ("magnitude_vector", None): "magnitude",
+    ("magnitude_vector", "weight"): "magnitude",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tensor, by its key, is what.
+
+    Attributes:
+        layers: by layer path, the key of each part: A, B (of an embedding: embedding_A, embedding_B), bias, magnitude.
+        dense: the key by path in the base model.
+        base_change: as `layers`, of the change of the base weights; PEFT's own files have none.
+    """
+
+    layers: dict[str, dict[str, str]] = field(default_factory=dict)
+    dense: dict[str, str] = field(default_factory=dict)
+    base_change: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def layout_of(keys: Iterable[str], *, origin: str) -> Layout:
+    """Return what the tensors of these keys are, in the keys' sorted order; `origin` names their source in errors.
+
+    Raises:
+        AdapterError: a key has `lora_` in it and is no part of a linear or embedding layer.
+    """
+    layout = Layout()
+    for key in sorted(keys):
+        if change := _BASE_CHANGE.fullmatch(key):
+            layout.base_change.setdefault(change["path"], {})[change["part"]] = key
+            continue
+        name = key.removeprefix(PREFIX).replace(".modules_to_save.default.", ".")
+        found = _PART_OF_A_LAYER.fullmatch(name)
+        part = found and _PARTS.get((found["part"], found["leaf"]))
+        if found and part:
+            layout.layers.setdefault(found["path"], {})[part] = key
+        elif ".lora_" in name:
+            raise AdapterError(
+                f"{origin}: tensor {key} is not part of a linear or embedding LoRA layer; "
+                "expected lora_A.weight, lora_B.weight, lora_embedding_A or lora_embedding_B"
+            )
+        else:
+            layout.dense[name.removesuffix(".default")] = key
+    # With "auto" PEFT saves a frozen embedding whole, beside the pair that adapts it.
+    for path, parts in layout.layers.items():
+        if "embedding_A" in parts:
+            layout.dense.pop(f"{path}.base_layer.weight", None)
+    return layout
+
+
+def layer_from(
+    path: str, parts: Mapping[str, str], read: Callable[[str], Tensor], scaling: Callable[[int], float], *, origin: str
+) -> LoraLayer:
+    """Return the layer at `path` whose parts have these keys; `scaling` gives it from the rank.
+
+    Raises:
+        AdapterError: A or B is missing, or they do not fit together.
+    """
+    is_embedding = any(part.startswith("embedding") for part in parts)
+    key_A, key_B = ("embedding_A", "embedding_B") if is_embedding else ("A", "B")
+    for key in (key_A, key_B):
+        if key not in parts:
+            raise AdapterError(f"{origin}: {path} has no lora_{key}; a LoRA layer needs both A and B")
+    A, B = read(parts[key_A]), read(parts[key_B])
+    check_shapes(path, A.shape, B.shape, origin=origin)
+    bias, magnitude = (read(parts[part]) if part in parts else None for part in ("bias", "magnitude"))
+    for what, vector in (("lora_B.bias", bias), ("lora_magnitude_vector", magnitude)):
+        if vector is not None and vector.shape != B.shape[:1]:
+            raise AdapterError(
+                f"{origin}: {path} has {what} {tuple(vector.shape)}; expected ({B.shape[0]},), the rows of its B"
+            )
+    return LoraLayer(A, B, scaling(A.shape[0]), bias, magnitude, is_embedding)
+
+
+def check_shapes(path: str, A: Iterable[int], B: Iterable[int], *, origin: str) -> None:
+    """Check that the shapes of A and B are those of one linear or embedding layer.
+
+    Raises:
+        AdapterError: they are not.
+    """
+    A, B = tuple(A), tuple(B)
+    if len(A) in (3, 4, 5) and len(A) == len(B):
+        raise AdapterError(
+            f"{origin}: {path} has A {A}, B {B}, a convolution's; fedlora takes linear and embedding layers only"
+        )
+    if len(A) != 2 or len(B) != 2 or A[0] != B[1] or A[0] == 0:
+        raise AdapterError(f"{origin}: {path} has A {A}, B {B}; expected A (rank, in_features), B (out_features, rank)")
+
+
+def to_state_dict(adapter: Adapter) -> dict[str, Tensor]:
+    """Return the adapter's tensors under the key names of `PeftModel.save_pretrained`, contiguous.
+
+    A change of the base weights, of which PEFT knows nothing, comes under names of ours.
+    """
+    named: dict[str, Tensor] = {}
+    for path, layer in adapter.layers.items():
+        for part, tensor in _parts(layer):
+            named[f"{PREFIX}{path}.lora_{part}"] = tensor.contiguous()
+    for path, tensor in adapter.dense.items():
+        named[f"{PREFIX}{path}"] = tensor.contiguous()
+    for path, layer in adapter.base_change.items():
+        prefix = "embedding_" if layer.is_embedding else ""
+        named[f"base_change.{path}.{prefix}A"] = layer.A.contiguous()
+        named[f"base_change.{path}.{prefix}B"] = layer.B.contiguous()
+    return named
+
+
+def _parts(layer: LoraLayer) -> list[tuple[str, Tensor]]:
+    if layer.is_embedding:
+        return [("embedding_A", layer.A), ("embedding_B", layer.B)]
+    parts = [("A.weight", layer.A), ("B.weight", layer.B)]
+    if layer.bias is not None:
+        parts.append(("B.bias", layer.bias))
+    if layer.magnitude is not None:
+        parts.append(("magnitude_vector", layer.magnitude))
+    return parts

@@ -1,0 +1,47 @@
+"""FlexLoRA: the best product of each client's rank to the mean of the products.
+
+Bai, Chen, Qian, Yao, Li: "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks
+and Client Resources", NeurIPS 2024, arXiv 2402.11505.
+
+Two departures. The paper decomposes the full matrix M; here its singular vectors come from thin QR
+decompositions of the stacked factors and a core of K * rank rows. And the paper's split of the
+product moves A by more than its own size from round to round; here the balanced split is turned
+towards the mean of A (orthogonal Procrustes), which changes no product and lets an optimiser's step
+mean what it meant.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedlora.aggregation.low_rank import aligned, best_product
+from fedlora.aggregation.method import BOTH_FACTORS, Combined, RoundPlan
+from fedlora.aggregation.updates import CentredUpdate
+
+
+@dataclass(frozen=True)
+class FlexLora:
+    """The truncated singular value decomposition of the mean of the products."""
+
+    name: ClassVar[str] = "flex_lora"
+    changes_base: ClassVar[bool] = False
+
+    def plan(self, _round: int, /) -> RoundPlan:
+        """Clients train both factors in every round."""
+        return BOTH_FACTORS
+
+    def combine(self, update: CentredUpdate) -> Combined:
+        """Return the A (rank, in_features), B (out_features, rank) whose product is closest to M.
+
+        It takes the memory of all clients' pairs of this layer three times over, or of the layer's weight where
+        that is less.
+        """
+        pairs = [(weight, A, B) for weight, A, B in update.updates]
+        left, right = torch.cat([B for _, _, B in pairs], 1), torch.cat([weight * A for weight, A, _ in pairs])
+        return Combined(*aligned(*best_product(left, right, update.mean_A.shape[0]), to=update.mean_A))
+
+    def fit(self, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        """Return the best product of that rank to B A, which is the best to M too."""
+        return aligned(*best_product(B, A, rank), to=A[:rank])

@@ -1,0 +1,162 @@
+"""One layer's updates, client by client, and the same as their mean and the deviations from it."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LayerUpdates:
+    """The pairs of one layer, of the clients that have it, each read whenever it is asked for.
+
+    Attributes:
+        p: one weight for each client, with sum 1.
+        ranks: each client's rank, at most that of the result.
+        read: returns A_i (rank_i, in_features) and B_i (out_features, rank_i) of the i-th client, in `dtype`, with
+            the client's scaling over the result's folded into B_i.
+        A, B: what a row of A and a column of B are that no client has: those of the round's start, or zero; the
+            result's shapes (rank, in_features) and (out_features, rank) are theirs.
+    """
+
+    p: Sequence[float]
+    ranks: Sequence[int]
+    read: Callable[[int], tuple[Tensor, Tensor]]
+    A: Tensor
+    B: Tensor
+
+    def __iter__(self) -> Iterator[tuple[float, Tensor, Tensor]]:
+        """Yield each client's p_i, A_i and B_i."""
+        for index, weight in enumerate(self.p):
+            yield (weight, *self.read(index))
+
+
+@dataclass(frozen=True, eq=False)
+class CentredUpdate:
+    """All clients' updates of one layer, as their mean and their deviations from it.
+
+    The ideal update, M = sum_i p_i B_i A_i (out_features, in_features), is
+
+        M = mean_B @ mean_A + E,    E = sum_i p_i (B_i - owned_B) (A_i - mean_A),
+
+    so that E is what averaging A and B separately gets wrong. Both are products to be multiplied by
+    something small first: neither fits in memory for every layer of a large model. The deviations
+    are taken before anything is multiplied, because in float32 the difference of the products is
+    lost when clients are close.
+
+    Where clients have different ranks, the mass of a row is counted once: a row of `mean_A` is the
+    mean over the clients that have the row, and a column of `mean_B` the sum over them, as if it
+    were zero at the others. `owned_B` is its mean over those that have it. With one rank for all,
+    `mean_A` and `mean_B` are the plain means and `owned_B` is `mean_B`.
+
+    All tensors have one dtype, float32 or (for float64 updates) float64. K is the number of
+    clients, and no tensor includes the layer's scaling.
+
+    Attributes:
+        updates: the clients' pairs, which are read again at each pass over them.
+        mean_A: (rank, in_features).
+        mean_B: (out_features, rank).
+        owned_B: (out_features, rank).
+    """
+
+    updates: LayerUpdates
+    mean_A: Tensor
+    mean_B: Tensor
+    owned_B: Tensor
+
+    def deviations(self) -> Iterator[tuple[float, Tensor, Tensor]]:
+        """Yield each client's p_i, A_i - mean_A (rank_i, in_features) and B_i - owned_B (out_features, rank_i).
+
+        The two tensors are written over for the next client: fresh memory for each would cost more than the rest.
+        """
+        space_A, space_B = torch.empty_like(self.mean_A), torch.empty_like(self.owned_B)
+        for weight, A, B in self.updates:
+            rank = A.shape[0]
+            yield (
+                weight,
+                torch.sub(A, self.mean_A[:rank], out=space_A[:rank]),
+                torch.sub(B, self.owned_B[:, :rank], out=space_B[:, :rank]),
+            )
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """Return E as P @ Q, of which it takes the memory: K pairs of this layer.
+
+        P = [B_1 - owned_B, .., B_K - owned_B] (out_features, sum of ranks) and
+        Q = [p_1 (A_1 - mean_A); ..; p_K (A_K - mean_A)] (sum of ranks, in_features).
+        """
+        total = sum(self.updates.ranks)
+        P = self.mean_B.new_empty(self.mean_B.shape[0], total)
+        Q = self.mean_A.new_empty(total, self.mean_A.shape[1])
+        start = 0
+        for weight, A, B in self.updates:
+            rank = A.shape[0]
+            torch.sub(B, self.owned_B[:, :rank], out=P[:, start : start + rank])
+            torch.sub(A, self.mean_A[:rank], out=Q[start : start + rank]).mul_(weight)
+            start += rank
+        return P, Q
+
+
+def centre(updates: LayerUpdates) -> CentredUpdate:
+    """Return the mean and the deviations of one layer's updates, after one pass over the clients.
+
+    The means run along in float32 (float64 for float64 updates): each step moves them towards the
+    next client by its share of the weight so far, so that equal clients give back that client
+    exactly, and one client itself.
+    """
+    if len(set(updates.ranks)) == 1 and updates.ranks[0] == updates.A.shape[0]:
+        mean_A, mean_B = _plain_means(updates)
+        return CentredUpdate(updates, mean_A, mean_B, mean_B)
+    return _owned_means(updates)
+
+
+def weighted_mean(tensors: Iterable[Tensor], *, p: Sequence[float]) -> Tensor:
+    """Return sum_i p_i tensors_i / sum_i p_i, float32, or float64 if a tensor is float64.
+
+    Args:
+        tensors: at least one, of one shape and any dtype; they are taken one after the other.
+        p: one weight for each tensor.
+    """
+    mean: Tensor | None = None
+    mass = 0.0
+    for tensor, weight in zip(tensors, p, strict=True):
+        mass += weight
+        if mean is None:
+            mean = tensor.to(working_dtype([tensor]), copy=True)
+        else:
+            mean = mean.to(working_dtype([mean, tensor]))
+            mean.lerp_(tensor.to(mean.dtype), weight / mass)
+    if mean is None:
+        raise ValueError("no tensors; expected at least one")
+    return mean
+
+
+def working_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """Return the dtype to compute in: bf16 has 8 bits of mantissa, and a sum over 100 clients loses the small ones."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def _plain_means(updates: LayerUpdates) -> tuple[Tensor, Tensor]:
+    mass = updates.p[0]
+    first_A, first_B = updates.read(0)
+    mean_A, mean_B = first_A.clone(), first_B.clone()
+    for index in range(1, len(updates.p)):
+        weight = updates.p[index]
+        mass += weight
+        A, B = updates.read(index)
+        mean_A.lerp_(A, weight / mass)
+        mean_B.lerp_(B, weight / mass)
+    return mean_A, mean_B
+
+
+def _owned_means(updates: LayerUpdates) -> CentredUpdate:
+    """Return the centred update of clients with different ranks: the mass of each row is counted once."""
+    mean_A, owned_B = updates.A.clone(), updates.B.clone()
+    mass = torch.zeros(mean_A.shape[0], dtype=torch.float64, device=mean_A.device)
+    for weight, A, B in updates:
+        rank = A.shape[0]
+        mass[:rank] += weight
+        step = (weight / mass[:rank]).to(mean_A.dtype)
+        mean_A[:rank].lerp_(A, step[:, None])
+        owned_B[:, :rank].lerp_(B, step)
+    return CentredUpdate(updates, mean_A, owned_B * mass.to(owned_B.dtype), owned_B)

@@ -1,0 +1,112 @@
+"""Every method in a whole run: three rounds on the small real model, on pictures of five domains."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from fedlora.adapters import load_adapter, with_base_change_inside
+from fedlora.aggregation import METHODS, CentredUpdate, Combined, FedIT
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import ConfigError
+from fedlora.simulation import SimulationResult, preset, simulate
+from fedlora.training.data import load_federated_data
+from fedlora.training.trained import load_trained
+
+NUM_DOMAINS = 5
+
+
+def small_run(method: str, *overrides: str) -> RunConfig:
+    """Return the embedded run, cut to a few pictures and steps."""
+    return preset(
+        "digits",
+        "federation.rounds=3",
+        "train.steps=2",
+        "train.batch_size=4",
+        "data.test=0.01",
+        "evaluation.round_examples=10",
+        "evaluation.client_examples=4",
+        f"aggregation.method={method}",
+        *overrides,
+    )
+
+
+def run(method: str, out: Path, *overrides: str) -> SimulationResult:
+    return simulate(small_run(method, *overrides), out=out, num_workers=2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_trains_for_three_rounds_on_the_small_real_model(method: str, tmp_path: Path) -> None:
+    ranks = [] if method == "fedex_lora" else ["lora.client_ranks={mnist=2,serif=4}"]
+    result = run(method, tmp_path / "run", *ranks)
+
+    first, *rounds = result.reports
+    assert [len(report.clients) for report in rounds] == [NUM_DOMAINS] * 3
+    assert first.held_out is not None
+    assert rounds[-1].held_out is not None
+    assert rounds[-1].held_out.overall.loss != first.held_out.overall.loss
+    aggregations = [report.aggregation for report in rounds if report.aggregation is not None]
+    assert [aggregation.method for aggregation in aggregations] == [method] * 3
+    for aggregation in aggregations:
+        assert aggregation.floor <= aggregation.error_before
+        if method in ("flora", "fedex_lora"):
+            assert aggregation.error_after < 1e-6 < aggregation.error_before
+        elif method == "flex_lora":
+            assert aggregation.error_after == pytest.approx(aggregation.floor, rel=1e-4)
+        elif method in ("ffa_lora", "rolora"):
+            assert aggregation.error_before < 1e-6
+        elif method == "fedit":
+            assert aggregation.error_after == aggregation.error_before
+        elif method == "lora_fair_cosine":
+            assert aggregation.error_after > 0
+        else:
+            assert aggregation.floor * (1 - 1e-6) <= aggregation.error_after < aggregation.error_before
+
+    assert {layer.rank for layer in result.adapter.layers.values()} == {8}
+    assert bool(result.adapter.base_change) == (method in ("flora", "fedex_lora"))
+    published, whole = load_adapter(tmp_path / "run" / "adapter"), with_base_change_inside(result.adapter)
+    assert all(torch.equal(published.layers[path].B, layer.B) for path, layer in whole.layers.items())
+
+
+@pytest.mark.parametrize("method", ["flora", "fedex_lora"])
+def test_a_loaded_model_has_the_change_of_the_base_weights(method: str, tmp_path: Path) -> None:
+    run(method, tmp_path / "run", "federation.fraction=0.6")
+    predictions = json.loads((tmp_path / "run" / "rounds" / "0003" / "predictions.json").read_text())
+    data = load_federated_data(small_run(method))
+    found = load_trained(tmp_path / "run").predict(list(data.test.inputs))
+    assert found == [data.labels[predictions[str(place)]] for place in range(len(found))]
+
+
+@dataclass(frozen=True)
+class HalfStep(FedIT):
+    """The mean of A, and half the mean of B."""
+
+    name: ClassVar[str] = "half_step"
+
+    def combine(self, update: CentredUpdate) -> Combined:
+        return Combined(update.mean_A, update.mean_B / 2)
+
+
+def test_a_method_of_ones_own_is_one_small_class(tmp_path: Path) -> None:
+    result = simulate(small_run("fedit"), out=tmp_path / "run", num_workers=2, method=HalfStep())
+    aggregation = result.reports[-1].aggregation
+    assert aggregation is not None
+    assert aggregation.method == "half_step"
+    assert aggregation.moved_B == pytest.approx(0.5)
+
+
+def test_robust_settings_take_part_in_a_run(tmp_path: Path) -> None:
+    robust = ("robust.regauge=true", "robust.clip=1.0", "robust.weighting=geometric_median")
+    result = run("lora_fair", tmp_path / "run", *robust)
+    aggregation = result.reports[-1].aggregation
+    assert aggregation is not None
+    assert aggregation.notes
+
+
+def test_ranks_of_clients_that_the_run_does_not_have_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no client is named 'mnits'; the run has mnist, mono"):
+        run("lora_fair", tmp_path / "run", "lora.client_ranks={mnits=2}")
+    assert not (tmp_path / "run").exists()
