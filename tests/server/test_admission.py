@@ -263,3 +263,25 @@ def test_a_change_of_the_base_weights_is_the_servers_and_refused_from_a_client()
     refusal = verdict(receipt(pack(replace(UPDATE, base_change=change))))
     assert isinstance(refusal, Refusal)
     assert refusal.code == "unexpected_layer"
+
+
+def test_a_product_far_from_the_others_is_refused_also_where_its_factors_are_near() -> None:
+    """Where B is large, a small step of A is a large one of the product."""
+    layer = REFERENCE.layers["q"]
+    large = Adapter({"q": replace(layer, B=1e4 * layer.B)}, REFERENCE.dense, CONFIG)
+
+    def stepped(A: float, head: float) -> Adapter:
+        dense = {"head.bias": REFERENCE.dense["head.bias"] + head}
+        return Adapter({"q": replace(large.layers["q"], A=layer.A + A)}, dense, CONFIG)
+
+    updates = {"a": stepped(0, 1), "b": stepped(0, 1), "c": stepped(0.05, 1)}
+    references = dict.fromkeys(updates, large)
+    assert [*outliers(updates, references=references, norm_limit=100)] == ["c"]
+
+
+def test_another_gauge_is_far_only_where_nobody_undoes_it() -> None:
+    turned = {path: replace(layer, A=1e4 * layer.A, B=1e-4 * layer.B) for path, layer in moved_by(1).layers.items()}
+    updates = {"a": moved_by(1), "b": moved_by(1), "c": replace(moved_by(1), layers=turned)}
+    references = dict.fromkeys(updates, REFERENCE)
+    assert [*outliers(updates, references=references, norm_limit=100)] == ["c"]
+    assert outliers(updates, references=references, norm_limit=100, by_factors=False) == {}

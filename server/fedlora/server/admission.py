@@ -12,6 +12,7 @@ from fedlora.adapters import Adapter, unpack
 from fedlora.adapters.keys import to_state_dict
 from fedlora.adapters.packed import packed_config
 from fedlora.adapters.settings import SCALING_KEYS
+from fedlora.aggregation.products import product_moves
 from fedlora.common.errors import AdapterError
 from fedlora.common.messages import INTERNAL, LOSS_NOT_FINITE, OK, OUT_OF_MEMORY, TrainReceipt, TrainRequest
 
@@ -65,25 +66,29 @@ def admit(receipt: TrainReceipt, *, request: TrainRequest, client: str, referenc
 
 
 def outliers(
-    updates: Mapping[str, Adapter], *, references: Mapping[str, Adapter], norm_limit: float
+    updates: Mapping[str, Adapter], *, references: Mapping[str, Adapter], norm_limit: float, by_factors: bool = True
 ) -> dict[str, Refusal]:
     """Return, by client, the updates that moved more than `norm_limit` times the median of their round.
 
-    How far an update moved is the Frobenius norm of the difference of all its tensors to what the client started
-    from. Fewer than three updates have no median to speak of, and none of them is refused.
+    How far an update moved is the norm of its change of the weights, through the products of A and B; and, unless the
+    method is going to put A and B in one gauge first, also the norm of the difference of all its tensors to what the
+    client started from: with B = 0 and a huge A nothing has changed, and the mean of A is spoiled. Fewer than three
+    updates have no median to speak of, and none of them is refused.
     """
     if len(updates) < _MIN_COHORT_TO_COMPARE:
         return {}
-    moved = {
-        client: _distance(to_state_dict(update), to_state_dict(references[client]))
-        for client, update in updates.items()
-    }
-    middle = median(moved.values())
-    return {
-        client: Refusal("norm", f"moved by {distance:.3g}, the round's median is {middle:.3g}")
-        for client, distance in moved.items()
-        if middle > 0 and distance > norm_limit * middle
-    }
+    measures = [{client: product_moves({client: updates[client]}, references[client])[client] for client in updates}]
+    if by_factors:
+        measures.append(
+            {client: _distance(to_state_dict(updates[client]), to_state_dict(references[client])) for client in updates}
+        )
+    refused: dict[str, Refusal] = {}
+    for moved in measures:
+        middle = median(moved.values())
+        for client, distance in moved.items():
+            if middle > 0 and distance > norm_limit * middle:
+                refused[client] = Refusal("norm", f"moved by {distance:.3g}, the round's median is {middle:.3g}")
+    return dict(sorted(refused.items()))
 
 
 def unfit(update: Adapter, reference: Adapter) -> Refusal | None:

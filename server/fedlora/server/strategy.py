@@ -78,6 +78,7 @@ class LoraStrategy:
         self._config = config
         self._method = method
         self._robust = robust
+        self._regauges = robust is not None and robust.regauge
         self._folder = folder
         self._num_sites = num_sites
         self._command = command
@@ -187,7 +188,8 @@ class LoraStrategy:
                 refused[answer.key] = str(refusal)
             self._listener(UpdateArrived(number, answer.key, refused.get(answer.key, ""), _loss(answer.content)))
         limit = self._config.federation.norm_limit
-        for client, outlier in outliers(updates, references=starts, norm_limit=limit).items():
+        far = outliers(updates, references=starts, norm_limit=limit, by_factors=not self._regauges)
+        for client, outlier in far.items():
             del updates[client]
             refused[client] = str(outlier)
             self._listener(UpdateArrived(number, client, refused[client], receipts.pop(client).loss))

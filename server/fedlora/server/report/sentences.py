@@ -45,8 +45,8 @@ METHOD_NAMES = {
     "fedex_lora": "FedEx-LoRA",
     "rolora": "RoLoRA (A and B in turn)",
     "lora_fair": "LoRA-FAIR",
-    "lora_fair_cosine": "LoRA-FAIR (cosine)",
-    "lora_fair_two_sided": "LoRA-FAIR (two-sided)",
+    "lora_fair_cosine": "LoRA-FAIR by the cosine",
+    "lora_fair_two_sided": "two-sided LoRA-FAIR",
 }
 
 
@@ -132,6 +132,7 @@ def about_aggregation(reports: Sequence[RoundReport]) -> list[str]:
     aggregations = [report.aggregation for report in reports if report.aggregation is not None]
     last = aggregations[-1]
     before, after = error_texts(last.error_before, last.error_after)
+    notes = [f"Before averaging: {note}." for note in last.notes]
     meaning = (
         "Averaging A and B separately does not give the average of the clients' products B·A. The error is the "
         "distance between the two, relative to the size of that exact average."
@@ -141,6 +142,7 @@ def about_aggregation(reports: Sequence[RoundReport]) -> list[str]:
             meaning,
             f"In the last round it was {before}. {METHOD_NAMES.get(last.method, last.method)} leaves it as it is.",
             _reach(last),
+            *notes,
         ]
     lowered = sum(report.error_after < report.error_before for report in aggregations)
     raised = sum(report.error_after > report.error_before for report in aggregations)
@@ -154,6 +156,7 @@ def about_aggregation(reports: Sequence[RoundReport]) -> list[str]:
         f"In the last round it was {before}, and {after} after {name}'s correction{removed}. {counted} "
         f"To get there, {_movements(last)}.",
         _reach(last),
+        *notes,
         "A smaller error is not by itself a better model; for that, compare runs.",
     ]
 
