@@ -48,14 +48,16 @@ def packages_of(room: str) -> tuple[str, ...]:
 EVERYTHING = ("fedlora",)
 WITH_FLOWER = (
     "fedlora.common.records",
+    "fedlora.flower",
     "fedlora.server.app", "fedlora.server.conversation", "fedlora.server.evaluation", "fedlora.server.sites",
     "fedlora.server.strategy",
     "fedlora.simulation",
     "fedlora.client.app", "fedlora.client.source", "fedlora.client.worker",
 )  # fmt: skip
 WITH_PEFT = (
-    "fedlora.training.base_model", "fedlora.training.checkpoint", "fedlora.training.peft_bridge",
-    "fedlora.training.tasks", "fedlora.training.trained", "fedlora.training.trainer",
+    "fedlora.training.base_model", "fedlora.training.base_weights", "fedlora.training.checkpoint",
+    "fedlora.training.flower_round", "fedlora.training.peft_bridge", "fedlora.training.tasks",
+    "fedlora.training.trained", "fedlora.training.trainer",
 )  # fmt: skip
 IMPURE = (
     "flwr", "grpc", "logging", "warnings", "pathlib", "os", "io", "shutil", "tempfile", "socket", "subprocess",
@@ -196,6 +198,9 @@ def test_the_rooms_are_found() -> None:
         ),
         ("fedlora.server.store", "import flwr.app as f", 1, "imports flwr.app; Flower stays"),
         ("fedlora.training.trainer", "def f():\n    from flwr import app", 2, "imports flwr.app; Flower stays"),
+        ("fedlora.training.flower_round", "from flwr.app import Message", 1, "imports flwr.app.Message; Flower stays"),
+        ("fedlora.flower.strategy", "import fedlora.training.flower_round", 1, "only the simulation and the command"),
+        ("fedlora.flower.replies", "import peft", 1, "imports peft; peft and transformers stay"),
         ("fedlora.adapters.peft_format", "import peft", 1, "imports peft; peft and transformers stay"),
         ("fedlora.client.workbench", "import torch, transformers.utils", 1, "imports transformers.utils; peft and"),
         ("fedlora.simulation.simulate", "import ray", 1, "imports ray; Ray stays in its engine"),
@@ -226,6 +231,8 @@ def test_what_breaks_a_rule_is_named_with_its_line(module: str, source: str, lin
         ("fedlora.cli.simulate", "from fedlora.training.data import load"),
         ("fedlora.simulation.inprocess", "from fedlora.client.worker import serve\nfrom flwr.app import Message"),
         ("fedlora.training.peft_bridge", "import peft\nfrom fedlora.common.errors import ModelError"),
+        ("fedlora.flower.strategy", "import logging\nfrom flwr.serverapp.strategy import FedAvg"),
+        ("fedlora.training.flower_round", "from peft import PeftModel"),
         ("fedlora.server.rounds", "from fedlora.common.messages import Score\nimport math"),
         ("fedlora.server.store", "from flwrites import x\nimport pathlib, logging\nopen('x')"),
         ("fedlora.client.app", "from fedlora.common.messages import Failure"),

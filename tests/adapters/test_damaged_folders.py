@@ -36,7 +36,15 @@ def test_a_missing_file_is_named_with_what_belongs_there(folder: Path, name: str
 
 def test_pickled_weights_are_no_substitute(folder: Path) -> None:
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    assert "adapter_model.safetensors: no such file" in refusal(folder)
+    assert refusal(folder) == (
+        f"{folder / 'adapter_model.bin'}: a pickle, which can run code when it is read; expected "
+        "adapter_model.safetensors: save the adapter again with save_pretrained(..., safe_serialization=True)"
+    )
+
+
+def test_a_pickle_beside_the_tensors_is_left_alone(folder: Path) -> None:
+    (folder / "adapter_model.bin").write_bytes(b"not even a pickle")
+    assert set(load_adapter(folder).layers) == {"q"}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
@@ -69,6 +77,46 @@ def test_a_pair_without_its_other_half_is_refused_with_the_files_path(folder: Pa
     path = folder / "adapter_model.safetensors"
     save_file({"base_model.model.q.lora_A.weight": torch.ones(4, 6)}, path)
     assert refusal(folder) == f"{path}: q has no lora_B; a LoRA layer needs both A and B"
+
+
+@pytest.mark.parametrize(
+    ("shape_A", "shape_B"), [((4, 3, 2, 2), (5, 4, 1, 1)), ((4, 3, 2), (5, 4, 1)), ((4, 3, 2, 2, 2), (5, 4, 1, 1, 1))]
+)
+def test_a_convolution_is_refused_as_one(folder: Path, shape_A: tuple[int, ...], shape_B: tuple[int, ...]) -> None:
+    path = folder / "adapter_model.safetensors"
+    save_file({"c.lora_A.weight": torch.ones(shape_A), "c.lora_B.weight": torch.ones(shape_B)}, path)
+    assert refusal(folder) == (
+        f"{path}: c has A {shape_A}, B {shape_B}, a convolution's; fedlora takes linear and embedding layers only"
+    )
+
+
+def test_lora_on_bare_parameters_is_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps(CONFIG | {"target_parameters": ["experts.up"]}))
+    assert refusal(folder) == (
+        f"{folder / 'adapter_config.json'}: target_parameters is ['experts.up']; fedlora takes LoRA on modules only, "
+        "named in target_modules"
+    )
+
+
+@pytest.mark.parametrize("name", ["lora_B.bias", "lora_magnitude_vector"])
+def test_a_vector_that_does_not_fit_its_b_is_refused(folder: Path, name: str) -> None:
+    path = folder / "adapter_model.safetensors"
+    pair = {"q.lora_A.weight": torch.ones(4, 6), "q.lora_B.weight": torch.ones(5, 4)}
+    save_file(pair | {f"q.{name}": torch.ones(1)}, path)
+    assert refusal(folder) == f"{path}: q has {name} (1,); expected (5,), the rows of its B"
+
+
+def test_numbers_of_a_type_without_arithmetic_are_refused(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    save_file({"q.lora_A.weight": torch.ones(4, 6).to(torch.float8_e4m3fn)}, path)
+    assert refusal(folder) == f"{path}: numbers of the type 'F8_E4M3'; expected floating-point tensors"
+
+
+@pytest.mark.parametrize("alpha", [0, float("nan"), float("inf"), 10**400])
+def test_an_alpha_without_a_usable_scaling_is_refused(folder: Path, alpha: float) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps(CONFIG | {"lora_alpha": alpha}))
+    assert f"{folder / 'adapter_model.safetensors'}: q " in refusal(folder)
+    assert f"'lora_alpha': {alpha}" in refusal(folder)
 
 
 def test_an_alpha_that_is_no_number_is_refused_with_what_was_found(folder: Path) -> None:

@@ -6,6 +6,7 @@ import pickle
 import resource
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -192,8 +193,8 @@ def test_pickled_bytes_are_refused_unread() -> None:
             {"q.lora_A.weight": torch.ones(0, 6), "q.lora_B.weight": torch.ones(5, 0)},
             r"q has A \(0, 6\), B \(5, 0\); expected A",
         ),
-        (PAIR | {"q.lora_C.weight": torch.ones(1)}, r"q\.lora_C\.weight is not part of a linear LoRA pair"),
-        (PAIR | {"q.lora_magnitude_vector": torch.ones(1)}, "q.lora_magnitude_vector is not part of a linear LoRA"),
+        (PAIR | {"q.lora_C.weight": torch.ones(1)}, r"q\.lora_C\.weight is not part of a linear or embedding LoRA"),
+        (PAIR | {"q.lora_magnitude_vector": torch.ones(1)}, r"q has lora_magnitude_vector \(1,\); expected \(5,\)"),
     ],
 )
 def test_tensors_that_are_no_pairs_are_refused_by_name(tensors: dict[str, Tensor], message: str) -> None:
@@ -221,3 +222,43 @@ def test_safetensors_without_a_configuration_are_refused() -> None:
     for raw in (save(PAIR), save(PAIR, metadata={"format": "pt"})):
         with pytest.raises(AdapterError, match="without the header of a packed adapter"):
             unpack(raw)
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+@pytest.mark.parametrize("is_embedding", [False, True])
+def test_a_factor_that_the_receiver_has_need_not_travel(side: str, is_embedding: bool) -> None:
+    whole = random_adapter()
+    whole = replace(
+        whole, layers={path: replace(pair, is_embedding=is_embedding) for path, pair in whole.layers.items()}
+    )
+    raw = pack(whole, without=side)
+    assert len(raw) < len(pack(whole))
+    again = unpack(raw, without=side, frozen=whole)
+    torch.testing.assert_close(tensors_of(again), tensors_of(whole), rtol=0, atol=0)
+    assert [(pair.scaling, pair.is_embedding) for pair in again.layers.values()] == [(2.0, is_embedding)] * 2
+    with pytest.raises(AdapterError, match=f"has no lora_(embedding_)?{side}"):
+        unpack(raw)
+
+
+def test_a_factor_that_was_not_to_be_sent_is_refused() -> None:
+    with pytest.raises(AdapterError, match=r"blocks\.0\.query\.lora_A\.weight, of a factor that was not to be trained"):
+        unpack(WHOLE, without="A", frozen=random_adapter())
+
+
+def test_a_frozen_factor_that_does_not_fit_is_refused() -> None:
+    other = {path: LoraLayer(torch.ones(3, 6), torch.ones(5, 3), 2.0) for path in random_adapter().layers}
+    with pytest.raises(AdapterError, match=r"blocks\.0\.query has A \(3, 6\), B \(5, 4\); expected"):
+        unpack(pack(random_adapter(), without="A"), without="A", frozen=Adapter(other, {}, CONFIG))
+    with pytest.raises(AdapterError, match=r"blocks\.0\.query has no lora_A"):
+        unpack(pack(random_adapter(), without="A"), without="A", frozen=Adapter({}, {}, CONFIG))
+
+
+@pytest.mark.parametrize("is_embedding", [False, True])
+def test_a_change_of_the_base_weights_travels_too(is_embedding: bool) -> None:
+    change = LoraLayer(torch.ones(9, 6), torch.full((5, 9), 0.5), 1.0, is_embedding=is_embedding)
+    again = unpack(pack(replace(random_adapter(), base_change={"blocks.0.query": change})))
+    assert set(again.base_change) == {"blocks.0.query"}
+    found = again.base_change["blocks.0.query"]
+    assert torch.equal(found.A, change.A)
+    assert torch.equal(found.B, change.B)
+    assert (found.scaling, found.is_embedding) == (1.0, is_embedding)

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import Tensor, nn
 
 from fedlora.adapters import Adapter, LoraLayer, load_adapter, save_adapter
+from fedlora.common.errors import AdapterError
 
 IN, HIDDEN, LABELS = 6, 10, 3
 INPUTS = torch.linspace(-1, 1, 4 * IN).view(4, IN)
@@ -159,16 +160,104 @@ def test_tensors_keep_their_type_in_a_folder(dtype: torch.dtype, tmp_path: Path)
     assert again.config == adapter.config
 
 
-def test_a_pair_on_an_embedding_is_refused_by_name(tmp_path: Path) -> None:
-    model = get_peft_model(nn.Sequential(nn.Embedding(5, 4)), LoraConfig(r=2, target_modules=["0"]))
+BESIDE_THE_PAIRS: dict[str, tuple[dict[str, Any], dict[str, set[str]]]] = {
+    "DoRA": ({"use_dora": True}, {"magnitude": {"query", "value"}}),
+    "lora_bias": ({"lora_bias": True}, {"bias": {"query", "value"}}),
+    "DoRA and rslora": ({"use_dora": True, "use_rslora": True, "rank_pattern": {"query": 2}}, {"magnitude": {"query"}}),
+    "biases of all": ({"bias": "all"}, {}),
+    "biases of the adapted": ({"bias": "lora_only"}, {}),
+}
+
+
+@pytest.mark.parametrize(("options", "parts"), BESIDE_THE_PAIRS.values(), ids=BESIDE_THE_PAIRS.keys())
+@pytest.mark.filterwarnings("ignore:.* LoRA tensor.* invalid shape")
+def test_what_is_trained_beside_the_pairs_goes_through_a_folder_of_ours(
+    options: dict[str, Any], parts: dict[str, set[str]], tmp_path: Path
+) -> None:
+    model = saved(tmp_path / "theirs", **options)
+    adapter = load_adapter(tmp_path / "theirs")
+    for part, names in parts.items():
+        assert all(getattr(adapter.layers[f"blocks.1.{name}"], part) is not None for name in names)
+    biases = {path for path in adapter.dense if path.endswith("bias") and "head" not in path}
+    assert bool(biases) == (options.get("bias", "none") != "none")
+    save_adapter(adapter, tmp_path / "ours")
+    loaded = PeftModel.from_pretrained(base_model(), str(tmp_path / "ours")).eval()
+    assert torch.equal(logits_of(loaded), logits_of(model))
+    assert (logits_of(loaded) - logits_of(base_model())).abs().max() > 0.01
+
+
+class TinyText(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, HIDDEN)
+        self.head = nn.Linear(HIDDEN, LABELS)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.embed(tokens).mean(1))
+        return logits
+
+
+TOKENS = torch.tensor([[0, 1, 2], [4, 5, 6]])
+
+
+def text_model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return TinyText().eval()
+
+
+@torch.no_grad()
+def text_logits(model: nn.Module) -> Tensor:
+    logits: Tensor = model(TOKENS)
+    return logits
+
+
+def saved_text_model(folder: Path, **options: Any) -> PeftModel:
+    model = get_peft_model(text_model(), LoraConfig(r=2, lora_alpha=6, **options))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.5)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def test_an_embedding_is_a_pair_whose_transpose_changes_the_weight(tmp_path: Path) -> None:
+    model = saved_text_model(tmp_path / "theirs", target_modules=["embed", "head"])
+    adapter = load_adapter(tmp_path / "theirs")
+    assert {path: layer.is_embedding for path, layer in adapter.layers.items()} == {"embed": True, "head": False}
+    assert adapter.layers["embed"].shapes() == f"A (2, 7), B ({HIDDEN}, 2)"
+    plain = text_model()
+    with torch.no_grad():
+        for path, layer in adapter.layers.items():
+            change = layer.scaling * layer.B @ layer.A
+            plain.get_parameter(f"{path}.weight").add_(change.T if layer.is_embedding else change)
+    torch.testing.assert_close(text_logits(plain), text_logits(model), rtol=1e-5, atol=1e-5)
+    save_adapter(adapter, tmp_path / "ours")
+    loaded = PeftModel.from_pretrained(text_model(), str(tmp_path / "ours")).eval()
+    assert torch.equal(text_logits(loaded), text_logits(model))
+
+
+def test_a_frozen_embedding_that_peft_saved_beside_its_pair_is_left_out() -> None:
+    pair = {"embed.lora_embedding_A": torch.ones(2, 7), "embed.lora_embedding_B": torch.ones(HIDDEN, 2)}
+    whole = {"embed.base_layer.weight": torch.ones(7, HIDDEN)}
+    adapter = load_adapter(pair | whole, {"peft_type": "LORA", "lora_alpha": 2})
+    assert set(adapter.layers) == {"embed"}
+    assert not adapter.dense
+
+
+def test_trained_tokens_go_through_a_folder_of_ours(tmp_path: Path) -> None:
+    model = saved_text_model(tmp_path / "theirs", target_modules=["head"], trainable_token_indices={"embed": [1, 5]})
+    adapter = load_adapter(tmp_path / "theirs")
+    (tokens,) = adapter.dense.values()
+    assert tokens.shape == (2, HIDDEN)
+    save_adapter(adapter, tmp_path / "ours")
+    loaded = PeftModel.from_pretrained(text_model(), str(tmp_path / "ours")).eval()
+    assert torch.equal(text_logits(loaded), text_logits(model))
+
+
+def test_a_convolution_that_peft_wrote_is_refused_by_name(tmp_path: Path) -> None:
+    model = get_peft_model(nn.Sequential(nn.Conv2d(3, 5, 2)), LoraConfig(r=2, target_modules=["0"]))
     model.save_pretrained(tmp_path)
-    with pytest.raises(Exception, match=r"lora_embedding_A is not part of a linear LoRA pair"):
-        load_adapter(tmp_path)
-
-
-def test_a_dora_folder_is_refused_by_name(tmp_path: Path) -> None:
-    peft_model(use_dora=True).save_pretrained(tmp_path)
-    with pytest.raises(Exception, match=r"lora_magnitude_vector is not part of a linear LoRA pair"):
+    with pytest.raises(AdapterError, match=r"0 has A \(2, 3, 2, 2\), B \(5, 2, 1, 1\), a convolution's"):
         load_adapter(tmp_path)
 
 

@@ -152,7 +152,7 @@ def test_layers_of_different_base_models_are_refused_with_both_shapes_and_the_cl
 
 def test_an_embedding_among_linear_layers_is_refused(make_updates):
     a, b = make_updates(num_clients=2).values()
-    with pytest.raises(AdapterError, match="q_proj: .* of b against .* one base model"):
+    with pytest.raises(AdapterError, match=r"q_proj: .* of b against .* one base model"):
         aggregate({"a": a, "b": with_layer(b, is_embedding=True)})
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.aggregation import LoraFair, LoraFairCosine, aggregate
+from fedlora.common.errors import AdapterError
 
-few = settings(derandomize=True, database=None, deadline=None, max_examples=20)
+few = settings(derandomize=True, database=None, deadline=None, max_examples=12)
 seeds = st.integers(0, 10_000)
 
 
@@ -33,7 +34,7 @@ def gradient_over_its_terms(M, mean_A, mean_B, B, penalty):
     (whole,) = torch.autograd.grad(objective(M, mean_A, mean_B, B, penalty), B)
     (cosine,) = torch.autograd.grad(objective(M, mean_A, mean_B, B, 0.0), B)
     # A cosine's gradient is a difference of two terms of about this size.
-    size = max(float(cosine.norm()), float(mean_A.norm() / (B @ mean_A).norm()))
+    size = max(float(cosine.norm()), float(mean_A.norm() / (B.detach() @ mean_A).norm()))
     return float(whole.norm()) / size
 
 
@@ -44,7 +45,7 @@ def relative(found, expected):
 def test_a_sweep_of_random_layers_all_converge(make_updates, dense_mean, uneven_p):
     fallbacks = 0
     generator = torch.Generator().manual_seed(1)
-    for seed in range(300):
+    for seed in range(200):
         num_clients, rank = (int(torch.randint(low, 7, (), generator=generator)) for low in (2, 1))
         penalty = 10 ** float(torch.empty(()).uniform_(-6, 2, generator=generator))
         spread = 10 ** float(torch.empty(()).uniform_(-2, 1, generator=generator))
@@ -59,7 +60,7 @@ def test_a_sweep_of_random_layers_all_converge(make_updates, dense_mean, uneven_
             assert gradient_over_its_terms(M, mean_A, mean_B, B, penalty) < 1e-9, (seed, penalty, spread)
             before, after = (float(objective(M, mean_A, mean_B, each, penalty)) for each in (mean_B, B))
             assert after <= before + 1e-12
-    assert fallbacks < 60
+    assert fallbacks < 40
 
 
 @few
@@ -70,7 +71,7 @@ def test_no_other_start_of_a_long_descent_finds_less(make_updates, dense_mean, s
     _, found, note = solved(updates, penalty=penalty)
     if note:
         return
-    _, least_squares = mean_A, mean_B + (M - mean_B @ mean_A) @ torch.linalg.pinv(mean_A)
+    least_squares = mean_B + (M - mean_B @ mean_A) @ torch.linalg.pinv(mean_A)
     for start in (mean_B, least_squares, found):
         B = start.clone().requires_grad_()
         solver = torch.optim.LBFGS(
@@ -139,10 +140,15 @@ def test_repairing_the_scale_changes_nothing_but_the_scale(make_updates, dense_m
 
 
 def test_the_plain_cosine_does_not_see_that_averaging_shrinks_the_product(make_updates):
-    updates = make_updates(spread=1.0)
+    (common,) = make_updates(num_clients=1).values()
+    layer = common.layers["q_proj"]
+    # All three products are the same, that of the means is a ninth of it.
+    flipped = replace(common, layers={"q_proj": replace(layer, A=-layer.A, B=-layer.B)})
+    updates = {"a": common, "b": common, "c": flipped}
     plain = aggregate(updates, method=LoraFairCosine()).report
     repaired = aggregate(updates, method=LoraFairCosine(repairs_scale=True)).report
-    assert repaired.error_after < 0.95 * plain.error_after
+    assert plain.error_after == pytest.approx(plain.error_before) == pytest.approx(8 / 9)
+    assert repaired.error_after < 1e-6
 
 
 @pytest.mark.parametrize("solver", ["exact", "sgd"])
@@ -172,7 +178,7 @@ def test_an_update_of_zero_is_returned_as_it_is_with_a_note(make_updates, penalt
 @pytest.mark.parametrize("penalty", [0.0, 1e-12, 1e-3])
 def test_a_solution_never_points_away_from_the_update(penalty, make_updates, dense_mean):
     num_turned = 0
-    for seed in range(200):
+    for seed in range(100):
         updates = make_updates(seed, 2, rank=4, out_features=5, in_features=5, spread=3.0)
         M, mean_A, mean_B = dense_mean(updates)
         least_squares = M @ torch.linalg.pinv(mean_A)
@@ -189,9 +195,8 @@ def test_values_whose_squares_overflow_are_not_mistaken_for_an_update_of_zero(ma
         name: Adapter({"q_proj": replace(update.layers["q_proj"], A=update.layers["q_proj"].A * 1e25)})
         for name, update in make_updates(dtype=torch.float32, spread=0.5).items()
     }
-    _, B, note = solved(updates)
-    assert not note
-    assert relative(B, solved(make_updates(dtype=torch.float32, spread=0.5))[1]) < 0.1
+    with pytest.raises(AdapterError, match="q_proj: values so large that their products overflow"):
+        solved(updates)
 
 
 def test_sgd_moves_towards_the_exact_solution(make_updates, dense_mean):
@@ -200,11 +205,10 @@ def test_sgd_moves_towards_the_exact_solution(make_updates, dense_mean):
     _, exact, _ = solved(updates)
     left = [
         float((solved(updates, solver="sgd", steps=steps)[1] - exact).norm() / (mean_B - exact).norm())
-        for steps in (0, 100, 1000, 20_000)
+        for steps in (0, 30, 300, 1000)
     ]
     assert left[0] == pytest.approx(1.0)
     assert left[0] > left[1] > left[2] > left[3]
-    assert left[3] < 0.05
     assert objective(M, mean_A, mean_B, exact, 0.01) < objective(M, mean_A, mean_B, mean_B, 0.01)
 
 

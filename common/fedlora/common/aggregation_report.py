@@ -13,7 +13,7 @@ class LayerReport:
     Attributes:
         update_norm: |M|, with the layer's scaling.
         error_before: |E| / |M|, of averaging A and B separately.
-        error_after: |R| / |M|, of the method's result before it is rounded to the adapter's dtype.
+        error_after: |R| / |M|, of the method's result.
         floor: the least error that any pair of the result's rank has.
         reach_B, reach_A, reach_both: the share of `error_before` that the best B for the mean of A would remove, the
             best A for the mean of B, and the best pair.

@@ -27,7 +27,7 @@ from fedlora.aggregation.updates import CentredUpdate
 
 _SCANNED_DECADES = 14  # below and above the largest eigenvalue of G
 _SCANNED_PER_DECADE = 20
-_NUM_BISECTIONS = 80
+_NUM_BISECTIONS = 50  # a twentieth of a decade, down to the last bit of float64
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class LoraFairCosine:
         G = mean_A @ mean_A.T
         N = (P @ (Q @ update.mean_A.T)).double()
         M_A = mean_B @ G + N
-        square_M = max(0.0, product_square(P, Q) + float((mean_B * (M_A + N)).sum()))
+        # The order matters: of an overflow's NaN, max(0, NaN) would make a zero.
+        square_M = max(product_square(P, Q) + float((mean_B * (M_A + N)).sum()), 0.0)
         if square_M == 0 or float((M_A * mean_B).sum()) <= 0:
             return Combined(update.mean_A, update.mean_B, note="the plain mean: it does not point towards the update")
         if self.solver == "sgd":
@@ -126,9 +127,10 @@ def _solve(
         G: mean_A mean_A^T.
     """
     if penalty == 0:
-        # Any multiple of the projection of M is optimal; this one is the nearest to mean_B.
+        # Any positive multiple of the projection of M is optimal: of these the nearest to mean_B, if there is one.
         B = RidgeSolver(mean_A, ridge=0.0).solve(M_A)
-        B = B * float((B * mean_B).sum() / B.square().sum())
+        factor = float((B * mean_B).sum() / B.square().sum())
+        B = B * factor if factor > 0 else B
         return B, float((M_A * B).sum() / ((B.T @ B) * G).sum())
     w, V = torch.linalg.eigh(G)
     w = w.clamp_min(0)

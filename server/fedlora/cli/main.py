@@ -61,6 +61,49 @@ def simulate(
     )
 
 
+@app.command()
+def aggregate(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="ADAPTER_DIR...", help="PEFT folders, as PeftModel.save_pretrained writes them."),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder to write, which PEFT loads too: a new or an empty one.")
+    ],
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="lora_fair, lora_fair_cosine, lora_fair_two_sided, fedit, ffa_lora, rolora, flora, fedex_lora or "
+            "flex_lora.",
+        ),
+    ] = "lora_fair",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method, ridge=0.1 say; may be repeated."),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="W,W,...", help="One weight for each folder, in their order: 3,1,2. Default: all equal."),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="R", help="Cut the result to the best of this rank, and say what that loses."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the diagnostics of all layers as JSON, and nothing else.")
+    ] = False,
+) -> None:
+    """Average LoRA adapters into one, and measure by layer how far it is from their ideal mean.
+
+    flora and fedex_lora change the base weights; the folder then holds one adapter of larger rank
+    that acts exactly the same.
+    """
+    from fedlora.cli.aggregate import Options, run_aggregate
+
+    run_aggregate(Options(tuple(folders), out, method, tuple(settings or ()), weights, rank, as_json))
+
+
 def main() -> None:
     """Run the command: exit 1 with one line for what a user can mend, a traceback for a bug."""
     try:

@@ -1,0 +1,213 @@
+"""`fedlora aggregate`: from clients' PEFT folders to one folder, and what was lost on the way."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from fedlora.adapters import Adapter, open_adapter, save_adapter, with_base_change_inside
+from fedlora.adapters.peft_format import CONFIG_FILE, TENSOR_FILE
+from fedlora.adapters.settings import SHAPE_KEYS
+from fedlora.aggregation import Aggregate, Method, aggregate
+from fedlora.cli.adapter_folders import check_alike, name_clients, tensor_that_is_not_finite
+from fedlora.cli.aggregation_view import diagnostics_table, explanations
+from fedlora.cli.method_options import method_from, settings_of, settings_text, weights_from
+from fedlora.cli.rank_limit import RankLimit, limit_rank
+from fedlora.common.aggregation_report import AggregationReport
+from fedlora.common.codec import Codec
+from fedlora.common.errors import AdapterError, StoreError
+from fedlora.server.report.wording import count_text, list_text, percent_text, share_text, size_text
+
+_WIDTH_WITHOUT_TERMINAL = 100
+# PEFT starts these from the base weight, which it changes when it loads the adapter, by what the rank and alpha say.
+_STARTS_FROM_THE_BASE_WEIGHT = ("pissa", "corda", "olora", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed."""
+
+    folders: tuple[Path, ...]
+    out: Path
+    method: str
+    settings: tuple[str, ...]
+    weights: str | None
+    rank: int | None
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """A client's folder and its weight, as given."""
+
+    folder: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was done, as --json prints it.
+
+    Attributes:
+        method, settings: the method's name, and all its settings.
+        adapters: by client name, where it came from.
+        out: the folder that was written.
+        smallest_rank, largest_rank: over its layers.
+        num_tensors, size_bytes: of its tensor file.
+        rank_limit: what --rank did; None without it.
+        report: the diagnostics of the method's result, before any limit of the rank.
+    """
+
+    method: str
+    settings: Mapping[str, object]
+    adapters: Mapping[str, Source]
+    out: str
+    smallest_rank: int
+    largest_rank: int
+    num_tensors: int
+    size_bytes: int
+    rank_limit: RankLimit | None
+    report: AggregationReport
+
+
+def run_aggregate(options: Options) -> None:
+    """Aggregate what was asked for, write it, and print what became of it.
+
+    Raises:
+        FedloraError: it cannot work; the caller prints why, and nothing was written.
+    """
+    method = method_from(options.method, options.settings)
+    folders = name_clients(options.folders)
+    weights = weights_from(options.weights, list(folders))
+    _require_free(options.out)
+    adapters = {client: open_adapter(folder) for client, folder in folders.items()}
+    check_alike(folders, adapters)
+    result = _aggregated(folders, adapters, weights=weights, method=method)
+    adapter, limit = with_base_change_inside(result.adapter), None
+    if options.rank is not None:
+        adapter, limit = limit_rank(adapter, options.rank)
+    _check_result(adapter, folders, adapters)
+    with _nothing_left_on_failure(options.out):
+        save_adapter(adapter, options.out)
+    ranks = [layer.rank for layer in adapter.layers.values()]
+    outcome = Outcome(
+        method=method.name,
+        settings=settings_of(method),
+        adapters={client: Source(str(folder), weights[client]) for client, folder in folders.items()},
+        out=str(options.out),
+        smallest_rank=min(ranks),
+        largest_rank=max(ranks),
+        num_tensors=_num_tensors(adapter),
+        size_bytes=(options.out / TENSOR_FILE).stat().st_size,
+        rank_limit=limit,
+        report=result.report,
+    )
+    if options.as_json:
+        print(Codec(Outcome).dump(outcome))
+    else:
+        _print_outcome(outcome, method)
+
+
+def _require_free(out: Path) -> None:
+    """Raise StoreError if there is something at `out`, or what is there cannot be seen."""
+    try:
+        is_free = not os.path.lexists(out) or (out.is_dir() and next(out.iterdir(), None) is None)
+    except OSError as error:
+        raise StoreError(f"--out {out}: cannot be read ({error.strerror}); choose another folder") from error
+    if not is_free:
+        what = "is not empty" if out.is_dir() else "is a file"
+        raise StoreError(f"--out {out}: {what}; expected a new or an empty folder, nothing is overwritten")
+
+
+def _aggregated(
+    folders: Mapping[str, Path], adapters: Mapping[str, Adapter], *, weights: Mapping[str, float], method: Method
+) -> Aggregate:
+    try:
+        return aggregate(adapters, weights=weights, method=method)
+    except AdapterError as error:
+        # A file and a tensor say more than a client and a layer; the files are only searched where something is wrong.
+        if found := tensor_that_is_not_finite(folders):
+            raise AdapterError(found) from error
+        raise
+
+
+def _check_result(result: Adapter, folders: Mapping[str, Path], adapters: Mapping[str, Adapter]) -> None:
+    """Raise AdapterError if the result has values that are not finite, or ranks that PEFT would misunderstand."""
+    for path, layer in result.layers.items():
+        if not (layer.A.isfinite().all() and layer.B.isfinite().all()):
+            raise AdapterError(f"{path}: values so large that their products overflow {layer.B.dtype}; nothing written")
+    for client, folder in folders.items():
+        config = adapters[client].config
+        start = str(config.get("init_lora_weights")).lower()
+        if start.startswith(_STARTS_FROM_THE_BASE_WEIGHT):
+            for key in SHAPE_KEYS:
+                if (config.get(key) or None) != (result.config.get(key) or None):
+                    raise AdapterError(
+                        f"{folder / CONFIG_FILE}: init_lora_weights is {start!r} with {key} {config.get(key)}, the "
+                        f"result has {result.config.get(key)}: PEFT would load it onto other base weights; save the "
+                        "adapters with path_initial_model_for_weight_conversion first"
+                    )
+
+
+@contextmanager
+def _nothing_left_on_failure(out: Path) -> Iterator[None]:
+    """Remove what was written, and the folders that were made for it, if the body fails."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for file in (CONFIG_FILE, TENSOR_FILE):
+            with suppress(OSError):
+                (out / file).unlink()
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _num_tensors(adapter: Adapter) -> int:
+    parts = [part for layer in adapter.layers.values() for part in (layer.bias, layer.magnitude)]
+    return 2 * len(adapter.layers) + sum(part is not None for part in parts) + len(adapter.dense)
+
+
+def _print_outcome(outcome: Outcome, method: Method) -> None:
+    is_sized = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(width=None if is_sized else _WIDTH_WITHOUT_TERMINAL, highlight=False)
+    weights = [source.weight for source in outcome.adapters.values()]
+    shares = [weight / max(weights) / sum(other / max(weights) for other in weights) for weight in weights]
+    clients = [f"{client} ({share_text(share)})" for client, share in zip(outcome.adapters, shares, strict=True)]
+    names = list_text(clients, limit=8)
+    settings = settings_text(method)
+    console.print(
+        Text.assemble((method.name, "bold"), f" ({settings})" if settings else "", " over ", names), soft_wrap=True
+    )
+    console.print()
+    console.print(diagnostics_table(outcome.report, width=console.width))
+    console.print()
+    for words in explanations(outcome.report):
+        console.print(Text(words, style="dim"))
+    console.print()
+    for name, words in _results(outcome, method):
+        console.print(Text.assemble((f"{name:<8}", "dim"), words), soft_wrap=True)
+
+
+def _results(outcome: Outcome, method: Method) -> Iterator[tuple[str, str]]:
+    yield "wrote", outcome.out
+    ranks = f"{outcome.smallest_rank} to {outcome.largest_rank}"
+    rank = str(outcome.largest_rank) if outcome.smallest_rank == outcome.largest_rank else ranks
+    limit = outcome.rank_limit
+    if method.changes_base and limit is None:
+        rank += ", the change of the base weights included, exactly"
+    yield "rank", rank
+    if limit is not None:
+        if limit.num_layers:
+            cut = f"{count_text(limit.num_layers, 'layer')} cut from rank {limit.rank_before} at most"
+            yield "lost", f"{percent_text(limit.lost)} of the result's norm over all layers; {cut}"
+        else:
+            yield "lost", f"nothing; no layer has a rank above {limit.rank}"
+    yield "size", f"{size_text(outcome.size_bytes)} ({outcome.size_bytes:,} bytes) in {outcome.num_tensors} tensors"

@@ -1,0 +1,266 @@
+"""A strategy for other people's ServerApps: FedAvg's rounds and result, our methods, and a gate before them.
+
+Flower's own FedAvg averages whatever comes: one client with a NaN makes the model NaN, a tensor of shape (1, n) is
+spread over (m, n), a weight of 1e12 takes the model over, and an extra key ends the run. Here such replies are refused
+one by one, and the round goes on without them.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypedDict, Unpack
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from fedlora.adapters import Adapter, load_adapter
+from fedlora.adapters.keys import to_state_dict
+from fedlora.adapters.peft_format import HasToDict
+from fedlora.adapters.settings import fitted_config, plain_config
+from fedlora.aggregation import AggregationReport, LoraFair, Method, Robust, RoundPlan, aggregate
+from fedlora.common.errors import AdapterError
+from fedlora.flower.replies import (
+    Refused,
+    in_fixed_order,
+    judge,
+    read_update,
+    read_weight,
+    tensors_in,
+    with_common_metrics,
+)
+from fedlora.server.admission import MAX_NUM_EXAMPLES
+from fedlora.server.rounds import start_of_round
+
+TRAINS_KEY = "lora-trains"
+NUM_REFUSED_KEY = "num-refused"
+
+# Flower's own: it has a handler already, and its level is what users set to hear of a run.
+_log = logging.getLogger("flwr")
+
+
+class FedAvgArguments(TypedDict, total=False):
+    """The arguments of Flower's FedAvg."""
+
+    fraction_train: float
+    fraction_evaluate: float
+    min_train_nodes: int
+    min_evaluate_nodes: int
+    min_available_nodes: int
+    weighted_by_key: str
+    arrayrecord_key: str
+    configrecord_key: str
+    train_metrics_aggr_fn: Callable[[list[RecordDict], str], MetricRecord] | None
+    evaluate_metrics_aggr_fn: Callable[[list[RecordDict], str], MetricRecord] | None
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What became of the replies to one round of training.
+
+    Attributes:
+        accepted: the node ids whose updates count.
+        refused: the other nodes with the reasons.
+        aggregation: the error of plain averaging, and of the method; None where no update counts.
+    """
+
+    accepted: tuple[int, ...]
+    refused: tuple[Refused, ...]
+    aggregation: AggregationReport | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What the nodes were asked in a round."""
+
+    start: Adapter
+    plan: RoundPlan
+    messages: tuple[Message, ...]
+
+
+class LoraFairStrategy(FedAvg):
+    """Flower's FedAvg for LoRA adapters, with an aggregation method that knows what A and B are.
+
+    `initial_arrays` are what PEFT's `get_peft_model_state_dict` gives, in float32, and so is what clients send back:
+    one array for each tensor under PEFT's key names. A reply with other keys, shapes or dtypes, with values that are
+    not finite, or with a weight that is not positive or above `max_weight` is refused with a warning, and the round
+    goes on. Where nothing is left, the arrays stay as they are.
+
+    Each round's MetricRecord has `num-refused`, and in training `lora-error-before` and `lora-error-after`: the errors
+    of plain averaging and of the method, relative to the ideal update.
+
+    The train ConfigRecord has `lora-trains`: "A,B", or the only factor that clients train in this round ("B" under
+    ffa_lora, both in turn under rolora). Under flora and fedex_lora the record of arrays has further ones,
+    `base_change.<layer>.A` and `.B`, to be added to the base weights. `fedlora.training.flower_round.load_round` does
+    on a client what both ask for; the other methods need nothing of the kind.
+
+    Attributes:
+        adapter: the newest global adapter; `fedlora.adapters.save_adapter` writes it as a PEFT folder.
+        reports: by round, which replies counted and what averaging them got wrong.
+    """
+
+    adapter: Adapter
+    reports: dict[int, TrainReport]
+
+    def __init__(
+        self,
+        *,
+        lora_config: HasToDict | Mapping[str, object],
+        method: Method = LoraFair(),  # noqa: B008 (frozen)
+        robust: Robust | None = None,
+        max_weight: float = MAX_NUM_EXAMPLES,
+        seed: int = 0,
+        **fedavg: Unpack[FedAvgArguments],
+    ) -> None:
+        """Return a strategy whose further arguments are those of Flower's FedAvg.
+
+        Args:
+            lora_config: the LoraConfig of the clients' models, or its content.
+            method: how updates become one adapter; `fedlora.aggregation` has them.
+            robust: what is done to the updates first, against attackers.
+            max_weight: the most that one client's `weighted_by_key` may claim.
+            seed: of the fresh pairs that flora draws in every round.
+
+        Raises:
+            AdapterError: `lora_config` asks for DoRA, under a method that changes the base weights.
+        """
+        super().__init__(**fedavg)
+        content = lora_config if isinstance(lora_config, Mapping) else lora_config.to_dict()
+        self.lora_config = plain_config(content)
+        self.method = method
+        self.robust = robust
+        self.max_weight = max_weight
+        self.seed = seed
+        self.reports = {}
+        self._asked: _Asked | None = None
+        self._evaluate_messages: tuple[Message, ...] = ()
+        if method.changes_base and self.lora_config.get("use_dora"):
+            raise AdapterError(
+                f"lora_config has use_dora, and {method.name} cannot move DoRA's magnitudes into the base weights; "
+                "choose a method that leaves them alone, such as lora_fair"
+            )
+
+    def summary(self) -> None:
+        """Log the method and FedAvg's settings."""
+        _log.info("\t├──> Aggregation: %s", self.method)
+        if self.method.changes_base:
+            _log.info("\t│\t└──It changes the base weights: clients must use fedlora.training.flower_round.load_round")
+        super().summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the round's messages: where it starts from, and which factors it trains.
+
+        Raises:
+            AdapterError: `arrays` are not those of a PEFT model with this LoraConfig.
+        """
+        plan = self.method.plan(server_round)
+        start = start_of_round(self._adapter_in(arrays), plan=plan, seed=self.seed, round=server_round)
+        config[TRAINS_KEY] = ",".join(plan.trains)
+        messages = tuple(super().configure_train(server_round, _record(start), config, grid))
+        self.adapter, self._asked = start, _Asked(start, plan, messages)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the next global arrays and the clients' mean metrics, from the replies that count."""
+        if self._asked is None:
+            raise ValueError("aggregate_train before configure_train, which says what the replies answer")
+        asked, self._asked = self._asked, None
+        sent = to_state_dict(replace(asked.start, base_change={}))
+        judged = judge(
+            replies,
+            asked.messages,
+            lambda content: read_update(
+                content,
+                sent=sent,
+                trains=asked.plan.trains,
+                weighted_by=self.weighted_by_key,
+                max_weight=self.max_weight,
+            ),
+        )
+        if not judged.accepted and not judged.refused:
+            return None, None
+        _tell("aggregate_train", len(judged.accepted), judged.refused)
+        arrays, metrics, report = None, MetricRecord(), None
+        if judged.accepted:
+            updates = in_fixed_order(judged.accepted)
+            metrics = self.train_metrics_aggr_fn(
+                with_common_metrics([update.content for _, update in updates]), self.weighted_by_key
+            )
+            # `aggregate` goes by the order of names.
+            names = [f"{place:0{len(str(len(updates)))}} (node {node})" for place, (node, _) in enumerate(updates)]
+            result = aggregate(
+                {
+                    name: load_adapter(update.tensors, self.lora_config)
+                    for name, (_, update) in zip(names, updates, strict=True)
+                },
+                weights={name: update.weight for name, (_, update) in zip(names, updates, strict=True)},
+                method=self.method,
+                reference=asked.start,
+                robust=self.robust,
+            )
+            self.adapter, report = result.adapter, result.report
+            arrays = _record(result.adapter)
+            metrics["lora-error-before"] = report.error_before
+            metrics["lora-error-after"] = report.error_after
+        metrics[NUM_REFUSED_KEY] = len(judged.refused)
+        self.reports[server_round] = TrainReport(tuple(judged.accepted), tuple(judged.refused), report)
+        return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the messages that ask for an evaluation of the global arrays."""
+        self._evaluate_messages = tuple(super().configure_evaluate(server_round, arrays, config, grid))
+        return self._evaluate_messages
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:  # noqa: ARG002
+        """Return the clients' mean metrics, from the replies that count."""
+
+        def read(content: RecordDict) -> RecordDict:
+            read_weight(content, weighted_by=self.weighted_by_key, max_weight=self.max_weight)
+            return content
+
+        judged = judge(replies, self._evaluate_messages, read)
+        if not judged.accepted and not judged.refused:
+            return None
+        _tell("aggregate_evaluate", len(judged.accepted), judged.refused)
+        contents = list(judged.accepted.values())
+        metrics = (
+            self.evaluate_metrics_aggr_fn(with_common_metrics(contents), self.weighted_by_key)
+            if contents
+            else MetricRecord()
+        )
+        metrics[NUM_REFUSED_KEY] = len(judged.refused)
+        return metrics
+
+    def _adapter_in(self, arrays: ArrayRecord) -> Adapter:
+        """Return the adapter in the arrays that a round is asked to start from."""
+        tensors = tensors_in(arrays)
+        adapter = load_adapter(tensors, self.lora_config)
+        if other := sorted(tensors.keys() ^ to_state_dict(adapter).keys()):
+            raise AdapterError(
+                f"the arrays have {len(other)} keys that are not PEFT's for a LoRA adapter, the first {other[0]}; "
+                "expected ArrayRecord(get_peft_model_state_dict(model, save_embedding_layers=False))"
+            )
+        if fitted_config(self.lora_config, adapter.layers) != self.lora_config:
+            ranks = sorted({layer.rank for layer in adapter.layers.values()})
+            raise AdapterError(
+                f"the arrays have pairs of rank {ranks}, and lora_config says r = {self.lora_config.get('r')}, "
+                f"rank_pattern = {self.lora_config.get('rank_pattern')}; give the strategy the model's own LoraConfig"
+            )
+        return adapter
+
+
+def _record(adapter: Adapter) -> ArrayRecord:
+    """Return one array for each tensor, under PEFT's key names, float32."""
+    return ArrayRecord({key: tensor.float() for key, tensor in to_state_dict(adapter).items()})
+
+
+def _tell(hook: str, num_accepted: int, refused: Sequence[Refused]) -> None:
+    _log.info("%s: %d replies count, %d are refused", hook, num_accepted, len(refused))
+    for reply in refused:
+        _log.warning("%s: node %d is left out: %s", hook, reply.node_id, reply.reason)
