@@ -1,8 +1,8 @@
-"""Measure what fedlora promises of its speed: python tests/benchmarks/run.py [help trainer default engines] [--quick]
+"""Measure what fedlora promises of its speed: python tests/benchmarks/run.py [NAME ...] [--quick]
 
 Tables go to the terminal, everything to ./benchmarks.json: each figure with its unit, repeats, median and
 quartiles, and the machine. Nothing fails for being slow: a goal that was not reached says so. The
-machine should be doing nothing else. All of it takes about a quarter of an hour on two cores.
+machine should be doing nothing else. All of it takes about half an hour on two cores.
 """
 
 import argparse
@@ -13,6 +13,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import aggregation_many_clients
+import aggregation_one_matrix
+import aggregation_peer
+import aggregation_whole_adapter
 import default_run
 import engine_comparison
 import help_command
@@ -26,6 +30,10 @@ _BENCHMARKS = {
     "trainer": ("LocalTrainer against a bare loop", trainer_speed.figures),
     "default": ("The default run", default_run.figures),
     "engines": ("In process against Ray, do-nothing clients and the default run", engine_comparison.figures),
+    "aggregation-matrix": ("Aggregation methods on one matrix", aggregation_one_matrix.figures),
+    "aggregation-adapter": ("Aggregation of whole adapters from disk", aggregation_whole_adapter.figures),
+    "aggregation-clients": ("Aggregation of 100 and 1,000 clients from disk", aggregation_many_clients.figures),
+    "aggregation-peer": ("Aggregation against chorus-fl 0.1.0", aggregation_peer.figures),
 }
 _QUICK = " (QUICK: too few and too small, only to try out)"
 
