@@ -7,10 +7,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fedlora.adapters import Adapter, open_adapter, save_adapter
-from fedlora.aggregation import FedExLora, FedIT, FfaLora, FlexLora, Flora, LoraFair, RoLora, aggregate
+from fedlora.aggregation import (
+    FedExLora,
+    FedIT,
+    FfaLora,
+    FlexLora,
+    Flora,
+    LoraFair,
+    LoraFairCosine,
+    LoraFairTwoSided,
+    RoLora,
+    aggregate,
+)
 
 STREAMING = [FedIT(), FfaLora(), RoLora(), LoraFair(), LoraFair(ridge=0), LoraFair(corrects="A")]
-PAIR_BYTES = 4 * 2 * (60 + 80)
+PAIR_BYTES = 4 * 2 * (240 + 200)
 
 
 class Allocations(TorchDispatchMode):
@@ -55,8 +66,8 @@ def on_disk(tmp_path, make_updates):
     def make(num_clients, ranks):
         updates = make_updates(
             ranks=[ranks[index % len(ranks)] for index in range(num_clients)],
-            out_features=80,
-            in_features=60,
+            out_features=240,
+            in_features=200,
             dtype=torch.float32,
         )
         for name, update in updates.items():
@@ -84,6 +95,11 @@ def test_streaming_methods_hold_no_more_of_many_clients_than_of_few(on_disk, met
     assert few < 8 * PAIR_BYTES
 
 
-@pytest.mark.parametrize("times", [pytest.param(times, id=method.name) for method, times in ()] or [None])
-def test_placeholder(times):
-    pass
+@pytest.mark.parametrize(
+    ("method", "times"),
+    [(Flora(), 2), (FedExLora(), 2), (LoraFairTwoSided(), 1), (LoraFairCosine(), 1), (FlexLora(), 3)],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_other_methods_hold_all_clients_pairs_once_or_a_few_times(on_disk, method, times):
+    few, many = (peak_bytes(on_disk(num_clients, [2]), method, measure=False) for num_clients in (4, 14))
+    assert 0 < many - few <= times * 10 * PAIR_BYTES

@@ -232,6 +232,7 @@ MISDEEDS: Mapping[str, Callable[[RecordDict], None]] = {
     "takeover": _take_over,
     "error": _raise,
     # What is not refused.
+    "loud": _as(lambda array: 1000 * array, "base_model.model.first.lora_B.weight"),
     "boast": _brag,
     "list-metric": _list_the_loss,
     "config": _add_a_config,

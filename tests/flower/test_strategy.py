@@ -15,7 +15,7 @@ from lora_apps import FIRST_A, HEAD, base_model, examples, lora_config, make_mod
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 
 from fedlora.adapters import save_adapter
-from fedlora.aggregation import FedExLora, FedIT, FfaLora, LoraFair
+from fedlora.aggregation import FedExLora, FedIT, FfaLora, LoraFair, Robust
 from fedlora.common.errors import AdapterError
 from fedlora.flower import LoraFairStrategy
 from fedlora.flower.replies import Update, in_fixed_order
@@ -191,6 +191,28 @@ def test_when_all_are_refused_the_arrays_stay_and_the_run_goes_on(grid: InProces
     before, after = result.evaluate_metrics_clientapp[1], result.evaluate_metrics_clientapp[2]
     assert before == after == {"num-refused": 4}
     assert torch.equal(strategy.adapter.dense["head.weight"], first_arrays().to_torch_state_dict()[HEAD])
+
+
+def test_robust_aggregation_is_told_which_node_it_tamed(grid: InProcessGrid) -> None:
+    key = "base_model.model.first.lora_B.weight"
+    tamed, wild = strategy_of(robust=Robust(clip=1.5)), strategy_of()
+    tame_arrays, wild_arrays = (run(grid, strategy, misdeed="loud").arrays for strategy in (tamed, wild))
+    assert np.abs(tame_arrays[key].numpy()).max() < np.abs(wild_arrays[key].numpy()).max() / 50
+    report = tamed.reports[1].aggregation
+    assert report is not None
+    assert any("(node 1)" in note for note in report.notes)
+
+
+def test_when_too_few_are_left_for_the_robust_choice_the_arrays_stay_and_the_run_goes_on(
+    grid: InProcessGrid, warnings: pytest.LogCaptureFixture
+) -> None:
+    strategy = strategy_of(robust=Robust(select="multi_krum", attackers=3))
+    result = run(grid, strategy, num_rounds=2)
+    assert len(result.arrays) == 0
+    assert set(result.train_metrics_clientapp[2]) == {"loss", "num-refused"}
+    assert [(report.aggregation, len(report.accepted)) for report in strategy.reports.values()] == [(None, 4)] * 2
+    assert strategy.reports[1].failure
+    assert f"the arrays stay as they are: {strategy.reports[1].failure}" in warnings.text
 
 
 def test_a_bad_reply_to_an_evaluation_is_left_out_too(grid: InProcessGrid) -> None:

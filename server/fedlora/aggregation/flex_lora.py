@@ -13,7 +13,6 @@ mean what it meant.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from fedlora.aggregation.low_rank import aligned, best_product
@@ -38,9 +37,8 @@ class FlexLora:
         It takes the memory of all clients' pairs of this layer three times over, or of the layer's weight where
         that is less.
         """
-        pairs = [(weight, A, B) for weight, A, B in update.updates]
-        left, right = torch.cat([B for _, _, B in pairs], 1), torch.cat([weight * A for weight, A, _ in pairs])
-        return Combined(*aligned(*best_product(left, right, update.mean_A.shape[0]), to=update.mean_A))
+        best = best_product(*update.updates.stacked(), update.mean_A.shape[0])
+        return Combined(*aligned(*best, to=update.mean_A))
 
     def fit(self, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """Return the best product of that rank to B A, which is the best to M too."""

@@ -35,9 +35,7 @@ class Flora:
 
         It takes the memory of all clients' pairs of this layer; they are the result.
         """
-        pairs = [(weight, A, B) for weight, A, B in update.updates]
-        left, right = torch.cat([B for _, _, B in pairs], 1), torch.cat([weight * A for weight, A, _ in pairs])
-        return Combined(update.mean_A, torch.zeros_like(update.mean_B), (left, right))
+        return Combined(update.mean_A, torch.zeros_like(update.mean_B), update.updates.stacked())
 
     def fit(self, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """Return the first rows of the fresh A, and as many columns of B, which is zero."""

@@ -31,6 +31,21 @@ class LayerUpdates:
         for index, weight in enumerate(self.p):
             yield (weight, *self.read(index))
 
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """Return the ideal update M as P @ Q, of which it takes the memory: K pairs of this layer.
+
+        P = [B_1, .., B_K] (out_features, sum of ranks) and Q = [p_1 A_1; ..; p_K A_K] (sum of ranks, in_features).
+        """
+        total = sum(self.ranks)
+        P, Q = self.B.new_empty(self.B.shape[0], total), self.A.new_empty(total, self.A.shape[1])
+        start = 0
+        for weight, A, B in self:
+            rows = slice(start, start + A.shape[0])
+            P[:, rows] = B
+            torch.mul(A, weight, out=Q[rows])
+            start = rows.stop
+        return P, Q
+
 
 @dataclass(frozen=True, eq=False)
 class CentredUpdate:

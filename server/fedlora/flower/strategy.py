@@ -18,10 +18,11 @@ from fedlora.adapters import Adapter, load_adapter
 from fedlora.adapters.keys import to_state_dict
 from fedlora.adapters.peft_format import HasToDict
 from fedlora.adapters.settings import fitted_config, plain_config
-from fedlora.aggregation import AggregationReport, LoraFair, Method, Robust, RoundPlan, aggregate
+from fedlora.aggregation import Aggregate, AggregationReport, LoraFair, Method, Robust, RoundPlan, aggregate
 from fedlora.common.errors import AdapterError
 from fedlora.flower.replies import (
     Refused,
+    Update,
     in_fixed_order,
     judge,
     read_update,
@@ -61,12 +62,14 @@ class TrainReport:
     Attributes:
         accepted: the node ids whose updates count.
         refused: the other nodes with the reasons.
-        aggregation: the error of plain averaging, and of the method; None where no update counts.
+        aggregation: the error of plain averaging, and of the method; None where the arrays stayed as they were.
+        failure: why updates that count could not be aggregated: fewer than `robust` needs, as a rule.
     """
 
     accepted: tuple[int, ...]
     refused: tuple[Refused, ...]
     aggregation: AggregationReport | None
+    failure: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,31 +187,39 @@ class LoraFairStrategy(FedAvg):
         if not judged.accepted and not judged.refused:
             return None, None
         _tell("aggregate_train", len(judged.accepted), judged.refused)
-        arrays, metrics, report = None, MetricRecord(), None
+        arrays, metrics, report, failure = None, MetricRecord(), None, ""
         if judged.accepted:
             updates = in_fixed_order(judged.accepted)
             metrics = self.train_metrics_aggr_fn(
                 with_common_metrics([update.content for _, update in updates]), self.weighted_by_key
             )
-            # `aggregate` goes by the order of names.
-            names = [f"{place:0{len(str(len(updates)))}} (node {node})" for place, (node, _) in enumerate(updates)]
+            result, failure = self._aggregate(updates, asked.start)
+            if result is not None:
+                self.adapter, report = result.adapter, result.report
+                arrays = _record(result.adapter)
+                metrics["lora-error-before"] = report.error_before
+                metrics["lora-error-after"] = report.error_after
+        metrics[NUM_REFUSED_KEY] = len(judged.refused)
+        self.reports[server_round] = TrainReport(tuple(judged.accepted), tuple(judged.refused), report, failure)
+        return arrays, metrics
+
+    def _aggregate(self, updates: Sequence[tuple[int, Update]], start: Adapter) -> tuple[Aggregate | None, str]:
+        """Return what the updates by node id become, or why nothing does."""
+        # `aggregate` goes by the order of names.
+        digits = len(str(len(updates)))
+        named = {f"{place:0{digits}} (node {node})": update for place, (node, update) in enumerate(updates)}
+        try:
             result = aggregate(
-                {
-                    name: load_adapter(update.tensors, self.lora_config)
-                    for name, (_, update) in zip(names, updates, strict=True)
-                },
-                weights={name: update.weight for name, (_, update) in zip(names, updates, strict=True)},
+                {name: load_adapter(update.tensors, self.lora_config) for name, update in named.items()},
+                weights={name: update.weight for name, update in named.items()},
                 method=self.method,
-                reference=asked.start,
+                reference=start,
                 robust=self.robust,
             )
-            self.adapter, report = result.adapter, result.report
-            arrays = _record(result.adapter)
-            metrics["lora-error-before"] = report.error_before
-            metrics["lora-error-after"] = report.error_after
-        metrics[NUM_REFUSED_KEY] = len(judged.refused)
-        self.reports[server_round] = TrainReport(tuple(judged.accepted), tuple(judged.refused), report)
-        return arrays, metrics
+        except AdapterError as error:
+            _log.warning("aggregate_train: the arrays stay as they are: %s", error)
+            return None, str(error)
+        return result, ""
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
