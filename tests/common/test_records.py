@@ -26,7 +26,7 @@ RECEIPT = TrainReceipt(
 )
 MESSAGES = [
     DescribeRequest(),
-    SiteDescription("a", 5, 1, 0, "accuracy", ("x", "ü"), "base", "f" * 64, "d" * 64, "0.1.0"),
+    SiteDescription("a", 5, 1, 0, "accuracy", ("x", "ü"), "base", "f" * 64, "d" * 64, "0.1.0", 8),
     InitialiseRequest(2**63),
     InitialiseReceipt(b"\0\1"),
     TrainRequest("run", 3, 1, 0, 10, 64, b"tensors"),
