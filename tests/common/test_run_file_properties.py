@@ -62,9 +62,7 @@ methods = st.one_of(
     st.builds(sections.LoraFairTwoSidedMethod, ridge=non_negatives, sweeps=counts),
     st.builds(sections.PlainMethod, method=st.sampled_from(["fedit", "ffa_lora", "rolora", "flora", "flex_lora"])),
 )
-robust_sections = st.builds(
-    sections.RobustSection, regauge=st.booleans(), clip=st.none() | positives, attackers=st.integers(0, 9)
-)
+robust_sections = st.builds(sections.RobustSection, regauge=st.booleans(), clip=st.none() | positives)
 tests = fractions | texts
 
 

@@ -225,6 +225,12 @@ class RobustSection(Section):
         "given", description="geometric_median: updates far from the middle weigh less"
     )
 
+    @model_validator(mode="after")
+    def _krum_knows_how_many(self) -> "RobustSection":
+        if (self.select == "multi_krum") != (self.attackers > 0):
+            raise ValueError('select = "multi_krum" and attackers go together: set both, attackers to 1 or more')
+        return self
+
 
 class EvaluationSection(Section):
     round_examples: int = Field(

@@ -5,9 +5,9 @@ it: one honest client in another gauge spoils the mean of A and the mean of B. `
 update in the gauge that is nearest to the round's start, the only one that all clients know of.
 
 One factor is the anchor, A as a rule. With W an orthonormal basis of the rows of A_i, the T that
-brings T A_i closest to A_start gives
+brings T A_i closest to the start A_s gives
 
-    A' = A_start W W^T,    B' = B_start + (B_i A_i W - B_start C) C^+,    C = A_start W (rank, rank).
+    A' = A_s W W^T,    B' = B_s + (B_i A_i W - B_s C) C^+,    C = A_s W (rank, rank).
 
 For an invertible T this is B_i T^-1. It also holds where rows of A_i depend on each other: what the
 product cannot see of B_i is then what it was at the start, and not whatever a client put there.
@@ -22,25 +22,27 @@ from torch import Tensor
 
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.aggregation.method import Factor
-from fedlora.aggregation.products import Start
+from fedlora.aggregation.products import start_of
 from fedlora.aggregation.transformed import transformed
 from fedlora.aggregation.updates import working_dtype
 
-# Rows of norm 1 whose singular values are below it depend on each other, but for float32's rounding.
-_LEAST_SINGULAR_VALUE = 1e-6
-_LEAST_COSINE = 1e-9
+# Rows of norm 1 with a singular value below it depend on each other, but for float32's rounding.
+_LEAST_ROW = 1e-6
+# Relative to the largest singular value of C: below it, a row of the start has no counterpart in the update.
+_LEAST_COUNTERPART = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
 class Regauged:
-    """An update in the gauge of the round's start.
+    """An update in the gauge of the round's start. What is said of A holds for B where that is the anchor.
 
     Attributes:
-        adapter: the same products; the maps that it keeps are rank x rank, a hundredth of the update as a rule.
-        distance: |A' - A_start| / |A_start|, root mean square over the layers, from 0 to 1 whatever the client sent.
-        spill: |B' (A' - A_start)| / |B' A_start| over all layers, from 0 to 1: near 1, B' has grown so much to
-            make up for A' that with the A of another client it would make a far larger product than with its own.
-        lost: which share of the products' norm has no place in that gauge; 0 but for rounding, as a rule.
+        adapter: the same products, in float32 or float64. Its layers are turned whenever they are read; it keeps maps
+            of rank x rank for that, which take about a hundredth of the update's memory.
+        distance: |A' - A_s| / |A_s|, as a root mean square over the layers: at most 1, whatever the client sent.
+        spill: |B' (A' - A_s)| / |B' A_s| over all layers: at most 1. Near 1, B' has grown so much to make up for A'
+            that with another client's A it would make a far larger product than it makes with its own.
+        lost: the share of its products' norm that cannot be written in that gauge; 0, but for rounding, as a rule.
     """
 
     adapter: Adapter
@@ -50,127 +52,150 @@ class Regauged:
 
 
 @dataclass(frozen=True, eq=False)
-class _Maps:
-    """anchor' = anchor @ T-side map, other' = other @ own + start @ filling; all (rank, rank), and the squares."""
+class _Turn:
+    """How one pair gets into its gauge: anchor' = T anchor, other' = other @ own + start @ filling.
 
-    T: Tensor
+    Attributes:
+        T, own, filling: (rank, rank). Without T the pair is in that gauge already; without filling it is zero.
+        distance, spill, reach, lost, product: the squares of which `Regauged` has the ratios.
+    """
+
+    T: Tensor | None
     own: Tensor
-    filling: Tensor
-    distance_square: float
-    spill_square: float
-    reach_square: float
-    lost_square: float
-    product_square: float
+    filling: Tensor | None
+    distance: float
+    spill: float
+    reach: float
+    lost: float
+    product: float
 
 
 def regauged(update: Adapter, reference: Adapter, *, anchors: Mapping[str, Factor]) -> Regauged:
-    """Return a finite update whose layers `reference` has in the gauge nearest to `reference`; it is read once.
+    """Return a finite update that fits to `reference` in the gauge nearest to it; it is read once, layer by layer.
 
     Args:
-        anchors: the factor that is brought close to the start, by layer; A or what `anchor_of` gives where missing.
+        anchors: for each layer the factor that is brought close to the start, see `anchor_of`.
     """
-    maps: dict[str, _Maps | None] = {}
-    sides: dict[str, Factor] = {}
+    turns: dict[str, _Turn] = {}
     for path, layer in update.layers.items():
-        start = Start(reference, path, layer)
-        sides[path] = anchors.get(path) or anchor_of(start)
-        maps[path] = _maps(*_oriented(layer.A, layer.B, sides[path]), *_oriented(start.A, start.B, sides[path]))
+        pair, start = (layer.A, layer.B), start_of(reference.layers[path], layer)
+        turns[path] = _turn(*_anchor_first(*pair, anchors[path]), *_anchor_first(*start, anchors[path]))
 
-    def in_gauge(path: str, layer: LoraLayer) -> LoraLayer:
-        found = maps[path]
-        if found is None:
+    def layer_in_gauge(path: str, layer: LoraLayer) -> LoraLayer:
+        turn, dtype = turns[path], working_dtype([layer.A, layer.B])
+        if turn.T is None:
             return layer
-        start = Start(reference, path, layer)
-        anchor, other = _oriented(layer.A, layer.B, sides[path])
-        anchor = found.T @ anchor
-        other = other @ found.own
-        if found.filling.any():
-            other += _oriented(start.A, start.B, sides[path])[1] @ found.filling
-        A, B = (anchor, other) if sides[path] == "A" else (other.T, anchor.T)
-        dtype = working_dtype([layer.A, layer.B])
+        anchor, other = _anchor_first(layer.A, layer.B, anchors[path])
+        anchor, other = turn.T @ anchor, other @ turn.own
+        if turn.filling is not None:
+            start = start_of(reference.layers[path], layer)
+            other = other + _anchor_first(*start, anchors[path])[1] @ turn.filling
+        A, B = (anchor, other) if anchors[path] == "A" else (other.T, anchor.T)
         return replace(layer, A=A.to(dtype), B=B.to(dtype))
 
     outline = update.outline
-    known = [(outline[path].scaling ** 2, found) for path, found in maps.items() if found is not None]
+
+    def total(square: str) -> float:
+        return sum(outline[path].scaling ** 2 * float(getattr(turn, square)) for path, turn in turns.items())
+
     return Regauged(
-        transformed(update, layer=in_gauge),
-        distance=math.sqrt(math.fsum(found.distance_square for _, found in known) / max(1, len(maps))),
-        spill=_ratio(
-            math.fsum(weight * found.spill_square for weight, found in known),
-            math.fsum(weight * found.reach_square for weight, found in known),
-        ),
-        lost=_ratio(
-            math.fsum(weight * found.lost_square for weight, found in known),
-            math.fsum(weight * found.product_square for weight, found in known),
-        ),
+        transformed(update, layer=layer_in_gauge),
+        distance=math.sqrt(sum(turn.distance for turn in turns.values()) / max(1, len(turns))),
+        spill=_ratio(total("spill"), total("reach")),
+        lost=_ratio(total("lost"), total("product")),
     )
 
 
-def anchor_of(start: Start) -> Factor:
-    """Return the factor of the round's start that tells gauges apart: A, or B where that has the larger rank.
+def anchor_of(layer: LoraLayer) -> Factor:
+    """Return the factor that tells gauges apart: A, or B where that has the larger rank.
 
     A is random from the first round on, and B zero; an embedding starts the other way round.
     """
-    rank_A = _row_basis(start.A)[0].shape[1]
-    if rank_A == start.A.shape[0] or _row_basis(start.B.T)[0].shape[1] <= rank_A:
+    rank_A = _row_basis(layer.A.double()).rank
+    if rank_A == layer.A.shape[0] or _row_basis(layer.B.double().T).rank <= rank_A:
         return "A"
     return "B"
 
 
-def _oriented(A: Tensor, B: Tensor, anchor: Factor) -> tuple[Tensor, Tensor]:
+def _anchor_first(A: Tensor, B: Tensor, anchor: Factor) -> tuple[Tensor, Tensor]:
     """Return the anchor (rank, n) and the other factor (m, rank) in float64: the pair, or that of the transpose."""
     A, B = A.double(), B.double()
     return (A, B) if anchor == "A" else (B.T, A.T)
 
 
-def _maps(anchor: Tensor, other: Tensor, start_anchor: Tensor, start_other: Tensor) -> _Maps | None:
-    """Return the maps into the start's gauge, None where a pair is in it already, to the last bit."""
-    W, H, dropped = _row_basis(anchor)
+def _turn(anchor: Tensor, other: Tensor, start_anchor: Tensor, start_other: Tensor) -> _Turn:
+    basis = _row_basis(anchor)
+    C = start_anchor @ basis.W
     identity = torch.eye(anchor.shape[0], dtype=anchor.dtype, device=anchor.device)
-    C = start_anchor @ W
+    T: Tensor | None
+    filling: Tensor | None = None
     if torch.equal(anchor, start_anchor):
-        # A factor that is frozen, and equal everywhere, must stay so.
-        if W.shape[1] == anchor.shape[0]:
-            return None
-        T, own = identity, H @ torch.linalg.pinv(H)
-        filling = identity - own
+        # A factor that is frozen in this round is the same for all to the last bit, and must stay so.
+        T, own = identity, identity
         away = torch.zeros_like(anchor)
+        if basis.rank < len(identity):
+            own = basis.H @ basis.inverse_H
+            filling = identity - own
+        else:
+            T = None
     else:
-        inverse_C = torch.linalg.pinv(C, rtol=_LEAST_COSINE)
-        T, own = C @ torch.linalg.pinv(H), H @ inverse_C
-        filling = identity - C @ inverse_C if torch.linalg.matrix_rank(C) < C.shape[0] else torch.zeros_like(identity)
-        away = start_anchor - C @ W.T
-    moved = other @ own + start_other @ filling
-    gram, gram_moved, gram_start = other.T @ other, moved.T @ moved, start_anchor @ start_anchor.T
-    missing = torch.cat([H - own @ C, dropped], 1)
+        U, S, Vh = torch.linalg.svd(C, full_matrices=False)
+        is_kept = _LEAST_COUNTERPART * S.max() < S if len(S) else S > 0
+        U, S, Vh = U[:, is_kept], S[is_kept], Vh[is_kept]
+        T, own = C @ basis.inverse_H, basis.H @ (Vh.T / S) @ U.T
+        if len(S) < len(identity):
+            filling = identity - U @ U.T
+        away = start_anchor - C @ basis.W.T
+    turned = other @ own if filling is None else other @ own + start_other @ filling
+    gram, gram_turned = other.T @ other, turned.T @ turned
+    gram_start = start_anchor @ start_anchor.T
+    missing = torch.cat([basis.H - own @ C, basis.dropped], 1)
     start_square = float(gram_start.trace())
-    return _Maps(
+    return _Turn(
         T,
         own,
         filling,
-        distance_square=float(away.square().sum()) / start_square if start_square else 0.0,
-        spill_square=_square(gram_moved, away @ away.T),
-        reach_square=_square(gram_moved, gram_start),
-        lost_square=_square(gram, missing @ missing.T),
-        product_square=_square(gram, anchor @ anchor.T),
+        distance=float(away.square().sum()) / start_square if start_square else 0.0,
+        spill=_square(gram_turned, away @ away.T),
+        reach=_square(gram_turned, gram_start),
+        lost=_square(gram, missing @ missing.T),
+        product=_square(gram, anchor @ anchor.T),
     )
 
 
-def _row_basis(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return W (n, k), H (rank, k) and H's rest with matrix = H W^T + rest, W orthonormal, k the numerical rank.
+@dataclass(frozen=True, eq=False)
+class _RowBasis:
+    """matrix = H W^T + dropped V^T with W and V orthonormal, W of k columns, and inverse_H matrix = W^T.
 
-    The rank is that of the rows at norm 1: a row may be a million times another and still count.
+    Attributes:
+        W: (n, k), k being the numerical rank.
+        H: (rank, k).
+        inverse_H: (k, rank).
+        dropped: (rank, rank - k) or narrower.
+    """
 
-    Args:
-        matrix: (rank, n), float64.
+    W: Tensor
+    H: Tensor
+    inverse_H: Tensor
+    dropped: Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.W.shape[1]
+
+
+def _row_basis(matrix: Tensor) -> _RowBasis:
+    """Return a basis of the rows of a matrix (rank, n) in float64.
+
+    They are brought to norm 1 first: a row may be a million times another, and neither is rounding.
     """
     norms = matrix.norm(dim=1, keepdim=True)
     norms = torch.where(norms > 0, norms, 1.0)
     Q, R = torch.linalg.qr((matrix / norms).T)
     U, S, Vh = torch.linalg.svd(R, full_matrices=False)
-    is_kept = _LEAST_SINGULAR_VALUE * max(1.0, float(S[0])) < S
+    is_kept = S > _LEAST_ROW
     H = norms * (Vh.T * S)
-    return Q @ U[:, is_kept], H[:, is_kept], H[:, ~is_kept]
+    return _RowBasis(Q @ U[:, is_kept], H[:, is_kept], (Vh[is_kept] / S[is_kept, None]) / norms.T, H[:, ~is_kept])
 
 
 def _square(left: Tensor, right: Tensor) -> float:

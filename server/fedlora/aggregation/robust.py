@@ -1,49 +1,60 @@
 """Robust aggregation: what is done to the clients' updates and weights before any method combines them.
 
-Judged is what an update does, the change of the weights that its products make, and never A or B
-alone: the same product can be written with any factor large. Norm clipping after Sun et al. (2019,
-arXiv 1911.07963); Multi-Krum after Blanchard et al. (NeurIPS 2017, arXiv 1703.02757); the geometric
-median after Pillutla, Kakade, Harchaoui (2019, arXiv 1912.13445), each on the products.
+Four steps, each of which may be left out, in this order: every update is written in the gauge of the
+round's start (`gauge`), its product is clipped (`products`), those most unlike the others are left out,
+and the rest is weighed by the geometric median (`selection`). What comes out is adapters and weights
+again, so that every method can follow.
+
+Clipping, selection and weighting judge products. Only re-gauging makes that enough: without it an
+update whose product looks honest can still have factors that spoil every average of factors.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fedlora.adapters import Adapter, LoraLayer
-from fedlora.aggregation.gauge import regauged
-from fedlora.aggregation.products import Line, Start, gram_of_changes, line_of
-from fedlora.aggregation.transformed import transformed
+from fedlora.adapters import Adapter
+from fedlora.aggregation.gauge import anchor_of, regauged
+from fedlora.aggregation.method import Factor
+from fedlora.aggregation.products import misfit, move_of, product_gram, pulled_back, start_of, tensors_of
+from fedlora.aggregation.selection import geometric_median, krum_scores
 from fedlora.common.errors import AdapterError
 
-_NUM_BISECTIONS = 100
-_MAX_ITERATIONS = 1000
-_CONVERGED = 1e-12
-# Of the median distance: a client nearer to the geometric median than that weighs as if it were so far.
-_SMOOTHING = 1e-6
+# Products of four such values, which squared norms are, do not overflow float64. float32 cannot hold larger ones.
+_MAX_VALUE = 1e50
+_MAX_LOST = 1e-3
 
 
 @dataclass(frozen=True)
 class Robust:
-    """What is done to the updates, in this order. By default nothing but to leave out those that are not finite.
+    """What is done to the updates, in the order of the attributes. By default only those that do not fit or are not
+    finite are left out.
 
     Attributes:
-        regauge: write each update in the gauge of the round's start: the pair of the same product whose A is nearest
-            to the A that the round started from. An update of which nothing like that A is left is left out.
-        gauge_limit: how far from the start's A an update may remain, of its norm: 0 is none, 1 is orthogonal to it. An
-            honest client reaches 0.95 where its A moved by three times its own norm in one round.
-        clip: pull an update back, along the line to the round's start, until its change is so many times the median.
-        select: "multi_krum" keeps the updates with the nearest neighbours, all but `attackers`.
-        attackers: how many are left out by "multi_krum", which needs more than twice as many others, and two.
-        weighting: "geometric_median" weighs an update down by its distance from the weighted middle of all.
+        regauge: whether each update is brought as close to the round's start as a change of gauge can, its product
+            staying the same. An honest update in another gauge then does no harm, nor does one that hides behind its
+            gauge.
+        gauge_limit: how far an update may still be from the start after that, from 0 to 1, or else it is left out. A
+            client whose A moved, in directions of its own, by t times the size of the start is at t / sqrt(1 + t^2):
+            0.95 is t = 3, which no sane training reaches. Noise of rank r in n columns is at sqrt(1 - r / n), 0.99
+            for rank 8 in 384; in a layer too small for that, noise is cut to at most the size of the start.
+            Twice: of A itself, and of A as seen through B, which grows as A is turned back.
+        clip: how far an update may move the weights, as a multiple of the median over the cohort; beyond it is pulled
+            back towards the start. None clips nothing.
+        select: "multi_krum" keeps all but `attackers` of the updates, those nearest to their neighbours.
+        attackers: how many updates are expected to be malicious; the cohort must be larger than twice that plus two.
+        weighting: "geometric_median" replaces the given weights by those of the products' geometric median, which
+            starts from them: no minority of the weight can move it far.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of its range or not one of the words above, or `attackers` and `select` are not
+            given together.
     """
 
     regauge: bool = False
@@ -55,191 +66,168 @@ class Robust:
 
     def __post_init__(self) -> None:
         if not 0 < self.gauge_limit <= 1:
-            raise ValueError(f"gauge_limit is {self.gauge_limit}; expected more than 0, at most 1")
+            raise ValueError(f"gauge_limit is {self.gauge_limit}; expected a number above 0 and up to 1")
         if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
-            raise ValueError(f"clip is {self.clip}; expected a positive, finite number or None")
-        if self.attackers < 0:
-            raise ValueError(f"attackers is {self.attackers}; expected 0 or more")
-        if self.select not in ("all", "multi_krum"):
-            raise ValueError(f"select is {self.select!r}; expected 'all' or 'multi_krum'")
-        if self.weighting not in ("given", "geometric_median"):
-            raise ValueError(f"weighting is {self.weighting!r}; expected 'given' or 'geometric_median'")
+            raise ValueError(f"clip is {self.clip}; expected a finite, positive number, or None")
+        for name, value, expected in (
+            ("select", self.select, ("all", "multi_krum")),
+            ("weighting", self.weighting, ("given", "geometric_median")),
+        ):
+            if value not in expected:
+                raise ValueError(f"{name} is {value!r}; expected {' or '.join(map(repr, expected))}")
+        if (self.attackers < 1) if self.select == "multi_krum" else (self.attackers != 0):
+            raise ValueError(
+                f"attackers is {self.attackers} with select = {self.select!r}; "
+                "expected at least 1 with 'multi_krum', and 0 with 'all'"
+            )
 
 
 def admitted(
     updates: Mapping[str, Adapter], p: Mapping[str, float], *, reference: Adapter, robust: Robust
 ) -> tuple[Mapping[str, Adapter], dict[str, float], tuple[str, ...]]:
-    """Return the updates that count, changed as they are read, their weights with sum 1, and what was done to whom.
+    """Return the updates and weights that count, and one sentence for each thing that was done.
+
+    The clients are read one by one, layer by layer: once to check them, once to re-gauge, once for the norms. Selection
+    and weighting need one layer of all clients at a time, see `product_gram`. What is returned is changed as it is
+    read.
 
     Args:
-        updates: by client, with the layers of `reference` or some of them.
-        p: the clients' weights, which gives their order.
+        updates: adapters by client name.
+        p: their weights, with sum 1; the result has its order.
         reference: the adapter that the round started from.
 
     Raises:
-        AdapterError: no update is left, there are too few for Multi-Krum, or one does not fit `reference`.
+        AdapterError: no update is left, or too few for Multi-Krum.
     """
-    notes: list[str] = []
-    kept: dict[str, Adapter] = {}
-    for client in p:
-        _require_fitting(client, updates[client], reference)
-        if _is_finite(updates[client]):
-            kept[client] = updates[client]
-        else:
-            notes.append(f"{client}: left out, it has values that are not finite")
+    cohort = _Cohort({client: updates[client] for client in p})
+    anchors = _checked(cohort, reference, robust)
     if robust.regauge:
-        kept = _in_gauge(kept, reference, robust.gauge_limit, notes)
-    if robust.clip is not None and kept:
-        kept = _clipped(kept, reference, robust.clip, notes)
-    if robust.select == "multi_krum":
-        kept = _selected(kept, reference, robust.attackers, notes)
-    if not kept:
-        raise AdapterError(f"no update is left: {'; '.join(notes)}")
+        _regauge(cohort, reference, anchors, limit=robust.gauge_limit)
+    if robust.clip is not None or robust.select != "all" or robust.weighting != "given":
+        _clip(cohort, reference, limit=robust.clip)
+    clients = list(cohort.updates)
+    gram: Tensor | None = None
+    if robust.select == "multi_krum" or robust.weighting == "geometric_median":
+        gram = product_gram(cohort.updates, reference)
+    if gram is not None and robust.select == "multi_krum":
+        _select(cohort, gram, attackers=robust.attackers)
+    kept = list(cohort.updates)
     total = math.fsum(p[client] for client in kept)
     weights = {client: p[client] / total for client in kept}
-    if robust.weighting == "geometric_median":
-        weights = _median_weights(kept, weights, reference, notes)
-    return kept, weights, tuple(notes)
+    if gram is not None and robust.weighting == "geometric_median":
+        index = [clients.index(client) for client in kept]
+        found = geometric_median(gram[index][:, index], list(weights.values()))
+        for client, weight in zip(kept, found, strict=True):
+            if weight < weights[client] / 2:
+                cohort.notes.append(
+                    f"{client}: weighs {weight:.2g} instead of {weights[client]:.2g} by the geometric median"
+                )
+        weights = dict(zip(kept, found, strict=True))
+    return cohort.updates, weights, tuple(cohort.notes)
 
 
-def krum_order(squares: Tensor, *, attackers: int) -> list[int]:
-    """Return the clients by Multi-Krum's score, the best first.
+class _Cohort:
+    """The updates that are left, and what was done so far."""
 
-    The score is the sum of the squared distances to the K - attackers - 2 nearest others.
+    def __init__(self, updates: dict[str, Adapter]) -> None:
+        self.updates = updates
+        self.notes: list[str] = []
 
-    Args:
-        squares: squared distances, (K, K).
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Leave clients out, each for its reason.
+
+        Raises:
+            AdapterError: none is left.
+        """
+        self.notes += [f"{client}: left out, {reason}" for client, reason in reasons.items()]
+        self.updates = {client: update for client, update in self.updates.items() if client not in reasons}
+        if not self.updates:
+            raise AdapterError(f"no update is left to aggregate; {'; '.join(self.notes)}")
+
+
+def _checked(cohort: _Cohort, reference: Adapter, robust: Robust) -> dict[str, Factor]:
+    """Leave out what does not fit or is not finite, and return each layer's anchor for re-gauging.
+
+    In a round in which B is frozen, most clients have the start's B to the last bit. Then it is the anchor, or else
+    re-gauging would move it; and that is for the majority to say, not for each client of its own.
     """
-    num_neighbours = squares.shape[0] - attackers - 2
-    others = squares.clone().fill_diagonal_(math.inf)
-    scores = others.sort(dim=1).values[:, :num_neighbours].sum(1).tolist()
-    return sorted(range(len(scores)), key=lambda index: (scores[index], index))
+    reasons: dict[str, str] = {}
+    owners, frozen_B = Counter[str](), Counter[str]()
+    for client, update in cohort.updates.items():
+        if found := misfit(update, reference):
+            reasons[client] = found
+            continue
+        for path, layer in update.layers.items():
+            if not all(map(_is_sound, tensors_of(layer))):
+                reasons[client] = f"{path} holds values that are not finite or beyond {_MAX_VALUE:g}"
+                break
+            if robust.regauge:
+                owners[path] += 1
+                frozen_B[path] += int((layer.B.double() == start_of(reference.layers[path], layer)[1]).all())
+        for path, tensor in update.dense.items():
+            if client not in reasons and not _is_sound(tensor):
+                reasons[client] = f"{path} holds values that are not finite or beyond {_MAX_VALUE:g}"
+    cohort.leave_out(reasons)
+    return {
+        path: "B" if 2 * frozen_B[path] > num_owners else anchor_of(reference.layers[path])
+        for path, num_owners in owners.items()
+    }
 
 
-def geometric_median_weights(gram: Tensor, p: Tensor) -> Tensor:
-    """Return the weights w (K,), sum 1, with which sum_i w_i Delta_i is the geometric median of the Delta_i.
-
-    It minimises sum_i p_i |Delta_i - z|, found by Weiszfeld's iteration, slightly smoothed at the clients themselves.
-
-    Args:
-        gram: <Delta_i, Delta_j>, (K, K), float64.
-        p: the clients' weights, (K,), sum 1.
-    """
-    w = p
-    for _ in range(_MAX_ITERATIONS):
-        distances = (gram.diagonal() - 2 * gram @ w + w @ gram @ w).clamp_min(0).sqrt()
-        nearest = _SMOOTHING * float(distances.median())
-        if nearest == 0:
-            return w
-        moved = p / distances.clamp_min(nearest)
-        moved = moved / moved.sum()
-        has_converged = float((moved - w).abs().max()) < _CONVERGED
-        w = moved
-        if has_converged:
-            break
-    return w
+def _is_sound(tensor: Tensor) -> bool:
+    is_finite = bool(tensor.isfinite().all())
+    return is_finite and (tensor.dtype != torch.float64 or bool((tensor.abs() <= _MAX_VALUE).all()))
 
 
-def _require_fitting(client: str, update: Adapter, reference: Adapter) -> None:
-    for path, layer in update.outline.items():
-        start = reference.layers.get(path)
-        if start is None:
-            raise AdapterError(f"{path}: a layer of {client} that the round's start does not have")
-        sides = (layer.A.shape[1], layer.B.shape[0], layer.is_embedding)
-        if sides != (start.A.shape[1], start.B.shape[0], start.is_embedding) or layer.rank > start.rank:
-            raise AdapterError(f"{path}: {layer.shapes()} of {client} against {start.shapes()} at the round's start")
-    for path, tensor in update.dense.items():
-        if path not in reference.dense or reference.dense[path].shape != tensor.shape:
-            raise AdapterError(f"{path}: {tuple(tensor.shape)} of {client} is not what the round started from")
-
-
-def _is_finite(update: Adapter) -> bool:
-    pairs = (part for path in update.layers for part in _parts(update.layers[path]))
-    return all(bool(part.isfinite().all()) for part in pairs) and all(
-        bool(update.dense[path].isfinite().all()) for path in update.dense
-    )
-
-
-def _parts(layer: LoraLayer) -> list[Tensor]:
-    return [part for part in (layer.A, layer.B, layer.bias, layer.magnitude) if part is not None]
-
-
-def _in_gauge(updates: Mapping[str, Adapter], reference: Adapter, limit: float, notes: list[str]) -> dict[str, Adapter]:
-    kept: dict[str, Adapter] = {}
-    for client, update in updates.items():
-        found = regauged(update, reference, anchors={})
-        worst = max(found.distance, found.spill, found.lost)
-        if worst > limit:
-            notes.append(
-                f"{client}: left out, its A has little of the A that the round started from ({worst:.3g} of 1 away)"
+def _regauge(cohort: _Cohort, reference: Adapter, anchors: Mapping[str, Factor], *, limit: float) -> None:
+    reasons = {}
+    for client, update in cohort.updates.items():
+        found = regauged(update, reference, anchors=anchors)
+        cohort.updates[client] = found.adapter
+        if found.distance > limit:
+            reasons[client] = f"{found.distance:.3g} away from the round's start in any gauge; the limit is {limit:g}"
+        elif found.spill > limit:
+            reasons[client] = (
+                f"{found.spill:.3g} away from the round's start in any gauge, as its B sees it; the limit is {limit:g}"
             )
-        else:
-            kept[client] = found.adapter
-    return kept
+        elif found.lost > _MAX_LOST:
+            reasons[client] = f"{100 * found.lost:.2g} % of its product cannot be written near the round's start"
+    cohort.leave_out(reasons)
 
 
-def _clipped(updates: Mapping[str, Adapter], reference: Adapter, clip: float, notes: list[str]) -> dict[str, Adapter]:
-    lines = {client: line_of(update, reference) for client, update in updates.items()}
-    norms = {client: math.sqrt(max(0.0, line.square_at(1.0))) for client, line in lines.items()}
-    middle = median(norms.values())
-    kept = dict(updates)
-    for client, norm in norms.items():
-        if norm > clip * middle:
-            share = _share_within(lines[client], clip * middle)
-            kept[client] = _pulled_back(updates[client], reference, share)
-            times = f"{norm / middle:.3g} times the median" if middle > 0 else "where the median did not change"
-            notes.append(f"{client}: pulled back to {share:.3g} of its way, it changed {times}")
-    return kept
+def _clip(cohort: _Cohort, reference: Adapter, *, limit: float | None) -> None:
+    """Leave out the updates whose norms overflow, and pull the others back to `limit` times the median norm."""
+    moves = {client: move_of(update, reference) for client, update in cohort.updates.items()}
+    norms = {client: move.norm() for client, move in moves.items()}
+    cohort.leave_out({client: "its product overflows" for client, norm in norms.items() if not math.isfinite(norm)})
+    if limit is None:
+        return
+    middle = median(norms[client] for client in cohort.updates)
+    for client, update in cohort.updates.items():
+        if norms[client] > limit * middle:
+            share = moves[client].share_within(limit * middle)
+            cohort.updates[client] = pulled_back(update, reference, share)
+            times = f"{norms[client] / middle:.3g} times the median" if middle > 0 else "while most did not move"
+            cohort.notes.append(f"{client}: clipped to {limit:g} times the median, its product moved {times}")
 
 
-def _share_within(line: Line, limit: float) -> float:
-    """Return the g in [0, 1) with |g X + g^2 Y| = limit; at g = 1 it is larger."""
-    low, high = 0.0, 1.0
-    for _ in range(_NUM_BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if line.square_at(middle) < limit**2 else (low, middle)
-    return low
-
-
-def _pulled_back(update: Adapter, reference: Adapter, share: float) -> Adapter:
-    def towards(start: Tensor, end: Tensor) -> Tensor:
-        wide = torch.promote_types(end.dtype, torch.float32)
-        return torch.lerp(start.to(end.device, wide), end.to(wide), share)
-
-    def pull_layer(path: str, layer: LoraLayer) -> LoraLayer:
-        start, whole = Start(reference, path, layer), reference.layers[path]
-        pulled = replace(layer, A=towards(start.A, layer.A), B=towards(start.B, layer.B))
-        if layer.bias is not None and whole.bias is not None:
-            pulled = replace(pulled, bias=towards(whole.bias * (whole.scaling / layer.scaling), layer.bias))
-        if layer.magnitude is not None and whole.magnitude is not None:
-            pulled = replace(pulled, magnitude=towards(whole.magnitude, layer.magnitude))
-        return pulled
-
-    return transformed(update, layer=pull_layer, dense=lambda path, tensor: towards(reference.dense[path], tensor))
-
-
-def _selected(
-    updates: Mapping[str, Adapter], reference: Adapter, attackers: int, notes: list[str]
-) -> dict[str, Adapter]:
-    clients = list(updates)
+def _select(cohort: _Cohort, gram: Tensor, *, attackers: int) -> None:
+    clients = list(cohort.updates)
     if len(clients) <= 2 * attackers + 2:
         raise AdapterError(
-            f"{len(clients)} updates; multi_krum with attackers = {attackers} needs at least {2 * attackers + 3}: "
-            "expect fewer attackers, or ask more clients"
+            f"{len(clients)} updates for Multi-Krum against {attackers} attackers; expected more than "
+            f"{2 * attackers + 2}: wait for more clients, or expect fewer attackers"
         )
-    gram = gram_of_changes(updates, reference)
-    own = gram.diagonal()
-    order = krum_order((own[:, None] + own[None, :] - 2 * gram).clamp_min(0), attackers=attackers)
-    left_out = sorted(order[len(clients) - attackers :])
-    notes += [f"{clients[index]}: left out, the updates nearest to it are far (multi_krum)" for index in left_out]
-    return {client: updates[client] for index, client in enumerate(clients) if index not in left_out}
-
-
-def _median_weights(
-    updates: Mapping[str, Adapter], p: Mapping[str, float], reference: Adapter, notes: list[str]
-) -> dict[str, float]:
-    gram = gram_of_changes(updates, reference)
-    weights = geometric_median_weights(gram, torch.tensor(list(p.values()), dtype=torch.float64)).tolist()
-    found = dict(zip(p, weights, strict=True))
-    notes.append("weights by the geometric median: " + ", ".join(f"{name} {found[name]:.3g}" for name in found))
-    return found
+    scores = dict(zip(clients, krum_scores(gram, attackers=attackers), strict=True))
+    middle = median(scores.values())
+    # Of equal scores the first client counts, in the order that all else is done in.
+    worst = sorted(clients, key=scores.__getitem__)[len(clients) - attackers :]
+    cohort.leave_out(
+        {
+            client: f"its Multi-Krum score is {scores[client] / middle:.3g} times the median"
+            if middle > 0
+            else "its Multi-Krum score is among the largest"
+            for client in clients
+            if client in worst
+        }
+    )
