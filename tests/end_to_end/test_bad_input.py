@@ -67,11 +67,11 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     run_file: RunFile, tmp_path: Path, fedlora: Command
 ) -> None:
     """The limit on a file's size stands in for a full disk: the adapter no longer fits, the small files do."""
-    run = run_file("federation.rounds=1")
+    run = run_file("federation.rounds=1", "lora.rank=16")
     script = (
         "import resource, signal, sys; from fedlora.cli.main import main;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000));"
         f"sys.argv = ['fedlora', 'simulate', {str(run)!r}, '--out', 'out', '--workers', '1']; main()"
     )
     done = subprocess.run(
