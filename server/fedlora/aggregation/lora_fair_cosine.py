@@ -75,7 +75,8 @@ class LoraFairCosine:
 
         It takes the memory of all clients' pairs of this layer, for |M|. Where the mean product does
         not point towards M at all, <M, mean_B mean_A> <= 0, there is no such minimum nearby; the means are
-        returned, and the note says so.
+        returned, and the note says so. It also names the least-squares solution, which is returned where the
+        objective only falls towards B' = 0.
         """
         mean_A, mean_B = update.mean_A.double(), update.mean_B.double()
         P, Q = update.stacked()
@@ -86,6 +87,7 @@ class LoraFairCosine:
         square_M = max(product_square(P, Q) + float((mean_B * (M_A + N)).sum()), 0.0)
         if square_M == 0 or float((M_A * mean_B).sum()) <= 0:
             return Combined(update.mean_A, update.mean_B, note="the plain mean: it does not point towards the update")
+        note = ""
         if self.solver == "sgd":
             M = update.mean_B @ update.mean_A + P @ Q
             B = correct_by_sgd(
@@ -100,8 +102,8 @@ class LoraFairCosine:
             )
             tau = float((M_A * B.double()).sum() / ((B.double().T @ B.double()) * G).sum())
         else:
-            B, tau = _solve(M_A, mean_A, mean_B, G, norm_M=math.sqrt(square_M), penalty=self.penalty)
-        return Combined(update.mean_A, B * tau if self.repairs_scale else B)
+            B, tau, note = _solve(M_A, mean_A, mean_B, G, norm_M=math.sqrt(square_M), penalty=self.penalty)
+        return Combined(update.mean_A, B * tau if self.repairs_scale else B, note=note)
 
     def fit(self, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """Return the first rows of A, and B solved again for them."""
@@ -110,8 +112,8 @@ class LoraFairCosine:
 
 def _solve(
     M_A: Tensor, mean_A: Tensor, mean_B: Tensor, G: Tensor, *, norm_M: float, penalty: float
-) -> tuple[Tensor, float]:
-    """Return the best B' (out_features, rank) and its tau, all in float64.
+) -> tuple[Tensor, float, str]:
+    """Return the best B' (out_features, rank) and its tau, all in float64, and a note where there is no best.
 
     The gradient is zero where B' = (M A^T + rho B_)(tau G + rho I)^-1 with tau = <M, X> / |X|^2,
     rho = 2 lambda |M| |X|, X = B' A_. With mu = rho / tau, t = 1 / tau and the eigenvectors V of G,
@@ -127,11 +129,7 @@ def _solve(
         G: mean_A mean_A^T.
     """
     if penalty == 0:
-        # Any positive multiple of the projection of M is optimal: of these the nearest to mean_B, if there is one.
-        B = RidgeSolver(mean_A, ridge=0.0).solve(M_A)
-        factor = float((B * mean_B).sum() / B.square().sum())
-        B = B * factor if factor > 0 else B
-        return B, float((M_A * B).sum() / ((B.T @ B) * G).sum())
+        return _solve_without_penalty(M_A, mean_A, mean_B, G)
     w, V = torch.linalg.eigh(G)
     w = w.clamp_min(0)
     Y, Z = M_A @ V, mean_B @ V
@@ -160,8 +158,10 @@ def _solve(
     is_above = excess(grid) > 0
     crossings = torch.nonzero(is_above[1:] != is_above[:-1]).flatten()
     if len(crossings) == 0:
-        # A penalty beyond the scanned decades: the optimum is the mean, or its limit at no penalty, to 14 digits.
-        crossings = torch.tensor([0 if is_above[0] else len(grid) - 2], device=w.device)
+        # A penalty beyond the scanned decades: the optimum is that without one, or the mean, to 14 digits.
+        if is_above[0]:
+            return _solve_without_penalty(M_A, mean_A, mean_B, G)
+        crossings = torch.tensor([len(grid) - 2], device=w.device)
     low, high = grid[crossings].log(), grid[crossings + 1].log()
     low_is_above = is_above[crossings]
     for _ in range(_NUM_BISECTIONS):
@@ -172,4 +172,16 @@ def _solve(
     t, _, objective = state(mu)
     best = int(objective.argmin())
     B = ((t[best] * Y + mu[best] * Z) / (w + mu[best])) @ V.T
-    return B, float(1 / t[best])
+    return B, float(1 / t[best]), ""
+
+
+def _solve_without_penalty(M_A: Tensor, mean_A: Tensor, mean_B: Tensor, G: Tensor) -> tuple[Tensor, float, str]:
+    """Return B', its tau and a note for the cosine alone, whose optimum is any positive multiple of M's projection.
+
+    Of these it is the nearest to mean_B. Where they come nearer only by shrinking to nothing, it is the projection.
+    """
+    B = RidgeSolver(mean_A, ridge=0.0).solve(M_A)
+    factor = float((B * mean_B).sum() / B.square().sum())
+    note = "" if factor > 0 else "least squares: the cosine's best B points away from the mean of B"
+    B = B * factor if factor > 0 else B
+    return B, float((M_A * B).sum() / ((B.T @ B) * G).sum()), note
