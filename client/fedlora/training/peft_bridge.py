@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from fedlora.adapters import Adapter
-from fedlora.adapters.keys import to_state_dict
+from fedlora.adapters.keys import factor_of, to_state_dict
 from fedlora.adapters.peft_format import from_state_dict
 from fedlora.adapters.settings import SHAPE_KEYS, plain_config
 from fedlora.common.config import LoraSection
@@ -98,7 +98,7 @@ class ResidentModel:
         self._config |= {key: adapter.config[key] for key in SHAPE_KEYS if key in adapter.config}
         self._shapes = {name: tensor.shape for name, tensor in given.items()}
         for name, parameter in self._named.items():
-            parameter.requires_grad_(all(factor in trains for factor in _factor(name)))
+            parameter.requires_grad_(all(factor in trains for factor in factor_of(name)))
             if parameter.shape != self._shapes[name]:
                 parameter.zero_()
             self._filled(name).copy_(given[name])
@@ -221,15 +221,9 @@ def _is_match(path: str, targets: tuple[str, ...]) -> bool:
     return any(path == target or path.endswith(f".{target}") for target in targets)
 
 
-def _factor(name: str) -> str:
-    """Return "A" or "B" for a tensor of a pair, nothing for one that is trained whole."""
-    found = re.search(r"\.lora_(?:embedding_)?([AB])(?:\.weight)?$", name)
-    return found[1] if found else ""
-
-
 def _fits_into(name: str, found: torch.Size, whole: torch.Size) -> bool:
     """Return whether a tensor has the parameter's shape, or that of a smaller rank."""
-    rank_axis = {"A": 0, "B": 1}.get(_factor(name))
+    rank_axis = {"A": 0, "B": 1}.get(factor_of(name))
     if len(found) != len(whole):
         return False
     return all(n == m or (axis == rank_axis and n < m) for axis, (n, m) in enumerate(zip(found, whole, strict=True)))

@@ -31,6 +31,10 @@ class LoraLayer:
     def rank(self) -> int:
         return self.A.shape[0]
 
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that the layer has."""
+        return [tensor for tensor in (self.A, self.B, self.bias, self.magnitude) if tensor is not None]
+
     def shapes(self) -> str:
         """Return both shapes in words, for messages: `A (8, 768), B (768, 8)`."""
         return f"A {tuple(self.A.shape)}, B {tuple(self.B.shape)}"
@@ -68,5 +72,5 @@ class Adapter:
     def size_bytes(self) -> int:
         """Return the bytes that all tensors take."""
         pairs = [layer for layers in (self.outline, self.base_change) for layer in layers.values()]
-        parts = [part for layer in pairs for part in (layer.A, layer.B, layer.bias, layer.magnitude)]
-        return sum(tensor.nbytes for tensor in (*parts, *self.dense_outline.values()) if tensor is not None)
+        parts = [tensor for layer in pairs for tensor in layer.tensors()]
+        return sum(tensor.nbytes for tensor in (*parts, *self.dense_outline.values()))

@@ -15,6 +15,7 @@ _PART_OF_A_LAYER = re.compile(
     r"(?P<path>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.default)?(\.(?P<leaf>weight|bias))?"
 )
 _BASE_CHANGE = re.compile(r"base_change\.(?P<path>.+)\.(?P<part>A|B|embedding_A|embedding_B)")
+_FACTOR = re.compile(r"\.lora_(?:embedding_([AB])|([AB])\.weight)$")
 _PARTS = {
     ("A", "weight"): "A",
     ("B", "weight"): "B",
@@ -85,7 +86,7 @@ def layer_from(
         if key not in parts:
             raise AdapterError(f"{origin}: {path} has no lora_{key}; a LoRA layer needs both A and B")
     A, B = read(parts[key_A]), read(parts[key_B])
-    check_shapes(path, A.shape, B.shape, origin=origin)
+    _check_shapes(path, A.shape, B.shape, origin=origin)
     bias, magnitude = (read(parts[part]) if part in parts else None for part in ("bias", "magnitude"))
     for what, vector in (("lora_B.bias", bias), ("lora_magnitude_vector", magnitude)):
         if vector is not None and vector.shape != B.shape[:1]:
@@ -95,7 +96,7 @@ def layer_from(
     return LoraLayer(A, B, scaling(A.shape[0]), bias, magnitude, is_embedding)
 
 
-def check_shapes(path: str, A: Iterable[int], B: Iterable[int], *, origin: str) -> None:
+def _check_shapes(path: str, A: Iterable[int], B: Iterable[int], *, origin: str) -> None:
     """Check that the shapes of A and B are those of one linear or embedding layer.
 
     Raises:
@@ -108,6 +109,12 @@ def check_shapes(path: str, A: Iterable[int], B: Iterable[int], *, origin: str) 
         )
     if len(A) != 2 or len(B) != 2 or A[0] != B[1] or A[0] == 0:
         raise AdapterError(f"{origin}: {path} has A {A}, B {B}; expected A (rank, in_features), B (out_features, rank)")
+
+
+def factor_of(key: str) -> str:
+    """Return "A" or "B" for the key of a pair's factor as PEFT saves it, nothing for that of any other tensor."""
+    found = _FACTOR.search(key)
+    return found[1] or found[2] if found else ""
 
 
 def to_state_dict(adapter: Adapter) -> dict[str, Tensor]:

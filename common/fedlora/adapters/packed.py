@@ -10,7 +10,7 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 
 from fedlora.adapters.adapter import Adapter
-from fedlora.adapters.keys import to_state_dict
+from fedlora.adapters.keys import factor_of, to_state_dict
 from fedlora.adapters.peft_format import check_scaling, from_state_dict, json_object
 from fedlora.common.errors import AdapterError
 
@@ -30,7 +30,7 @@ def pack(adapter: Adapter, *, without: str = "") -> bytes:
     check_scaling(adapter)
     tensors = to_state_dict(adapter)
     if without:
-        tensors = {key: tensor for key, tensor in tensors.items() if not _is_factor(key, without)}
+        tensors = {key: tensor for key, tensor in tensors.items() if factor_of(key) != without}
     text = json.dumps(dict(adapter.config))  # In its own order, on which the alpha of a layer may depend.
     # One entry and no more: safetensors writes several in an order that differs from call to call.
     return write_tensors(tensors, metadata={_METADATA_KEY: text})
@@ -52,7 +52,7 @@ def unpack(raw: bytes, *, without: str = "", frozen: Adapter | None = None) -> A
         tensors = read_tensors(raw)
     except (SafetensorError, KeyError) as error:
         raise AdapterError(f"{len(raw):,} bytes that are not a safetensors file ({error})") from error
-    if without and (untrained := sorted(key for key in tensors if _is_factor(key, without))):
+    if without and (untrained := sorted(key for key in tensors if factor_of(key) == without)):
         raise AdapterError(f"packed adapter: {untrained[0]}, of a factor that was not to be trained or sent")
     return from_state_dict(tensors, config, origin="packed adapter", frozen=frozen if without else None)
 
@@ -74,7 +74,3 @@ def packed_config(raw: bytes) -> dict[str, object]:
             f"{len(raw):,} bytes without the header of a packed adapter ({type(error).__name__}: {error})"
         ) from error
     return json_object(config, origin="packed adapter")
-
-
-def _is_factor(key: str, side: str) -> bool:
-    return key.endswith((f".lora_{side}.weight", f".lora_embedding_{side}"))

@@ -3,9 +3,10 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from safetensors.torch import save as write_tensors
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from fedlora.adapters.adapter import Adapter, LoraLayer
 from fedlora.adapters.concatenation import with_base_change_inside
 from fedlora.adapters.keys import Layout, layer_from, layout_of, to_state_dict
+from fedlora.adapters.on_demand import OnDemand
 from fedlora.adapters.settings import SCALING_KEYS, plain_config, scaling_of
 from fedlora.adapters.tensor_file import TensorFile
 from fedlora.common.errors import AdapterError
@@ -21,8 +23,6 @@ from fedlora.common.files import write_file
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 _PICKLED_FILE = "adapter_model.bin"
-
-Value = TypeVar("Value")
 
 
 class HasToDict(Protocol):
@@ -66,15 +66,19 @@ def open_adapter(folder: str | Path) -> Adapter:
     config, tensors = _read_config(folder / CONFIG_FILE), _open_tensors(folder)
     layout = layout_of(tensors.shapes, origin=str(tensors.path))
     _refuse_unsupported(config, origin=str(folder / CONFIG_FILE))
-    layer = _layer_reader(layout, tensors.read, config, origin=str(tensors.path))
-    # The shapes come from the file's header: what does not fit is found before a tensor is read.
-    outline = _OnDemand(tuple(layout.layers), _layer_reader(layout, tensors.empty, config, origin=str(tensors.path)))
-    for path in outline:
-        outline[path]
-    dense_outline = _OnDemand(tuple(layout.dense), lambda path: tensors.empty(layout.dense[path]))
+    # The shapes come from the file's header: what does not fit is found here, before a tensor is read.
+    described = _layer_reader(layout, tensors.empty, config, origin=str(tensors.path))
+    scalings = {path: described(path).scaling for path in layout.layers}
+
+    def layer(read: Callable[[str], Tensor], path: str) -> LoraLayer:
+        return layer_from(path, layout.layers[path], read, lambda _rank: scalings[path], origin=str(tensors.path))
+
+    def dense(read: Callable[[str], Tensor], path: str) -> Tensor:
+        return read(layout.dense[path])
+
     return Adapter(
-        _OnDemand(tuple(layout.layers), layer, outline),
-        _OnDemand(tuple(layout.dense), lambda path: tensors.read(layout.dense[path]), dense_outline),
+        OnDemand(layout.layers, partial(layer, tensors.read), OnDemand(layout.layers, partial(layer, tensors.empty))),
+        OnDemand(layout.dense, partial(dense, tensors.read), OnDemand(layout.dense, partial(dense, tensors.empty))),
         config,
     )
 
@@ -146,31 +150,6 @@ def json_object(content: object, *, origin: str) -> dict[str, object]:
     if not isinstance(content, dict):
         raise AdapterError(f"{origin}: the configuration is {type(content).__name__}; expected a JSON object")
     return content
-
-
-class _OnDemand(Mapping[str, Value]):
-    """A mapping whose values are made whenever they are asked for."""
-
-    def __init__(
-        self, keys: tuple[str, ...], make: Callable[[str], Value], outline: "_OnDemand[Value] | None" = None
-    ) -> None:
-        self._keys = keys
-        self._make = make
-        self.outline = outline or self
-
-    def __getitem__(self, key: str) -> Value:
-        if key not in self._keys:
-            raise KeyError(key)
-        return self._make(key)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
 
 
 def _layer_reader(

@@ -132,7 +132,7 @@ class LoraSection(Section):
 
     def rank_of(self, client: str) -> int:
         """Return the most rank that a layer of `client` has."""
-        return self.client_ranks.get(client, max(self.rank, *self.rank_pattern.values(), 0))
+        return self.client_ranks.get(client, max([self.rank, *self.rank_pattern.values()]))
 
 
 class TrainSection(Section):

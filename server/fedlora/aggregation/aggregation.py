@@ -1,10 +1,9 @@
 """From the clients' updates to the global adapter: check that they fit, average, let the method combine, measure."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,11 +11,12 @@ from torch import Tensor
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.adapters.settings import fitted_config
 from fedlora.aggregation.base_change import accumulated
+from fedlora.aggregation.beside import all_paths, mean_dense, mean_of_owners, refuse_spoilers
 from fedlora.aggregation.lora_fair import LoraFair
 from fedlora.aggregation.method import Combined, Method
 from fedlora.aggregation.report import Measured, measure_layer, summarise
 from fedlora.aggregation.robust import Robust, admitted
-from fedlora.aggregation.updates import CentredUpdate, LayerUpdates, centre, weighted_mean, working_dtype
+from fedlora.aggregation.updates import CentredUpdate, LayerUpdates, centre, working_dtype
 from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.errors import AdapterError
 
@@ -81,7 +81,7 @@ def aggregate(
     changes: dict[str, LoraLayer] = dict(reference.base_change) if reference else {}
     measured: dict[str, Measured] = {}
     outlines = {client: updates[client].outline for client in p}
-    for path in _paths([*([reference.layers] if reference else []), *outlines.values()]):
+    for path in all_paths([*([reference.layers] if reference else []), *outlines.values()]):
         start = reference.layers.get(path) if reference else None
         owners = {client: outlines[client][path] for client in p if path in outlines[client]}
         if not owners and start is not None:
@@ -100,7 +100,7 @@ def aggregate(
             if measure:
                 measured[path] = _measure(update, combined, like)
     config = reference.config if reference is not None else _config(updates, layers)
-    adapter = Adapter(layers, _mean_dense(updates, p=p, reference=reference), config, changes)
+    adapter = Adapter(layers, mean_dense(updates, p=p, reference=reference), config, changes)
     return Aggregate(adapter, summarise(method.name, measured, notes=notes))
 
 
@@ -118,10 +118,6 @@ def _normalised(weights: Mapping[str, float] | None, *, clients: Sequence[str]) 
     largest = max(weights.values())  # The sum of very large weights would overflow.
     total = math.fsum(weights[client] / largest for client in clients)
     return {client: weights[client] / largest / total for client in clients}
-
-
-def _paths(mappings: Iterable[Mapping[str, object]]) -> list[str]:
-    return list(dict.fromkeys(path for mapping in mappings for path in mapping))
 
 
 def _largest(owners: Mapping[str, LoraLayer]) -> LoraLayer:
@@ -172,7 +168,7 @@ def _centred(
     ranks = [layer.rank for layer in owners.values()]
     update = centre(LayerUpdates(tuple(shares.values()), ranks, read, A, B))
     if not (update.mean_A.isfinite().all() and update.mean_B.isfinite().all()):
-        _refuse_spoilers(path, clients, lambda client: read(clients.index(client)))
+        refuse_spoilers(path, clients, lambda client: read(clients.index(client)))
     return update
 
 
@@ -224,7 +220,7 @@ def _result(
                 return vector.to(working_dtype([vector])) * (layer.scaling / like.scaling)
             return vector
 
-        return _mean_of_owners(f"{path}.{name}", clients, read, p=p) if clients else None
+        return mean_of_owners(f"{path}.{name}", clients, read, p=p) if clients else None
 
     device = _home(owners)
     dtype = working_dtype([tensor for layer in owners.values() for tensor in (layer.A, layer.B)])
@@ -255,51 +251,3 @@ def _config(updates: Mapping[str, Adapter], layers: Mapping[str, LoraLayer]) -> 
         client: max((layer.rank for layer in updates[client].outline.values()), default=0) for client in sorted(updates)
     }
     return fitted_config(updates[max(ranks, key=ranks.__getitem__)].config, layers)
-
-
-def _mean_dense(
-    updates: Mapping[str, Adapter], *, p: Mapping[str, float], reference: Adapter | None
-) -> dict[str, Tensor]:
-    """Return the dense tensors' weighted means, each over the clients that have it."""
-    found: dict[str, Tensor] = {}
-    for path in _paths([*([reference.dense] if reference else []), *(updates[client].dense for client in p)]):
-        owners = [client for client in p if path in updates[client].dense]
-        if owners:
-            found[path] = _mean_of_owners(path, owners, partial(_dense_of, updates, path), p=p)
-        elif reference is not None:
-            found[path] = reference.dense[path]
-    return found
-
-
-def _dense_of(updates: Mapping[str, Adapter], path: str, client: str) -> Tensor:
-    return updates[client].dense[path]
-
-
-def _mean_of_owners(
-    path: str, owners: Sequence[str], read: Callable[[str], Tensor], *, p: Mapping[str, float]
-) -> Tensor:
-    """Return the weighted mean of one tensor over the clients that have it, which are read one by one."""
-    shape = read(owners[0]).shape
-
-    def tensors() -> Iterator[Tensor]:
-        for client in owners:
-            tensor = read(client)
-            if tensor.shape != shape:
-                raise AdapterError(
-                    f"{path}: {tuple(shape)} against {tuple(tensor.shape)} ({owners[0]} against {client}); "
-                    "all must train tensors of one shape"
-                )
-            yield tensor
-
-    mean = weighted_mean(tensors(), p=[p[client] for client in owners])
-    if not mean.isfinite().all():
-        _refuse_spoilers(path, owners, lambda client: (read(client),))
-    return mean
-
-
-def _refuse_spoilers(path: str, owners: Sequence[str], read: Callable[[str], tuple[Tensor, ...]]) -> None:
-    """Raise AdapterError for a mean that is not finite, naming the clients whose own values are not."""
-    spoilers = [client for client in owners if not all(tensor.isfinite().all() for tensor in read(client))]
-    if not spoilers:
-        raise AdapterError(f"{path}: values so large that their differences overflow; leave out the largest updates")
-    raise AdapterError(f"{path}: values that are not finite, from {', '.join(spoilers)}; leave these updates out")

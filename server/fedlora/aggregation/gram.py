@@ -1,4 +1,4 @@
-"""Norms and inner products of products, from the Gram matrices of their factors: no product is formed."""
+"""The norm of a product, from the Gram matrices of its factors: the product is not formed."""
 
 from torch import Tensor
 
@@ -19,8 +19,3 @@ def product_square(left: Tensor, right: Tensor) -> float:
         product = (left[:, block].T @ left[:, start:]).double() * (right[block] @ right[start:].T).double()
         total += float(2 * product.sum() - product[:, :_BLOCK].sum())
     return total
-
-
-def product_inner(left: Tensor, right: Tensor, other_left: Tensor, other_right: Tensor) -> float:
-    """Return <left @ right, other_left @ other_right>."""
-    return float(((left.T @ other_left).double() * (right @ other_right.T).double()).sum())

@@ -17,7 +17,7 @@ client of a smaller rank started from the first rows of A and columns of B.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -174,13 +174,6 @@ def misfit(update: Adapter, reference: Adapter) -> str:
         if tensor.shape != reference.dense[path].shape:
             return f"{path}: {tuple(tensor.shape)} against {tuple(reference.dense[path].shape)} of the round's start"
     return ""
-
-
-def tensors_of(layer: LoraLayer) -> Iterator[Tensor]:
-    """Yield the tensors that a layer has."""
-    for tensor in (layer.A, layer.B, layer.bias, layer.magnitude):
-        if tensor is not None:
-            yield tensor
 
 
 def _vectors(layer: LoraLayer, start: LoraLayer) -> dict[str, tuple[Tensor, Tensor, float]]:

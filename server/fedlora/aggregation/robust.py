@@ -22,7 +22,7 @@ from torch import Tensor
 from fedlora.adapters import Adapter
 from fedlora.aggregation.gauge import anchor_of, regauged
 from fedlora.aggregation.method import Factor
-from fedlora.aggregation.products import misfit, move_of, product_gram, pulled_back, start_of, tensors_of
+from fedlora.aggregation.products import misfit, move_of, product_gram, pulled_back, start_of
 from fedlora.aggregation.selection import geometric_median, krum_scores
 from fedlora.common.errors import AdapterError
 
@@ -158,7 +158,7 @@ def _checked(cohort: _Cohort, reference: Adapter, robust: Robust) -> dict[str, F
             reasons[client] = found
             continue
         for path, layer in update.layers.items():
-            if not all(map(_is_sound, tensors_of(layer))):
+            if not all(map(_is_sound, layer.tensors())):
                 reasons[client] = f"{path} holds values that are not finite or beyond {_MAX_VALUE:g}"
                 break
             if robust.regauge:

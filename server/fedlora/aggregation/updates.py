@@ -16,8 +16,8 @@ class LayerUpdates:
         ranks: each client's rank, at most that of the result.
         read: returns A_i (rank_i, in_features) and B_i (out_features, rank_i) of the i-th client, in `dtype`, with
             the client's scaling over the result's folded into B_i.
-        A, B: what a row of A and a column of B are that no client has: those of the round's start, or zero; the
-            result's shapes (rank, in_features) and (out_features, rank) are theirs.
+        A: what a row of A is that no client has, that of the round's start or zero: (rank, in_features), as the result.
+        B: for its shape, (out_features, rank): a column that no client has is zero.
     """
 
     p: Sequence[float]
@@ -36,10 +36,14 @@ class LayerUpdates:
 
         P = [B_1, .., B_K] (out_features, sum of ranks) and Q = [p_1 A_1; ..; p_K A_K] (sum of ranks, in_features).
         """
+        return self.stack(self)
+
+    def stack(self, pairs: Iterable[tuple[float, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return [B_1, ..] and [p_1 A_1; ..] of `pairs`, which have the shapes of the clients' own."""
         total = sum(self.ranks)
         P, Q = self.B.new_empty(self.B.shape[0], total), self.A.new_empty(total, self.A.shape[1])
         start = 0
-        for weight, A, B in self:
+        for weight, A, B in pairs:
             rows = slice(start, start + A.shape[0])
             P[:, rows] = B
             torch.mul(A, weight, out=Q[rows])
@@ -100,16 +104,7 @@ class CentredUpdate:
         P = [B_1 - owned_B, .., B_K - owned_B] (out_features, sum of ranks) and
         Q = [p_1 (A_1 - mean_A); ..; p_K (A_K - mean_A)] (sum of ranks, in_features).
         """
-        total = sum(self.updates.ranks)
-        P = self.mean_B.new_empty(self.mean_B.shape[0], total)
-        Q = self.mean_A.new_empty(total, self.mean_A.shape[1])
-        start = 0
-        for weight, A, B in self.updates:
-            rank = A.shape[0]
-            torch.sub(B, self.owned_B[:, :rank], out=P[:, start : start + rank])
-            torch.sub(A, self.mean_A[:rank], out=Q[start : start + rank]).mul_(weight)
-            start += rank
-        return P, Q
+        return self.updates.stack(self.deviations())
 
 
 def centre(updates: LayerUpdates) -> CentredUpdate:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fedlora.adapters import Adapter, open_adapter, save_adapter, with_base_change_inside
+from fedlora.adapters.keys import to_state_dict
 from fedlora.adapters.peft_format import CONFIG_FILE, TENSOR_FILE
 from fedlora.adapters.settings import SHAPE_KEYS
 from fedlora.aggregation import Aggregate, Method, aggregate
@@ -102,7 +103,7 @@ def run_aggregate(options: Options) -> None:
         out=str(options.out),
         smallest_rank=min(ranks),
         largest_rank=max(ranks),
-        num_tensors=_num_tensors(adapter),
+        num_tensors=len(to_state_dict(adapter)),
         size_bytes=(options.out / TENSOR_FILE).stat().st_size,
         rank_limit=limit,
         report=result.report,
@@ -168,11 +169,6 @@ def _nothing_left_on_failure(out: Path) -> Iterator[None]:
             with suppress(OSError):
                 folder.rmdir()
         raise
-
-
-def _num_tensors(adapter: Adapter) -> int:
-    parts = [part for layer in adapter.layers.values() for part in (layer.bias, layer.magnitude)]
-    return 2 * len(adapter.layers) + sum(part is not None for part in parts) + len(adapter.dense)
 
 
 def _print_outcome(outcome: Outcome, method: Method) -> None:

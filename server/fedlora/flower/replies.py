@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.lib import format as npy
 from torch import Tensor
 
+from fedlora.adapters.keys import factor_of
 from fedlora.common.errors import AdapterError, FedloraError, RunError
 from fedlora.server.admission import MAX_VALUE
 
@@ -110,7 +111,7 @@ def read_update(
         raise AdapterError(f"{len(extra)} extra keys, the first {extra[0]}; expected the LoRA tensors that were sent")
     tensors = {key: _tensor(key, arrays[key], shape=tuple(like.shape)) for key, like in sent.items()}
     for factor in {"A", "B"} - set(trains):
-        for key in (key for key in sent if key.endswith((f".lora_{factor}.weight", f".lora_embedding_{factor}"))):
+        for key in (key for key in sent if factor_of(key) == factor):
             if bool(((tensors[key] - sent[key]).abs() > _ROUNDING * sent[key].abs() + _SMALLEST).any()):
                 raise AdapterError(
                     f"{key} has changed, and this round trains {', '.join(trains)} only; "

@@ -78,7 +78,6 @@ class LoraStrategy:
         self._config = config
         self._method = method
         self._robust = robust
-        self._regauges = robust is not None and robust.regauge
         self._folder = folder
         self._num_sites = num_sites
         self._command = command
@@ -188,7 +187,8 @@ class LoraStrategy:
                 refused[answer.key] = str(refusal)
             self._listener(UpdateArrived(number, answer.key, refused.get(answer.key, ""), _loss(answer.content)))
         limit = self._config.federation.norm_limit
-        far = outliers(updates, references=starts, norm_limit=limit, by_factors=not self._regauges)
+        regauges = self._robust is not None and self._robust.regauge
+        far = outliers(updates, references=starts, norm_limit=limit, by_factors=not regauges)
         for client, outlier in far.items():
             del updates[client]
             refused[client] = str(outlier)
