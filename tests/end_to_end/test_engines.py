@@ -1,6 +1,7 @@
 """One run, whatever carries it: the same adapter, bit for bit."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,8 +30,10 @@ def test_any_number_of_workers_gives_the_same_adapter(run_file: RunFile, tmp_pat
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 def test_flowers_engine_on_ray_gives_the_same_adapter(run_file: RunFile, tmp_path: Path, with_one_worker: str) -> None:
     pytest.importorskip("ray")
+    level = logging.getLogger("flwr").level
     simulate(run_file(), out=tmp_path / "ray", engine="ray", num_workers=2)
     assert adapter_sha256(tmp_path / "ray") == with_one_worker
+    assert logging.getLogger("flwr").level == level, "Flower stays muted in this process"
 
 
 def test_another_seed_gives_another_adapter(run_file: RunFile, tmp_path: Path, with_one_worker: str) -> None:

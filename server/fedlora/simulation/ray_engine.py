@@ -46,10 +46,13 @@ def run_on_ray(
         raise ConfigError("--engine ray needs Ray; pip install 'fedlora[ray]'") from error
     from flwr.simulation import run_simulation
 
-    # Flower announces each of its phases, and that `run_simulation` will give way to `flwr run`.
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    num_gpus = _start_ray(ray, num_workers)
+    # Flower announces each of its phases, and that `run_simulation` will give way to `flwr run`. What the same process
+    # does with Flower afterwards, such as a strategy of its own, is to be heard again.
+    flower_log = logging.getLogger("flwr")
+    level = flower_log.level
+    flower_log.setLevel(logging.ERROR)
     try:
+        num_gpus = _start_ray(ray, num_workers)
         client_app = ResidentApp(ray.put(make_client_app))
         resources: dict[str, ConfigRecordValues] = {"num_cpus": 1, "num_gpus": 1.0 if num_gpus else 0.0}
         run_simulation(
@@ -60,6 +63,7 @@ def run_on_ray(
         )
     finally:
         ray.shutdown()
+        flower_log.setLevel(level)
 
 
 class ResidentApp(ClientApp):
