@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedlora.common.errors import StoreError
-from fedlora.common.files import sha256_of, write_file
+from fedlora.common.files import open_replacing, sha256_of, write_file
 
 # A limit on a file's size fails like a full disk: in the middle of a write, after some bytes.
 WRITE_BEYOND_THE_LIMIT = """
@@ -95,6 +95,34 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
 def test_a_temporary_file_of_a_killed_process_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "file.tmp").write_bytes(b"torn")
     write_file(tmp_path / "file", b"whole")
+    assert entries(tmp_path) == ["file"]
+
+
+def test_a_file_written_in_parts_appears_whole_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file"
+    with open_replacing(path, size_bytes=5) as file:
+        file.seek(3)
+        file.write(b"de")
+        file.seek(0)
+        file.write(b"abc")
+        assert entries(path.parent) == ["file.tmp"]
+    assert path.read_bytes() == b"abcde"
+    assert entries(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_the_former_file_and_nothing_beside_it(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    def write_half() -> None:
+        with open_replacing(tmp_path / "file", size_bytes=5) as file:
+            file.write(b"ab")
+            raise error("half")
+
+    (tmp_path / "file").write_bytes(b"former")
+    with pytest.raises(error, match="half"):
+        write_half()
+    assert (tmp_path / "file").read_bytes() == b"former"
     assert entries(tmp_path) == ["file"]
 
 

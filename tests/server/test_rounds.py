@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fedlora.adapters import Adapter, LoraLayer, pack, unpack
 from fedlora.aggregation import FedIT, FlexLora, Flora, LoraFair
-from fedlora.common.messages import Score
-from fedlora.server.rounds import cohort, complete, for_rank, merge_scores, quorum_size, start_of_round
+from fedlora.common.messages import Score, merge_scores
+from fedlora.server.rounds import cohort, complete, for_rank, quorum_size, share, start_of_round
 
 few = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 
@@ -26,9 +26,9 @@ fractions = st.floats(0, 1, exclude_min=True)
 def test_a_cohort_depends_on_seed_and_round_and_not_on_the_order_of_names(
     clients: list[str], fraction: float, seed: int, number: int, shuffle: random.Random
 ) -> None:
-    chosen = cohort(clients, fraction=fraction, seed=seed, round=number)
+    chosen = cohort(clients, size=share(fraction, len(clients)), seed=seed, round=number)
     shuffled = shuffle.sample(clients, len(clients))
-    assert cohort(shuffled, fraction=fraction, seed=seed, round=number) == chosen
+    assert cohort(shuffled, size=share(fraction, len(clients)), seed=seed, round=number) == chosen
     assert list(chosen) == sorted(set(chosen))
     assert set(chosen) <= set(clients)
     assert 1 <= len(chosen) <= len(clients)
@@ -39,15 +39,15 @@ def test_a_cohort_depends_on_seed_and_round_and_not_on_the_order_of_names(
     ("fraction", "size"), [(1.0, 20), (0.5, 10), (0.26, 5), (0.125, 3), (0.1, 2), (0.01, 1), (1e-9, 1)]
 )
 def test_a_cohort_is_the_fraction_rounded_and_at_least_one(fraction: float, size: int) -> None:
-    assert len(cohort(NAMES, fraction=fraction, seed=0, round=1)) == size
+    assert len(cohort(NAMES, size=share(fraction, len(NAMES)), seed=0, round=1)) == size
 
 
 def test_every_client_is_there_with_a_fraction_of_one() -> None:
-    assert cohort(reversed(NAMES), fraction=1.0, seed=0, round=1) == tuple(sorted(NAMES))  # type: ignore[arg-type]
+    assert cohort(reversed(NAMES), size=20, seed=0, round=1) == tuple(sorted(NAMES))  # type: ignore[arg-type]
 
 
 def test_cohorts_differ_from_round_to_round_and_seed_to_seed_and_are_fair() -> None:
-    drawn = [cohort(NAMES, fraction=0.25, seed=seed, round=number) for seed in (0, 1) for number in range(1, 201)]
+    drawn = [cohort(NAMES, size=5, seed=seed, round=number) for seed in (0, 1) for number in range(1, 201)]
     assert len(set(drawn)) > 380
     counts = Counter(name for chosen in drawn for name in chosen)
     assert all(60 <= counts[name] <= 140 for name in NAMES)  # 100 expected, within 4.6 standard deviations

@@ -14,8 +14,9 @@ from fedlora.adapters import Adapter, LoraLayer, load_adapter, pack
 from fedlora.common.aggregation_report import AggregationReport, LayerReport
 from fedlora.common.errors import StoreError
 from fedlora.common.messages import OK, Score, TrainReceipt
+from fedlora.common.packed_file import PackedFile
 from fedlora.server.round_report import CODEC, ClientReport, HeldOutReport, RoundReport
-from fedlora.server.store import RunFolder
+from fedlora.server.store import Plan, RunFolder
 
 CONFIG = {"peft_type": "LORA", "lora_alpha": 8}
 NAMES = ["plain", "two words", "a/b", "a\\b", "..", ".", "größer", "大" * 80, "x" * 300, "", "a.json", "a", "A", "%2F"]
@@ -51,8 +52,8 @@ def report_of(number: int, adapter_sha256: str = "") -> RoundReport:
 def finish_round(folder: RunFolder, number: int) -> RoundReport:
     """Write a whole round, as the strategy does."""
     adapter = adapter_of(number)
-    folder.write_plan(number, ("größer", "b"))
-    folder.write_accepted(receipt_of("größer", number))
+    folder.write_plan(number, Plan(("größer", "b"), 2))
+    folder.write_accepted(number, receipt_of("größer", number))
     report = report_of(number, folder.write_checkpoint(number, adapter, predictions={}))
     folder.complete(report, adapter)
     return report
@@ -130,7 +131,7 @@ def test_what_a_crash_after_the_last_report_cut_off_is_made_up_for_by_publishing
     for number in range(2):
         finish_round(folder, number)
     adapter = adapter_of(2)
-    folder.write_accepted(receipt_of("größer", 2))
+    folder.write_accepted(2, receipt_of("größer", 2))
     report = report_of(2, folder.write_checkpoint(2, adapter, predictions={}))
     in_round(folder, 2, "report.json").write_text(CODEC.dump(report) + "\n")
 
@@ -182,7 +183,7 @@ def test_a_run_without_any_whole_adapter_is_refused_with_what_to_do(three_rounds
 
 
 def test_files_that_a_killed_process_left_half_written_are_harmless(three_rounds: RunFolder) -> None:
-    three_rounds.write_accepted(receipt_of("a", 3))
+    three_rounds.write_accepted(3, receipt_of("a", 3))
     for path in [path for path in three_rounds.path.rglob("*") if path.is_file()]:
         path.with_name(f"{path.name}.tmp").write_bytes(b"torn")
     in_round(three_rounds, 3, "adapter.safetensors.tmp").write_bytes(b"torn")
@@ -193,11 +194,19 @@ def test_files_that_a_killed_process_left_half_written_are_harmless(three_rounds
     assert three_rounds.latest().round == 3  # type: ignore[union-attr]
 
 
+def in_memory(receipt: TrainReceipt) -> TrainReceipt:
+    """Return a receipt whose adapter lies in a file as one that holds its bytes."""
+    assert isinstance(receipt.adapter, PackedFile)
+    return dataclasses.replace(receipt, adapter=receipt.adapter.path.read_bytes(), wire_bytes=0)
+
+
 def test_accepted_updates_come_back_whatever_the_clients_are_called(folder: RunFolder) -> None:
     for name in NAMES:
-        folder.write_accepted(receipt_of(name))
+        folder.write_accepted(1, receipt_of(name))
     accepted = folder.accepted(1)
-    assert accepted == {name: receipt_of(name) for name in NAMES}
+    assert {name: in_memory(receipt) for name, receipt in accepted.items()} == {
+        name: receipt_of(name) for name in NAMES
+    }
     names = [path.name for path in in_round(folder, 1, "updates").iterdir()]
     assert len({name.casefold() for name in names}) == 2 * len(NAMES)
     assert all(len(name.encode()) < 250 for name in names)
@@ -206,22 +215,22 @@ def test_accepted_updates_come_back_whatever_the_clients_are_called(folder: RunF
 def test_nothing_is_written_outside_the_runs_folder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     for name in ("../../../escaped", "/escaped", "..", "~"):
-        folder.write_accepted(receipt_of(name))
+        folder.write_accepted(1, receipt_of(name))
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
     assert [path.parent for path in folder.path.rglob("*.json")] == [in_round(folder, 1, "updates")] * 4
 
 
 def test_an_update_counts_once_its_receipt_is_there(folder: RunFolder) -> None:
-    folder.write_accepted(receipt_of("a"))
-    folder.write_accepted(receipt_of("b"))
+    folder.write_accepted(1, receipt_of("a"))
+    folder.write_accepted(1, receipt_of("b"))
     (in_round(folder, 1, "updates") / "c-0123.safetensors").write_bytes(b"tensors")
     assert [*folder.accepted(1)] == ["a", "b"]
     assert folder.accepted(2) == {}
 
 
 def test_an_update_that_came_again_counts_once(folder: RunFolder) -> None:
-    folder.write_accepted(receipt_of("a"))
-    folder.write_accepted(dataclasses.replace(receipt_of("a"), loss=0.25))
+    folder.write_accepted(1, receipt_of("a"))
+    folder.write_accepted(1, dataclasses.replace(receipt_of("a"), loss=0.25))
     assert [receipt.loss for receipt in folder.accepted(1).values()] == [0.25]
 
 
@@ -229,7 +238,7 @@ def test_a_damaged_receipt_or_missing_tensors_are_passed_over(
     folder: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("a", "b", "c"):
-        folder.write_accepted(receipt_of(name))
+        folder.write_accepted(1, receipt_of(name))
     a, b, _ = sorted(in_round(folder, 1, "updates").glob("*.json"))
     a.write_bytes(a.read_bytes()[:-3])
     b.with_suffix(".safetensors").unlink()
@@ -238,8 +247,8 @@ def test_a_damaged_receipt_or_missing_tensors_are_passed_over(
 
 
 def test_a_plan_comes_back_and_a_damaged_one_is_made_anew(folder: RunFolder) -> None:
-    folder.write_plan(1, ("a/b", "größer"))
-    assert folder.plan(1) == ("a/b", "größer")
+    folder.write_plan(1, Plan(("a/b", "größer"), 1))
+    assert folder.plan(1) == Plan(("a/b", "größer"), 1)
     path = in_round(folder, 1, "plan.json")
     for content in [*damages(path), b"[]", b'{"cohort": "abc"}', b'{"clients": []}']:
         path.write_bytes(content)

@@ -1,11 +1,12 @@
 """The ClientApp: Flower's messages to the workbench, and its answers back."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 
 from fedlora.client.workbench import Workbench
 from fedlora.common.errors import FedloraError
@@ -27,13 +28,15 @@ logger = logging.getLogger(__name__)
 _resident: dict[str, Workbench] = {}
 
 
-def make_client_app(load: Callable[[], Workbench], *, key: str, explain_failures: bool) -> ClientApp:
+def make_client_app(
+    load: Callable[[], Workbench], *, key: str, explain_failures: bool, mods: Sequence[Mod] = ()
+) -> ClientApp:
     """Return the ClientApp over the workbench that `load` gives, at the first message whose `key` is another.
 
     A node serves the client at the place of its `partition-id` among the sorted names, the first without one.
     What goes wrong is answered as a `Failure`: a typed code, and its text only with `explain_failures`.
     """
-    app = ClientApp()
+    app = ClientApp(mods=list(mods))
 
     def answering(answer: Callable[[Workbench, str, Message], object]) -> Callable[[Message, Context], Message]:
         def handle(message: Message, context: Context) -> Message:
@@ -59,7 +62,8 @@ def make_client_app(load: Callable[[], Workbench], *, key: str, explain_failures
 
 
 def _describe(workbench: Workbench, client: str, message: Message) -> object:
-    from_record(message.content, DescribeRequest)
+    if from_record(message.content, DescribeRequest).rehearse:
+        workbench.rehearse(client)
     return workbench.describe(client)
 
 

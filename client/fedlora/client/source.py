@@ -6,11 +6,20 @@ from typing import TYPE_CHECKING
 from flwr.clientapp import ClientApp
 
 from fedlora.common.config import RunConfig
-from fedlora.training.data import FederatedData, load_federated_data
+from fedlora.training.data import FederatedData, load_federated_data, load_own_data
 
 if TYPE_CHECKING:
     from fedlora.client.workbench import Workbench
     from fedlora.training.base_model import BaseModel
+
+
+@dataclass(frozen=True)
+class OwnSite:
+    """The one client of a site: its name, of which group of the data, and the most steps that it allows a round."""
+
+    name: str
+    only_group: str | None = None
+    max_steps: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +29,7 @@ class WorkbenchSource:
     Attributes:
         key: two sources with one key give the same workbench.
         data, base_model: a user's own, in place of what the run file names.
+        site: the site whose own data these are; None in a simulation, where one workbench serves all clients.
         explain_failures: whether the server belongs to the same person and may be told the text of an error.
     """
 
@@ -27,6 +37,7 @@ class WorkbenchSource:
     config: RunConfig
     data: FederatedData | None = None
     base_model: "BaseModel | None" = None
+    site: OwnSite | None = None
     explain_failures: bool = False
 
     def make_client_app(self) -> ClientApp:
@@ -34,6 +45,15 @@ class WorkbenchSource:
         from fedlora.client.app import make_client_app
 
         return make_client_app(self.load, key=self.key, explain_failures=self.explain_failures)
+
+    def make_client_app_over_files(self) -> ClientApp:
+        """Return the same app for a site, where adapters come and go as files."""
+        from fedlora.client.app import make_client_app
+        from fedlora.client.files_mod import adapters_as_files
+
+        return make_client_app(
+            self.load, key=self.key, explain_failures=self.explain_failures, mods=[adapters_as_files]
+        )
 
     def load(self) -> "Workbench":
         """Return the workbench: reads the data and the base model, which takes seconds."""
@@ -43,5 +63,7 @@ class WorkbenchSource:
 
         # Small matrices gain nothing from a second thread, and cost double the CPU time.
         torch.set_num_threads(1)
-        data = self.data or load_federated_data(self.config)
-        return Workbench(self.config, data, self.base_model)
+        if self.site is not None:
+            data = load_own_data(self.config, client=self.site.name, only_group=self.site.only_group)
+            return Workbench(self.config, data, has_own_held_out=True, max_steps=self.site.max_steps)
+        return Workbench(self.config, self.data or load_federated_data(self.config), self.base_model)

@@ -13,7 +13,7 @@ import torch
 
 from fedlora.adapters import pack, unpack
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import ConfigError
+from fedlora.common.errors import ConfigError, ModelError
 from fedlora.common.messages import (
     LOSS_NOT_FINITE,
     OK,
@@ -37,8 +37,18 @@ from fedlora.training.trainer import Evaluation, LocalTrainer, choose_device
 class Workbench:
     """The resident model and data, and the answers to requests."""
 
-    def __init__(self, config: RunConfig, data: FederatedData, base_model: BaseModel | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        data: FederatedData,
+        base_model: BaseModel | None = None,
+        *,
+        has_own_held_out: bool = False,
+        max_steps: int | None = None,
+    ) -> None:
+        """`has_own_held_out`: whether the data's test set is this site's alone; `max_steps`: what a site allows."""
         self._config = config
+        self._has_own_held_out = has_own_held_out
         self._data = data
         self.client_names = tuple(sorted(data.clients))
         # Every worker draws the same fresh weights, so that any of them can give the run's first adapter.
@@ -55,7 +65,9 @@ class Workbench:
         self._initial = pack(resident.read())
         device = choose_device(config.train.device)
         resident.peft_model.to(device)
-        self._trainer: LocalTrainer[Any] = LocalTrainer(resident, self._base.task, config.train, device=device)
+        self._trainer: LocalTrainer[Any] = LocalTrainer(
+            resident, self._base.task, config.train, device=device, max_steps=max_steps
+        )
         self._prepared: dict[tuple[str, str], Prepared] = {}
 
     def describe(self, client: str) -> SiteDescription:
@@ -73,7 +85,21 @@ class Workbench:
             data_fingerprint=self._data.fingerprint,
             version=version("fedlora"),
             lora_rank=self._config.lora.rank_of(client),
+            has_own_held_out=self._has_own_held_out,
         )
+
+    def rehearse(self, client: str) -> None:
+        """Do one real step of training, which leaves no trace: every request brings its own adapter.
+
+        Raises:
+            ModelError: its loss is not finite.
+        """
+        self._trainer.model.load(unpack(self._initial))
+        result = self._trainer.train(
+            self._prepare("training", client), progress=(0.0, 1.0), batch_seed=0, dropout_seed=0, max_steps=1
+        )
+        if not result.is_finite:
+            raise ModelError(f"{self._config.model.name}: the loss of the first step is {result.loss}")
 
     def initialise(self, request: InitialiseRequest) -> InitialiseReceipt:
         """Return the run's first adapter."""

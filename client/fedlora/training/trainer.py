@@ -50,21 +50,39 @@ P = TypeVar("P", bound=Prepared)
 class LocalTrainer(Generic[P]):
     """Trains and judges the adapter that `model` holds."""
 
-    def __init__(self, model: ResidentModel, task: Task[P], settings: TrainSection, *, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: ResidentModel,
+        task: Task[P],
+        settings: TrainSection,
+        *,
+        device: torch.device,
+        max_steps: int | None = None,
+    ) -> None:
+        """`max_steps` are the most of a round, whatever `settings` ask for."""
         self.model = model
         self.task = task
         self.settings = settings
         self.device = device
+        self._max_steps = max_steps
         self._autocast = _uses_bfloat16(settings.precision, device)
 
     def num_steps(self, num_examples: int) -> int:
         """Return a round's optimiser steps for a client with `num_examples`."""
         if self.settings.epochs is not None:
-            return max(1, round(self.settings.epochs * num_examples / min(self.settings.batch_size, num_examples)))
-        return cast(int, self.settings.steps)
+            steps = max(1, round(self.settings.epochs * num_examples / min(self.settings.batch_size, num_examples)))
+        else:
+            steps = cast(int, self.settings.steps)
+        return steps if self._max_steps is None else min(steps, self._max_steps)
 
     def train(
-        self, prepared: P, *, progress: tuple[float, float], batch_seed: int, dropout_seed: int
+        self,
+        prepared: P,
+        *,
+        progress: tuple[float, float],
+        batch_seed: int,
+        dropout_seed: int,
+        max_steps: int | None = None,
     ) -> TrainingResult:
         """Return the result of one round's steps on `prepared`; the trained adapter is in the model.
 
@@ -73,8 +91,10 @@ class LocalTrainer(Generic[P]):
             progress: the shares of the whole run at which this round begins and ends, for the schedule.
             batch_seed: the order of examples comes from it.
             dropout_seed: torch's global generators are seeded with it.
+            max_steps: fewer steps than the settings ask for.
         """
         settings, model, num_steps = self.settings, self.model.peft_model, self.num_steps(len(prepared))
+        num_steps = min(num_steps, max_steps or num_steps)
         optimizer = self._optimizer()
         # A step that an error cut off, such as one for want of memory, leaves its gradients behind.
         optimizer.zero_grad(set_to_none=True)

@@ -1,7 +1,7 @@
 """PEFT's names of tensors, taken apart and put together."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -122,17 +122,20 @@ def to_state_dict(adapter: Adapter) -> dict[str, Tensor]:
 
     A change of the base weights, of which PEFT knows nothing, comes under names of ours.
     """
-    named: dict[str, Tensor] = {}
+    return {key: tensor.contiguous() for key, tensor in named_tensors(adapter)}
+
+
+def named_tensors(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
+    """Yield the adapter's tensors with their keys, layer by layer: of an adapter on disk one layer is in memory."""
     for path, layer in adapter.layers.items():
         for part, tensor in _parts(layer):
-            named[f"{PREFIX}{path}.lora_{part}"] = tensor.contiguous()
+            yield f"{PREFIX}{path}.lora_{part}", tensor
     for path, tensor in adapter.dense.items():
-        named[f"{PREFIX}{path}"] = tensor.contiguous()
+        yield f"{PREFIX}{path}", tensor
     for path, layer in adapter.base_change.items():
         prefix = "embedding_" if layer.is_embedding else ""
-        named[f"base_change.{path}.{prefix}A"] = layer.A.contiguous()
-        named[f"base_change.{path}.{prefix}B"] = layer.B.contiguous()
-    return named
+        yield f"base_change.{path}.{prefix}A", layer.A
+        yield f"base_change.{path}.{prefix}B", layer.B
 
 
 def _parts(layer: LoraLayer) -> list[tuple[str, Tensor]]:

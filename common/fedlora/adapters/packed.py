@@ -1,9 +1,9 @@
-"""The adapter's form on the wire: safetensors bytes with the configuration in their header.
+"""The adapter as one array of bytes or one file: safetensors with the configuration in their header."""
 
-One array of bytes is a whole adapter.
-"""
-
+import io
 import json
+from collections.abc import Iterable
+from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
@@ -11,11 +11,12 @@ from safetensors.torch import save as write_tensors
 
 from fedlora.adapters.adapter import Adapter
 from fedlora.adapters.keys import factor_of, to_state_dict
-from fedlora.adapters.peft_format import check_scaling, from_state_dict, json_object
+from fedlora.adapters.peft_format import check_scaling, from_state_dict, from_tensor_file, json_object
+from fedlora.adapters.tensor_file import TensorFile
 from fedlora.common.errors import AdapterError
 
-_METADATA_KEY = "adapter_config"
-_MAX_HEADER_BYTES = 10_000_000
+METADATA_KEY = "adapter_config"
+MAX_HEADER_BYTES = 10_000_000
 
 
 def pack(adapter: Adapter, *, without: str = "") -> bytes:
@@ -33,7 +34,7 @@ def pack(adapter: Adapter, *, without: str = "") -> bytes:
         tensors = {key: tensor for key, tensor in tensors.items() if factor_of(key) != without}
     text = json.dumps(dict(adapter.config))  # In its own order, on which the alpha of a layer may depend.
     # One entry and no more: safetensors writes several in an order that differs from call to call.
-    return write_tensors(tensors, metadata={_METADATA_KEY: text})
+    return write_tensors(tensors, metadata={METADATA_KEY: text})
 
 
 def unpack(raw: bytes, *, without: str = "", frozen: Adapter | None = None) -> Adapter:
@@ -50,27 +51,90 @@ def unpack(raw: bytes, *, without: str = "", frozen: Adapter | None = None) -> A
     config = packed_config(raw)
     try:
         tensors = read_tensors(raw)
-    except (SafetensorError, KeyError) as error:
+    # The library lets shapes such as (2^63, 0) pass, which torch refuses in more than one way.
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise AdapterError(f"{len(raw):,} bytes that are not a safetensors file ({error})") from error
-    if without and (untrained := sorted(key for key in tensors if factor_of(key) == without)):
-        raise AdapterError(f"packed adapter: {untrained[0]}, of a factor that was not to be trained or sent")
+    _refuse_untrained(tensors, without, origin="packed adapter")
     return from_state_dict(tensors, config, origin="packed adapter", frozen=frozen if without else None)
 
 
-def packed_config(raw: bytes) -> dict[str, object]:
-    """Return the configuration in the bytes that `pack` wrote; nothing but their header is read.
+def open_packed(path: Path, *, without: str = "", frozen: Adapter | None = None) -> Adapter:
+    """Return the adapter in a file that `pack` wrote, without its tensors: each is read whenever it is asked for.
+
+    The file must stay as it is for as long as the adapter is used. A change of the base weights is read at once.
+
+    Args:
+        without: "A" or "B": the factor that was left out; it is taken from `frozen` whenever it is asked for.
+        frozen: an adapter with the same layers.
+
+    Raises:
+        AdapterError: as `unpack`, or the file cannot be read.
+    """
+    config, tensors = packed_config(path), open_tensors(path)
+    _refuse_untrained(tensors.shapes, without, origin=str(path))
+    return from_tensor_file(tensors, config, frozen=frozen if without else None)
+
+
+def packed_config(packed: bytes | Path) -> dict[str, object]:
+    """Return the configuration in the bytes, or the file, that `pack` wrote; nothing but their header is read.
 
     Raises:
         AdapterError: there is no such header.
     """
-    header_size = int.from_bytes(raw[:8], "little")
+    text = metadata_of(packed)[METADATA_KEY]
     try:
-        if header_size > _MAX_HEADER_BYTES:
-            raise ValueError(f"it would take {header_size:,} bytes")
-        header = json.loads(raw[8 : 8 + header_size])
-        config = json.loads(header["__metadata__"][_METADATA_KEY])
-    except (ValueError, RecursionError, LookupError, TypeError) as error:
-        raise AdapterError(
-            f"{len(raw):,} bytes without the header of a packed adapter ({type(error).__name__}: {error})"
-        ) from error
-    return json_object(config, origin="packed adapter")
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _headless(packed, error) from error
+    return json_object(config, origin=str(packed) if isinstance(packed, Path) else "packed adapter")
+
+
+def metadata_of(packed: bytes | Path) -> dict[str, str]:
+    """Return what the header of a packed adapter says beside its tensors: the configuration's text, maybe more.
+
+    Raises:
+        AdapterError: there is no such header.
+    """
+    try:
+        header = json.loads(_header(packed))
+        metadata: dict[str, str] = header["__metadata__"]
+        if not all(isinstance(text, str) for text in (metadata[METADATA_KEY], *metadata.values())):
+            raise ValueError("it has metadata that is no text")
+    except OSError as error:
+        raise AdapterError(f"{packed!s}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise _headless(packed, error) from error
+    return metadata
+
+
+def open_tensors(path: Path) -> TensorFile:
+    """Return the tensors of a file of which nothing is known; all of them can be read if memory suffices.
+
+    Raises:
+        AdapterError: it is not a safetensors file, or has shapes or types that torch does not have.
+    """
+    tensors = TensorFile(path)
+    for key, shape in tensors.shapes.items():
+        try:
+            tensors.empty(key)
+        except (TypeError, RuntimeError) as error:  # The library lets shapes such as (2^63, 0) pass.
+            raise AdapterError(f"{path}: {key} has the shape {shape}, which torch cannot hold") from error
+    return tensors
+
+
+def _header(packed: bytes | Path) -> bytes:
+    with io.BytesIO(packed) if isinstance(packed, bytes) else open(packed, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > MAX_HEADER_BYTES:
+            raise ValueError(f"it would take {size:,} bytes")
+        return file.read(size)
+
+
+def _headless(packed: bytes | Path, error: Exception) -> AdapterError:
+    what = f"{packed}: a file" if isinstance(packed, Path) else f"{len(packed):,} bytes"
+    return AdapterError(f"{what} without the header of a packed adapter ({type(error).__name__}: {error})")
+
+
+def _refuse_untrained(keys: Iterable[str], without: str, *, origin: str) -> None:
+    if without and (untrained := sorted(key for key in keys if factor_of(key) == without)):
+        raise AdapterError(f"{origin}: {untrained[0]}, of a factor that was not to be trained or sent")

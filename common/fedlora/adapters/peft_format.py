@@ -46,7 +46,7 @@ def load_adapter(
     """
     if isinstance(source, str | Path):
         stored = open_adapter(source)
-        return Adapter(dict(stored.layers), dict(stored.dense), stored.config)
+        return Adapter(dict(stored.layers), dict(stored.dense), stored.config, stored.base_change)
     if config is None:
         raise ValueError("a state dict needs its LoraConfig: load_adapter(state_dict, lora_config)")
     content = config if isinstance(config, Mapping) else config.to_dict()
@@ -63,24 +63,7 @@ def open_adapter(folder: str | Path) -> Adapter:
         AdapterError: a file is missing or unreadable, or a tensor has no partner or a shape that does not fit.
     """
     folder = Path(folder)
-    config, tensors = _read_config(folder / CONFIG_FILE), _open_tensors(folder)
-    layout = layout_of(tensors.shapes, origin=str(tensors.path))
-    _refuse_unsupported(config, origin=str(folder / CONFIG_FILE))
-    # The shapes come from the file's header: what does not fit is found here, before a tensor is read.
-    described = _layer_reader(layout, tensors.empty, config, origin=str(tensors.path))
-    scalings = {path: described(path).scaling for path in layout.layers}
-
-    def layer(read: Callable[[str], Tensor], path: str) -> LoraLayer:
-        return layer_from(path, layout.layers[path], read, lambda _rank: scalings[path], origin=str(tensors.path))
-
-    def dense(read: Callable[[str], Tensor], path: str) -> Tensor:
-        return read(layout.dense[path])
-
-    return Adapter(
-        OnDemand(layout.layers, partial(layer, tensors.read), OnDemand(layout.layers, partial(layer, tensors.empty))),
-        OnDemand(layout.dense, partial(dense, tensors.read), OnDemand(layout.dense, partial(dense, tensors.empty))),
-        config,
-    )
+    return from_tensor_file(_open_tensors(folder), _read_config(folder / CONFIG_FILE))
 
 
 def save_adapter(adapter: Adapter, folder: str | Path) -> None:
@@ -113,16 +96,53 @@ def from_state_dict(
     layout = layout_of(tensors, origin=origin)
     tensors = dict(tensors)
     if frozen is not None:
-        _complete(layout, tensors, frozen)
+        tensors |= {key: _half(frozen.layers, half) for key, half in _complete(layout, frozen).items()}
     layer = _layer_reader(layout, tensors.__getitem__, config, origin=origin)
     return Adapter(
         {path: layer(path) for path in layout.layers},
         {path: tensors[key] for path, key in layout.dense.items()},
         dict(config),
-        {
-            path: layer_from(path, parts, tensors.__getitem__, lambda _rank: 1.0, origin=origin)
-            for path, parts in layout.base_change.items()
-        },
+        _base_change(layout, tensors.__getitem__, origin=origin),
+    )
+
+
+def from_tensor_file(tensors: TensorFile, config: Mapping[str, object], *, frozen: Adapter | None = None) -> Adapter:
+    """Return the adapter whose tensors lie in a file under PEFT's key names; each is read whenever it is asked for.
+
+    A change of the base weights is read at once.
+
+    Args:
+        frozen: has the A or the B of a layer for which the file has only the other.
+
+    Raises:
+        AdapterError: a tensor has no partner or a shape that does not fit, or the configuration makes no sense.
+    """
+    origin = str(tensors.path)
+    _refuse_unsupported(config, origin=origin)
+    layout = layout_of(tensors.shapes, origin=origin)
+    halves = {} if frozen is None else _complete(layout, frozen)
+
+    def read(key: str) -> Tensor:
+        return tensors.read(key) if frozen is None or key not in halves else _half(frozen.layers, halves[key])
+
+    def empty(key: str) -> Tensor:
+        return tensors.empty(key) if frozen is None or key not in halves else _half(frozen.outline, halves[key])
+
+    # The shapes come from the file's header: what does not fit is found here, before a tensor is read.
+    described = _layer_reader(layout, empty, config, origin=origin)
+    scalings = {path: described(path).scaling for path in layout.layers}
+
+    def layer(read: Callable[[str], Tensor], path: str) -> LoraLayer:
+        return layer_from(path, layout.layers[path], read, lambda _rank: scalings[path], origin=origin)
+
+    def dense(read: Callable[[str], Tensor], path: str) -> Tensor:
+        return read(layout.dense[path])
+
+    return Adapter(
+        OnDemand(layout.layers, partial(layer, read), OnDemand(layout.layers, partial(layer, empty))),
+        OnDemand(layout.dense, partial(dense, read), OnDemand(layout.dense, partial(dense, empty))),
+        dict(config),
+        _base_change(layout, read, origin=origin),
     )
 
 
@@ -175,15 +195,33 @@ def _layer_reader(
     return layer
 
 
-def _complete(layout: Layout, tensors: dict[str, Tensor], frozen: Adapter) -> None:
-    """Add to `layout` and `tensors` the half of a pair that is missing there, from `frozen`."""
+def _base_change(layout: Layout, read: Callable[[str], Tensor], *, origin: str) -> dict[str, LoraLayer]:
+    return {
+        path: layer_from(path, parts, read, lambda _rank: 1.0, origin=origin)
+        for path, parts in layout.base_change.items()
+    }
+
+
+def _complete(layout: Layout, frozen: Adapter) -> dict[str, tuple[str, str]]:
+    """Add to `layout` the half of a pair that is missing there and that `frozen` has.
+
+    Returns:
+        By the key that it was given: the layer's path, and "A" or "B".
+    """
+    halves: dict[str, tuple[str, str]] = {}
     for path, parts in layout.layers.items():
         if path in frozen.layers:
-            prefix = "embedding_" if frozen.layers[path].is_embedding else ""
-            for side, half in (("A", frozen.layers[path].A), ("B", frozen.layers[path].B)):
+            prefix = "embedding_" if frozen.outline[path].is_embedding else ""
+            for side in ("A", "B"):
                 if f"{prefix}{side}" not in parts:
                     parts[f"{prefix}{side}"] = key = f"frozen {side} of {path}"
-                    tensors[key] = half
+                    halves[key] = (path, side)
+    return halves
+
+
+def _half(layers: Mapping[str, LoraLayer], half: tuple[str, str]) -> Tensor:
+    path, side = half
+    return layers[path].A if side == "A" else layers[path].B
 
 
 def _refuse_unsupported(config: Mapping[str, object], *, origin: str) -> None:
@@ -202,6 +240,7 @@ def _read_config(path: Path) -> dict[str, object]:
         raise AdapterError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: not JSON ({error})") from error
+    _refuse_unsupported(config, origin=str(path))
     if config.get("peft_type") != "LORA":
         raise AdapterError(f"{path}: peft_type is {config.get('peft_type')!r}; expected 'LORA'")
     return config

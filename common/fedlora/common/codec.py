@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter
@@ -20,9 +20,12 @@ class Codec(Generic[T]):
     def __init__(self, kind: type[T]) -> None:
         self._adapter: TypeAdapter[T] = TypeAdapter(kind)
 
-    def dump(self, value: T, *, leave_out: Collection[str] = ()) -> str:
-        """Return `value` as one line of JSON, without the fields in `leave_out`."""
-        fields = self._adapter.dump_python(value, exclude=set(leave_out))
+    def dump(self, value: T, *, leave_out: Collection[str] | Mapping[str, Collection[str]] = ()) -> str:
+        """Return `value` as one line of JSON, without the fields in `leave_out`, or those in it of a nested one."""
+        without: Any = set(leave_out)
+        if isinstance(leave_out, Mapping):
+            without = {name: set(parts) for name, parts in leave_out.items()}
+        fields = self._adapter.dump_python(value, exclude=without)
         return json.dumps(_finite(fields), ensure_ascii=False, allow_nan=False)
 
     def load(self, text: str | bytes) -> T:

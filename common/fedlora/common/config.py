@@ -77,6 +77,9 @@ class DataSection(Section):
     validation: Fraction = Field(0.1, description="share of each client's examples kept for its own validation")
     text: str = Field("text", description="the text's column (text data)")
     label: str = Field("label", description="the label's column (text data)")
+    labels: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="the vocabulary, which a deployment must name; empty: the labels that the data have"
+    )
     group: str | None = Field(None, description="column of the natural group, such as a hospital (text data)")
     split_by: str | None = Field(
         None, description="rows with one value of this column stay on one side of every split (text data)"
@@ -167,6 +170,23 @@ class FederationSection(Section):
         "examples", description="a client's weight: its number of training examples, or the same for all"
     )
     quorum: Share = Field(0.5, description="share of the round's clients whose update must be accepted")
+    sites: Count = Field(2, description="of a deployment: the first round waits until so many sites are ready")
+    cohort: Count | None = Field(None, description="clients of a round by number, in place of fraction")
+    oversample: float = Field(
+        1.0, ge=1, le=10, description="so many times the cohort are asked, and its number of first updates counts"
+    )
+    deadline: Positive | Literal["adaptive"] | None = Field(
+        None, description='seconds that a round waits for updates; "adaptive": by what the cohort has needed so far'
+    )
+    deadline_deviations: Positive = Field(
+        3.0, description="of the adaptive deadline: the median and so many times the median absolute deviation"
+    )
+    patience: Positive = Field(
+        120.0, description="seconds for which a round with a quorum waits for a site that has lost its connection"
+    )
+    late: Literal["discard", "next_round"] = Field(
+        "discard", description="next_round: a late update counts in a later round, its weight halved per round of age"
+    )
     norm_limit: Positive = Field(
         100.0, description="an update this many times larger than its round's median is refused"
     )
@@ -244,6 +264,14 @@ class EvaluationSection(Section):
     batch_size: Count = Field(32, description="examples a forward pass")
 
 
+class ExchangeSection(Section):
+    precision: Literal["bfloat16", "float32", "int8"] = Field(
+        "bfloat16", description="of the adapters on the wire, as differences; a simulation is always float32"
+    )
+    max_start_megabytes: Count = Field(8_000, description="the most that the run's first adapter may take")
+    published: Count = Field(5, description="finished adapters that are kept for who serves them")
+
+
 class RunConfig(Section):
     """One run, whole."""
 
@@ -258,6 +286,7 @@ class RunConfig(Section):
     aggregation: AggregationSection = LoraFairMethod()
     robust: RobustSection = RobustSection()
     evaluation: EvaluationSection = EvaluationSection()
+    exchange: ExchangeSection = ExchangeSection()
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
@@ -269,6 +298,11 @@ class RunConfig(Section):
             raise ValueError(
                 "aggregation.method = fedex_lora needs one rank for all clients; "
                 "remove lora.client_ranks, or take flora, flex_lora or lora_fair"
+            )
+        if self.federation.late == "next_round" and self.aggregation.method in ("rolora", "flora", "fedex_lora"):
+            raise ValueError(
+                f'federation.late = "next_round" does not go with aggregation.method = {self.aggregation.method}, '
+                'whose updates fit their own round only; use "discard"'
             )
         if self.task.kind == "image_classification" and self.data.split_by is not None:
             raise ValueError("data.split_by is for text data; remove it from an image run")

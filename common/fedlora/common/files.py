@@ -2,9 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
 
 from fedlora.common.errors import StoreError
 
@@ -18,21 +20,37 @@ def write_file(path: Path, content: bytes | str) -> None:
         StoreError: the disk is full or the folder cannot be written; the former file is untouched.
     """
     raw = content.encode() if isinstance(content, str) else content
+    with open_replacing(path, size_bytes=len(raw)) as file:
+        file.write(raw)
+
+
+@contextmanager
+def open_replacing(path: Path, *, size_bytes: int) -> Iterator[BinaryIO]:
+    """Return a file to write into that takes the place of `path` when the block ends well, and is gone otherwise.
+
+    Args:
+        size_bytes: how large it will be, for the message.
+
+    Raises:
+        StoreError: the disk is full or the folder cannot be written; the former file is untouched.
+    """
     temporary = path.with_name(f"{path.name}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(raw)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
         reason = error.strerror or type(error).__name__
         raise StoreError(
-            f"cannot write {path} ({len(raw):,} bytes): {reason}; free some space or choose another folder with --out"
+            f"cannot write {path} ({size_bytes:,} bytes): {reason}; free some space or choose another folder with --out"
         ) from error
 
 
@@ -42,6 +60,38 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Move a written file to `target`, synced, so that a crash leaves either the former file there or this one."""
+    with open(source, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(source, target)
+    _sync_folder(target.parent)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Give a synced file a second name, in place of whatever has that name.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    temporary = target.with_name(f"{target.name}{TEMPORARY_SUFFIX}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary)
+        os.replace(temporary, target)
+        # Where both are one file already, a rename does nothing, and leaves its source.
+        temporary.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise StoreError(f"cannot write {target}: {error.strerror}; choose another folder with --out") from error
+
+
+def client_file_name(client: str) -> str:
+    """Return the name of a client's files, its own whatever its length and also where case makes no difference."""
+    return f"{quote(client, safe='')[:40]}-{hashlib.sha256(client.encode()).hexdigest()[:16]}"
 
 
 def sha256_of(paths: Iterable[Path]) -> str:

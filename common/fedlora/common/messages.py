@@ -1,10 +1,12 @@
 """What server and clients say to each other. `records` carries these as Flower's records."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import StringConstraints
+
+from fedlora.common.packed_file import Packed
 
 # What a client may say of itself besides an error's code: text stays at the site.
 OK = "ok"
@@ -25,7 +27,9 @@ class Score:
 
 @dataclass(frozen=True)
 class DescribeRequest:
-    """Asks a site who it is."""
+    """Asks a site who it is; with `rehearse` after one real step of training, which leaves no trace."""
+
+    rehearse: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class SiteDescription:
     """A site's answer: its name, what it holds, and what all sites of a run must have in common.
 
     `lora_rank` is the largest rank that it trains, of any layer. `num_held_out` is the size of the run's held-out set
-    where the site has it, as in a simulation, else 0.
+    where all sites have the same, as in a simulation, or with `has_own_held_out` of the site's own.
     """
 
     client: str
@@ -47,6 +51,7 @@ class SiteDescription:
     data_fingerprint: str
     version: str
     lora_rank: int
+    has_own_held_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class InitialiseRequest:
 class InitialiseReceipt:
     """The first adapter, packed."""
 
-    adapter: bytes = field(default=b"", repr=False)
+    adapter: Packed = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,8 @@ class TrainReceipt:
         loss: mean training loss over the steps, nan when no step was done.
         before, after: scores on the client's own validation examples, None without any.
         seconds: by phase: forward, backward, optimizer, training (their sum and the rest of the loop), validation.
+        withheld: what the site does not tell: "loss" (which is nan then) or "scores" (None).
+        wire_bytes: of the adapter, in the journal, where the adapter lies beside it.
     """
 
     run: str
@@ -114,7 +121,9 @@ class TrainReceipt:
     before: Score | None = None
     after: Score | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
-    adapter: bytes = field(default=b"", repr=False)
+    adapter: Packed = field(default=b"", repr=False)
+    withheld: tuple[str, ...] = ()
+    wire_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,3 +162,13 @@ class Failure:
 
     code: Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")]
     text: Annotated[str, StringConstraints(max_length=2000)] = ""
+
+
+def merge_scores(scores: Sequence[Score]) -> Score:
+    """Return the score over the examples of all of `scores`, of which there is at least one."""
+    total = sum(score.num_examples for score in scores)
+    return Score(
+        total,
+        sum(score.loss * score.num_examples for score in scores) / total,
+        sum(score.metric * score.num_examples for score in scores) / total,
+    )

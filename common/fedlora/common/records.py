@@ -5,6 +5,7 @@ our own. Flower's own strategies cannot read that.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any, TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -13,10 +14,13 @@ from pydantic import ValidationError
 from fedlora.common.codec import Codec
 from fedlora.common.errors import RunError
 from fedlora.common.messages import Failure
+from fedlora.common.packed_file import Packed, PackedFile
 
 _FIELDS = "fedlora"
 _ADAPTER = "adapter"
 _STYPE = "fedlora.safetensors/v1"
+# Within one process: the array's bytes are the path of the file that holds the adapter.
+_FILE_STYPE = "fedlora.file/v1"
 
 Message = TypeVar("Message")
 
@@ -27,14 +31,37 @@ def to_record(message: object) -> RecordDict:
     """Return the records that carry one of the dataclasses of `messages`."""
     text = _codec(type(message)).dump(message, leave_out={_ADAPTER})
     content = RecordDict({_FIELDS: ConfigRecord({"type": type(message).__name__, "json": text})})
-    packed = getattr(message, _ADAPTER, b"")
-    if packed:
-        content[_ADAPTER] = ArrayRecord({_ADAPTER: Array("uint8", (len(packed),), _STYPE, packed)})
+    put_adapter(content, getattr(message, _ADAPTER, b""))
     return content
 
 
-def from_record(content: RecordDict, expected: type[Message]) -> Message:
+def put_adapter(content: RecordDict, packed: Packed) -> None:
+    """Put a packed adapter into the records, in place of the one that is there; nothing is put for empty bytes."""
+    content.pop(_ADAPTER, None)
+    if isinstance(packed, PackedFile):
+        path = str(packed.path).encode()
+        content[_ADAPTER] = ArrayRecord({_ADAPTER: Array("uint8", (packed.wire_bytes,), _FILE_STYPE, path)})
+    elif packed:
+        content[_ADAPTER] = ArrayRecord({_ADAPTER: Array("uint8", (len(packed),), _STYPE, packed)})
+
+
+def adapter_in(content: RecordDict, *, with_files: bool = False) -> Packed:
+    """Return the packed adapter in the records, empty bytes where there is none.
+
+    Args:
+        with_files: as for `from_record`.
+
+    Raises:
+        RunError: what stands in its place is no packed adapter.
+    """
+    return _packed(content, with_files=with_files) if _ADAPTER in content.array_records else b""
+
+
+def from_record(content: RecordDict, expected: type[Message], *, with_files: bool = False) -> Message:
     """Return the message of type `expected` in `content`.
+
+    Args:
+        with_files: whether it comes from this very process and may name an adapter's file; a peer may not.
 
     Raises:
         RunError: the records hold something else; a client of another version, or not ours.
@@ -48,16 +75,21 @@ def from_record(content: RecordDict, expected: type[Message]) -> Message:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RunError(f"a peer sent an unreadable {kind}: {where}: {first['msg']}") from error
-    if _ADAPTER not in content.array_records or not hasattr(message, _ADAPTER):
+    if not hasattr(message, _ADAPTER):
         return message
-    return dataclasses.replace(message, adapter=_packed(content))  # type: ignore[type-var]
+    return dataclasses.replace(message, adapter=adapter_in(content, with_files=with_files))  # type: ignore[type-var]
 
 
-def reply_from_record(content: RecordDict, expected: type[Message]) -> Message | Failure:
+def reply_from_record(content: RecordDict, expected: type[Message], *, with_files: bool = False) -> Message | Failure:
     """Return the message of type `expected`, or the Failure that was answered in its place."""
-    if _fields(content)[0] == Failure.__name__:
+    if kind_of(content) == Failure.__name__:
         return from_record(content, Failure)
-    return from_record(content, expected)
+    return from_record(content, expected, with_files=with_files)
+
+
+def kind_of(content: RecordDict) -> str:
+    """Return the name of the dataclass of `messages` that the records carry, nothing for others."""
+    return _fields(content)[0]
 
 
 def _fields(content: RecordDict) -> tuple[str, str]:
@@ -65,8 +97,10 @@ def _fields(content: RecordDict) -> tuple[str, str]:
     return ("", "") if record is None else (str(record.get("type", "")), str(record.get("json", "")))
 
 
-def _packed(content: RecordDict) -> bytes:
+def _packed(content: RecordDict, *, with_files: bool) -> Packed:
     array = content.array_records[_ADAPTER].get(_ADAPTER)
+    if with_files and array is not None and array.stype == _FILE_STYPE:
+        return PackedFile(Path(array.data.decode()), int(array.shape[0]))
     if array is None or array.stype != _STYPE:
         raise RunError(f"a peer sent an adapter that is not one array of the type {_STYPE}")
     return array.data

@@ -28,16 +28,23 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """
     try:
         # Some editors put a byte order mark in front, which TOML does not know.
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path}: no such file; `fedlora simulate --print-config > {path.name}` writes one"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
+    return parse_toml(text, overrides, origin=str(path))
+
+
+def parse_toml(text: str, overrides: Iterable[str] = (), *, origin: str) -> RunConfig:
+    """Return the run in TOML; `origin` names the source in errors."""
+    try:
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    return parse_run(table, overrides, origin=str(path))
+        raise ConfigError(f"{origin}: not valid TOML: {error}") from error
+    return parse_run(table, overrides, origin=origin)
 
 
 def parse_run(table: Table, overrides: Iterable[str] = (), *, origin: str = "run") -> RunConfig:

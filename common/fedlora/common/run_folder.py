@@ -3,3 +3,7 @@
 RUN_FILE = "run.toml"
 MANIFEST_FILE = "manifest.json"
 ADAPTER_FOLDER = "adapter"
+IDENTITY_FOLDER = "identity"
+PUBLISHED_FOLDER = "published"
+STATUS_FILE = "status.json"
+LOCK_FILE = ".lock"

@@ -6,6 +6,10 @@ from typing import Annotated
 
 import typer
 
+from fedlora.cli.adapters import adapters_app
+from fedlora.cli.client import client_app
+from fedlora.cli.server import server_app, sites_app
+
 app = typer.Typer(
     help="Federated LoRA fine-tuning: train adapters where the data are, average them with LoRA-FAIR's correction.",
     no_args_is_help=True,
@@ -13,6 +17,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(server_app, name="server")
+app.add_typer(sites_app, name="sites")
+app.add_typer(client_app, name="client")
+app.add_typer(adapters_app, name="adapters")
 
 
 @app.callback(invoke_without_command=True)

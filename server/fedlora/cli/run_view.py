@@ -1,8 +1,8 @@
 """What a terminal shows of a run: events and a time in, a state and something to print out. Pure."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from rich.console import Group
 from rich.panel import Panel
@@ -10,7 +10,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedlora.server.events import EvaluationStarted, Event, RoundEnded, RoundStarted, RunStarted, UpdateArrived
+from fedlora.server.events import (
+    SITE_STATES,
+    EvaluationStarted,
+    Event,
+    RoundEnded,
+    RoundStarted,
+    RunStarted,
+    SiteChanged,
+    UpdateArrived,
+    Waiting,
+)
 from fedlora.server.report.numbers import mean_loss, round_seconds, trained
 from fedlora.server.report.wording import (
     count_text,
@@ -44,6 +54,8 @@ class RunView:
         refused: of the whole run, as round, client, reason.
         phase: what is going on, in a word or two; "finished" or "stopped" at the end.
         round_began: on the clock of `advance`, in seconds.
+        sites: of a deployment, by name: state and detail.
+        waiting_for: what the run waits for, in words; empty while it does not.
     """
 
     title: str
@@ -57,6 +69,8 @@ class RunView:
     refused: tuple[tuple[int, str, str], ...] = ()
     phase: str = "starting"
     round_began: float = 0.0
+    sites: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    waiting_for: str = ""
 
 
 def advance(view: RunView, event: Event, *, now: float) -> RunView:
@@ -69,7 +83,7 @@ def advance(view: RunView, event: Event, *, now: float) -> RunView:
             return replace(started, refused=refused, phase=phase, round_began=now)
         case RoundStarted():
             waiting = tuple(client for client in event.cohort if client not in event.recovered)
-            begun = replace(view, round=event.round, cohort=event.cohort, waiting=waiting)
+            begun = replace(view, round=event.round, cohort=event.cohort, waiting=waiting, waiting_for="")
             return replace(begun, phase="training", round_began=now)
         case UpdateArrived():
             waiting = tuple(client for client in view.waiting if client != event.client)
@@ -84,6 +98,10 @@ def advance(view: RunView, event: Event, *, now: float) -> RunView:
             phase = "finished" if event.report.round == view.num_rounds else "between rounds"
             ended = replace(view, reports=(*view.reports, event.report), refused=view.refused + unheard)
             return replace(ended, cohort=(), waiting=(), phase=phase, round_began=now)
+        case SiteChanged():
+            return replace(view, sites={**view.sites, event.site: (event.state, event.detail)})
+        case Waiting():
+            return replace(view, waiting_for=event.what)
 
 
 def seconds_left(view: RunView, *, now: float) -> float:
@@ -147,6 +165,10 @@ def plain_lines(before: RunView, view: RunView, event: Event) -> list[str]:
             goes_on = ", all finished before" if view.phase == "finished" else goes_on
             size = f"{count_text(len(view.clients), 'client')}, {count_text(view.num_rounds, 'round')}"
             return [f"{view.title}: {size}{goes_on}", *(_report_line(view, report) for report in event.reports[-1:])]
+        case SiteChanged():
+            return [f"site {event.site}: {event.state}{': ' + event.detail if event.detail else ''}"]
+        case Waiting():
+            return [f"waiting: {event.what}"]
         case UpdateArrived() | RoundEnded():
             new = view.refused[len(before.refused) :]
             lines = [f"{_round_name(view, at)}  refused {client}: {reason_text(reason)}" for at, client, reason in new]
@@ -180,6 +202,10 @@ def _rows(view: RunView) -> Iterator[tuple[str, Text]]:
         yield "loss", Text.assemble((f"{loss_text(losses[-1]):<7}", "bold"), "  ", (curve(losses), "yellow"))
         if (aggregation := rounds[-1].aggregation) is not None:
             yield "error of average", _errors(aggregation.error_before, aggregation.error_after)
+    if view.sites:
+        yield "sites", _sites(view.sites)
+    if view.waiting_for:
+        yield "waiting", Text(view.waiting_for, style="yellow")
     if view.phase not in _BORDERS:
         yield "now", _now(view)
     if view.refused:
@@ -200,6 +226,18 @@ def _now(view: RunView) -> Text:
         done = len(view.cohort) - len(view.waiting)
         return Text(f"{done} of {len(view.cohort)} clients done; at work: {list_text(view.waiting)}")
     return Text(view.phase)
+
+
+def _sites(sites: Mapping[str, tuple[str, str]]) -> Text:
+    """Return the sites by state: those that can take part by number, the others by name."""
+    by_state: dict[str, list[str]] = {}
+    for name, (state, detail) in sorted(sites.items()):
+        by_state.setdefault(state, []).append(f"{name} ({detail})" if detail else name)
+    parts = []
+    for state in SITE_STATES:
+        if names := by_state.get(state):
+            parts.append(f"{state}: {list_text(names)}" if state in ("away", "not ready") else f"{len(names)} {state}")
+    return Text(", ".join(parts))
 
 
 def _report_line(view: RunView, report: RoundReport) -> str:

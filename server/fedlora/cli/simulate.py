@@ -1,6 +1,5 @@
 """`fedlora simulate`: from options to a run, its view in the terminal, and its outcome."""
 
-import logging
 import shlex
 import sys
 import time
@@ -10,9 +9,9 @@ from typing import cast
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 
 from fedlora.cli.live import print_outcome, progress_view
+from fedlora.cli.logs import log_to
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import load_run, to_toml
@@ -51,7 +50,7 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
         return
     if options.engine not in _ENGINES:
         raise ConfigError(f"--engine is {options.engine!r}; expected {' or '.join(_ENGINES)}")
-    _log_to(console)
+    log_to(console)
     out = choose_folder(config, options.out, resume=options.resume)
     began = time.perf_counter()
     try:
@@ -72,7 +71,7 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
         raise typer.Exit(_INTERRUPTED) from None
     seconds = time.perf_counter() - began
     # Imports torch, which the run has done by now.
-    from fedlora.simulation.outcome import load_code
+    from fedlora.server.outcome import load_code
 
     print_outcome(
         console,
@@ -82,12 +81,6 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
         load_code=load_code(result.folder, config),
         seconds=seconds,
     )
-
-
-def _log_to(console: Console) -> None:
-    """Show warnings: above the live view where there is one, else on stderr."""
-    handler = RichHandler(console=console, show_time=False, show_path=False) if console.is_terminal else None
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler] if handler else None)
 
 
 def _config(options: Options) -> RunConfig:

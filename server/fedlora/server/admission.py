@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from fedlora.adapters import Adapter, unpack
-from fedlora.adapters.keys import to_state_dict
-from fedlora.adapters.packed import packed_config
+from fedlora.adapters.keys import named_tensors, to_state_dict
+from fedlora.adapters.packed import open_packed, packed_config
 from fedlora.adapters.settings import SCALING_KEYS
 from fedlora.aggregation.products import product_moves
 from fedlora.common.errors import AdapterError
 from fedlora.common.messages import INTERNAL, LOSS_NOT_FINITE, OK, OUT_OF_MEMORY, TrainReceipt, TrainRequest
+from fedlora.common.packed_file import Packed, PackedFile
 
 MAX_NUM_EXAMPLES = 10**9
 # No trained weight is near it, and the products of such values do not overflow float32.
@@ -52,14 +53,14 @@ def admit(receipt: TrainReceipt, *, request: TrainRequest, client: str, referenc
         return Refusal(receipt.status if receipt.status in _FAILURES else INTERNAL)
     if not 1 <= receipt.num_examples <= MAX_NUM_EXAMPLES:
         return Refusal("num_examples", f"{receipt.num_examples}; expected 1 to {MAX_NUM_EXAMPLES}")
-    if not math.isfinite(receipt.loss):
+    if not math.isfinite(receipt.loss) and "loss" not in receipt.withheld:
         return Refusal(LOSS_NOT_FINITE, f"a training loss of {receipt.loss}")
     try:
         # First of all: a configuration may hold regular expressions, and nobody's but our own are to be run.
-        settings, expected = _scaling_settings(packed_config(receipt.adapter)), _scaling_settings(reference.config)
+        settings, expected = _scaling_settings(_config(receipt.adapter)), _scaling_settings(reference.config)
         if settings != expected:
             return Refusal("configuration", f"{settings}; expected {expected}")
-        update = unpack(receipt.adapter, without=request.frozen_factor, frozen=reference)
+        update = _opened(receipt.adapter, without=request.frozen_factor, reference=reference)
     except AdapterError as error:
         return Refusal("unreadable", str(error))
     return unfit(update, reference) or update
@@ -79,9 +80,7 @@ def outliers(
         return {}
     measures = [{client: product_moves({client: updates[client]}, references[client])[client] for client in updates}]
     if by_factors:
-        measures.append(
-            {client: _distance(to_state_dict(updates[client]), to_state_dict(references[client])) for client in updates}
-        )
+        measures.append({client: _distance(updates[client], references[client]) for client in updates})
     refused: dict[str, Refusal] = {}
     for moved in measures:
         middle = median(moved.values())
@@ -93,7 +92,7 @@ def outliers(
 
 def unfit(update: Adapter, reference: Adapter) -> Refusal | None:
     """Return in what `update` differs from `reference` in layers, shapes, types or scaling, or in not being finite."""
-    found, expected = to_state_dict(update), to_state_dict(replace(reference, base_change={}))
+    found, expected = _outline(update), _outline(replace(reference, base_change={}))
     if missing := sorted(expected.keys() - found.keys()):
         return Refusal("missing_layer", missing[0])
     if extra := sorted(found.keys() - expected.keys()):
@@ -104,14 +103,15 @@ def unfit(update: Adapter, reference: Adapter) -> Refusal | None:
             return Refusal("shape", f"{name} {tuple(tensor.shape)}; expected {tuple(like.shape)}")
         if tensor.dtype != like.dtype:
             return Refusal("dtype", f"{name} {tensor.dtype}; expected {like.dtype}")
+    for name, tensor in named_tensors(update):
         if not torch.isfinite(tensor).all():
             return Refusal("not_finite", name)
         if tensor.numel() and (largest := float(tensor.abs().max())) > MAX_VALUE:
             return Refusal("too_large", f"{name} holds {largest:.3g}; expected at most {MAX_VALUE:g}")
-    for path, layer in update.layers.items():
-        if layer.scaling != reference.layers[path].scaling:
+    for path, layer in update.outline.items():
+        if layer.scaling != reference.outline[path].scaling:
             return Refusal(
-                "configuration", f"{path} scales by {layer.scaling:g}; expected {reference.layers[path].scaling:g}"
+                "configuration", f"{path} scales by {layer.scaling:g}; expected {reference.outline[path].scaling:g}"
             )
     return None
 
@@ -120,6 +120,26 @@ def _scaling_settings(config: Mapping[str, object]) -> dict[str, object]:
     return {key: config.get(key) or None for key in SCALING_KEYS}
 
 
-def _distance(found: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
-    squares = (float((tensor.double() - reference[name].double()).square().sum()) for name, tensor in found.items())
+def _distance(update: Adapter, reference: Adapter) -> float:
+    """Return the norm of the difference of all tensors, which both have."""
+    of_reference = dict(named_tensors(reference))
+    squares = (
+        float((tensor.double() - of_reference[name].double()).square().sum()) for name, tensor in named_tensors(update)
+    )
     return math.sqrt(sum(squares))
+
+
+def _outline(adapter: Adapter) -> dict[str, Tensor]:
+    """Return the tensors by their keys, to be asked for shapes and types only."""
+    return to_state_dict(replace(adapter, layers=adapter.outline, dense=adapter.dense_outline))
+
+
+def _config(packed: Packed) -> Mapping[str, object]:
+    return packed_config(packed.path if isinstance(packed, PackedFile) else packed)
+
+
+def _opened(packed: Packed, *, without: str, reference: Adapter) -> Adapter:
+    """Return the update; of one in a file each tensor is read when it is asked for."""
+    if isinstance(packed, PackedFile):
+        return open_packed(packed.path, without=without, frozen=reference)
+    return unpack(packed, without=without, frozen=reference)

@@ -1,17 +1,57 @@
 """The ServerApp: Flower's entry to the strategy, the same on every Grid."""
 
-from collections.abc import Callable
+from pathlib import Path
 
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedlora.aggregation import METHODS, Method, Robust
+from fedlora.common.config import RunConfig
+from fedlora.server.events import Listener
+from fedlora.server.store import RunFolder
+from fedlora.server.strategy import LoraStrategy
 
-def make_server_app(start: Callable[[Grid], None]) -> ServerApp:
-    """Return the ServerApp that runs a strategy's `start` to its end."""
+
+def server_app_for(
+    config: RunConfig,
+    folder: Path,
+    *,
+    num_sites: int,
+    command: str,
+    listener: Listener,
+    method: Method | None = None,
+) -> ServerApp:
+    """Return the ServerApp that does the rounds of a run which are left.
+
+    Args:
+        folder: the run's.
+        num_sites: these are waited for at the start.
+        command: goes into the manifest.
+        method: in place of the run's.
+    """
+    settings = config.aggregation.model_dump()
+    chosen = METHODS[settings.pop("method")]
+    robust = Robust(**config.robust.model_dump())
+    strategy = LoraStrategy(
+        config,
+        method or chosen(**settings),
+        RunFolder(folder),
+        robust=None if robust == Robust() else robust,
+        num_sites=num_sites,
+        command=command,
+        listener=listener,
+    )
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, _context: Context) -> None:
-        start(grid)
+        # Two threads would wait for each other, and for the workers, at matrices as small as these.
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            strategy.start(grid)
+        finally:
+            torch.set_num_threads(num_threads)
 
     return app

@@ -9,9 +9,7 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
 from fedlora.common.files import TEMPORARY_SUFFIX, write_file
 from fedlora.common.run_file import differences, load_run, to_toml
-from fedlora.common.run_folder import MANIFEST_FILE, RUN_FILE
-
-_LOCK_FILE = ".lock"
+from fedlora.common.run_folder import IDENTITY_FOLDER, LOCK_FILE, MANIFEST_FILE, RUN_FILE, STATUS_FILE
 
 
 class Claim:
@@ -31,7 +29,7 @@ class Claim:
             self._existed = path.exists()
             self.is_new = not _holds(path, config, resume=resume)
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(path / _LOCK_FILE, "wb")  # noqa: SIM115 (held until the end)
+            self._lock = open(path / LOCK_FILE, "wb")  # noqa: SIM115 (held until the end)
         except OSError as error:
             raise StoreError(f"{path}: cannot be used ({error.strerror}); choose another folder with --out") from error
         try:
@@ -60,7 +58,7 @@ class Claim:
 
     def _give_back(self) -> None:
         (self.path / RUN_FILE).unlink(missing_ok=True)
-        (self.path / _LOCK_FILE).unlink(missing_ok=True)
+        (self.path / LOCK_FILE).unlink(missing_ok=True)
         if not self._existed:
             with suppress(OSError):  # Somebody else put something there.
                 self.path.rmdir()
@@ -76,8 +74,8 @@ def _holds(path: Path, config: RunConfig, *, resume: bool) -> bool:
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file; expected a folder for the run")
     if not (path / RUN_FILE).is_file():
-        # A killed run may have left these two.
-        ours = (_LOCK_FILE, f"{RUN_FILE}{TEMPORARY_SUFFIX}")
+        # A killed run may have left these, and a server's operator may have invited sites before it starts.
+        ours = (LOCK_FILE, f"{RUN_FILE}{TEMPORARY_SUFFIX}", IDENTITY_FOLDER, STATUS_FILE)
         if path.is_dir() and any(entry.name not in ours for entry in path.iterdir()):
             raise StoreError(f"{path} is not empty and holds no run; choose another folder with --out")
         return False

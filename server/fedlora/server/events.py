@@ -49,7 +49,29 @@ class RoundEnded:
     report: RoundReport
 
 
-Event = RunStarted | RoundStarted | UpdateArrived | EvaluationStarted | RoundEnded
+SITE_STATES = ("away", "starting", "ready", "at work", "not ready")
+
+
+@dataclass(frozen=True)
+class SiteChanged:
+    """A site of a deployment came, went, or became something else; `state` is one of `SITE_STATES`.
+
+    `detail` is a code: what keeps the site from being ready.
+    """
+
+    site: str
+    state: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The run waits, and says for what."""
+
+    what: str
+
+
+Event = SiteChanged | Waiting | RunStarted | RoundStarted | UpdateArrived | EvaluationStarted | RoundEnded
 Listener = Callable[[Event], None]
 
 

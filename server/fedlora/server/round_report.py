@@ -21,6 +21,8 @@ class ClientReport:
         loss: mean training loss over the steps.
         before, after: scores on its own validation examples before and after training; None without any.
         seconds: by phase: forward, backward, optimizer, training, validation.
+        answered: seconds from the round's begin to its answer.
+        age: by how many rounds the update was late.
     """
 
     num_examples: int
@@ -29,6 +31,8 @@ class ClientReport:
     before: Score | None
     after: Score | None
     seconds: Mapping[str, float]
+    answered: float = 0.0
+    age: int = 0
 
 
 @dataclass(frozen=True)

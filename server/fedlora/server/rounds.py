@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 
 import numpy as np
 import torch
@@ -10,18 +11,36 @@ import torch
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.adapters.settings import fitted_config
 from fedlora.aggregation import Aggregate, Method, Robust, RoundPlan, aggregate
-from fedlora.common.messages import Score
 from fedlora.common.random_streams import stream
 
+_LEAST_TO_SAY = 3
 
-def cohort(clients: Sequence[str], *, fraction: float, seed: int, round: int) -> tuple[str, ...]:
-    """Return the sorted names of a round's clients, at least one, drawn by (seed, round) among the sorted names."""
+
+def share(fraction: float, num_clients: int) -> int:
+    """Return how many clients a share of them is: at least one."""
+    return max(1, math.floor(fraction * num_clients + 0.5))
+
+
+def cohort(clients: Sequence[str], *, size: int, seed: int, round: int, purpose: str = "cohort") -> tuple[str, ...]:
+    """Return the sorted names of `size` clients, drawn by (seed, round, purpose) among the sorted names."""
     names = sorted(clients)
-    size = max(1, math.floor(fraction * len(names) + 0.5))
-    if size == len(names):
+    if size >= len(names):
         return tuple(names)
-    chosen = stream(seed, round=round, purpose="cohort").choice(len(names), size=size, replace=False)
+    chosen = stream(seed, round=round, purpose=purpose).choice(len(names), size=size, replace=False)
     return tuple(names[index] for index in sorted(chosen))
+
+
+def adaptive_deadline(needed: Sequence[float], num_deviations: float) -> float | None:
+    """Return for how many seconds to wait for a cohort that has needed these: median + k x median absolute deviation.
+
+    The deviation counts as a tenth of the median at least: where all were equally fast the next one may be a little
+    slower. Of fewer than three nothing can be said, and the deadline is None.
+    """
+    if len(needed) < _LEAST_TO_SAY:
+        return None
+    middle = median(needed)
+    deviation = median(abs(seconds - middle) for seconds in needed)
+    return middle + num_deviations * max(deviation, 0.1 * middle)
 
 
 def quorum_size(num_asked: int, quorum: float) -> int:
@@ -62,13 +81,17 @@ def complete(
     weighting: str,
     method: Method,
     robust: Robust | None = None,
+    ages: Mapping[str, int] | None = None,
 ) -> Aggregate:
     """Return the next global adapter and the report of its aggregation, from the accepted updates by client name.
 
     Args:
         start: the adapter that the round started from.
+        ages: of late updates, by how many rounds they are late; each halves the weight.
     """
     weights = {name: float(num_examples[name]) for name in updates} if weighting == "examples" else None
+    if ages and any(ages.values()):
+        weights = {name: (weights[name] if weights else 1.0) * 0.5 ** ages.get(name, 0) for name in updates}
     return aggregate(updates, weights=weights, method=method, reference=start, robust=robust)
 
 
@@ -78,13 +101,3 @@ def _fresh(layer: LoraLayer, draw: np.random.Generator) -> LoraLayer:
         return replace(layer, A=zero_A, B=torch.from_numpy(draw.standard_normal(layer.B.shape)).to(layer.B))
     bound = 1 / math.sqrt(layer.A.shape[1])
     return replace(layer, A=torch.from_numpy(draw.uniform(-bound, bound, layer.A.shape)).to(layer.A), B=zero_B)
-
-
-def merge_scores(scores: Sequence[Score]) -> Score:
-    """Return the score over the examples of all of `scores`, of which there is at least one."""
-    total = sum(score.num_examples for score in scores)
-    return Score(
-        total,
-        sum(score.loss * score.num_examples for score in scores) / total,
-        sum(score.metric * score.num_examples for score in scores) / total,
-    )

@@ -3,7 +3,7 @@
 import platform
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,6 +15,8 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError, StoreError
 from fedlora.common.messages import DescribeRequest, SiteDescription
 from fedlora.server.conversation import Addressed, ask, expect
+from fedlora.server.events import Listener, Waiting
+from fedlora.server.lasting_grid import LastingGrid
 from fedlora.server.store import RunFolder
 
 _DESCRIBE = f"{MessageType.QUERY}.describe"
@@ -30,18 +32,107 @@ class Site:
     description: SiteDescription
 
 
-@dataclass(frozen=True)
 class Federation:
-    """Who takes part: the way to the sites, the sites by client name, and the run they agreed on."""
+    """Who takes part: the way to the sites, and the sites by client name; with a lasting Grid they come and go."""
 
-    grid: Grid
-    sites: Mapping[str, Site]
-    run_id: str
+    def __init__(self, grid: Grid, folder: RunFolder, listener: Listener) -> None:
+        self.grid = grid
+        self._folder = folder
+        self._listener = listener
+        self._waiting_for = ""
+        self.sites: dict[str, Site] = {}
+        self.run_id = ""
+
+    def gather(self, *, num_sites: int) -> None:
+        """Wait for the run's sites; a run that goes on over a lasting Grid knows them already.
+
+        Raises:
+            RunError: too few sites came, one could not answer, or they do not fit together.
+        """
+        if not isinstance(self.grid, LastingGrid):
+            self.sites = meet(self.grid, num_sites=num_sites)
+            return
+        for name, description in self._folder.sites().items():
+            self.sites[name] = Site(self.grid.node_of(name), description)
+        if self._folder.manifest() is not None:
+            return
+        while len(self.available()) < num_sites:
+            ready = self.available()
+            names = f" ({', '.join(sorted(ready))})" if ready else ""
+            self.wait_for(f"{len(ready)} of {num_sites} sites are ready{names}", seconds=_POLL_SECONDS)
+
+    def available(self, *, without: Collection[str] = ()) -> list[str]:
+        """Return the sorted names of the sites that can be asked now, new ones included."""
+        if isinstance(self.grid, LastingGrid):
+            self._greet_new(self.grid)
+            ready = set(self.grid.get_node_ids())
+            return sorted(name for name, site in self.sites.items() if site.node in ready and name not in without)
+        return sorted(name for name in self.sites if name not in without)
+
+    def wait_for(self, what: str, *, seconds: float) -> None:
+        """Say what the run waits for, once, and wait some of it; only over a lasting Grid."""
+        if what != self._waiting_for:
+            self._waiting_for = what
+            self._listener(Waiting(what))
+        if isinstance(self.grid, LastingGrid):
+            self.grid.pause(seconds)
 
     @property
     def num_held_out(self) -> int:
-        """The size of the held-out set that the sites can judge on, 0 where there is none."""
-        return next(iter(self.sites.values())).description.num_held_out
+        """The size of the held-out set that the sites can judge on, together where each has its own, 0 without."""
+        descriptions = [site.description for site in self.sites.values()]
+        if any(description.has_own_held_out for description in descriptions):
+            return sum(description.num_held_out for description in descriptions)
+        return descriptions[0].num_held_out
+
+    @property
+    def has_own_held_out(self) -> bool:
+        """Whether each site has a held-out set of its own."""
+        return any(site.description.has_own_held_out for site in self.sites.values())
+
+    def identify(self, *, config: RunConfig, command: str) -> None:
+        """Give a new run its id and manifest; a resumed one must have the same base model and data.
+
+        Raises:
+            StoreError: base model, data or labels are not those the run began with.
+        """
+        descriptions = [site.description for site in self.sites.values()]
+        if not descriptions:
+            raise StoreError(f"{self._folder.path}: the run has no sites.json; restore it, or start a new run")
+        found: dict[str, object] = {
+            "base_model": {"name": descriptions[0].base_model, "fingerprint": descriptions[0].base_model_fingerprint},
+            "labels": list(descriptions[0].labels),
+            "metric": descriptions[0].metric_name,
+        }
+        if not isinstance(self.grid, LastingGrid):
+            # Where sites come and go, their data are their own affair.
+            data = {description.client: description.data_fingerprint for description in descriptions}
+            found["data"] = data if len(set(data.values())) > 1 else descriptions[0].data_fingerprint
+        manifest = self._folder.manifest()
+        if manifest is None:
+            manifest = _new_manifest(config, command) | found
+            self._folder.write_manifest(manifest)
+        for key, value in found.items():
+            if manifest[key] != value:
+                raise StoreError(
+                    f"{self._folder.path}: {key} is not what the run began with: {manifest[key]}, found {value}; "
+                    "restore it, or start a new run"
+                )
+        self.run_id = str(manifest["run_id"])
+
+    def _greet_new(self, grid: LastingGrid) -> None:
+        """Take sites that have come, or come back as something else, into the run if they fit."""
+        for name, description in grid.descriptions().items():
+            known = self.sites.get(name)
+            if known is not None and known.description == description:
+                continue
+            reference = next((site.description for other, site in self.sites.items() if other != name), None)
+            if reference is not None and (code := _misfit(description, reference)):
+                grid.turn_away(name, code)
+                continue
+            self.sites[name] = Site(grid.node_of(name), description)
+            self.sites = dict(sorted(self.sites.items()))
+            self._folder.write_sites({name: site.description for name, site in self.sites.items()})
 
 
 def meet(grid: Grid, *, num_sites: int) -> dict[str, Site]:
@@ -66,33 +157,6 @@ def meet(grid: Grid, *, num_sites: int) -> dict[str, Site]:
     return dict(sorted(sites.items()))
 
 
-def identify(sites: Mapping[str, Site], folder: RunFolder, *, config: RunConfig, command: str) -> str:
-    """Return the run's id; a new run gets a manifest, a resumed one must have the same base model and data.
-
-    Raises:
-        StoreError: base model, data or labels are not those the run began with.
-    """
-    descriptions = [site.description for site in sites.values()]
-    data = {description.client: description.data_fingerprint for description in descriptions}
-    found = {
-        "base_model": {"name": descriptions[0].base_model, "fingerprint": descriptions[0].base_model_fingerprint},
-        "data": data if len(set(data.values())) > 1 else descriptions[0].data_fingerprint,
-        "labels": list(descriptions[0].labels),
-        "metric": descriptions[0].metric_name,
-    }
-    manifest = folder.manifest()
-    if manifest is None:
-        manifest = _new_manifest(config, command) | found
-        folder.write_manifest(manifest)
-    for key, value in found.items():
-        if manifest[key] != value:
-            raise StoreError(
-                f"{folder.path}: {key} is not what the run began with: {manifest[key]}, found {value}; "
-                "restore it, or start a new run"
-            )
-    return str(manifest["run_id"])
-
-
 def _new_manifest(config: RunConfig, command: str) -> dict[str, object]:
     """Return the part of a new run's manifest that is known before its sites are."""
     packages = ("fedlora", "flwr", "torch", "transformers", "peft", "numpy")
@@ -104,6 +168,13 @@ def _new_manifest(config: RunConfig, command: str) -> dict[str, object]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
+
+
+def _misfit(description: SiteDescription, reference: SiteDescription) -> str:
+    """Return the code of what keeps a site out of a run that others are in, nothing where it fits."""
+    if description.base_model_fingerprint != reference.base_model_fingerprint:
+        return "other_base_model"
+    return "other_metric" if description.metric_name != reference.metric_name else ""
 
 
 def _must_agree(sites: Mapping[str, Site]) -> None:

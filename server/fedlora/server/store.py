@@ -2,9 +2,12 @@
 
     run.toml                  the run, resolved
     manifest.json             run id, versions, fingerprints of base model and data, seed, command
+    sites.json                what each site says of itself, where sites come and go
     rounds.jsonl              one RoundReport a line, from round 0
     adapter/                  the newest global adapter, a PEFT folder
     report.html
+    published/NAME-vNNNN/     finished adapters for who serves them (registry)
+    quarantine/NAME-HASH.*    the newest refused update of each client, and why
     rounds/NNNN/
         plan.json             the round's clients
         updates/NAME-HASH.*   each accepted update (.safetensors) and its receipt (.json), until the round is over
@@ -21,19 +24,19 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
 from fedlora.adapters import Adapter, pack, save_adapter, unpack
 from fedlora.common.codec import Codec
 from fedlora.common.errors import StoreError
-from fedlora.common.files import write_file
-from fedlora.common.messages import TrainReceipt
+from fedlora.common.files import client_file_name, link_file, write_file
+from fedlora.common.messages import SiteDescription, TrainReceipt
+from fedlora.common.packed_file import PackedFile, wire_bytes
 from fedlora.common.run_folder import ADAPTER_FOLDER, MANIFEST_FILE
 from fedlora.server.round_report import CODEC, RoundReport
 
@@ -41,18 +44,23 @@ logger = logging.getLogger(__name__)
 
 ROUNDS_FILE = "rounds.jsonl"
 REPORT_FILE = "report.html"
+_SITES_FILE = "sites.json"
 _KEPT_ADAPTERS = 2
 
 Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
+    """A round's clients, and how many updates it waits for: the first of them count where more are asked."""
+
     cohort: tuple[str, ...]
+    num_wanted: int
 
 
-_PLAN = Codec(_Plan)
+_PLAN = Codec(Plan)
 _RECEIPT = Codec(TrainReceipt)
+_SITES = TypeAdapter(dict[str, SiteDescription])
 _PREDICTIONS = TypeAdapter(dict[int, int])
 
 
@@ -113,30 +121,53 @@ class RunFolder:
             )
         return None
 
-    def plan(self, number: int) -> tuple[str, ...] | None:
-        """Return the clients planned for a round, or None where it was not planned yet."""
-        plan = _read(self._round(number) / "plan.json", _PLAN.load)
-        return None if plan is None else plan.cohort
+    def sites(self) -> dict[str, SiteDescription]:
+        """Return what the sites that have taken part said of themselves, by name."""
+        return _read(self.path / _SITES_FILE, _SITES.validate_json) or {}
 
-    def write_plan(self, number: int, cohort: Sequence[str]) -> None:
-        """Record the clients of a round."""
-        write_file(self._round(number) / "plan.json", _PLAN.dump(_Plan(tuple(cohort))) + "\n")
+    def write_sites(self, sites: Mapping[str, SiteDescription]) -> None:
+        """Record who takes part."""
+        write_file(self.path / _SITES_FILE, _SITES.dump_json(dict(sites), indent=1) + b"\n")
+
+    def plan(self, number: int) -> Plan | None:
+        """Return a round's plan, or None where it was not planned yet."""
+        return _read(self._round(number) / "plan.json", _PLAN.load)
+
+    def write_plan(self, number: int, plan: Plan) -> None:
+        """Record who is asked in a round."""
+        write_file(self._round(number) / "plan.json", _PLAN.dump(plan) + "\n")
 
     def accepted(self, number: int) -> dict[str, TrainReceipt]:
         """Return the receipts accepted so far in a round that is not over, by client name."""
         receipts: dict[str, TrainReceipt] = {}
         for path in sorted((self._round(number) / "updates").glob("*.json")):
             receipt = _read(path, _RECEIPT.load)
-            tensors = _read(path.with_suffix(".safetensors"), bytes)
-            if receipt is not None and tensors is not None:
-                receipts[receipt.client] = dataclasses.replace(receipt, adapter=tensors)
+            tensors = path.with_suffix(".safetensors")
+            if receipt is not None and tensors.is_file():
+                receipts[receipt.client] = dataclasses.replace(receipt, adapter=PackedFile(tensors, receipt.wire_bytes))
         return receipts
 
-    def write_accepted(self, receipt: TrainReceipt) -> None:
-        """Record an accepted update: its tensors first, then the receipt that makes it count."""
-        folder, name = self._round(receipt.round) / "updates", _file_name(receipt.client)
-        write_file(folder / f"{name}.safetensors", receipt.adapter)
-        write_file(folder / f"{name}.json", _RECEIPT.dump(receipt, leave_out={"adapter"}))
+    def write_accepted(self, number: int, receipt: TrainReceipt) -> None:
+        """Record an update accepted in a round: its tensors first, then the receipt that makes it count."""
+        folder, name = self._round(number) / "updates", client_file_name(receipt.client)
+        tensors, packed = folder / f"{name}.safetensors", receipt.adapter
+        if isinstance(packed, bytes):
+            write_file(tensors, packed)
+        elif packed.path != tensors:
+            link_file(packed.path, tensors)
+        recorded = dataclasses.replace(receipt, wire_bytes=wire_bytes(packed))
+        write_file(folder / f"{name}.json", _RECEIPT.dump(recorded, leave_out={"adapter"}))
+
+    def quarantine(self, number: int, receipt: TrainReceipt, reason: str) -> None:
+        """Set a refused update aside, with its reason, for who wants to look; a client's newest alone is kept."""
+        folder, name = self.path / "quarantine", client_file_name(receipt.client)
+        packed = receipt.adapter
+        if isinstance(packed, PackedFile):
+            link_file(packed.path, folder / f"{name}.safetensors")
+        elif packed:
+            write_file(folder / f"{name}.safetensors", packed)
+        note = {"round": number, "client": receipt.client, "reason": reason, "receipt_round": receipt.round}
+        write_file(folder / f"{name}.json", json.dumps(note) + "\n")
 
     def predictions(self, number: int) -> dict[int, int]:
         """Return the predicted labels by place in the held-out set, empty where not all of it was judged."""
@@ -191,8 +222,3 @@ def _read(path: Path, load: Callable[[bytes], Content]) -> Content | None:
     except ValueError as error:
         logger.warning("%s is damaged, and what it held is done again (%s)", path, error)
         return None
-
-
-def _file_name(client: str) -> str:
-    """Return the name of a client's files, its own whatever its length and also where case makes no difference."""
-    return f"{quote(client, safe='')[:40]}-{hashlib.sha256(client.encode()).hexdigest()[:16]}"

@@ -6,55 +6,31 @@ admits and journals each reply as it arrives, and goes on from the journal. What
 `rounds`, what may enter it in `admission`; this file is the order of events.
 """
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 
 from flwr.app import MessageType
 from flwr.serverapp import Grid
 
-from fedlora.adapters import Adapter, LoraLayer, load_adapter, pack, unpack
-from fedlora.aggregation import AggregationReport, Method, Robust, RoundPlan
+from fedlora.adapters import Adapter, LoraLayer, load_adapter, unpack
+from fedlora.aggregation import AggregationReport, Method, Robust
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import AdapterError, RunError
-from fedlora.common.messages import (
-    Failure,
-    InitialiseReceipt,
-    InitialiseRequest,
-    TrainReceipt,
-    TrainRequest,
-)
+from fedlora.common.messages import Failure, InitialiseReceipt, InitialiseRequest, TrainReceipt
+from fedlora.common.packed_file import Packed, PackedFile
+from fedlora.common.phases import announce
 from fedlora.server import rounds
-from fedlora.server.admission import Refusal, admit, outliers, unfit
-from fedlora.server.conversation import Addressed, ask, expect
+from fedlora.server.admission import unfit
+from fedlora.server.collection import Collected, Collector
+from fedlora.server.conversation import Addressed, Inquiry, expect
 from fedlora.server.evaluation import judge
-from fedlora.server.events import (
-    EvaluationStarted,
-    Listener,
-    RoundEnded,
-    RoundStarted,
-    RunStarted,
-    UpdateArrived,
-    ignore,
-)
+from fedlora.server.events import EvaluationStarted, Listener, RoundEnded, RunStarted, ignore
+from fedlora.server.lasting_grid import LastingGrid
 from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
-from fedlora.server.sites import Federation, Site, identify, meet
+from fedlora.server.sites import Federation
 from fedlora.server.store import RunFolder
 
 _INITIALISE = f"{MessageType.QUERY}.initialise"
-
-
-@dataclass(frozen=True)
-class Collected:
-    """The updates of a round that count with their receipts, and why the others do not."""
-
-    cohort: Sequence[str] = ()
-    updates: Mapping[str, Adapter] = field(default_factory=dict)
-    receipts: Mapping[str, TrainReceipt] = field(default_factory=dict)
-    refused: Mapping[str, str] = field(default_factory=dict)
-    bytes_down: int = 0
-    storing_seconds: float = 0.0
 
 
 class LoraStrategy:
@@ -82,6 +58,8 @@ class LoraStrategy:
         self._num_sites = num_sites
         self._command = command
         self._listener = listener
+        regauges = robust is not None and robust.regauge
+        self._collector = Collector(config, method, folder, by_factors=not regauges, listener=listener)
 
     def start(self, grid: Grid) -> None:
         """Run the rounds that are left.
@@ -90,46 +68,68 @@ class LoraStrategy:
             RunError: too few sites came, they do not fit together, or a round stayed below its quorum.
             StoreError: the folder cannot be written, or base model or data are not those the run began with.
         """
-        sites = meet(grid, num_sites=self._num_sites)
+        federation = Federation(grid, self._folder, self._listener)
+        federation.gather(num_sites=self._num_sites)
         checkpoint = self._folder.latest()
         # A start that does not fit is refused before anything is written.
-        adapter = self._first_adapter(grid, sites) if checkpoint is None else checkpoint.adapter
-        run_id = identify(sites, self._folder, config=self._config, command=self._command)
-        federation = Federation(grid, sites, run_id)
+        adapter = self._first_adapter(federation) if checkpoint is None else checkpoint.adapter
+        federation.identify(config=self._config, command=self._command)
         num_rounds = self._config.federation.rounds
+        reports = [] if checkpoint is None else list(checkpoint.reports)
         if checkpoint is None:
-            self._listener(RunStarted(tuple(sites), num_rounds, 0, ()))
-            self._finish(federation, 0, adapter, Collected(), None, {})
+            self._listener(RunStarted(tuple(federation.sites), num_rounds, 0, ()))
+            reports.append(self._finish(federation, 0, adapter, Collected(), None, {}))
         else:
             self._folder.publish(adapter, checkpoint.round)
-            self._listener(RunStarted(tuple(sites), num_rounds, checkpoint.round + 1, checkpoint.reports))
-        for number in range(1 if checkpoint is None else checkpoint.round + 1, num_rounds + 1):
-            adapter = self._round(federation, number, adapter)
+            self._listener(RunStarted(tuple(federation.sites), num_rounds, len(reports), tuple(reports)))
+        for number in range(len(reports), num_rounds + 1):
+            adapter, report = self._round(federation, number, adapter, reports)
+            reports.append(report)
 
-    def _first_adapter(self, grid: Grid, sites: Mapping[str, Site]) -> Adapter:
-        """Return the adapter to start from: fresh from the run's seed, or the one that the run names."""
+    def _first_adapter(self, federation: Federation) -> Adapter:
+        """Return the adapter to start from: fresh from the run's seed, or the one that the run names.
+
+        Where sites come and go, the next one is asked if one cannot answer.
+        """
         request = InitialiseRequest(self._config.run.seed)
-        client, site = next(iter(sites.items()))
-        asked = {client: Addressed(site.node, lambda _attempt: request)}
-        (answer,) = ask(grid, asked, message_type=_INITIALISE, expected=InitialiseReceipt)
-        fresh = unpack(expect(answer).adapter)
+        while True:
+            names = federation.available()
+            for client in names:
+                asked = {client: Addressed(federation.sites[client].node, lambda _attempt: request)}
+                inquiry = Inquiry(federation.grid, asked, message_type=_INITIALISE, expected=InitialiseReceipt)
+                answers = list(inquiry.answers(lambda _waiting, client=client: client not in federation.available()))  # type: ignore[misc]
+                inquiry.withdraw()
+                if not isinstance(federation.grid, LastingGrid):
+                    return self._start_from(expect(answers[0]).adapter)
+                if answers and not isinstance(answers[0].content, Failure):
+                    return self._start_from(answers[0].content.adapter)
+            federation.wait_for("no site could give the first adapter", seconds=2.0)
+
+    def _start_from(self, packed: Packed) -> Adapter:
+        fresh = unpack(packed.path.read_bytes() if isinstance(packed, PackedFile) else packed)
         given = self._config.federation.start_from
         return fresh if given is None else _given_start(given, like=fresh)
 
-    def _round(self, federation: Federation, number: int, adapter: Adapter) -> Adapter:
-        """Return the global adapter after one round."""
+    def _round(
+        self, federation: Federation, number: int, adapter: Adapter, reports: Sequence[RoundReport]
+    ) -> tuple[Adapter, RoundReport]:
+        """Return the global adapter after one round, and the round's report."""
         settings = self._config.federation
         began = time.perf_counter()
         plan = self._method.plan(number)
         start = rounds.start_of_round(adapter, plan=plan, seed=self._config.run.seed, round=number)
-        collected = self._collect(federation, number, start, plan)
+        needed = {
+            client: part.answered for report in reports for client, part in report.clients.items() if not part.age
+        }
+        collected = self._collector.collect(federation, number, start, plan, needed=needed)
         trained = time.perf_counter()
-        if len(collected.updates) < rounds.quorum_size(len(collected.cohort), settings.quorum):
+        if len(collected.updates) < rounds.quorum_size(collected.num_wanted, settings.quorum):
             reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(collected.refused.items()))
             raise RunError(
                 f"round {number}: {len(collected.updates)} of {len(collected.cohort)} updates were accepted, "
                 f"fewer than federation.quorum = {settings.quorum:g} asks for ({reasons})"
             )
+        announce("aggregate")
         result = rounds.complete(
             collected.updates,
             start=start,
@@ -137,99 +137,14 @@ class LoraStrategy:
             weighting=settings.weighting,
             method=self._method,
             robust=self._robust,
+            ages={client: number - receipt.round for client, receipt in collected.receipts.items()},
         )
         seconds = {
             "training": trained - began - collected.storing_seconds,
             "aggregation": time.perf_counter() - trained,
             "storing": collected.storing_seconds,
         }
-        self._finish(federation, number, result.adapter, collected, result.report, seconds)
-        return result.adapter
-
-    def _collect(self, federation: Federation, number: int, start: Adapter, plan: RoundPlan) -> Collected:
-        """Return the updates of the cohort: those that an earlier process journaled, and the others as they arrive."""
-        cohort = self._plan(federation, number)
-        starts = self._starts(federation, cohort, start)
-        packed = {id(given): pack(given) for given in starts.values()}
-        requests = {
-            client: self._train_requests(federation.run_id, number, plan, packed[id(given)])
-            for client, given in starts.items()
-        }
-        updates: dict[str, Adapter] = {}
-        receipts: dict[str, TrainReceipt] = {}
-        refused: dict[str, str] = {}
-        storing_seconds = 0.0
-
-        def take(client: str, attempt: int, content: TrainReceipt | Failure) -> Refusal | None:
-            if isinstance(content, Failure):
-                return Refusal(content.code, content.text)
-            admitted = admit(content, request=requests[client](attempt), client=client, reference=starts[client])
-            if isinstance(admitted, Refusal):
-                return admitted
-            updates[client], receipts[client] = admitted, content
-            return None
-
-        for client, receipt in self._folder.accepted(number).items():
-            take(client, receipt.attempt, receipt)
-        self._listener(RoundStarted(number, cohort, tuple(updates)))
-        asked = {
-            client: Addressed(federation.sites[client].node, requests[client])
-            for client in cohort
-            if client not in updates
-        }
-        for answer in ask(federation.grid, asked, message_type=MessageType.TRAIN, expected=TrainReceipt):
-            refusal = take(answer.key, answer.attempt, answer.content)
-            if refusal is None:
-                writing = time.perf_counter()
-                self._folder.write_accepted(receipts[answer.key])
-                storing_seconds += time.perf_counter() - writing
-            else:
-                refused[answer.key] = str(refusal)
-            self._listener(UpdateArrived(number, answer.key, refused.get(answer.key, ""), _loss(answer.content)))
-        limit = self._config.federation.norm_limit
-        regauges = self._robust is not None and self._robust.regauge
-        far = outliers(updates, references=starts, norm_limit=limit, by_factors=not regauges)
-        for client, outlier in far.items():
-            del updates[client]
-            refused[client] = str(outlier)
-            self._listener(UpdateArrived(number, client, refused[client], receipts.pop(client).loss))
-        bytes_down = sum(len(packed[id(starts[client])]) for client in cohort)
-        return Collected(cohort, updates, receipts, refused, bytes_down, storing_seconds)
-
-    def _starts(self, federation: Federation, cohort: Sequence[str], start: Adapter) -> dict[str, Adapter]:
-        """Return what each client starts from: the global adapter, with the client's own rank where that is smaller."""
-        ranks = {client: federation.sites[client].description.lora_rank for client in cohort}
-        by_rank = {rank: rounds.for_rank(start, rank, method=self._method) for rank in set(ranks.values())}
-        return {client: by_rank[rank] for client, rank in ranks.items()}
-
-    def _plan(self, federation: Federation, number: int) -> tuple[str, ...]:
-        """Return the round's clients, journaled before any of them is asked."""
-        planned = self._folder.plan(number)
-        if planned is not None:
-            return planned
-        settings = self._config.federation
-        cohort = rounds.cohort(
-            list(federation.sites), fraction=settings.fraction, seed=self._config.run.seed, round=number
-        )
-        self._folder.write_plan(number, cohort)
-        return cohort
-
-    def _train_requests(
-        self, run_id: str, number: int, plan: RoundPlan, packed: bytes
-    ) -> Callable[[int], TrainRequest]:
-        """Return what makes the round's request for an attempt."""
-        config = self._config
-        request = TrainRequest(
-            run=run_id,
-            round=number,
-            attempt=0,
-            seed=config.run.seed,
-            num_rounds=config.federation.rounds,
-            validation_examples=config.evaluation.client_examples,
-            trains=plan.trains,
-            adapter=packed,
-        )
-        return lambda attempt: replace(request, attempt=attempt)
+        return result.adapter, self._finish(federation, number, result.adapter, collected, result.report, seconds)
 
     def _finish(
         self,
@@ -239,7 +154,7 @@ class LoraStrategy:
         collected: Collected,
         aggregation: AggregationReport | None,
         seconds: Mapping[str, float],
-    ) -> None:
+    ) -> RoundReport:
         """Judge the new global adapter, and record that the round is over."""
         began = time.perf_counter()
         num_examples = self._held_out_budget(number, num_held_out=federation.num_held_out)
@@ -249,23 +164,29 @@ class LoraStrategy:
             self._listener(EvaluationStarted(number))
             held_out, predictions = judge(federation, adapter, round=number, num_examples=num_examples)
         judged = time.perf_counter()
+        announce("write checkpoint")
         adapter_sha256 = self._folder.write_checkpoint(number, adapter, predictions=predictions)
         storing = seconds.get("storing", 0.0) + time.perf_counter() - judged
         received = collected.receipts
         report = RoundReport(
             round=number,
             cohort=tuple(collected.cohort),
-            clients={client: _client_report(received[client]) for client in sorted(received)},
+            clients={
+                client: _client_report(received[client], number, collected.answered.get(client, 0.0))
+                for client in sorted(received)
+            },
             refused=dict(sorted(collected.refused.items())),
             aggregation=aggregation,
             held_out=held_out,
             bytes_down=collected.bytes_down,
-            bytes_up=sum(len(receipt.adapter) for receipt in received.values()),
+            bytes_up=collected.bytes_up,
             seconds={**seconds, "evaluation": judged - began, "storing": storing},
             adapter_sha256=adapter_sha256,
         )
+        announce("publish")
         self._folder.complete(report, adapter)
         self._listener(RoundEnded(report))
+        return report
 
     def _held_out_budget(self, number: int, *, num_held_out: int) -> int | None:
         """Return how many held-out examples to judge after a round: None, for all, at both ends of the run."""
@@ -285,7 +206,7 @@ def _given_start(source: str, *, like: Adapter) -> Adapter:
     return start
 
 
-def _client_report(receipt: TrainReceipt) -> ClientReport:
+def _client_report(receipt: TrainReceipt, number: int, answered: float) -> ClientReport:
     return ClientReport(
         num_examples=receipt.num_examples,
         num_steps=receipt.num_steps,
@@ -293,8 +214,6 @@ def _client_report(receipt: TrainReceipt) -> ClientReport:
         before=receipt.before,
         after=receipt.after,
         seconds=receipt.seconds,
+        answered=answered,
+        age=number - receipt.round,
     )
-
-
-def _loss(content: TrainReceipt | Failure) -> float:
-    return content.loss if isinstance(content, TrainReceipt) else math.nan

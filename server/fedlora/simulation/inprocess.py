@@ -5,16 +5,12 @@ pipe of an idle worker, and no cost is paid per client or per round.
 """
 
 import multiprocessing
-import multiprocessing.context
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,11 +21,11 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedlora.client.worker import APP_DIED, serve
+from fedlora.client.worker import APP_DIED
+from fedlora.client.worker_process import WorkerProcess, WorkerStarter
 from fedlora.common.errors import RunError
 
 _POLL_SECONDS = 0.2
-_DEATH_SECONDS = 5.0
 _MAX_IDLE_DEATHS = 3
 
 
@@ -90,19 +86,9 @@ def _gpus() -> list[str]:
     return given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]
 
 
-def _ensure_forkserver() -> None:
-    """Start the process that workers are forked from; Ctrl-C, which reaches the whole group, is left to us."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 @dataclass(eq=False)
 class _Worker:
-    process: BaseProcess
-    connection: Connection
+    running: WorkerProcess
     environment: Mapping[str, str]
     message: Message | None = None
 
@@ -129,16 +115,7 @@ class InProcessGrid(Grid):
         to each.
         """
         refuse_inside_a_starting_worker()
-        methods = multiprocessing.get_all_start_methods()
-        self._processes: multiprocessing.context.ForkServerContext | multiprocessing.context.SpawnContext
-        if "forkserver" in methods:
-            # One process imports torch and transformers, and every worker, also a replaced one, is forked from it.
-            # A worker's start waits for these imports; the caller has its own to do meanwhile.
-            self._processes = multiprocessing.get_context("forkserver")
-            self._processes.set_forkserver_preload(list(preload))
-            _ensure_forkserver()
-        else:
-            self._processes = multiprocessing.get_context("spawn")
+        self._starter = WorkerStarter(preload)
         self._make_app = make_app
         self._run = Run.create_empty(run_id=1)
         self._contexts = {
@@ -165,11 +142,7 @@ class InProcessGrid(Grid):
     def close(self) -> None:
         """End the workers and give back their pipes."""
         for worker in self._workers:
-            worker.connection.close()
-        for worker in self._workers:
-            worker.process.kill()
-            worker.process.join()
-            worker.process.close()
+            worker.running.end()
         self._workers = []
         TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = self._identity
 
@@ -219,11 +192,7 @@ class InProcessGrid(Grid):
         return replies
 
     def _start_worker(self, environment: Mapping[str, str]) -> _Worker:
-        ours, theirs = self._processes.Pipe()
-        process = self._processes.Process(target=serve, args=(theirs, self._make_app, dict(environment)), daemon=True)
-        process.start()
-        theirs.close()
-        return _Worker(process, ours, environment)
+        return _Worker(self._starter.start(self._make_app, environment), environment)
 
     def _dispatch(self) -> None:
         """Give each idle worker the first waiting message whose node has no message at work."""
@@ -236,16 +205,16 @@ class InProcessGrid(Grid):
             busy.add(message.metadata.dst_node_id)
             worker.message = message
             try:
-                worker.connection.send((message, self._contexts[message.metadata.dst_node_id]))
+                worker.running.connection.send((message, self._contexts[message.metadata.dst_node_id]))
             except OSError:
                 self._replace(worker)
 
     def _collect(self, timeout_seconds: float) -> None:
-        by_connection: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers}
+        by_connection: dict[Any, _Worker] = {worker.running.connection: worker for worker in self._workers}
         for connection in wait(list(by_connection), timeout_seconds):
             worker = by_connection[connection]
             try:
-                reply, state = worker.connection.recv()
+                reply, state = worker.running.connection.recv()
             except (EOFError, OSError):
                 self._replace(worker)
                 continue
@@ -258,18 +227,13 @@ class InProcessGrid(Grid):
 
     def _replace(self, worker: _Worker) -> None:
         """Start another process in the place of a dead one, and answer its message with an error."""
-        worker.connection.close()
-        worker.process.join(_DEATH_SECONDS)
-        worker.process.kill()
-        worker.process.join()
+        code = worker.running.end(is_dying=True)
         if worker.message is None:
             self._num_idle_deaths += 1
             if self._num_idle_deaths >= _MAX_IDLE_DEATHS:
-                raise RunError(
-                    f"workers die as they start (exit code {worker.process.exitcode}); see their output above"
-                )
+                raise RunError(f"workers die as they start (exit code {code}); see their output above")
         else:
-            died = Error(APP_DIED, f"the worker process died (exit code {worker.process.exitcode})")
+            died = Error(APP_DIED, f"the worker process died (exit code {code})")
             reply = Message(died, reply_to=worker.message)
             self._replies[worker.message.metadata.message_id] = reply
         self._workers[self._workers.index(worker)] = self._start_worker(worker.environment)

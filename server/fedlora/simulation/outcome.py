@@ -1,17 +1,15 @@
-"""What a finished or interrupted run shows of itself: report.html, and how to load the model."""
+"""The report of a simulation: that of any run, and examples of what was learned."""
 
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import cast
 
 import numpy as np
 from PIL import Image
 
 from fedlora.common.config import RunConfig
-from fedlora.common.run_file import to_toml
-from fedlora.server.report import ShownExample, render_report
+from fedlora.server.outcome import write_report
+from fedlora.server.report import ShownExample
 from fedlora.server.round_report import RoundReport
 from fedlora.server.store import RunFolder
 from fedlora.training.data import Examples, FederatedData
@@ -19,34 +17,12 @@ from fedlora.training.data import Examples, FederatedData
 _SHOWN_OF_A_KIND = 8
 
 
-def write_report(folder: RunFolder, config: RunConfig, data: FederatedData, reports: Sequence[RoundReport]) -> None:
-    """Write report.html over the rounds so far."""
-    manifest = folder.manifest() or {}
-    clients = f"{len(data.clients)} client{'s' if len(data.clients) > 1 else ''}"
-    html = render_report(
-        title=config.run.name,
-        subtitle=f"{clients}, {config.model.name.rpartition('/')[2]}, rank {config.lora.rank}, "
-        f"{config.aggregation.method}, seed {config.run.seed}",
-        metric_name=str(manifest.get("metric", "metric")),
-        num_rounds=config.federation.rounds,
-        reports=reports,
-        config_toml=to_toml(config),
-        examples=_gallery(data, before=folder.predictions(0), after=folder.predictions(reports[-1].round)),
-        load_code=load_code(folder.path, config),
-        versions=cast(Mapping[str, str], manifest.get("versions", {})),
-    )
-    folder.write_report(html)
-
-
-def load_code(folder: Path, config: RunConfig) -> str:
-    """Return the Python that loads the run's model and judges an input."""
-    given = "a text" if config.task.kind == "sequence_classification" else 'Image.open("picture.png")'
-    imported = "" if config.task.kind == "sequence_classification" else "from PIL import Image\n"
-    return (
-        f"{imported}from fedlora.training.trained import load_trained\n\n"
-        f'trained = load_trained("{folder}")\n'
-        f"trained.predict([{given if imported else repr(given)}])"
-    )
+def write_simulation_report(
+    folder: RunFolder, config: RunConfig, data: FederatedData, reports: Sequence[RoundReport]
+) -> None:
+    """Write report.html over the rounds so far, with some of the held-out examples."""
+    examples = _gallery(data, before=folder.predictions(0), after=folder.predictions(reports[-1].round))
+    write_report(folder, config, reports, num_clients=len(data.clients), examples=examples)
 
 
 def _gallery(data: FederatedData, *, before: Mapping[int, int], after: Mapping[int, int]) -> list[ShownExample]:

@@ -22,7 +22,7 @@ from fedlora.training.data.in_memory import Dataset
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
-    from flwr.serverapp import Grid, ServerApp
+    from flwr.serverapp import ServerApp
     from torch import nn
 
     from fedlora.adapters import Adapter
@@ -164,47 +164,22 @@ def _server_app(
     config: RunConfig, folder: Path, num_sites: int, listener: Listener, method: "Method | None"
 ) -> "ServerApp":
     # The workers are starting: torch is imported here while they import theirs.
-    import torch
+    from fedlora.server.app import server_app_for
 
-    from fedlora.aggregation import METHODS, Robust
-    from fedlora.server.app import make_server_app
-    from fedlora.server.store import RunFolder
-    from fedlora.server.strategy import LoraStrategy
-
-    settings = config.aggregation.model_dump()
-    chosen = METHODS[settings.pop("method")]
-    robust = Robust(**config.robust.model_dump())
-    strategy = LoraStrategy(
-        config,
-        method or chosen(**settings),
-        RunFolder(folder),
-        robust=None if robust == Robust() else robust,
-        num_sites=num_sites,
-        command=shlex.join(sys.argv),
-        listener=listener,
+    return server_app_for(
+        config, folder, num_sites=num_sites, command=shlex.join(sys.argv), listener=listener, method=method
     )
-
-    def start(grid: "Grid") -> None:
-        # Two threads would wait for each other, and for the workers, at matrices as small as these.
-        num_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            strategy.start(grid)
-        finally:
-            torch.set_num_threads(num_threads)
-
-    return make_server_app(start)
 
 
 def _result(path: Path, config: RunConfig, data: FederatedData) -> SimulationResult | None:
     """Return what the run left, with report.html written beside it; None where no round was finished."""
     from fedlora.server.store import RunFolder
-    from fedlora.simulation.outcome import write_report
+    from fedlora.simulation.outcome import write_simulation_report
 
     folder = RunFolder(path)
     if (checkpoint := folder.latest()) is None:
         return None
-    write_report(folder, config, data, checkpoint.reports)
+    write_simulation_report(folder, config, data, checkpoint.reports)
     return SimulationResult(path, checkpoint.reports, checkpoint.adapter)
 
 

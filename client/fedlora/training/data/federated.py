@@ -39,7 +39,7 @@ def load_federated_data(config: RunConfig) -> FederatedData:
         DataError: a source that cannot be used, or a partition that leaves a client without examples.
     """
     source = read_source(config.data.path, config)
-    vocabulary = source.vocabulary(config.data.path)
+    vocabulary = config.data.labels or source.vocabulary(config.data.path)
     examples = source.examples(vocabulary, origin=config.data.path)
     fingerprint = source.fingerprint
     if isinstance(config.data.test, str):
@@ -49,7 +49,7 @@ def load_federated_data(config: RunConfig) -> FederatedData:
         training_rows = np.arange(len(examples))
         fingerprint = hashlib.sha256(f"{source.fingerprint} {given.fingerprint}".encode()).hexdigest()
     else:
-        in_test = _test_mask(source, fraction=config.data.test, seed=config.run.seed)
+        in_test = test_mask(source, fraction=config.data.test, seed=config.run.seed)
         test = examples.take(np.flatnonzero(in_test))
         training_rows = np.flatnonzero(~in_test)
     dealt = partition(
@@ -148,7 +148,7 @@ def _validation_mask(clients: Strings, split_by: Strings | None, *, fraction: fl
     )
 
 
-def _test_mask(source: Source, *, fraction: float, seed: int) -> Mask:
+def test_mask(source: Source, *, fraction: float, seed: int) -> Mask:
     """Return which examples are held out for the test."""
     if source.split_by is not None:
         random = stream(seed, purpose="data.test")

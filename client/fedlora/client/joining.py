@@ -1,0 +1,131 @@
+"""How a site comes to its certificate: from an invitation's token, and a new one before that ends."""
+
+import http.client
+import logging
+import ssl
+import urllib.request
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+import grpc
+
+from fedlora.client.site_identity import SiteIdentity
+from fedlora.common import certificates
+from fedlora.common.channels import Credentials, open_channel, split_address
+from fedlora.common.errors import ConfigError, RunError
+from fedlora.v1 import enrolment_pb2
+from fedlora.v1.enrolment_pb2_grpc import EnrolmentServiceStub
+
+logger = logging.getLogger(__name__)
+
+_SECONDS = 20.0
+_REFUSALS = {
+    "not_invited": "the invitation is used up or has ended; ask for a new one",
+    "bad_request": "the server does not take this key; update fedlora here",
+}
+
+
+def enrol(address: str, token_text: str, *, name: str, state: Path) -> SiteIdentity:
+    """Return a site's identity after enrolling with its invitation's token; it is kept in the site's state.
+
+    The key is made here and stays here. Neither does the token travel: a certificate made from it shows that the site
+    has it, and it holds the fingerprint of the authority that the answer must come from.
+
+    Raises:
+        ConfigError: the token is cut, or the invitation is for another name.
+        RunError: the server cannot be reached, is another one, or refuses.
+    """
+    token = certificates.parse_token(token_text)
+    shown = _shown_certificate(address)
+    key, certificate = certificates.invitation_pair(token, now=datetime.now(UTC))
+    own_key = certificates.generate_key()
+    credentials = Credentials(key, certificate, shown, certificates.SERVER_NAME)
+    request = enrolment_pb2.EnrolRequest(signing_request=certificates.signing_request(own_key, name))
+    try:
+        with open_channel(address, credentials) as channel:
+            response = EnrolmentServiceStub(channel).Enrol(request, timeout=_SECONDS)
+    except grpc.RpcError as error:
+        raise RunError(f"{address}: {_REFUSALS.get(_details(error), _not_taken(error))}") from error
+    if not (
+        certificates.matches_authority(token, response.authority)
+        and certificates.is_issued_by(shown, response.authority)
+        and certificates.is_issued_by(response.certificate, response.authority)
+    ):
+        raise RunError(f"{address} is not the server that this invitation is from; look at the address")
+    certificates.check_fits(own_key, response.certificate)
+    if response.site != name:
+        raise ConfigError(f"the invitation is for {response.site!r}, and the site file names {name!r}; make them agree")
+    identity = SiteIdentity(own_key, response.certificate, response.authority)
+    identity.save(state)
+    logger.info("enrolled as %s; the certificate is good until %s", name, f"{identity.expiry:%Y-%m-%d}")
+    return identity
+
+
+def renewed(address: str, identity: SiteIdentity, *, state: Path) -> SiteIdentity:
+    """Return a site's identity with a new key and certificate, which take the place of the former.
+
+    Raises:
+        RunError: the server cannot be reached, or refuses; the former are good until they end.
+    """
+    own_key = certificates.generate_key()
+    request = enrolment_pb2.RenewRequest(signing_request=certificates.signing_request(own_key, identity.name))
+    try:
+        with open_channel(address, credentials_of(identity)) as channel:
+            response = EnrolmentServiceStub(channel).Renew(request, timeout=_SECONDS)
+    except grpc.RpcError as error:
+        raise RunError(f"the certificate ends on {identity.expiry:%Y-%m-%d}: {_details(error)}") from error
+    new = SiteIdentity(own_key, response.certificate, response.authority, identity.server_name)
+    new.save(state)
+    logger.info("the certificate was renewed; it is good until %s", f"{new.expiry:%Y-%m-%d}")
+    return new
+
+
+def credentials_of(identity: SiteIdentity) -> Credentials:
+    """Return what a channel needs of an identity."""
+    key, certificate = identity.pair()
+    return Credentials(key, certificate, identity.ca_pem, identity.server_name)
+
+
+def _shown_certificate(address: str) -> bytes:
+    """Return the certificate that the server shows, PEM; whose it is, the token's fingerprint says afterwards."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    # With 1.3 the server shows its certificate before it asks for ours, which we do not have yet.
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2"])
+    host, port = split_address(address)
+    connection = _connection(host, port, context)
+    try:
+        connection.connect()
+        found = connection.sock.getpeercert(binary_form=True)
+    except (OSError, http.client.HTTPException) as error:
+        raise RunError(
+            f"{address} cannot be reached ({error}); is the server running, and the address right?"
+        ) from error
+    finally:
+        connection.close()
+    return ssl.DER_cert_to_PEM_cert(cast(bytes, found)).encode()
+
+
+def _connection(host: str, port: int, context: ssl.SSLContext) -> http.client.HTTPSConnection:
+    """Return a connection, through `https_proxy` where that is set and not excepted for this host."""
+    proxy = urllib.request.getproxies().get("https")
+    if proxy is None or urllib.request.proxy_bypass(host):
+        return http.client.HTTPSConnection(host, port, context=context, timeout=_SECONDS)
+    parts = urllib.request.urlparse(proxy if "://" in proxy else f"http://{proxy}")  # type: ignore[attr-defined]
+    connection = http.client.HTTPSConnection(parts.hostname, parts.port or 8080, context=context, timeout=_SECONDS)
+    connection.set_tunnel(host, port)
+    return connection
+
+
+def _details(error: grpc.RpcError) -> str:
+    details = getattr(error, "details", None)
+    return str(details() or "") if details is not None else ""
+
+
+def _not_taken(error: grpc.RpcError) -> str:
+    return (
+        "the server does not take this token: it is another server's, used up, or has ended; ask for a new invitation "
+        f"({' '.join(_details(error).split())[:120]})"
+    )

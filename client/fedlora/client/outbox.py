@@ -1,0 +1,98 @@
+"""What a site has on its disk: adapters it has fetched, and updates that the server has not acknowledged.
+
+adapters/SHA                        a global adapter, whole; `.part` until all of it is here
+outbox/RUN/NNNN/update              the update of a round as it goes on the wire
+                residual            what its rounding took, which goes into the next update (int8)
+                receipt.json        once it is there, the round's training is done and is never done again
+residual/RUN                        the residual of the last acknowledged update
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedlora.common.codec import Codec
+from fedlora.common.files import sha256_of, write_file
+from fedlora.common.messages import TrainReceipt
+
+_KEPT_ADAPTERS = 3
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A round's result: the receipt without its adapter, what it was trained from, and the update's file."""
+
+    receipt: TrainReceipt
+    started_from: str
+    sha256: str
+    size_bytes: int
+
+
+_FINISHED = Codec(Finished)
+
+
+class Outbox:
+    """The folder of a site's state."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def adapter_file(self, sha256: str) -> Path:
+        """Return where the adapter of that content lies, or belongs."""
+        path = self._folder / "adapters" / sha256
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def forget_adapters(self) -> None:
+        """Remove all but the newest adapters, and what was left unfinished of others."""
+        paths = sorted((self._folder / "adapters").glob("*"), key=lambda path: path.stat().st_mtime_ns)
+        for path in paths[:-_KEPT_ADAPTERS]:
+            path.unlink(missing_ok=True)
+
+    def round_folder(self, run: str, round: int) -> Path:
+        """Return the folder for a round's result, which is made."""
+        folder = self._folder / "outbox" / run / f"{round:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def finished(self, run: str, round: int, *, started_from: str) -> Finished | None:
+        """Return the round's result, if it was trained from the adapter of that content and is whole."""
+        folder = self._folder / "outbox" / run / f"{round:04d}"
+        try:
+            found = _FINISHED.load((folder / "receipt.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        update = folder / "update"
+        is_whole = found.size_bytes == 0 or (update.is_file() and update.stat().st_size == found.size_bytes)
+        return found if found.started_from == started_from and is_whole else None
+
+    def finish(self, receipt: TrainReceipt, *, started_from: str) -> Finished:
+        """Record a round's result, whose update and residual are on disk already; other rounds' are removed."""
+        folder = self.round_folder(receipt.run, receipt.round)
+        update = folder / "update"
+        has_update = update.is_file()
+        finished = Finished(
+            receipt,
+            started_from,
+            sha256_of([update]) if has_update else "",
+            update.stat().st_size if has_update else 0,
+        )
+        write_file(folder / "receipt.json", _FINISHED.dump(finished, leave_out={"receipt": {"adapter"}}))
+        for other in folder.parent.iterdir():
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
+        return finished
+
+    def settle(self, run: str, round: int, *, is_accepted: bool) -> None:
+        """Forget a result that the server has; of an accepted one the residual is kept for the next."""
+        folder = self._folder / "outbox" / run / f"{round:04d}"
+        if is_accepted and (folder / "residual").is_file():
+            kept = self.residual(run)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(folder / "residual", kept)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def residual(self, run: str) -> Path:
+        """Return where the last accepted update's residual lies."""
+        return self._folder / "residual" / run

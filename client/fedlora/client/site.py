@@ -1,0 +1,396 @@
+"""What a site does with the server's requests: its own rules first, then its worker, and nothing twice.
+
+One thread works through the requests. A connection may come and go meanwhile: what is wanted at the moment is what
+the present connection has asked for, and a result that nobody wants any more waits on disk.
+"""
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+import grpc
+from flwr.app import Message
+
+from fedlora.client.files_mod import DIFFERENCE, ask_for_file, make_of_difference
+from fedlora.client.outbox import Finished, Outbox
+from fedlora.client.site_file import SiteConfig, is_quiet
+from fedlora.client.transfer import Exchange, Metadata, download, upload
+from fedlora.client.worker_seat import WorkerSeat
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import FedloraError
+from fedlora.common.messages import (
+    INTERNAL,
+    OK,
+    WORKER_DIED,
+    DescribeRequest,
+    EvaluateReceipt,
+    EvaluateRequest,
+    Failure,
+    InitialiseReceipt,
+    InitialiseRequest,
+    SiteDescription,
+    TrainReceipt,
+    TrainRequest,
+    merge_scores,
+)
+from fedlora.common.packed_file import PackedFile
+from fedlora.common.phases import announce
+from fedlora.common.wire import Receipt, Request, read_request, write_description, write_receipt
+from fedlora.v1 import messages_pb2, session_pb2
+
+logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 1.0
+_DEATH_PAUSE_SECONDS = 5.0
+
+Key = tuple[str, str, int, int, str]
+
+
+@dataclass(frozen=True)
+class Line:
+    """The present connection: how to send, and the exchange beside it."""
+
+    send: Callable[[session_pb2.ConnectRequest], None]
+    exchange: Exchange
+    metadata: Metadata
+
+
+class Site:
+    """One site in one run."""
+
+    def __init__(
+        self, run: RunConfig, site: SiteConfig, *, seat: WorkerSeat, outbox: Outbox, is_paused: Callable[[], bool]
+    ) -> None:
+        self._run = run
+        self._site = site
+        self._seat = seat
+        self._outbox = outbox
+        self._is_paused = is_paused
+        self._description: SiteDescription | None = None
+        self._reason = ""
+        self._told = ""
+        self._line: Line | None = None
+        self._wanted: dict[Key, session_pb2.Request] = {}
+        self._answered: set[str] = set()
+        self._evaluated: dict[Key, Receipt] = {}
+        self._lock = threading.RLock()
+        self._queue: queue.SimpleQueue[Key | None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True, name="site").start()
+
+    # -- for the connection
+
+    def connected(self, line: Line) -> None:
+        """Take a new connection; whatever the last one asked for is asked for again if it is still wanted."""
+        with self._lock:
+            self._line, self._told = line, ""
+            self._wanted.clear()
+            self._answered.clear()
+        self._queue.put(None)
+
+    def disconnected(self) -> None:
+        """Note that the connection is gone."""
+        with self._lock:
+            self._line = None
+            self._wanted.clear()
+
+    def take(self, response: session_pb2.ConnectResponse) -> None:
+        """Handle what the server sent."""
+        match response.WhichOneof("content"):
+            case "request":
+                key = _key(response.request)
+                with self._lock:
+                    self._wanted[key] = response.request
+                self._queue.put(key)
+            case "cancellation":
+                self._forget(response.cancellation.request_id)
+            case "acknowledgement":
+                self._settle(response.acknowledgement)
+            case "turned_away":
+                # What does not fit stays as it is until somebody mends it and starts the site again.
+                self._reason = self._told = response.turned_away.reason
+                logger.error("turned away by the server: %s", self._reason)
+
+    def look(self) -> None:
+        """Tell the server whether the site takes part, if that has changed: by its own hours, or by hand."""
+        with self._lock:
+            line, description = self._line, self._description
+            reason = self._reason or self._standing()
+            told = reason or ("ready" if description is not None else "")
+            if line is None or told in ("", self._told):
+                return
+            self._told = told
+        if reason or description is None:
+            readiness = session_pb2.Readiness(reason=reason)
+        else:
+            readiness = session_pb2.Readiness(description=write_description(description))
+        line.send(session_pb2.ConnectRequest(readiness=readiness))
+        logger.info("%s", f"takes no part: {reason}" if reason else "ready")
+
+    def close(self) -> None:
+        """End the worker."""
+        self._seat.close()
+
+    # -- the thread that works
+
+    def _work(self) -> None:
+        while True:
+            key = self._queue.get()
+            try:
+                if key is None:
+                    self._rehearse()
+                    self.look()
+                else:
+                    self._serve(key)
+            except Exception:
+                logger.exception("a request could not be served; this is a bug in fedlora")
+                if key is not None:
+                    self._answer(key, Failure(INTERNAL))
+
+    def _rehearse(self) -> None:
+        """Load base model and data, and do one step, before the server counts on it; once in a worker's lifetime."""
+        if self._description is not None or self._reason:
+            return
+        logger.info("rehearsing: base model, data, one step of training")
+        began = time.monotonic()
+        answer = self._seat.ask(self._seat.message(DescribeRequest(rehearse=True)), SiteDescription)
+        if isinstance(answer, SiteDescription):
+            allowed = self._site.limits.base_models
+            if allowed and not {answer.base_model_fingerprint, self._run.model.name} & set(allowed):
+                logger.warning("refused: base model %s is not in limits.base_models", self._run.model.name)
+                self._reason = "base_model_not_allowed"
+                return
+            logger.info("rehearsed in %.1f s: %d training examples", time.monotonic() - began, answer.num_examples)
+            self._description = answer
+        elif isinstance(answer, Failure):
+            logger.error("the rehearsal failed (%s): %s", answer.code, answer.text)
+            if answer.code == WORKER_DIED:
+                time.sleep(_DEATH_PAUSE_SECONDS)
+                self._queue.put(None)
+            else:
+                self._reason = answer.code
+
+    def _serve(self, key: Key) -> None:
+        """Do one request, and answer it for as long as it is wanted."""
+        while (message := self._current(key)) is not None:
+            request = read_request(message)
+            try:
+                finished = self._done(key, request, message)
+                self._answer(key, finished)
+            except grpc.RpcError as error:
+                logger.warning("the transfer broke off (%s); trying again", _words(error))
+                time.sleep(_RETRY_SECONDS)
+            except FedloraError as error:
+                logger.error("%s", error)
+                self._answer(key, Failure(error.code, str(error)))
+
+    def _done(self, key: Key, request: Request, message: session_pb2.Request) -> Receipt | Finished:
+        """Return the result of a request: from disk where it was done before, else from the worker."""
+        match request:
+            case TrainRequest():
+                return self._trained(key, request, message)
+            case EvaluateRequest():
+                if key not in self._evaluated:
+                    answer = self._ask(request, message.adapter, EvaluateReceipt)
+                    self._evaluated = {key: self._allowed_receipt(answer)}
+                return self._evaluated[key]
+            case InitialiseRequest():
+                return self._initialised(request)
+
+    def _trained(self, key: Key, request: TrainRequest, message: session_pb2.Request) -> Receipt | Finished:
+        started_from = key[-1]
+        if (done := self._outbox.finished(request.run, request.round, started_from=started_from)) is not None:
+            return done
+        folder, residual = self._outbox.round_folder(request.run, request.round), self._outbox.residual(request.run)
+        has_memory = message.precision == "int8"
+
+        def prepare(asked: Message) -> None:
+            ask_for_file(
+                asked,
+                folder / "update",
+                precision=message.precision,
+                residual=residual if has_memory else None,
+                new_residual=folder / "residual" if has_memory else None,
+            )
+            announce("train")
+            logger.info("round %d: training", request.round)
+
+        answer = self._ask(request, message.adapter, TrainReceipt, prepare)
+        if not isinstance(answer, TrainReceipt):
+            return self._allowed_receipt(answer)
+        announce("write")
+        receipt = replace(self._allowed_training(answer), adapter=b"")
+        logger.info("round %d: trained %d steps, loss %.4g", request.round, receipt.num_steps, answer.loss)
+        return self._outbox.finish(receipt, started_from=started_from)
+
+    def _initialised(self, request: InitialiseRequest) -> Receipt | Finished:
+        """Return the run's first adapter, as the update of round 0 of no run."""
+        folder = self._outbox.round_folder("start", 0)
+        asked = self._seat.message(request)
+        ask_for_file(asked, folder / "update", precision="float32")
+        answer = self._seat.ask(asked, InitialiseReceipt)
+        if not isinstance(answer, InitialiseReceipt):
+            return self._allowed_receipt(answer)
+        receipt = TrainReceipt(run="start", round=0, attempt=0, client=self._site.site.name, status=OK)
+        return self._outbox.finish(receipt, started_from="")
+
+    def _ask(
+        self,
+        request: TrainRequest | EvaluateRequest,
+        offered: messages_pb2.OfferedAdapter,
+        expected: type,
+        prepare: Callable[[Message], None] = lambda _message: None,
+    ) -> object:
+        """Return the worker's answer to a request with the adapter on offer."""
+        for takes_difference in (True, False):
+            whole, made_of = self._fetch(offered, takes_difference=takes_difference)
+            asked = self._seat.message(replace(request, adapter=PackedFile(whole, 0)))  # type: ignore[arg-type]
+            if made_of is not None:
+                make_of_difference(asked, *made_of)
+            prepare(asked)
+            answer = self._seat.ask(asked, expected)
+            if made_of is not None:
+                made_of[0].unlink(missing_ok=True)
+            if not (isinstance(answer, Failure) and answer.code == DIFFERENCE):
+                break
+            logger.warning("the adapter is fetched whole: %s", answer.text)
+        self._outbox.forget_adapters()
+        return answer
+
+    def _fetch(
+        self, offered: messages_pb2.OfferedAdapter, *, takes_difference: bool
+    ) -> tuple[Path, tuple[Path, Path] | None]:
+        """Return the file of the adapter on offer; where it is not there yet, the difference and reference it is of."""
+        whole = self._outbox.adapter_file(offered.whole.sha256.hex())
+        if whole.is_file():
+            return whole, None
+        line = self._required_line()
+        announce("download")
+        reference = self._outbox.adapter_file(offered.reference.sha256.hex())
+        if takes_difference and offered.HasField("difference") and reference.is_file():
+            difference = self._outbox.adapter_file(offered.difference.sha256.hex())
+            if not difference.is_file():
+                download(line.exchange, offered.difference, difference, metadata=line.metadata)
+            return whole, (difference, reference)
+        download(line.exchange, offered.whole, whole, metadata=line.metadata)
+        return whole, None
+
+    def _answer(self, key: Key, result: Receipt | Finished) -> None:
+        """Send a result for the request as it is wanted now; it was answered before or is wanted no more: nothing."""
+        message = self._current(key)
+        if message is None:
+            return
+        line = self._required_line()
+        answer = session_pb2.Answer(request_id=message.request_id)
+        if isinstance(result, Finished):
+            request = read_request(message)
+            if isinstance(request, TrainRequest):
+                # The same training, whatever attempt it was first asked with.
+                write_receipt(replace(result.receipt, attempt=request.attempt), answer)
+            else:
+                write_receipt(InitialiseReceipt(), answer)
+            if result.size_bytes:
+                blob = messages_pb2.Blob(sha256=bytes.fromhex(result.sha256), size_bytes=result.size_bytes)
+                path = self._outbox.round_folder(result.receipt.run, result.receipt.round) / "update"
+                sent = upload(line.exchange, message.ticket, path, blob, metadata=line.metadata)
+                logger.info("round %d: sent %s bytes", result.receipt.round, f"{sent:,}")
+                answer.adapter.encoded.CopyFrom(blob)
+        else:
+            write_receipt(result, answer)
+        with self._lock:
+            self._answered.add(message.request_id)
+        line.send(session_pb2.ConnectRequest(answer=answer))
+        announce("before the acknowledgement")
+
+    def _allowed_receipt(self, answer: object) -> Receipt:
+        """Return an answer without what the site keeps to itself; a failure's text has been logged and stays."""
+        if isinstance(answer, Failure):
+            logger.error("the worker failed (%s): %s", answer.code, answer.text)
+            return Failure(answer.code)
+        if isinstance(answer, EvaluateReceipt):
+            if "scores" not in self._site.limits.metrics:
+                return Failure("withheld")
+            # The groups' names are the site's own words.
+            scores = list(answer.groups.values())
+            return replace(
+                answer, groups={self._site.site.name: merge_scores(scores)} if scores else {}, predictions={}
+            )
+        raise TypeError(f"the worker answered {type(answer).__name__}")
+
+    def _allowed_training(self, receipt: TrainReceipt) -> TrainReceipt:
+        """Return a receipt without the numbers that the site keeps to itself."""
+        withheld = tuple(name for name in ("loss", "scores") if name not in self._site.limits.metrics)
+        if withheld:
+            logger.info("withheld by limits.metrics: %s", ", ".join(withheld))
+        receipt = replace(receipt, withheld=withheld)
+        if "scores" in withheld:
+            receipt = replace(receipt, before=None, after=None)
+        return replace(receipt, loss=math.nan) if "loss" in withheld else receipt
+
+    # -- within
+
+    def _standing(self) -> str:
+        """Return the code of what the site's own file says against taking part at the moment."""
+        if self._is_paused():
+            return "paused"
+        return "quiet_hours" if is_quiet(self._site.limits.quiet_hours, datetime.now().time()) else ""
+
+    def _current(self, key: Key) -> session_pb2.Request | None:
+        with self._lock:
+            message = self._wanted.get(key)
+            return None if message is None or message.request_id in self._answered else message
+
+    def _required_line(self) -> Line:
+        with self._lock:
+            if self._line is None:
+                raise ConnectionGone
+            return self._line
+
+    def _forget(self, request_id: str) -> None:
+        with self._lock:
+            self._wanted = {key: message for key, message in self._wanted.items() if message.request_id != request_id}
+
+    def _settle(self, acknowledgement: session_pb2.Acknowledgement) -> None:
+        with self._lock:
+            found = [item for item in self._wanted.values() if item.request_id == acknowledgement.request_id]
+        for message in found:
+            if message.HasField("train"):
+                run, round = message.train.run, message.train.round
+                if acknowledgement.refusal == "not_stored":
+                    logger.warning("round %d: the server could not store the update", round)
+                else:
+                    self._outbox.settle(run, round, is_accepted=not acknowledgement.refusal)
+                    what = f"refused ({acknowledgement.refusal})" if acknowledgement.refusal else "accepted"
+                    logger.info("round %d: %s", round, what)
+            self._forget(acknowledgement.request_id)
+
+
+class ConnectionGone(grpc.RpcError):
+    """There is no connection at the moment."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        return "not connected"
+
+
+def _key(message: session_pb2.Request) -> Key:
+    """Return what tells a piece of work from others, in whatever delivery it comes."""
+    kind = message.WhichOneof("content") or ""
+    adapter = message.adapter.whole.sha256.hex()
+    if kind == "train":
+        return kind, message.train.run, message.train.round, 0, adapter
+    if kind == "evaluate":
+        return kind, message.evaluate.run, message.evaluate.round, message.evaluate.shard, adapter
+    return kind, "", 0, 0, adapter
+
+
+def _words(error: grpc.RpcError) -> str:
+    code, details = getattr(error, "code", None), getattr(error, "details", None)
+    return f"{code().name if code else 'no connection'}: {details() if details else ''}"

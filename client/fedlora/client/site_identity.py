@@ -1,0 +1,120 @@
+"""Who a site is to the server: its key and certificate, and the authority and the name by which it knows the server.
+
+All of it is one file, `identity.json` (mode 0600) in the site's folder, so that a crash while a certificate is renewed
+leaves the old pair or the new one.
+"""
+
+import os
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedlora.common import certificates
+from fedlora.common.errors import ConfigError, StoreError
+from fedlora.common.files import open_replacing
+
+IDENTITY_FILE = "identity.json"
+
+
+@dataclass(frozen=True)
+class SiteIdentity:
+    """A site's key and certificate, and its server's authority, all PEM.
+
+    `server_name` is the name in the server's certificate; empty where that names its host.
+    """
+
+    key_pem: bytes = field(repr=False)
+    certificate_pem: bytes
+    ca_pem: bytes
+    server_name: str = certificates.SERVER_NAME
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Return whether a site's folder holds its identity."""
+        return (folder / IDENTITY_FILE).is_file()
+
+    @classmethod
+    def load(cls, folder: Path) -> "SiteIdentity":
+        """Return the identity in a site's folder. Its certificate may have expired: look at `expiry`.
+
+        Raises:
+            StoreError: there is none, or it is damaged.
+        """
+        path = folder / IDENTITY_FILE
+        try:
+            identity = _IDENTITY.validate_json(path.read_bytes())
+            certificates.check_fits(identity.key_pem, identity.certificate_pem)
+            certificates.fingerprint_of(identity.ca_pem)
+        except FileNotFoundError as error:
+            raise StoreError(f"{path}: no such file; enrol the site with the token of its invitation") from error
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ValidationError, ConfigError) as error:
+            # A validation error shows what it found, which is the key.
+            reason = error if isinstance(error, ConfigError) else f"{error.error_count()} fields are wrong"
+            raise StoreError(f"{path} is damaged ({reason}); enrol the site with a new invitation") from None
+        return identity
+
+    @classmethod
+    def external(cls, ca: Path, certificate: Path, key: Path, *, now: datetime) -> "SiteIdentity":
+        """Return the identity in files of the site's own authority; the server's certificate then names its host.
+
+        Raises:
+            ConfigError: a file is missing or damaged, the key is not the certificate's, or that has expired.
+        """
+        identity = cls(_read(key), _read(certificate), _read(ca), server_name="")
+        try:
+            certificates.check_not_expired(identity.ca_pem, now)
+        except ConfigError as error:
+            raise ConfigError(f"{ca}: {error}") from error
+        try:
+            certificates.check_not_expired(identity.certificate_pem, now)
+            certificates.check_fits(identity.key_pem, identity.certificate_pem)
+        except ConfigError as error:
+            raise ConfigError(f"{certificate} with {key}: {error}") from error
+        return identity
+
+    def save(self, folder: Path) -> None:
+        """Write the identity to a site's folder, in place of a former one.
+
+        Raises:
+            StoreError: the folder cannot be written; a former identity is as it was.
+        """
+        content = _IDENTITY.dump_json(self, indent=2)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{folder}: cannot be used ({error.strerror})") from error
+        with open_replacing(folder / IDENTITY_FILE, size_bytes=len(content)) as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(content)
+
+    def pair(self) -> tuple[bytes, bytes]:
+        """Return key and certificate."""
+        return self.key_pem, self.certificate_pem
+
+    @property
+    def name(self) -> str:
+        """The site's name, as its certificate has it."""
+        return certificates.common_name(self.certificate_pem)
+
+    @property
+    def expiry(self) -> datetime:
+        """When the certificate ends, in UTC."""
+        return certificates.expiry(self.certificate_pem)
+
+    def needs_renewal(self, now: datetime) -> bool:
+        """Return whether less than a third of the certificate's life is left."""
+        return certificates.needs_renewal(self.certificate_pem, now)
+
+
+_IDENTITY = TypeAdapter(SiteIdentity)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a file in PEM") from error

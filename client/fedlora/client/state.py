@@ -1,0 +1,58 @@
+"""A site's folder: held by one client at a time, and where the operator's wishes are left for it."""
+
+import fcntl
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from fedlora.common.errors import StoreError
+from fedlora.common.files import write_file
+
+_LOCK_FILE = ".lock"
+_WISH_FILE = "wish"
+
+
+class SiteState:
+    """The folder of a site's key, adapters and results. As a context it is held, and nobody else can hold it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock: IO[bytes] | None = None
+
+    def __enter__(self) -> "SiteState":
+        """Hold the folder.
+
+        Raises:
+            StoreError: another client holds it, or it cannot be used.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.chmod(0o700)
+            self._lock = open(self.folder / _LOCK_FILE, "wb")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(f"{self.folder}: this site's client is running already; end it first") from error
+        except OSError as error:
+            raise StoreError(
+                f"{self.folder}: cannot be used ({error.strerror}); choose another [site] state"
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def control(self, wish: str) -> None:
+        """Leave a wish for the site's client: "paused", "leave", or nothing."""
+        if not self.folder.is_dir():
+            raise StoreError(f"{self.folder}: this site has never joined; join first")
+        write_file(self.folder / _WISH_FILE, wish)
+
+    def wish(self) -> str:
+        """Return the operator's wish."""
+        try:
+            return (self.folder / _WISH_FILE).read_text()
+        except OSError:
+            return ""

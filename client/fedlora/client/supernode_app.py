@@ -1,0 +1,133 @@
+"""The door to Flower's own runtime: the ClientApp that a SuperNode starts, anew for every message.
+
+The node config names the site file, and each message carries the run file. Base model and data are loaded for each
+message. The site's own rules hold as they do in `site`.
+"""
+
+import logging
+import math
+import os
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from flwr.app import Context, Message, MessageType
+from flwr.app.user_config import UserConfig
+from flwr.clientapp import ClientApp
+
+from fedlora.client.app import make_client_app
+from fedlora.client.site_file import SiteConfig, for_site, is_quiet, load_site
+from fedlora.client.source import OwnSite, WorkbenchSource
+from fedlora.client.workbench import Workbench
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import ConfigError, FedloraError, ModelError, RunError
+from fedlora.common.messages import (
+    INTERNAL,
+    EvaluateReceipt,
+    Failure,
+    InitialiseReceipt,
+    SiteDescription,
+    TrainReceipt,
+    merge_scores,
+)
+from fedlora.common.records import from_record, kind_of, to_record
+from fedlora.common.run_file import parse_toml
+from fedlora.common.run_folder import RUN_FILE
+
+# Below Flower's own logger, which is what the SuperNode shows.
+logger = logging.getLogger(f"flwr.{__name__}")
+
+_ANSWERS = {
+    kind.__name__: kind for kind in (SiteDescription, InitialiseReceipt, TrainReceipt, EvaluateReceipt, Failure)
+}
+
+app = ClientApp()  # Flower looks for this very assignment in the source.
+
+
+class ForbiddenModelError(ModelError):
+    """The run's base model is not in the site's `limits.base_models`."""
+
+    code = "base_model_not_allowed"
+
+
+@app.query("describe")
+@app.query("initialise")
+@app.train()
+@app.evaluate()
+def answer(message: Message, context: Context) -> Message:
+    """Return the answer to one message: a receipt, or a Failure's code; its text stays in this site's log."""
+    try:
+        receipt = _answer(message, context)
+    except FedloraError as error:
+        receipt = Failure(error.code, str(error)[:2000])
+    except Exception as error:  # Flower would send the server its text.
+        logger.exception("a message could not be answered; this is a bug in fedlora")
+        receipt = Failure(INTERNAL, f"{type(error).__name__}: {error}"[:2000])
+    if isinstance(receipt, Failure):
+        logger.error("%s: %s", receipt.code, receipt.text)
+        receipt = Failure(receipt.code)
+    return Message(to_record(receipt), reply_to=message)
+
+
+def _answer(message: Message, context: Context) -> object:
+    path = _site_file(context.node_config)
+    site, run = load_site(path), _run(message)
+    is_training = message.metadata.message_type == MessageType.TRAIN
+    if is_training and is_quiet(site.limits.quiet_hours, datetime.now().time()):
+        return Failure("quiet_hours", f"limits.quiet_hours = {site.limits.quiet_hours}: no training now")
+    if site.worker.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = site.worker.gpu
+    work = make_client_app(lambda: _load(run, site, path), key=f"{path} {run!r}", explain_failures=True)
+    # A SuperNode of a Flower project may have a partition-id; a site is not a partition.
+    return _allowed(work(message, replace(context, node_config={})), run, site)
+
+
+def _site_file(given: UserConfig) -> Path:
+    path = given.get("site")
+    if not isinstance(path, str):
+        raise ConfigError("node config: site is missing; start the SuperNode with --node-config 'site=\"SITE.toml\"'")
+    return Path(path)
+
+
+def _run(message: Message) -> RunConfig:
+    record = message.content.config_records.get(RUN_FILE)
+    if record is None:
+        raise RunError(f"the message carries no {RUN_FILE}; expected one of fedlora.server.superlink_app")
+    return parse_toml(str(record[RUN_FILE]), origin="the server's run")
+
+
+def _load(run: RunConfig, site: SiteConfig, path: Path) -> Workbench:
+    """Return the workbench of this site.
+
+    Raises:
+        ForbiddenModelError: the site does not allow the run's base model.
+    """
+    own = OwnSite(site.site.name, site.data.only_group, site.limits.max_steps)
+    source = WorkbenchSource(key=str(path), config=for_site(run, site, beside=path.parent), site=own)
+    workbench = source.load()
+    fingerprint = workbench.describe(site.site.name).base_model_fingerprint
+    if site.limits.base_models and not {fingerprint, run.model.name} & set(site.limits.base_models):
+        raise ForbiddenModelError(f"base model {run.model.name} ({fingerprint}) is not in limits.base_models")
+    return workbench
+
+
+def _allowed(reply: Message, run: RunConfig, site: SiteConfig) -> object:
+    """Return the workbench's answer without what the site keeps to itself."""
+    receipt: object = from_record(reply.content, _ANSWERS[kind_of(reply.content)])
+    withheld = tuple(name for name in ("loss", "scores") if name not in site.limits.metrics)
+    match receipt:
+        case SiteDescription():
+            # The server knows both; by which path the model goes here, or which labels the data have, it need not.
+            return replace(receipt, labels=run.data.labels, base_model=run.model.name)
+        case TrainReceipt():
+            logger.info("round %d: trained %d steps, loss %.4g", receipt.round, receipt.num_steps, receipt.loss)
+            if "scores" in withheld:
+                receipt = replace(receipt, before=None, after=None)
+            return replace(receipt, withheld=withheld, loss=math.nan if "loss" in withheld else receipt.loss)
+        case EvaluateReceipt() if "scores" in withheld:
+            return Failure("withheld", "limits.metrics names no scores")
+        case EvaluateReceipt():
+            # The groups' names are the site's own words.
+            scores = list(receipt.groups.values())
+            return replace(receipt, groups={site.site.name: merge_scores(scores)} if scores else {}, predictions={})
+    return receipt

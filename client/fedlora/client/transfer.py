@@ -1,0 +1,106 @@
+"""Files between a site's disk and the server: from where they stopped, and checked at the end."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import grpc
+
+from fedlora.common.channels import CHUNK_BYTES
+from fedlora.common.errors import RunError, StoreError
+from fedlora.common.files import replace_file
+from fedlora.common.phases import announce
+from fedlora.v1 import exchange_pb2, messages_pb2
+
+_MAX_DAMAGED = 3
+_LEAST_FREE_BYTES = 64 << 20
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+class Exchange(Protocol):
+    """What is used of the exchange service's stub."""
+
+    # grpc's own classes cannot be subscripted when the program runs.
+    Read: "grpc.UnaryStreamMultiCallable[exchange_pb2.ReadRequest, exchange_pb2.ReadResponse]"
+    Write: "grpc.StreamUnaryMultiCallable[exchange_pb2.WriteRequest, exchange_pb2.WriteResponse]"
+    QueryWriteStatus: (
+        "grpc.UnaryUnaryMultiCallable[exchange_pb2.QueryWriteStatusRequest, exchange_pb2.QueryWriteStatusResponse]"
+    )
+
+
+def download(exchange: Exchange, blob: messages_pb2.Blob, target: Path, *, metadata: Metadata = ()) -> int:
+    """Fetch the file of a blob to `target`, from where an earlier download stopped; return the bytes that came.
+
+    Raises:
+        grpc.RpcError: the connection broke; calling again goes on.
+        RunError: the content is not what its digest says, three times.
+        StoreError: there is no room for it.
+    """
+    part, num_bytes = target.with_name(f"{target.name}.part"), 0
+    for _ in range(_MAX_DAMAGED):
+        have = part.stat().st_size if part.is_file() else 0
+        if shutil.disk_usage(target.parent).free < blob.size_bytes - have + _LEAST_FREE_BYTES:
+            raise StoreError(f"{target.parent}: {blob.size_bytes:,} bytes do not fit; free some space")
+        if have < blob.size_bytes:
+            request = exchange_pb2.ReadRequest(sha256=blob.sha256, offset=have)
+            with open(part, "ab") as file:
+                for response in exchange.Read(request, metadata=metadata):
+                    have += len(response.data)
+                    num_bytes += len(response.data)
+                    if have > blob.size_bytes:
+                        break
+                    file.write(response.data)
+        if have == blob.size_bytes and _sha256(part) == blob.sha256:
+            replace_file(part, target)
+            return num_bytes
+        if have >= blob.size_bytes:
+            part.unlink()
+    raise RunError(f"the adapter {blob.sha256.hex()[:12]} came damaged {_MAX_DAMAGED} times")
+
+
+def upload(exchange: Exchange, ticket: bytes, path: Path, blob: messages_pb2.Blob, *, metadata: Metadata = ()) -> int:
+    """Send the file of a blob from where an earlier upload stopped; return the bytes that went.
+
+    Raises:
+        grpc.RpcError: the connection broke, and calling again goes on; or the server refuses, and says why.
+        RunError: it arrived damaged three times.
+    """
+    query = exchange_pb2.QueryWriteStatusRequest(ticket=ticket, blob=blob)
+    num_bytes, num_damaged = 0, 0
+    while True:
+        have = exchange.QueryWriteStatus(query, metadata=metadata).committed_bytes
+        if have == blob.size_bytes:
+            return num_bytes
+        try:
+            num_bytes += exchange.Write(_chunks(ticket, path, blob, have), metadata=metadata).committed_bytes - have
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.OUT_OF_RANGE:
+                continue
+            if error.code() is not grpc.StatusCode.DATA_LOSS:
+                raise
+            num_damaged += 1
+            if num_damaged == _MAX_DAMAGED:
+                raise RunError(f"the update {blob.sha256.hex()[:12]} arrived damaged {num_damaged} times") from error
+
+
+def _chunks(ticket: bytes, path: Path, blob: messages_pb2.Blob, offset: int) -> Iterator[exchange_pb2.WriteRequest]:
+    # In two halves at least, so that there is a half.
+    half = (blob.size_bytes + 1) // 2
+    with open(path, "rb") as file:
+        file.seek(offset)
+        request = exchange_pb2.WriteRequest(ticket=ticket, blob=blob, offset=offset)
+        while chunk := file.read(min(CHUNK_BYTES, half)):
+            request.data = chunk
+            yield request
+            before, offset = offset, offset + len(chunk)
+            if before < half <= offset:
+                announce("upload at half")
+            request = exchange_pb2.WriteRequest()
+
+
+def _sha256(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -1,0 +1,107 @@
+"""What both ends of a gRPC connection agree on: keepalive, sizes, and how a site's channel is made."""
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+
+import grpc
+
+from fedlora.common.errors import ConfigError
+
+# An idle firewall forgets a connection after minutes, and a half-open one is found out after a minute.
+_KEEPALIVE_MS = 20_000
+_KEEPALIVE_TIMEOUT_MS = 20_000
+_MAX_MESSAGE_BYTES = 16 << 20
+
+# Of a file on the wire. A connection holds a few of them in memory, and a server has many connections.
+CHUNK_BYTES = 256 << 10
+
+# Under which a site names itself where there are no certificates, on loopback.
+SITE_METADATA = "fedlora-site"
+
+Options = list[tuple[str, int | str]]
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A site's key and certificate, the authority it trusts, and the name in the server's certificate, all PEM.
+
+    `server_name` is empty where the server's certificate names its host.
+    """
+
+    key: bytes
+    certificate: bytes
+    authority: bytes
+    server_name: str
+
+
+def both_ends() -> Options:
+    """Return the channel options of server and site."""
+    return [
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    ]
+
+
+def open_channel(address: str, credentials: Credentials | None) -> grpc.Channel:
+    """Return a channel to `address`, HOST:PORT; through `https_proxy` where that is set.
+
+    Without credentials it is plain text, which is for loopback alone.
+
+    Raises:
+        ConfigError: plain text to another machine.
+    """
+    options = [
+        *both_ends(),
+        # We back off ourselves, and say so.
+        ("grpc.initial_reconnect_backoff_ms", 500),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+        ("grpc.enable_retries", 0),
+        # Channels to one address would share a connection, and its certificate with it.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    if credentials is None:
+        require_loopback(address)
+        return grpc.insecure_channel(address, [*options, ("grpc.enable_http_proxy", 0)])
+    if credentials.server_name:
+        options.append(("grpc.ssl_target_name_override", credentials.server_name))
+    return grpc.secure_channel(
+        address,
+        grpc.ssl_channel_credentials(credentials.authority, credentials.key, credentials.certificate),
+        options,
+    )
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT or [IPV6]:PORT.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{address!r} is no address; expected HOST:PORT, such as fl.example.org:8470 or [::1]:8470")
+    return host, int(port)
+
+
+def require_loopback(address: str) -> None:
+    """Check that an address is one of this machine's own.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    host, _ = split_address(address)
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+    except OSError as error:
+        raise ConfigError(f"{host} has no address ({error.strerror}); look at the spelling") from error
+    if not all(ipaddress.ip_address(str(ip).partition("%")[0]).is_loopback for ip in found):
+        raise ConfigError(
+            f"--insecure sends adapters in plain text and is for loopback alone; {host} is another machine: "
+            "leave it out, and invite the site"
+        )

@@ -1,0 +1,230 @@
+"""Messages to and from our protobuf: the dataclasses of `messages`, without their adapters.
+
+An adapter is named by its digest in the protobuf that surrounds these, and moves over the exchange.
+What a peer sent is checked here, so that the rest may trust the types.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, TypeVar, cast
+
+from fedlora.common.errors import RunError
+from fedlora.common.messages import (
+    EvaluateReceipt,
+    EvaluateRequest,
+    Failure,
+    InitialiseReceipt,
+    InitialiseRequest,
+    Score,
+    SiteDescription,
+    TrainReceipt,
+    TrainRequest,
+)
+from fedlora.v1 import messages_pb2 as pb
+from fedlora.v1 import session_pb2
+
+# Peers with different numbers refuse each other.
+PROTOCOL = 1
+
+_FAILURE_CODE = frozenset("abcdefghijklmnopqrstuvwxyz_")
+_MAX_CODE = 40
+_MAX_ENTRIES = 1_000_000
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+Request = InitialiseRequest | TrainRequest | EvaluateRequest
+Receipt = InitialiseReceipt | TrainReceipt | EvaluateReceipt | Failure
+
+
+def write_request(request: Request, into: session_pb2.Request) -> None:
+    """Write `request` without its adapter into the protobuf that carries it."""
+    match request:
+        case InitialiseRequest():
+            into.initialise.CopyFrom(pb.InitialiseRequest(seed=request.seed))
+        case TrainRequest():
+            into.train.CopyFrom(
+                pb.TrainRequest(
+                    run=request.run,
+                    round=request.round,
+                    attempt=request.attempt,
+                    seed=request.seed,
+                    num_rounds=request.num_rounds,
+                    validation_examples=request.validation_examples,
+                    trains=request.trains,
+                )
+            )
+        case EvaluateRequest():
+            into.evaluate.CopyFrom(
+                pb.EvaluateRequest(
+                    run=request.run,
+                    round=request.round,
+                    num_examples=request.num_examples,
+                    shard=request.shard,
+                    num_shards=request.num_shards,
+                    with_predictions=request.with_predictions,
+                )
+            )
+
+
+def read_request(message: session_pb2.Request) -> Request:
+    """Return the request, without its adapter.
+
+    Raises:
+        RunError: it is none that this version knows.
+    """
+    match message.WhichOneof("content"):
+        case "initialise":
+            return InitialiseRequest(message.initialise.seed)
+        case "train":
+            train = message.train
+            trains = tuple(train.trains)
+            if not trains or not set(trains) <= {"A", "B"}:
+                raise RunError(f"the server asks to train {trains}; expected A, B or both")
+            return TrainRequest(
+                run=train.run,
+                round=train.round,
+                attempt=train.attempt,
+                seed=train.seed,
+                num_rounds=train.num_rounds,
+                validation_examples=train.validation_examples,
+                trains=cast(tuple[Literal["A", "B"], ...], trains),
+            )
+        case "evaluate":
+            evaluate = message.evaluate
+            return EvaluateRequest(
+                run=evaluate.run,
+                round=evaluate.round,
+                num_examples=evaluate.num_examples if evaluate.HasField("num_examples") else None,
+                shard=evaluate.shard,
+                num_shards=evaluate.num_shards,
+                with_predictions=evaluate.with_predictions,
+            )
+    raise RunError("the server sent a request that this version does not know; update fedlora here")
+
+
+def write_receipt(receipt: Receipt, into: session_pb2.Answer) -> None:
+    """Write `receipt` without its adapter into the protobuf that carries it; of a failure only the code."""
+    match receipt:
+        case InitialiseReceipt():
+            into.initialise.CopyFrom(pb.InitialiseReceipt())
+        case TrainReceipt():
+            into.train.CopyFrom(
+                pb.TrainReceipt(
+                    run=receipt.run,
+                    round=receipt.round,
+                    attempt=receipt.attempt,
+                    client=receipt.client,
+                    status=receipt.status,
+                    num_examples=receipt.num_examples,
+                    num_steps=receipt.num_steps,
+                    loss=receipt.loss,
+                    before=_score(receipt.before),
+                    after=_score(receipt.after),
+                    seconds=dict(receipt.seconds),
+                    withheld=receipt.withheld,
+                )
+            )
+        case EvaluateReceipt():
+            into.evaluate.CopyFrom(
+                pb.EvaluateReceipt(
+                    run=receipt.run,
+                    round=receipt.round,
+                    shard=receipt.shard,
+                    groups={name: cast(pb.Score, _score(score)) for name, score in receipt.groups.items()},
+                    predictions=dict(receipt.predictions),
+                )
+            )
+        case Failure():
+            into.failure.CopyFrom(pb.Failure(code=receipt.code))
+
+
+def read_receipt(message: session_pb2.Answer) -> Receipt:
+    """Return the receipt, without its adapter; what no peer of ours sends is a failure.
+
+    Raises:
+        RunError: a field is out of its bounds.
+    """
+    match message.WhichOneof("content"):
+        case "initialise":
+            return InitialiseReceipt()
+        case "train":
+            train = message.train
+            return TrainReceipt(
+                run=train.run,
+                round=train.round,
+                attempt=train.attempt,
+                client=train.client,
+                status=train.status,
+                num_examples=train.num_examples,
+                num_steps=train.num_steps,
+                loss=train.loss,
+                before=_read_score(train.before) if train.HasField("before") else None,
+                after=_read_score(train.after) if train.HasField("after") else None,
+                seconds=_bounded(train.seconds),
+                withheld=tuple(train.withheld),
+            )
+        case "evaluate":
+            evaluate = message.evaluate
+            return EvaluateReceipt(
+                run=evaluate.run,
+                round=evaluate.round,
+                shard=evaluate.shard,
+                groups={name: _read_score(score) for name, score in _bounded(evaluate.groups).items()},
+                predictions=_bounded(evaluate.predictions),
+            )
+        case "failure":
+            code = message.failure.code
+            if not 0 < len(code) <= _MAX_CODE or not set(code) <= _FAILURE_CODE:
+                raise RunError("a failure whose code is none")
+            return Failure(code)
+    raise RunError("an answer that this version does not know")
+
+
+def write_description(description: SiteDescription) -> pb.SiteDescription:
+    """Return what of the description leaves a site: neither labels nor names of files."""
+    return pb.SiteDescription(
+        num_examples=description.num_examples,
+        num_validation=description.num_validation,
+        num_held_out=description.num_held_out,
+        metric_name=description.metric_name,
+        base_model_fingerprint=description.base_model_fingerprint,
+        data_fingerprint=description.data_fingerprint,
+        version=description.version,
+        lora_rank=description.lora_rank,
+    )
+
+
+def read_description(
+    message: pb.SiteDescription, *, site: str, labels: tuple[str, ...], base_model: str
+) -> SiteDescription:
+    """Return the description of `site` in a run with these labels and this base model, which it has checked."""
+    return SiteDescription(
+        client=site,
+        num_examples=message.num_examples,
+        num_validation=message.num_validation,
+        num_held_out=message.num_held_out,
+        metric_name=message.metric_name[:40],
+        labels=labels,
+        base_model=base_model,
+        base_model_fingerprint=message.base_model_fingerprint[:100],
+        data_fingerprint=message.data_fingerprint[:100],
+        version=message.version[:40],
+        lora_rank=message.lora_rank,
+        has_own_held_out=True,
+    )
+
+
+def _score(score: Score | None) -> pb.Score | None:
+    if score is None:
+        return None
+    return pb.Score(num_examples=score.num_examples, loss=score.loss, metric=score.metric)
+
+
+def _read_score(message: pb.Score) -> Score:
+    return Score(message.num_examples, message.loss, message.metric)
+
+
+def _bounded(entries: Mapping[K, V]) -> dict[K, V]:
+    if len(entries) > _MAX_ENTRIES:
+        raise RunError(f"{len(entries):,} entries in one field; expected at most {_MAX_ENTRIES:,}")
+    return dict(entries)

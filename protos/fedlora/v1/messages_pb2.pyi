@@ -1,0 +1,174 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Blob(_message.Message):
+    __slots__ = ("sha256", "size_bytes")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    sha256: bytes
+    size_bytes: int
+    def __init__(self, sha256: _Optional[bytes] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class OfferedAdapter(_message.Message):
+    __slots__ = ("whole", "difference", "reference")
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    whole: Blob
+    difference: Blob
+    reference: Blob
+    def __init__(self, whole: _Optional[_Union[Blob, _Mapping]] = ..., difference: _Optional[_Union[Blob, _Mapping]] = ..., reference: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
+
+class SentAdapter(_message.Message):
+    __slots__ = ("encoded",)
+    ENCODED_FIELD_NUMBER: _ClassVar[int]
+    encoded: Blob
+    def __init__(self, encoded: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
+
+class Score(_message.Message):
+    __slots__ = ("num_examples", "loss", "metric")
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    num_examples: int
+    loss: float
+    metric: float
+    def __init__(self, num_examples: _Optional[int] = ..., loss: _Optional[float] = ..., metric: _Optional[float] = ...) -> None: ...
+
+class InitialiseRequest(_message.Message):
+    __slots__ = ("seed",)
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    seed: int
+    def __init__(self, seed: _Optional[int] = ...) -> None: ...
+
+class InitialiseReceipt(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TrainRequest(_message.Message):
+    __slots__ = ("run", "round", "attempt", "seed", "num_rounds", "validation_examples", "trains")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    VALIDATION_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    TRAINS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    attempt: int
+    seed: int
+    num_rounds: int
+    validation_examples: int
+    trains: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., seed: _Optional[int] = ..., num_rounds: _Optional[int] = ..., validation_examples: _Optional[int] = ..., trains: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TrainReceipt(_message.Message):
+    __slots__ = ("run", "round", "attempt", "client", "status", "num_examples", "num_steps", "loss", "before", "after", "seconds", "withheld")
+    class SecondsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WITHHELD_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    attempt: int
+    client: str
+    status: str
+    num_examples: int
+    num_steps: int
+    loss: float
+    before: Score
+    after: Score
+    seconds: _containers.ScalarMap[str, float]
+    withheld: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., client: _Optional[str] = ..., status: _Optional[str] = ..., num_examples: _Optional[int] = ..., num_steps: _Optional[int] = ..., loss: _Optional[float] = ..., before: _Optional[_Union[Score, _Mapping]] = ..., after: _Optional[_Union[Score, _Mapping]] = ..., seconds: _Optional[_Mapping[str, float]] = ..., withheld: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class EvaluateRequest(_message.Message):
+    __slots__ = ("run", "round", "num_examples", "shard", "num_shards", "with_predictions")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    WITH_PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    num_examples: int
+    shard: int
+    num_shards: int
+    with_predictions: bool
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., num_examples: _Optional[int] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., with_predictions: _Optional[bool] = ...) -> None: ...
+
+class EvaluateReceipt(_message.Message):
+    __slots__ = ("run", "round", "shard", "groups", "predictions")
+    class GroupsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Score
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Score, _Mapping]] = ...) -> None: ...
+    class PredictionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: int
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    shard: int
+    groups: _containers.MessageMap[str, Score]
+    predictions: _containers.ScalarMap[int, int]
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., shard: _Optional[int] = ..., groups: _Optional[_Mapping[str, Score]] = ..., predictions: _Optional[_Mapping[int, int]] = ...) -> None: ...
+
+class SiteDescription(_message.Message):
+    __slots__ = ("num_examples", "num_validation", "num_held_out", "metric_name", "base_model_fingerprint", "data_fingerprint", "version", "lora_rank")
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    NUM_VALIDATION_FIELD_NUMBER: _ClassVar[int]
+    NUM_HELD_OUT_FIELD_NUMBER: _ClassVar[int]
+    METRIC_NAME_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    DATA_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LORA_RANK_FIELD_NUMBER: _ClassVar[int]
+    num_examples: int
+    num_validation: int
+    num_held_out: int
+    metric_name: str
+    base_model_fingerprint: str
+    data_fingerprint: str
+    version: str
+    lora_rank: int
+    def __init__(self, num_examples: _Optional[int] = ..., num_validation: _Optional[int] = ..., num_held_out: _Optional[int] = ..., metric_name: _Optional[str] = ..., base_model_fingerprint: _Optional[str] = ..., data_fingerprint: _Optional[str] = ..., version: _Optional[str] = ..., lora_rank: _Optional[int] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("code",)
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    def __init__(self, code: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,230 @@
+"""`fedlora adapters`: a server's finished adapters. What a verb needs is imported inside it, as in `main`."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fedlora.client.registry_client import Handle, RegistryClient
+    from fedlora.common.channels import Credentials
+    from fedlora.common.published import Published
+
+_INTERRUPTED = 130
+
+adapters_app = typer.Typer(
+    help="The finished adapters of a server: list them, fetch one, or follow a run.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Address = Annotated[str, typer.Argument(metavar="HOST:PORT", help="The aggregation server.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="An adapter becomes the folder DIR/NAME-vNNNN.")]
+SiteOption = Annotated[
+    Path | None, typer.Option("--site", metavar="SITE.toml", help="Come as this site, which has enrolled.")
+]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Plain text without certificates, to a server on this machine; needs --name.")
+]
+Name = Annotated[str, typer.Option(metavar="NAME", help="Who calls, with --insecure.")]
+Ca = Annotated[Path | None, typer.Option(metavar="FILE", help="PEM: an authority of your own; needs --cert and --key.")]
+Cert = Annotated[Path | None, typer.Option(metavar="FILE", help="PEM: the certificate from that authority.")]
+Key = Annotated[Path | None, typer.Option(metavar="FILE", help="PEM: its key.")]
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who calls which server: exactly one of a site file, a name in plain text, and three files of PEM."""
+
+    address: str
+    site: Path | None
+    is_insecure: bool
+    name: str
+    files: tuple[Path | None, Path | None, Path | None]
+
+    def connects(self) -> "Callable[[], AbstractContextManager[RegistryClient]]":
+        """Return what makes a connection; it reads the certificate each time, for that may have been renewed.
+
+        Raises:
+            ConfigError: the options do not say who calls.
+            StoreError: the site has not enrolled.
+        """
+        from fedlora.client.registry_client import connect
+        from fedlora.common.channels import split_address
+        from fedlora.common.errors import ConfigError
+
+        split_address(self.address)
+        num_ways = sum([self.site is not None, self.is_insecure, any(self.files)])
+        if num_ways != 1:
+            raise ConfigError(
+                f"{num_ways} ways to say who calls; expected one of --site SITE.toml, --ca with --cert and --key, "
+                "or --insecure with --name on loopback"
+            )
+        if self.is_insecure != bool(self.name):
+            raise ConfigError("--insecure and --name go together: without certificates, a caller says its name")
+        if any(self.files) and not all(self.files):
+            raise ConfigError("--ca, --cert and --key go together; give all three")
+        self._credentials()
+        return lambda: connect(self.address, self.name, self._credentials())
+
+    def _credentials(self) -> "Credentials | None":
+        from datetime import UTC, datetime
+
+        from fedlora.client.joining import credentials_of
+        from fedlora.client.site_file import load_site, state_folder
+        from fedlora.client.site_identity import SiteIdentity
+
+        if self.site is not None:
+            return credentials_of(SiteIdentity.load(state_folder(self.site, load_site(self.site))))
+        ca, certificate, key = self.files
+        if ca is None or certificate is None or key is None:
+            return None
+        return credentials_of(SiteIdentity.external(ca, certificate, key, now=datetime.now(UTC)))
+
+
+@adapters_app.command("list")
+def list_adapters(
+    address: Address,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the adapter.json of each, as one array.")] = False,
+    site: SiteOption = None,
+    insecure: Insecure = False,
+    name: Name = "",
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+) -> None:
+    """List the adapters that a server keeps, newest first."""
+    from fedlora.client.registry_client import as_run_errors
+    from fedlora.common.published import CODEC
+
+    connects = Caller(address, site, insecure, name, (ca, cert, key)).connects()
+    with as_run_errors(address), connects() as client:
+        adapters = list(client.adapters())
+    if as_json:
+        print(f"[{', '.join(map(CODEC.dump, adapters))}]")
+    elif adapters:
+        _print_table(adapters)
+    else:
+        print("no adapter is published yet; the first one comes after round 1")
+
+
+@adapters_app.command()
+def download(
+    address: Address,
+    out: Out,
+    adapter: Annotated[str, typer.Argument(metavar="[NAME|latest]", help="Such as digits-v0003.")] = "latest",
+    site: SiteOption = None,
+    insecure: Insecure = False,
+    name: Name = "",
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+) -> None:
+    """Fetch one adapter as a PEFT folder, and print where it is; a download that was cut off goes on."""
+    from fedlora.client.registry_client import as_run_errors, chosen
+
+    connects = Caller(address, site, insecure, name, (ca, cert, key)).connects()
+    try:
+        with as_run_errors(address), connects() as client:
+            print(client.download(chosen(client.adapters(), adapter), out))
+    except KeyboardInterrupt:
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+@adapters_app.command()
+def watch(
+    address: Address,
+    out: Out,
+    command: Annotated[
+        str,
+        typer.Option(
+            "--exec",
+            metavar="CMD",
+            help="Run for each adapter, with its folder as the last argument; no shell. The environment has "
+            "FEDLORA_ADAPTER (the folder), FEDLORA_NAME and FEDLORA_VERSION.",
+        ),
+    ] = "",
+    site: SiteOption = None,
+    insecure: Insecure = False,
+    name: Name = "",
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+) -> None:
+    """Fetch each adapter as it is published, until the run is over; so an inference server can follow a run."""
+    import logging
+
+    from fedlora.client.registry_client import watch as follow
+
+    connects = Caller(address, site, insecure, name, (ca, cert, key)).connects()
+    handle = announcer(words_of(command))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        follow(connects, out, handle)
+    except KeyboardInterrupt:
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+def words_of(command: str) -> list[str]:
+    """Return the words of a command line; none of an empty one.
+
+    Raises:
+        ConfigError: its quotes do not close, or there is no such program.
+    """
+    import shlex
+    import shutil
+
+    from fedlora.common.errors import ConfigError
+
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ConfigError(f"--exec is {command!r}: {error}") from error
+    if words and shutil.which(words[0]) is None:
+        raise ConfigError(f"--exec: {words[0]} is no program here; look at the spelling, or give its path")
+    return words
+
+
+def announcer(words: Sequence[str]) -> "Handle":
+    """Return what prints the folder of a new adapter, and runs a command for it, whose failure it reports."""
+    import os
+    import subprocess
+    import sys
+
+    def handle(folder: Path, published: "Published") -> None:
+        path = str(folder.resolve())
+        print(path, flush=True)
+        if not words:
+            return
+        told = {
+            "FEDLORA_ADAPTER": path,
+            "FEDLORA_NAME": published.name,
+            "FEDLORA_VERSION": str(published.version),
+        }
+        try:
+            status = subprocess.run([*words, path], env=os.environ | told, check=False).returncode
+        except OSError as error:
+            print(f"{published.name}: {words[0]} cannot be run ({error.strerror}); the watch goes on", file=sys.stderr)
+            return
+        if status != 0:
+            print(f"{published.name}: {words[0]} ended with {status}; the watch goes on", file=sys.stderr)
+
+    return handle
+
+
+def _print_table(adapters: "Sequence[Published]") -> None:
+    from datetime import datetime
+
+    width = max(len("name"), *(len(published.name) for published in adapters))
+    metric_name = adapters[0].metric_name or "metric"
+    print(f"{'name':<{width}}  {'round':>5}  {metric_name:>10}  {'MB':>8}  published")
+    for published in adapters:
+        metric = "-" if published.metric is None else f"{published.metric:.4f}"
+        when = datetime.fromtimestamp(published.published_seconds).astimezone()
+        print(
+            f"{published.name:<{width}}  {published.round:>5}  {metric:>10}  {published.size_bytes / 1e6:>8.2f}  "
+            f"{when:%Y-%m-%d %H:%M:%S}"
+        )

@@ -1,0 +1,66 @@
+"""What `server status` and `sites list` print. Pure."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from fedlora.cli.status_file import Status
+from fedlora.server.authority import SiteRecord
+from fedlora.server.report.wording import count_text, duration_text, error_texts, score_text
+
+
+def status_lines(status: Status) -> Iterator[str]:
+    """Yield a server's status in lines for people."""
+    found: Mapping[str, Any] = status
+    state = found["phase"] if found["is_running"] else "not running"
+    where = f", port {found['port']}, process {found['pid']}" if found["is_running"] else ""
+    yield f"{found['run']}: {state}, round {found['round']} of {found['num_rounds']}{where}"
+    if found["waiting_for"] and found["is_running"]:
+        yield f"  waiting   {found['waiting_for']}"
+    if found["is_running"]:
+        for name, site in found["sites"].items():
+            yield f"  site      {name}: {site['state']}{': ' + site['detail'] if site['detail'] else ''}"
+    if found["cohort"] and found["is_running"]:
+        refused = "".join(f"; refused {name}: {reason}" for name, reason in found["refused"].items())
+        yield f"  updates   {len(found['accepted'])} of {len(found['cohort'])} accepted{refused}"
+    totals = found["totals"]
+    if totals.get("rounds"):
+        moved = f"{bytes_text(totals['bytes_down'])} down, {bytes_text(totals['bytes_up'])} up"
+        accepted = f"{count_text(totals['accepted'], 'update')} accepted, {totals['refused']} refused"
+        yield f"  so far    {count_text(totals['rounds'], 'round')}, {accepted}, {moved}"
+    if found["metric"] is not None:
+        yield f"  accuracy  {score_text(found['metric'], 'accuracy')} after round {found['last_round']}"
+    if found["error_before"] is not None and math.isfinite(found["error_before"]):
+        yield f"  error     {' -> '.join(error_texts(found['error_before'], found['error_after']))} of the average"
+    if found["seconds"]:
+        parts = ", ".join(f"{phase} {duration_text(seconds)}" for phase, seconds in found["seconds"].items())
+        yield f"  last took {parts}"
+
+
+def sites_table(records: Sequence[SiteRecord], now: datetime) -> Table:
+    """Return the sites with what they may do, and until when."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in ("site", "state", "runs", "until"):
+        table.add_column(name)
+    for record in records:
+        end = record.not_after
+        if record.status == "invited":
+            end = record.invitation_expires
+        state = record.status
+        if record.status == "invited" and not record.is_pending(now):
+            state = "invitation ended"  # type: ignore[assignment]
+        table.add_row(record.name, state, ", ".join(record.runs), "" if end is None else f"{end:%Y-%m-%d %H:%M} UTC")
+    return table
+
+
+def bytes_text(size: float) -> str:
+    """Return a number of bytes for people, in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError("the last unit has returned")

@@ -1,0 +1,328 @@
+"""The updates of one round: who is asked, what comes back, who does not count, and when the round is over."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from flwr.app import MessageType
+
+from fedlora.adapters import Adapter, pack
+from fedlora.aggregation import Method, RoundPlan
+from fedlora.common.config import RunConfig
+from fedlora.common.messages import Failure, TrainReceipt, TrainRequest
+from fedlora.common.packed_file import wire_bytes
+from fedlora.common.phases import announce
+from fedlora.server import rounds
+from fedlora.server.admission import Refusal, admit, outliers
+from fedlora.server.conversation import Addressed, Answer, Inquiry, acknowledge
+from fedlora.server.events import Listener, RoundStarted, UpdateArrived
+from fedlora.server.lasting_grid import LastingGrid
+from fedlora.server.sites import Federation
+from fedlora.server.store import Plan, RunFolder
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2.0, 60.0
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The updates of a round that count with their receipts, and why the others do not.
+
+    Attributes:
+        cohort: who was asked; `num_wanted` updates of them are what the round waited for.
+        answered: by client, the seconds from the round's begin to its answer.
+        bytes_down, bytes_up: adapter bytes on the wire.
+        storing_seconds: of the time, what writing took.
+    """
+
+    cohort: Sequence[str] = ()
+    num_wanted: int = 0
+    updates: Mapping[str, Adapter] = field(default_factory=dict)
+    receipts: Mapping[str, TrainReceipt] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    answered: Mapping[str, float] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    storing_seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Late:
+    """A round that went on without these clients, whose updates still count when they come."""
+
+    inquiry: Inquiry[TrainReceipt]
+    requests: Mapping[str, Callable[[int], TrainRequest]]
+
+
+class Collector:
+    """Collects the updates of round after round."""
+
+    def __init__(
+        self, config: RunConfig, method: Method, folder: RunFolder, *, by_factors: bool, listener: Listener
+    ) -> None:
+        """`by_factors`: whether updates are also compared by A and B, and not by their products alone."""
+        self._config = config
+        self._method = method
+        self._folder = folder
+        self._by_factors = by_factors
+        self._listener = listener
+        self._late: list[_Late] = []
+
+    def collect(
+        self, federation: Federation, number: int, start: Adapter, plan: RoundPlan, *, needed: Mapping[str, float]
+    ) -> Collected:
+        """Return the round's updates: those that an earlier process journaled, and the others as they arrive.
+
+        Where sites come and go, a round below its quorum is repeated, after a pause, until it has one.
+
+        Args:
+            start: the adapter that the round starts from.
+            needed: by client, the seconds that its last answer took.
+        """
+        gathering = _Gathering(self, federation, number, start, plan)
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            gathering.ask(needed)
+            self._take_late(gathering)
+            gathering.refuse_outliers(self._config.federation.norm_limit, by_factors=self._by_factors)
+            least = rounds.quorum_size(gathering.plan.num_wanted, self._config.federation.quorum)
+            if len(gathering.updates) >= least or not isinstance(federation.grid, LastingGrid):
+                return gathering.collected()
+            reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(gathering.refused.items()))
+            federation.wait_for(
+                f"round {number} has {len(gathering.updates)} of the {least} updates of its quorum ({reasons}); "
+                f"repeated in {pause:.0f} s",
+                seconds=pause,
+            )
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def leave(self, inquiry: Inquiry[TrainReceipt], requests: Mapping[str, Callable[[int], TrainRequest]]) -> None:
+        """Go on without those that have not answered: their late updates are discarded, or count in a later round."""
+        if self._config.federation.late == "next_round" and inquiry.waiting:
+            self._late.append(_Late(inquiry, requests))
+        else:
+            inquiry.withdraw()
+
+    @property
+    def busy(self) -> set[str]:
+        """The clients that still work for an earlier round."""
+        return {client for late in self._late for client in late.inquiry.waiting}
+
+    def _take_late(self, gathering: "_Gathering") -> None:
+        for late in self._late:
+            for answer in late.inquiry.poll():
+                gathering.take_late(answer, late.requests[answer.key](answer.attempt))
+        self._late = [late for late in self._late if late.inquiry.waiting]
+
+
+class _Gathering:
+    """One round as it comes together."""
+
+    def __init__(
+        self, collector: Collector, federation: Federation, number: int, start: Adapter, plan: RoundPlan
+    ) -> None:
+        self._collector = collector
+        self._config = collector._config
+        self._folder = collector._folder
+        self._listener = collector._listener
+        self._federation = federation
+        self._number = number
+        self._start = start
+        self._round_plan = plan
+        self._began = time.monotonic()
+        self._traffic = federation.grid.traffic() if isinstance(federation.grid, LastingGrid) else None
+        self._starts: dict[str, Adapter] = {}
+        self._requests: dict[str, Callable[[int], TrainRequest]] = {}
+        self._packed_bytes: dict[str, int] = {}
+        self.plan = Plan((), 0)
+        self.updates: dict[str, Adapter] = {}
+        self.receipts: dict[str, TrainReceipt] = {}
+        self.refused: dict[str, str] = {}
+        self._answered: dict[str, float] = {}
+        self._storing_seconds = 0.0
+        self._num_asked = 0
+
+    def ask(self, needed: Mapping[str, float]) -> None:
+        """Ask the round's clients, and take their answers until enough are here or the time is over."""
+        self.plan = self._planned()
+        self._prepare(self.plan.cohort)
+        if self._num_asked == 0:
+            for client, receipt in self._folder.accepted(self._number).items():
+                self._take(client, receipt.attempt, receipt)
+        self._num_asked += 1
+        self.refused.clear()
+        self._listener(RoundStarted(self._number, self.plan.cohort, tuple(self.updates)))
+        asked = {
+            client: Addressed(self._federation.sites[client].node, self._requests[client])
+            for client in self.plan.cohort
+            if client not in self.updates
+        }
+        inquiry = Inquiry(self._federation.grid, asked, message_type=MessageType.TRAIN, expected=TrainReceipt)
+        deadline = self._deadline(needed)
+        for answer in inquiry.answers(lambda waiting: self._is_over(waiting, deadline)):
+            self._admit(answer)
+        for client in inquiry.waiting:
+            self.refused[client] = self._why_missing(client)
+        self._collector.leave(inquiry, self._requests)
+
+    def take_late(self, answer: Answer[TrainReceipt], request: TrainRequest) -> None:
+        """Take an update of an earlier round into this one."""
+        client, content = answer.key, answer.content
+        if client in self.updates or client not in self._federation.sites:
+            acknowledge(self._federation.grid, answer, refusal="late")
+            return
+        self._prepare([client])
+        self._requests[client] = lambda attempt: replace(request, attempt=attempt)
+        self._admit(Answer(client, answer.attempt, content, answer.message_id))
+
+    def refuse_outliers(self, limit: float, *, by_factors: bool) -> None:
+        """Refuse the updates that have moved very much further than the others."""
+        for client, outlier in outliers(
+            self.updates, references=self._starts, norm_limit=limit, by_factors=by_factors
+        ).items():
+            del self.updates[client]
+            self.refused[client] = str(outlier)
+            receipt = self.receipts.pop(client)
+            self._folder.quarantine(self._number, receipt, str(outlier))
+            self._listener(UpdateArrived(self._number, client, self.refused[client], receipt.loss))
+
+    def collected(self) -> Collected:
+        """Return what has come together."""
+        cohort = tuple(dict.fromkeys((*self.plan.cohort, *self.updates)))
+        if isinstance(self._federation.grid, LastingGrid) and self._traffic is not None:
+            traffic = self._federation.grid.traffic()
+            down, up = traffic.bytes_down - self._traffic.bytes_down, traffic.bytes_up - self._traffic.bytes_up
+        else:
+            down = sum(self._packed_bytes[client] for client in cohort)
+            up = sum(wire_bytes(receipt.adapter) for receipt in self.receipts.values())
+        return Collected(
+            cohort,
+            self.plan.num_wanted,
+            self.updates,
+            self.receipts,
+            self.refused,
+            self._answered,
+            bytes_down=down,
+            bytes_up=up,
+            storing_seconds=self._storing_seconds,
+        )
+
+    def _planned(self) -> Plan:
+        """Return whom to ask: as journaled, or drawn and journaled before any of them is asked."""
+        settings, known = self._config.federation, self._folder.plan(self._number)
+        is_lasting = isinstance(self._federation.grid, LastingGrid)
+        if known is not None and (self._num_asked == 0 or not is_lasting):
+            return known
+        available = self._federation.available(without=self._collector.busy | self.updates.keys())
+        if known is not None:
+            # Repeated: those that count stay, and the others are drawn anew among who is there, or else asked again.
+            missing = [client for client in known.cohort if client not in self.updates]
+            size = max(1, len(known.cohort) - len(self.updates))
+            drawn = missing if set(missing) <= set(available) else available
+            purpose = f"cohort, repetition {self._num_asked}"
+            again = rounds.cohort(
+                drawn or missing, size=size, seed=self._config.run.seed, round=self._number, purpose=purpose
+            )
+            plan = Plan(tuple(sorted({*self.updates, *again})), known.num_wanted)
+        else:
+            while not available:
+                self._federation.wait_for(f"round {self._number}: no site is ready", seconds=0.2)
+                available = self._federation.available(without=self._collector.busy)
+            wanted = settings.cohort or rounds.share(settings.fraction, len(available))
+            wanted = min(wanted, len(available))
+            size = min(len(available), math.ceil(wanted * settings.oversample - 1e-9))
+            plan = Plan(rounds.cohort(available, size=size, seed=self._config.run.seed, round=self._number), wanted)
+        self._folder.write_plan(self._number, plan)
+        return plan
+
+    def _prepare(self, clients: Sequence[str]) -> None:
+        """Make ready what each client starts from: the global adapter, at its own rank where that is smaller."""
+        ranks = {client: self._federation.sites[client].description.lora_rank for client in clients}
+        for rank in sorted(set(ranks.values())):
+            given = rounds.for_rank(self._start, rank, method=self._collector._method)
+            packed = pack(given)
+            for client in (client for client in clients if ranks[client] == rank):
+                self._starts[client] = given
+                self._requests[client] = self._train_requests(packed)
+                self._packed_bytes[client] = len(packed)
+
+    def _train_requests(self, packed: bytes) -> Callable[[int], TrainRequest]:
+        """Return what makes the round's request for an attempt."""
+        config = self._config
+        request = TrainRequest(
+            run=self._federation.run_id,
+            round=self._number,
+            attempt=0,
+            seed=config.run.seed,
+            num_rounds=config.federation.rounds,
+            validation_examples=config.evaluation.client_examples,
+            trains=self._round_plan.trains,
+            adapter=packed,
+        )
+        return lambda attempt: replace(request, attempt=attempt)
+
+    def _admit(self, answer: Answer[TrainReceipt]) -> None:
+        """Take an answer, have it on disk if it counts, and only then tell the site."""
+        client, content = answer.key, answer.content
+        refusal = self._take(client, answer.attempt, content)
+        self._answered[client] = time.monotonic() - self._began
+        if refusal is None:
+            writing = time.perf_counter()
+            announce("accept")
+            self._folder.write_accepted(self._number, self.receipts[client])
+            self._storing_seconds += time.perf_counter() - writing
+            self.refused.pop(client, None)
+        else:
+            self.refused[client] = str(refusal)
+            if isinstance(content, TrainReceipt):
+                self._folder.quarantine(self._number, content, str(refusal))
+        acknowledge(self._federation.grid, answer, refusal="" if refusal is None else refusal.code)
+        loss = content.loss if isinstance(content, TrainReceipt) else math.nan
+        self._listener(UpdateArrived(self._number, client, self.refused.get(client, ""), loss))
+
+    def _take(self, client: str, attempt: int, content: TrainReceipt | Failure) -> Refusal | None:
+        if isinstance(content, Failure):
+            return Refusal(content.code, content.text)
+        if client not in self._requests:
+            self._prepare([client])
+        request = self._requests[client](attempt)
+        if content.round < self._number:  # A late one, from the journal.
+            request = replace(request, round=content.round)
+        admitted = admit(content, request=request, client=client, reference=self._starts[client])
+        if isinstance(admitted, Refusal):
+            return admitted
+        self.updates[client], self.receipts[client] = admitted, content
+        return None
+
+    def _deadline(self, needed: Mapping[str, float]) -> float:
+        """Return until when the round waits, by the monotonic clock."""
+        settings = self._config.federation
+        seconds: float | None
+        if settings.deadline == "adaptive":
+            seconds = rounds.adaptive_deadline(
+                [needed[client] for client in self.plan.cohort if client in needed], settings.deadline_deviations
+            )
+        else:
+            seconds = settings.deadline
+        return math.inf if seconds is None else time.monotonic() + seconds
+
+    def _is_over(self, waiting: Collection[str], deadline: float) -> bool:
+        if len(self.updates) >= self.plan.num_wanted or time.monotonic() >= deadline:
+            return True
+        grid = self._federation.grid
+        if not isinstance(grid, LastingGrid):
+            return False
+        # The round can do without those that have been gone for long, and waits for anybody who works.
+        away = grid.seconds_away()
+        patience = self._config.federation.patience
+        return all(away.get(self._federation.sites[client].node, math.inf) > patience for client in waiting)
+
+    def _why_missing(self, client: str) -> str:
+        if len(self.updates) >= self.plan.num_wanted:
+            return "not_needed"
+        grid = self._federation.grid
+        is_away = isinstance(grid, LastingGrid) and grid.seconds_away().get(self._federation.sites[client].node, 1) > 0
+        return "away" if is_away else "late"

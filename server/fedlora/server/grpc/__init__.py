@@ -1,0 +1,1 @@
+"""The run over gRPC: the Grid, and the services on the port."""

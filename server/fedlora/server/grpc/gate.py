@@ -1,0 +1,82 @@
+"""Who calls: every rpc asks here first, and nobody else looks at a certificate."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import grpc
+from grpc.aio import ServicerContext
+
+from fedlora.common.channels import SITE_METADATA
+from fedlora.server.authority import AccessRefused, Authority, SiteRecord
+
+Context = ServicerContext[Any, Any]
+
+
+class Gate:
+    """Tells a caller's name by its certificate; without an authority, on loopback, by what it says."""
+
+    def __init__(self, authority: Authority | None, *, run: str) -> None:
+        self._authority = authority
+        self._run = run
+
+    async def site(self, context: Context) -> str:
+        """Return the name of the calling site, which may use this run; anybody else's call ends here."""
+        if self._authority is None:
+            found = dict(context.invocation_metadata() or ()).get(SITE_METADATA, "")
+            name = found.decode(errors="replace") if isinstance(found, bytes) else found
+            if not 0 < len(name) <= 60 or not name.isprintable():
+                await refuse(context, grpc.StatusCode.UNAUTHENTICATED, "no_name")
+            return name
+        try:
+            return self._authority.allowed(await _certificate(context), self._run, datetime.now(UTC))
+        except AccessRefused as error:
+            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, error.code)
+
+    def still_allowed(self, context: Context) -> Callable[[], bool]:
+        """Return a function that says whether the caller's certificate is still good: a connection lasts for days."""
+        certificate = _pem(context)
+
+        def is_allowed() -> bool:
+            if self._authority is None or certificate is None:
+                return self._authority is None
+            try:
+                self._authority.allowed(certificate, self._run, datetime.now(UTC))
+            except AccessRefused:
+                return False
+            return True
+
+        return is_allowed
+
+    async def invited(self, context: Context) -> tuple[Authority, SiteRecord, bytes]:
+        """Return the invitation that the caller's certificate was made from, and the certificate."""
+        if self._authority is None:
+            await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "insecure")
+        certificate = await _certificate(context)
+        record = self._authority.invited_site(certificate, datetime.now(UTC))
+        if record is None:
+            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, "not_invited")
+        return self._authority, record, certificate
+
+    @property
+    def authority(self) -> Authority | None:
+        """Who signs the sites' certificates; None on loopback without any."""
+        return self._authority
+
+
+async def refuse(context: Context, status: grpc.StatusCode, code: str) -> NoReturn:
+    """End the call with a status and a typed code."""
+    await context.abort(status, code)
+    raise AssertionError("abort has raised")
+
+
+def _pem(context: Context) -> bytes | None:
+    found = (context.auth_context() or {}).get("x509_pem_cert", ())
+    return next(iter(found), None)
+
+
+async def _certificate(context: Context) -> bytes:
+    certificate = _pem(context)
+    if certificate is None:
+        await refuse(context, grpc.StatusCode.UNAUTHENTICATED, "no_certificate")
+    return certificate

@@ -1,0 +1,400 @@
+"""Flower's Grid over lasting connections: requests wait for their site, answers for the strategy.
+
+It knows no gRPC: a connection is a function that sends, given by the session service. Every request
+stays outstanding until it is answered or withdrawn, and is sent again at each new connection.
+"""
+
+import hashlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedlora.common.errors import RunError
+from fedlora.common.messages import (
+    DescribeRequest,
+    EvaluateRequest,
+    Failure,
+    InitialiseRequest,
+    SiteDescription,
+    TrainRequest,
+)
+from fedlora.common.records import from_record, kind_of, to_record
+from fedlora.common.wire import Receipt, write_request
+from fedlora.server.events import Listener, SiteChanged, ignore
+from fedlora.server.exchange import ExchangeStore, FileOnOffer, Offer
+from fedlora.server.lasting_grid import Traffic
+from fedlora.server.tickets import Ticket, TicketOffice
+from fedlora.v1 import messages_pb2, session_pb2
+
+_POLL_SECONDS = 0.2
+_WITHDRAWN = "withdrawn"
+_KINDS: Mapping[str, type] = {kind.__name__: kind for kind in (InitialiseRequest, TrainRequest, EvaluateRequest)}
+
+# Of a connection: sends a response, or ends it with a code.
+Send = Callable[[session_pb2.ConnectResponse | str], None]
+
+
+class RunStopped(RunError):  # noqa: N818 (no error: it was asked for)
+    """The run was asked to stop; the same command goes on with it."""
+
+    code = "stopped"
+
+
+@dataclass(eq=False)
+class Outstanding:
+    """A request without an answer."""
+
+    message: Message
+    site: str
+    request: session_pb2.Request
+    offer: Offer | None
+
+
+@dataclass(eq=False)
+class _Site:
+    """What is known of a site. `send` is its connection's, None while it has none."""
+
+    name: str
+    send: Send | None = None
+    description: SiteDescription | None = None
+    reason: str = ""
+    gone_since: float = field(default_factory=time.monotonic)
+    outstanding: dict[str, Outstanding] = field(default_factory=dict)
+
+    @property
+    def state(self) -> tuple[str, str]:
+        """What people are told: a state of `SITE_STATES`, and a detail."""
+        if self.send is None:
+            return "away", ""
+        if self.reason:
+            return "not ready", self.reason
+        if self.description is None:
+            return "starting", ""
+        return ("at work" if self.outstanding else "ready"), ""
+
+
+class GrpcGrid(Grid):
+    """The Grid of a deployment; all methods may be called from any thread."""
+
+    def __init__(
+        self,
+        exchange: ExchangeStore,
+        tickets: TicketOffice,
+        *,
+        max_start_bytes: int,
+        listener: Listener = ignore,
+    ) -> None:
+        """`max_start_bytes` is what the run's first adapter, which a site makes, may take at most."""
+        self._exchange = exchange
+        self._tickets = tickets
+        self._max_start_bytes = max_start_bytes
+        self._listener = listener
+        self._changed = threading.Condition()
+        self._sites: dict[str, _Site] = {}
+        self._names: dict[int, str] = {}
+        self._replies: dict[str, Message] = {}
+        self._answered: dict[str, str] = {}
+        self._told: dict[str, tuple[str, str]] = {}
+        self._bytes_down = self._bytes_up = 0
+        self._is_stopping = False
+        self._prefix = secrets.token_hex(4)
+        self._num_messages = 0
+        self._run = Run.create_empty(run_id=1)
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 1
+
+    # -- for the session service
+
+    def connect(self, site: str, send: Send) -> None:
+        """Take a site's new connection; an older one ends."""
+        with self._changed:
+            known = self._site(site)
+            if known.send is not None:
+                known.send("replaced")
+            known.send, known.description, known.reason = send, None, ""
+            self._tell(known)
+
+    def disconnect(self, site: str, send: Send) -> None:
+        """Note that a connection is gone, unless the site has a newer one."""
+        with self._changed:
+            known = self._site(site)
+            if known.send is send:
+                known.send, known.gone_since = None, time.monotonic()
+                self._tell(known)
+                self._changed.notify_all()
+
+    def ready(self, site: str, description: SiteDescription) -> None:
+        """Take a site that has rehearsed as ready, and send it what is outstanding."""
+        with self._changed:
+            known = self._site(site)
+            known.description, known.reason = description, ""
+            for outstanding in known.outstanding.values():
+                self._deliver(known, outstanding)
+            self._tell(known)
+            self._changed.notify_all()
+
+    def not_ready(self, site: str, reason: str) -> None:
+        """Note the code of what keeps a site from taking part."""
+        with self._changed:
+            known = self._site(site)
+            if known.description is not None:
+                known.gone_since = time.monotonic()
+            known.description, known.reason = None, reason
+            self._tell(known)
+            self._changed.notify_all()
+
+    def outstanding(self, site: str, request_id: str) -> Outstanding | None:
+        """Return a site's request that has no answer; where it is none, the site is told to forget it."""
+        with self._changed:
+            known = self._site(site)
+            found = known.outstanding.get(request_id)
+            if found is None and known.send is not None and request_id not in self._answered:
+                known.send(_acknowledgement(request_id, _WITHDRAWN))
+            return found
+
+    def expects(self, ticket: Ticket) -> bool:
+        """Return whether the update that a ticket is for is still waited for."""
+        with self._changed:
+            wanted = (ticket.run, ticket.round, ticket.attempt)
+            return any(
+                _place(outstanding.request) == wanted for outstanding in self._site(ticket.site).outstanding.values()
+            )
+
+    def offer_for(self, ticket: Ticket) -> Offer | None:
+        """Return the adapter that the update of a ticket is a difference to, None where it is whole."""
+        with self._changed:
+            for outstanding in self._site(ticket.site).outstanding.values():
+                if _place(outstanding.request) == (ticket.run, ticket.round, ticket.attempt):
+                    return outstanding.offer
+        return None
+
+    def answer(self, site: str, request_id: str, receipt: Receipt) -> None:
+        """Give a site's answer to the strategy."""
+        with self._changed:
+            known = self._site(site)
+            outstanding = known.outstanding.pop(request_id, None)
+            if outstanding is None:
+                return
+            self._replies[request_id] = Message(to_record(receipt), reply_to=outstanding.message)
+            self._answered[request_id] = site
+            if not outstanding.request.HasField("train"):
+                self._settle(request_id, "")
+            self._tell(known)
+            self._changed.notify_all()
+
+    def count(self, *, down: int = 0, up: int = 0) -> None:
+        """Count adapter bytes that have moved."""
+        with self._changed:
+            self._bytes_down += down
+            self._bytes_up += up
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many sites are ready or at work, and how many are known."""
+        with self._changed:
+            return sum(site.description is not None for site in self._sites.values()), len(self._sites)
+
+    def stop(self, *, is_finished: bool) -> None:
+        """Let the strategy stop at its next look, and tell all sites."""
+        with self._changed:
+            self._is_stopping = True
+            for site in self._sites.values():
+                if site.send is not None:
+                    drain = session_pb2.Drain(is_finished=is_finished)
+                    site.send(session_pb2.ConnectResponse(drain=drain))
+                    site.send("drained")
+            self._changed.notify_all()
+
+    # -- LastingGrid, for the strategy
+
+    def node_of(self, site: str) -> int:
+        with self._changed:
+            self._site(site)
+        return _node_of(site)
+
+    def descriptions(self) -> dict[str, SiteDescription]:
+        with self._changed:
+            self._refuse_to_go_on()
+            return {name: site.description for name, site in self._sites.items() if site.description is not None}
+
+    def turn_away(self, site: str, code: str) -> None:
+        with self._changed:
+            if (send := self._site(site).send) is not None:
+                send(session_pb2.ConnectResponse(turned_away=session_pb2.TurnedAway(reason=code)))
+            self.not_ready(site, code)
+
+    def seconds_away(self) -> dict[int, float]:
+        now = time.monotonic()
+        with self._changed:
+            return {
+                _node_of(name): now - site.gone_since if site.description is None else 0.0
+                for name, site in self._sites.items()
+            }
+
+    def acknowledge(self, message_id: str, refusal: str) -> None:
+        with self._changed:
+            self._settle(message_id, refusal)
+
+    def withdraw(self, message_ids: Iterable[str]) -> None:
+        with self._changed:
+            for message_id in message_ids:
+                for site in self._sites.values():
+                    if site.outstanding.pop(message_id, None) is not None:
+                        if site.send is not None:
+                            cancellation = session_pb2.Cancellation(request_id=message_id)
+                            site.send(session_pb2.ConnectResponse(cancellation=cancellation))
+                        self._tell(site)
+
+    def traffic(self) -> Traffic:
+        with self._changed:
+            return Traffic(self._bytes_down, self._bytes_up)
+
+    def pause(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_stopping, seconds)
+            self._refuse_to_go_on()
+
+    # -- Grid
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes of the sites that are ready."""
+        with self._changed:
+            self._refuse_to_go_on()
+            return [_node_of(name) for name, site in sorted(self._sites.items()) if site.description is not None]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        message_ids = []
+        for message in messages:
+            with self._changed:
+                self._refuse_to_go_on()
+                self._num_messages += 1
+                message_id = f"{self._prefix}-{self._num_messages}"
+            # Flower's SuperLink gives a message its id; here that is us.
+            message.metadata.__dict__["_message_id"] = message_id
+            site = self._names[message.metadata.dst_node_id]
+            if kind_of(message.content) == DescribeRequest.__name__:
+                self._describe(message, site)
+            else:
+                self._send_request(message, site)
+            message_ids.append(message_id)
+        return message_ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there; where none is, after a short wait for one."""
+        wanted = list(message_ids)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._is_stopping or any(message_id in self._replies for message_id in wanted), _POLL_SECONDS
+            )
+            self._refuse_to_go_on()
+            return [self._replies.pop(message_id) for message_id in wanted if message_id in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        pending = set(self.push_messages(messages))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while pending and (deadline is None or time.monotonic() < deadline):
+            arrived = list(self.pull_messages(pending))
+            replies += arrived
+            pending -= {reply.metadata.reply_to_message_id for reply in arrived}
+        return replies
+
+    # -- within
+
+    def _describe(self, message: Message, site: str) -> None:
+        """Answer from what the site said of itself as it came."""
+        with self._changed:
+            description = self._site(site).description
+            said: object = Failure("away") if description is None else description
+            self._replies[message.metadata.message_id] = Message(to_record(said), reply_to=message)
+
+    def _send_request(self, message: Message, site: str) -> None:
+        request_id = message.metadata.message_id
+        content: Any = from_record(message.content, _KINDS[kind_of(message.content)])
+        request = session_pb2.Request(request_id=request_id, precision=self._exchange.precision)
+        write_request(content, request)
+        offer: Offer | None = None
+        if isinstance(content, TrainRequest | EvaluateRequest):
+            offer = self._exchange.offer(content.adapter)
+            request.adapter.CopyFrom(_offered(offer))
+        if isinstance(content, TrainRequest):
+            most = self._exchange.max_upload_bytes(offer) if offer is not None else 0
+            request.ticket = self._tickets.issue(Ticket(content.run, content.round, content.attempt, site, most))
+        elif isinstance(content, InitialiseRequest):
+            request.precision = "float32"
+            request.ticket = self._tickets.issue(Ticket("", 0, 0, site, self._max_start_bytes))
+        with self._changed:
+            known = self._site(site)
+            outstanding = Outstanding(message, site, request, offer)
+            known.outstanding[request_id] = outstanding
+            self._deliver(known, outstanding)
+            self._tell(known)
+
+    def _deliver(self, site: _Site, outstanding: Outstanding) -> None:
+        if site.send is not None and site.description is not None:
+            site.send(session_pb2.ConnectResponse(request=outstanding.request))
+
+    def _settle(self, message_id: str, refusal: str) -> None:
+        name = self._answered.pop(message_id, None)
+        if name is not None and (send := self._site(name).send) is not None:
+            send(_acknowledgement(message_id, refusal))
+
+    def _site(self, name: str) -> _Site:
+        if name not in self._sites:
+            self._sites[name] = _Site(name)
+            self._names[_node_of(name)] = name
+        return self._sites[name]
+
+    def _tell(self, site: _Site) -> None:
+        if self._told.get(site.name) != site.state:
+            self._told[site.name] = site.state
+            self._listener(SiteChanged(site.name, *site.state))
+
+    def _refuse_to_go_on(self) -> None:
+        if self._is_stopping:
+            raise RunStopped("the run was stopped; the same command goes on with it")
+
+
+def _node_of(site: str) -> int:
+    return int.from_bytes(hashlib.sha256(site.encode()).digest()[:8]) >> 1
+
+
+def _acknowledgement(request_id: str, refusal: str) -> session_pb2.ConnectResponse:
+    content = session_pb2.Acknowledgement(request_id=request_id, refusal=refusal)
+    return session_pb2.ConnectResponse(acknowledgement=content)
+
+
+def _place(request: session_pb2.Request) -> tuple[str, int, int]:
+    """Return run, round and attempt of the update that a request asks for."""
+    if request.HasField("train"):
+        return request.train.run, request.train.round, request.train.attempt
+    return ("", 0, 0) if request.HasField("initialise") else ("", -1, -1)
+
+
+def _offered(offer: Offer) -> messages_pb2.OfferedAdapter:
+    def blob(file: FileOnOffer | None) -> messages_pb2.Blob | None:
+        return (
+            None if file is None else messages_pb2.Blob(sha256=bytes.fromhex(file.sha256), size_bytes=file.size_bytes)
+        )
+
+    return messages_pb2.OfferedAdapter(
+        whole=blob(offer.whole), difference=blob(offer.difference), reference=blob(offer.reference)
+    )

@@ -1,0 +1,162 @@
+"""The session service: a site's lasting connection, between its stream and the Grid."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from importlib.metadata import version
+
+import grpc
+
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import AdapterError, FedloraError, RunError
+from fedlora.common.messages import Failure, InitialiseReceipt, TrainReceipt
+from fedlora.common.packed_file import PackedFile
+from fedlora.common.phases import announce
+from fedlora.common.run_file import to_toml
+from fedlora.common.wire import PROTOCOL, Receipt, read_description, read_receipt
+from fedlora.server.exchange import ExchangeStore
+from fedlora.server.grpc.gate import Context, Gate, refuse
+from fedlora.server.grpc.grid import GrpcGrid, Outstanding
+from fedlora.v1 import session_pb2
+from fedlora.v1.session_pb2_grpc import SessionServiceServicer
+
+logger = logging.getLogger(__name__)
+
+_HELLO_SECONDS = 30.0
+_LOOK_SECONDS = 5.0
+
+
+class SessionService(SessionServiceServicer):
+    """Carries requests to sites and answers from them."""
+
+    def __init__(self, grid: GrpcGrid, exchange: ExchangeStore, gate: Gate, config: RunConfig) -> None:
+        self._grid = grid
+        self._exchange = exchange
+        self._gate = gate
+        self._config = config
+
+    async def Connect(  # noqa: N802 (the proto's name)
+        self, request_iterator: AsyncIterator[session_pb2.ConnectRequest], context: Context
+    ) -> AsyncIterator[session_pb2.ConnectResponse]:
+        """Serve one connection of a site for as long as it stands."""
+        site = await self._gate.site(context)
+        is_allowed = self._gate.still_allowed(context)
+        await self._greet(request_iterator, context)
+        loop = asyncio.get_running_loop()
+        outgoing: asyncio.Queue[session_pb2.ConnectResponse | str] = asyncio.Queue()
+
+        def send(response: session_pb2.ConnectResponse | str) -> None:
+            loop.call_soon_threadsafe(outgoing.put_nowait, response)
+
+        self._grid.connect(site, send)
+        listening = asyncio.create_task(self._listen(site, request_iterator, outgoing))
+        try:
+            num_ready, _ = self._grid.counts()
+            welcome = session_pb2.Welcome(
+                protocol=PROTOCOL,
+                version=version("fedlora"),
+                run_toml=to_toml(self._config, comments=False),
+                num_ready=num_ready,
+                num_expected=self._config.federation.sites,
+            )
+            yield session_pb2.ConnectResponse(welcome=welcome)
+            while is_allowed():
+                try:
+                    response = await asyncio.wait_for(outgoing.get(), _LOOK_SECONDS)
+                except TimeoutError:
+                    continue
+                if isinstance(response, str):
+                    await refuse(context, grpc.StatusCode.ABORTED, response)
+                if response.HasField("request"):
+                    announce("send")
+                yield response
+            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, "revoked")
+        finally:
+            listening.cancel()
+            self._grid.disconnect(site, send)
+
+    async def _greet(self, stream: AsyncIterator[session_pb2.ConnectRequest], context: Context) -> None:
+        try:
+            first = await asyncio.wait_for(anext(stream), _HELLO_SECONDS)
+        except (TimeoutError, StopAsyncIteration):
+            await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no_hello")
+        if not first.HasField("hello"):
+            await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "no_hello")
+        if first.hello.protocol != PROTOCOL:
+            await refuse(
+                context,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"version: the server is fedlora {version('fedlora')} with protocol {PROTOCOL}, the site fedlora "
+                f"{first.hello.version[:40]} with protocol {first.hello.protocol}; update the older one",
+            )
+
+    async def _listen(
+        self,
+        site: str,
+        stream: AsyncIterator[session_pb2.ConnectRequest],
+        outgoing: "asyncio.Queue[session_pb2.ConnectResponse | str]",
+    ) -> None:
+        """Take what the site says until it says no more."""
+        try:
+            async for request in stream:
+                match request.WhichOneof("content"):
+                    case "readiness":
+                        self._take_readiness(site, request.readiness)
+                    case "answer":
+                        await self._take_answer(site, request.answer)
+        except grpc.RpcError:
+            pass  # The connection is gone, which the other direction notices too.
+        except Exception:
+            logger.exception("%s: a message could not be handled; its connection is closed", site)
+        outgoing.put_nowait("ended")
+
+    def _take_readiness(self, site: str, readiness: session_pb2.Readiness) -> None:
+        if readiness.WhichOneof("content") != "description":
+            self._grid.not_ready(site, _code(readiness.reason))
+            return
+        # A site is who its certificate says, whatever it calls itself.
+        description = read_description(
+            readiness.description, site=site, labels=self._config.data.labels, base_model=self._config.model.name
+        )
+        self._grid.ready(site, description)
+
+    async def _take_answer(self, site: str, answer: session_pb2.Answer) -> None:
+        outstanding = self._grid.outstanding(site, answer.request_id)
+        if outstanding is None:
+            return
+        announce("collect")
+        try:
+            receipt = read_receipt(answer)
+            receipt = await asyncio.to_thread(self._with_adapter, site, receipt, answer, outstanding)
+        except AdapterError as error:
+            receipt = Failure("unreadable", str(error))
+        except RunError as error:
+            receipt = Failure("unreadable", str(error))
+        except FedloraError as error:
+            # Such as a full disk: not the site's fault, and not to be acknowledged.
+            logger.error("%s: its update could not be stored: %s", site, error)
+            receipt = Failure("not_stored", str(error))
+        self._grid.answer(site, answer.request_id, receipt)
+
+    def _with_adapter(
+        self, site: str, receipt: Receipt, answer: session_pb2.Answer, outstanding: Outstanding
+    ) -> Receipt:
+        """Return the receipt with its adapter, which lies in the exchange."""
+        if not isinstance(receipt, TrainReceipt | InitialiseReceipt) or not answer.HasField("adapter"):
+            return receipt
+        round = receipt.round if isinstance(receipt, TrainReceipt) else 0
+        encoded = answer.adapter.encoded
+        sha256 = encoded.sha256.hex()
+        if len(sha256) != 64 or not 0 <= round < 10**6:
+            raise AdapterError("an update without a digest")
+        upload = self._exchange.upload_file(site, round=round, sha256=sha256)
+        if not upload.is_file():
+            raise AdapterError("an answer whose update was not uploaded")
+        whole = self._exchange.whole_update(site, round=round, sha256=sha256, offer=outstanding.offer)
+        return replace(receipt, adapter=PackedFile(whole, upload.stat().st_size))
+
+
+def _code(reason: str) -> str:
+    """Return a code that a site sent, if it is one: its words may be chosen by an attacker."""
+    return reason if 0 < len(reason) <= 40 and reason.replace("_", "").isalpha() and reason.islower() else "unknown"

@@ -1,0 +1,51 @@
+"""What a Grid can do beyond Flower's: one whose nodes come and go, and whose answers are acknowledged.
+
+Strategy and conversations use it where the Grid has it, and do without where it has not (a simulation).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from fedlora.common.messages import SiteDescription
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Adapter bytes to and from the sites so far."""
+
+    bytes_down: int
+    bytes_up: int
+
+
+@runtime_checkable
+class LastingGrid(Protocol):
+    """A Grid over connections that break and come back, of sites that are known by name."""
+
+    def node_of(self, site: str) -> int:
+        """Return the node id of a site, which is the same in every process."""
+
+    def descriptions(self) -> Mapping[str, SiteDescription]:
+        """Return what the sites that are ready say of themselves."""
+
+    def turn_away(self, site: str, code: str) -> None:
+        """Count a site as not ready, by the code of what keeps it from taking part, and tell it so."""
+
+    def seconds_away(self) -> Mapping[int, float]:
+        """Return for how long each known node has had no connection, 0 for one that has, in seconds."""
+
+    def acknowledge(self, message_id: str, refusal: str) -> None:
+        """Tell the site that its answer to a message is on disk, or that it was refused, by the reason's code."""
+
+    def withdraw(self, message_ids: Iterable[str]) -> None:
+        """Wait no more for the answers to these messages, and tell the sites so."""
+
+    def traffic(self) -> Traffic:
+        """Return what has moved so far."""
+
+    def pause(self, seconds: float) -> None:
+        """Return after `seconds`, or at once where the run is to stop.
+
+        Raises:
+            RunStopped: it is to stop.
+        """

@@ -1,0 +1,127 @@
+"""The door to Flower's own runtime: the ServerApp that `flwr run` starts at a SuperLink.
+
+Its run config names the run file and the run's folder on the server's machine. A SuperNode starts a process for every
+message, and that process remembers nothing: so each message carries the run file, beside what it asks for.
+"""
+
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app.user_config import UserConfig
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import ConfigError, StoreError
+from fedlora.common.run_file import load_run, to_toml
+from fedlora.common.run_folder import RUN_FILE
+from fedlora.server.app import server_app_for
+from fedlora.server.claim import Claim
+from fedlora.server.events import Event, RoundEnded, RunStarted, UpdateArrived
+from fedlora.server.outcome import write_report
+from fedlora.server.store import RunFolder
+
+# Below Flower's own logger, which is what this process and `flwr log` show.
+logger = logging.getLogger(f"flwr.{__name__}")
+
+app = ServerApp()  # Flower looks for this very assignment in the source.
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Do the rounds that are left of the run that the run config names.
+
+    Raises:
+        FedloraError: the run cannot be started or cannot go on; Flower shows it as the run's status.
+    """
+    run_file, out = _path(context.run_config, "run"), _path(context.run_config, "out")
+    config = load_run(run_file)
+    if not config.data.labels:
+        raise ConfigError(
+            f'{run_file}: data.labels is empty; name the labels under [data], such as labels = ["cat", "dog"], '
+            "because they do not leave the sites"
+        )
+    with Claim(out, config, resume=(out / RUN_FILE).is_file()):
+        rounds = server_app_for(
+            config,
+            out,
+            num_sites=config.federation.sites,
+            # Not the process's own arguments, which hold Flower's token.
+            command=f'flwr run --run-config \'run="{run_file}" out="{out}"\'',
+            listener=_tell,
+        )
+        try:
+            rounds(RunCarryingGrid(grid, config), context)
+        finally:
+            _write_report(config, RunFolder(out))
+
+
+class RunCarryingGrid(Grid):
+    """Another Grid, each of whose messages also carries the run file."""
+
+    def __init__(self, grid: Grid, config: RunConfig) -> None:
+        self._grid = grid
+        self._run_toml = to_toml(config, comments=False)
+
+    def set_run(self, run: Run) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages([self._carrying_run(message) for message in messages])
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self._grid.send_and_receive([self._carrying_run(message) for message in messages], timeout=timeout)
+
+    def _carrying_run(self, message: Message) -> Message:
+        message.content[RUN_FILE] = ConfigRecord({RUN_FILE: self._run_toml})
+        return message
+
+
+def _path(given: UserConfig, key: str) -> Path:
+    """Return the absolute path that a key of the run config names."""
+    value = given.get(key)
+    path = Path(value) if isinstance(value, str) and value else None
+    if path is None or not path.is_absolute():
+        # The working directory is the SuperLink's, which whoever types `flwr run` does not know.
+        raise ConfigError(
+            f"run config: {key} is {value!r}; expected an absolute path on the server's machine: "
+            """flwr run APP --run-config 'run="/path/run.toml" out="/path/folder"'"""
+        )
+    return path
+
+
+def _write_report(config: RunConfig, folder: RunFolder) -> None:
+    """Write report.html over the rounds that are done, if there are any."""
+    with suppress(StoreError):
+        if (checkpoint := folder.latest()) is not None:
+            write_report(folder, config, checkpoint.reports, num_clients=len(checkpoint.reports[-1].cohort))
+
+
+def _tell(event: Event) -> None:
+    """Log what an operator cares about."""
+    match event:
+        case RunStarted():
+            logger.info("%s take part; next is round %d", ", ".join(event.clients), event.next_round)
+        case UpdateArrived(reason=reason) if reason:
+            logger.warning("round %d: the update of %s was refused: %s", event.round, event.client, reason)
+        case RoundEnded(report=report):
+            scored = "" if report.held_out is None else f", metric {report.held_out.overall.metric:.4f}"
+            logger.info("round %d: %d updates%s", report.round, len(report.clients), scored)
