@@ -10,7 +10,13 @@ from typing import Any
 
 # The goals are for the CPU. With RAY_ADDRESS set, Ray would be measured on other machines.
 _WITHOUT = ("RAY_ADDRESS",)
-_SET = {"CUDA_VISIBLE_DEVICES": ""}
+_SET = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONPATH": str(Path(__file__).parents[1] / "network"),  # the relay
+    # No proxy is to stand between processes of this machine.
+    "no_proxy": "127.0.0.1,localhost",
+    "NO_PROXY": "127.0.0.1,localhost",
+}
 
 
 def run_fresh(script: str, *arguments: object) -> Any:

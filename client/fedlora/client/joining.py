@@ -1,8 +1,11 @@
 """How a site comes to its certificate: from an invitation's token, and a new one before that ends."""
 
+import base64
 import http.client
 import logging
+import os
 import ssl
+import urllib.parse
 import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,13 +16,15 @@ import grpc
 from fedlora.client.site_identity import SiteIdentity
 from fedlora.common import certificates
 from fedlora.common.channels import Credentials, open_channel, split_address
-from fedlora.common.errors import ConfigError, RunError
+from fedlora.common.errors import ConfigError, RunError, StoreError
+from fedlora.common.files import open_replacing
 from fedlora.v1 import enrolment_pb2
 from fedlora.v1.enrolment_pb2_grpc import EnrolmentServiceStub
 
 logger = logging.getLogger(__name__)
 
 _SECONDS = 20.0
+_KEY_FILE = "enrolling.key"
 _REFUSALS = {
     "not_invited": "the invitation is used up or has ended; ask for a new one",
     "bad_request": "the server does not take this key; update fedlora here",
@@ -29,17 +34,19 @@ _REFUSALS = {
 def enrol(address: str, token_text: str, *, name: str, state: Path) -> SiteIdentity:
     """Return a site's identity after enrolling with its invitation's token; it is kept in the site's state.
 
-    The key is made here and stays here. Neither does the token travel: a certificate made from it shows that the site
-    has it, and it holds the fingerprint of the authority that the answer must come from.
+    The key is made here and stays here; the state keeps it until the answer is good, so that an enrolment whose answer
+    was lost can be repeated: an invitation is for one key. Neither does the token travel: a certificate made from it
+    shows that the site has it, and it holds the fingerprint of the authority that the answer must come from.
 
     Raises:
         ConfigError: the token is cut, or the invitation is for another name.
         RunError: the server cannot be reached, is another one, or refuses.
+        StoreError: the site's state cannot be written.
     """
     token = certificates.parse_token(token_text)
     shown = _shown_certificate(address)
     key, certificate = certificates.invitation_pair(token, now=datetime.now(UTC))
-    own_key = certificates.generate_key()
+    own_key = _own_key(state)
     credentials = Credentials(key, certificate, shown, certificates.SERVER_NAME)
     request = enrolment_pb2.EnrolRequest(signing_request=certificates.signing_request(own_key, name))
     try:
@@ -58,6 +65,7 @@ def enrol(address: str, token_text: str, *, name: str, state: Path) -> SiteIdent
         raise ConfigError(f"the invitation is for {response.site!r}, and the site file names {name!r}; make them agree")
     identity = SiteIdentity(own_key, response.certificate, response.authority)
     identity.save(state)
+    (state / _KEY_FILE).unlink(missing_ok=True)
     logger.info("enrolled as %s; the certificate is good until %s", name, f"{identity.expiry:%Y-%m-%d}")
     return identity
 
@@ -87,6 +95,24 @@ def credentials_of(identity: SiteIdentity) -> Credentials:
     return Credentials(key, certificate, identity.ca_pem, identity.server_name)
 
 
+def _own_key(state: Path) -> bytes:
+    """Return the key that an enrolment broke off with, or else a new one, which is kept until the enrolment is done."""
+    path = state / _KEY_FILE
+    try:
+        kept = path.read_bytes()
+        certificates.signing_request(kept, "kept")
+    except (OSError, ConfigError):
+        kept = certificates.generate_key()
+        try:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{state}: cannot be used ({error.strerror})") from error
+        with open_replacing(path, size_bytes=len(kept)) as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(kept)
+    return kept
+
+
 def _shown_certificate(address: str) -> bytes:
     """Return the certificate that the server shows, PEM; whose it is, the token's fingerprint says afterwards."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -109,13 +135,19 @@ def _shown_certificate(address: str) -> bytes:
 
 
 def _connection(host: str, port: int, context: ssl.SSLContext) -> http.client.HTTPSConnection:
-    """Return a connection, through `https_proxy` where that is set and not excepted for this host."""
-    proxy = urllib.request.getproxies().get("https")
+    """Return a connection, through the proxy that gRPC takes too, where one is set and not excepted for this host."""
+    proxies = urllib.request.getproxies()
+    proxy = next((proxies[scheme] for scheme in ("grpc", "https", "http") if proxies.get(scheme)), None)
     if proxy is None or urllib.request.proxy_bypass(host):
         return http.client.HTTPSConnection(host, port, context=context, timeout=_SECONDS)
-    parts = urllib.request.urlparse(proxy if "://" in proxy else f"http://{proxy}")  # type: ignore[attr-defined]
-    connection = http.client.HTTPSConnection(parts.hostname, parts.port or 8080, context=context, timeout=_SECONDS)
-    connection.set_tunnel(host, port)
+    parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    proxy_host, proxy_port = parts.hostname or "", parts.port or 8080
+    connection = http.client.HTTPSConnection(proxy_host, proxy_port, context=context, timeout=_SECONDS)
+    headers = {}
+    if parts.username:
+        login = urllib.parse.unquote(f"{parts.username}:{parts.password or ''}")
+        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
+    connection.set_tunnel(host, port, headers)
     return connection
 
 

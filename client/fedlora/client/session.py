@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
 _LOOK_SECONDS = 1.0
+# A certificate is renewed when a connection is made, which must be long before it ends.
+_LONGEST_CONNECTION_SECONDS = 86_400.0
 _FINAL = {
     "replaced": "another client has joined as this site; only one may: end it, and join again",
     "revoked": "this site was revoked; ask for a new invitation",
@@ -94,9 +96,10 @@ class Session:
         hello = session_pb2.Hello(protocol=PROTOCOL, version=version("fedlora"))
         outgoing.put(session_pb2.ConnectRequest(hello=hello))
         is_over = threading.Event()
+        end = time.monotonic() + _LONGEST_CONNECTION_SECONDS
         with open_channel(self._address, self._credentials()) as channel:
             call = SessionServiceStub(channel).Connect(iter(outgoing.get, None), metadata=metadata)
-            watching = threading.Thread(target=self._watch, args=(call, is_over), daemon=True)
+            watching = threading.Thread(target=self._watch, args=(call, is_over, end), daemon=True)
             watching.start()
             try:
                 for response in call:
@@ -115,7 +118,7 @@ class Session:
                             if self._site is not None:
                                 self._site.take(response)
             except grpc.RpcError:
-                if not self._leaves():
+                if not self._leaves() and time.monotonic() < end:
                     raise
             finally:
                 is_over.set()
@@ -125,10 +128,10 @@ class Session:
                 call.cancel()
         return False
 
-    def _watch(self, call: "grpc.Future[object]", is_over: threading.Event) -> None:
-        """Look after the site's standing while a connection stands, and end it when the site leaves."""
+    def _watch(self, call: "grpc.Future[object]", is_over: threading.Event, end: float) -> None:
+        """Look after the site's standing while a connection stands, and end it in time or when the site leaves."""
         while not is_over.wait(_LOOK_SECONDS):
-            if self._leaves():
+            if self._leaves() or time.monotonic() >= end:
                 call.cancel()
             elif self._site is not None:
                 self._site.look()

@@ -1,6 +1,7 @@
 """Files between a site's disk and the server: from where they stopped, and checked at the end."""
 
 import hashlib
+import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,13 +47,13 @@ def download(exchange: Exchange, blob: messages_pb2.Blob, target: Path, *, metad
             raise StoreError(f"{target.parent}: {blob.size_bytes:,} bytes do not fit; free some space")
         if have < blob.size_bytes:
             request = exchange_pb2.ReadRequest(sha256=blob.sha256, offset=have)
-            with open(part, "ab") as file:
+            with open(part, "ab", buffering=0) as file:
                 for response in exchange.Read(request, metadata=metadata):
                     have += len(response.data)
                     num_bytes += len(response.data)
                     if have > blob.size_bytes:
                         break
-                    file.write(response.data)
+                    _write(file, response.data, target)
         if have == blob.size_bytes and _sha256(part) == blob.sha256:
             replace_file(part, target)
             return num_bytes
@@ -99,6 +100,16 @@ def _chunks(ticket: bytes, path: Path, blob: messages_pb2.Blob, offset: int) -> 
             if before < half <= offset:
                 announce("upload at half")
             request = exchange_pb2.WriteRequest()
+
+
+def _write(file: io.FileIO, chunk: bytes, target: Path) -> None:
+    # A nearly full disk takes a piece, and says nothing.
+    try:
+        written = file.write(chunk)
+    except OSError as error:
+        raise StoreError(f"{target}: cannot be written ({error.strerror}); free some space") from error
+    if written != len(chunk):
+        raise StoreError(f"{target}: the disk is full; free some space")
 
 
 def _sha256(path: Path) -> bytes:

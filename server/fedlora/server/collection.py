@@ -216,7 +216,8 @@ class _Gathering:
         is_lasting = isinstance(self._federation.grid, LastingGrid)
         if known is not None and (self._num_asked == 0 or not is_lasting):
             return known
-        available = self._federation.available(without=self._collector.busy | self.updates.keys())
+        patience = settings.patience
+        available = self._federation.expected(patience, without=self._collector.busy | self.updates.keys())
         if known is not None:
             # Repeated: those that count stay, and the others are drawn anew among who is there, or else asked again.
             missing = [client for client in known.cohort if client not in self.updates]
@@ -230,7 +231,7 @@ class _Gathering:
         else:
             while not available:
                 self._federation.wait_for(f"round {self._number}: no site is ready", seconds=0.2)
-                available = self._federation.available(without=self._collector.busy)
+                available = self._federation.expected(patience, without=self._collector.busy)
             wanted = settings.cohort or rounds.share(settings.fraction, len(available))
             wanted = min(wanted, len(available))
             size = min(len(available), math.ceil(wanted * settings.oversample - 1e-9))

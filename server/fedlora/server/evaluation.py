@@ -17,7 +17,7 @@ _SHARD_EXAMPLES = 128
 
 
 def judge(
-    federation: Federation, adapter: Adapter, *, round: int, num_examples: int | None
+    federation: Federation, adapter: Adapter, *, round: int, num_examples: int | None, patience: float
 ) -> tuple[HeldOutReport | None, dict[int, int]]:
     """Return the adapter's score, and the predicted labels by place in the held-out set where all of it is judged.
 
@@ -27,12 +27,13 @@ def judge(
 
     Args:
         num_examples: of the held-out set, in equal parts by group; None for all of it.
+        patience: seconds for which a site that has lost its connection is waited for.
 
     Raises:
         RunError: a site could not answer.
     """
     if federation.has_own_held_out:
-        return _judge_at_sites(federation, adapter, round=round, num_examples=num_examples), {}
+        return _judge_at_sites(federation, adapter, round=round, num_examples=num_examples, patience=patience), {}
     sites = list(federation.sites.values())
     size = num_examples or federation.num_held_out
     request = EvaluateRequest(
@@ -64,16 +65,16 @@ def judge(
 
 
 def _judge_at_sites(
-    federation: Federation, adapter: Adapter, *, round: int, num_examples: int | None
+    federation: Federation, adapter: Adapter, *, round: int, num_examples: int | None, patience: float
 ) -> HeldOutReport | None:
-    """Return the score over the sites that answered, or None where none did; nobody is waited for who went away."""
-    there = [name for name in federation.available() if federation.sites[name].description.num_held_out > 0]
+    """Return the score over the sites that answered, or None where none did; nobody is waited for who went away for long."""
+    there = [name for name in federation.expected(patience) if federation.sites[name].description.num_held_out > 0]
     share = None if num_examples is None else max(1, num_examples // max(1, len(there)))
     request = EvaluateRequest(federation.run_id, round, share, 0, 1, with_predictions=False, adapter=pack(adapter))
     asked = {name: Addressed(federation.sites[name].node, lambda _attempt: request) for name in there}
     inquiry = Inquiry(federation.grid, asked, message_type=MessageType.EVALUATE, expected=EvaluateReceipt)
     groups: dict[str, Score] = {}
-    for answer in inquiry.answers(lambda waiting: not set(waiting) & set(federation.available())):
+    for answer in inquiry.answers(lambda waiting: not set(waiting) & set(federation.expected(patience))):
         if isinstance(answer.content, EvaluateReceipt) and answer.content.groups:
             groups[answer.key] = merge_scores(list(answer.content.groups.values()))
     inquiry.withdraw()

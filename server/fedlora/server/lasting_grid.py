@@ -32,7 +32,10 @@ class LastingGrid(Protocol):
         """Count a site as not ready, by the code of what keeps it from taking part, and tell it so."""
 
     def seconds_away(self) -> Mapping[int, float]:
-        """Return for how long each known node has had no connection, 0 for one that has, in seconds."""
+        """Return for how long each known node has not been there, in seconds.
+
+        It is 0 for one that takes part, and infinite for one that is there and takes none.
+        """
 
     def acknowledge(self, message_id: str, refusal: str) -> None:
         """Tell the site that its answer to a message is on disk, or that it was refused, by the reason's code."""

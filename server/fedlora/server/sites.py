@@ -1,5 +1,6 @@
 """Who takes part in a run: the sites that answered, what they have in common, and the run's manifest."""
 
+import math
 import platform
 import time
 import uuid
@@ -68,6 +69,18 @@ class Federation:
             ready = set(self.grid.get_node_ids())
             return sorted(name for name, site in self.sites.items() if site.node in ready and name not in without)
         return sorted(name for name in self.sites if name not in without)
+
+    def expected(self, patience: float, *, without: Collection[str] = ()) -> list[str]:
+        """Return the sorted names of the sites that are there, or were within the last `patience` seconds."""
+        present = self.available(without=without)
+        if not isinstance(self.grid, LastingGrid):
+            return present
+        away = self.grid.seconds_away()
+        return sorted(
+            name
+            for name, site in self.sites.items()
+            if away.get(site.node, math.inf) <= patience and name not in without
+        )
 
     def wait_for(self, what: str, *, seconds: float) -> None:
         """Say what the run waits for, once, and wait some of it; only over a lasting Grid."""

@@ -30,6 +30,7 @@ from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
 from fedlora.server.sites import Federation
 from fedlora.server.store import RunFolder
 
+_PATIENCE = 30.0  # for the first adapter, which any site can give
 _INITIALISE = f"{MessageType.QUERY}.initialise"
 
 
@@ -97,7 +98,7 @@ class LoraStrategy:
             for client in names:
                 asked = {client: Addressed(federation.sites[client].node, lambda _attempt: request)}
                 inquiry = Inquiry(federation.grid, asked, message_type=_INITIALISE, expected=InitialiseReceipt)
-                answers = list(inquiry.answers(lambda _waiting, client=client: client not in federation.available()))  # type: ignore[misc]
+                answers = list(inquiry.answers(lambda waiting: not set(waiting) & set(federation.expected(_PATIENCE))))
                 inquiry.withdraw()
                 if not isinstance(federation.grid, LastingGrid):
                     return self._start_from(expect(answers[0]).adapter)
@@ -162,7 +163,10 @@ class LoraStrategy:
         predictions: dict[int, int] = {}
         if num_examples != 0:
             self._listener(EvaluationStarted(number))
-            held_out, predictions = judge(federation, adapter, round=number, num_examples=num_examples)
+            patience = self._config.federation.patience
+            held_out, predictions = judge(
+                federation, adapter, round=number, num_examples=num_examples, patience=patience
+            )
         judged = time.perf_counter()
         announce("write checkpoint")
         adapter_sha256 = self._folder.write_checkpoint(number, adapter, predictions=predictions)

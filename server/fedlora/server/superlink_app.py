@@ -112,7 +112,8 @@ def _write_report(config: RunConfig, folder: RunFolder) -> None:
     """Write report.html over the rounds that are done, if there are any."""
     with suppress(StoreError):
         if (checkpoint := folder.latest()) is not None:
-            write_report(folder, config, checkpoint.reports, num_clients=len(checkpoint.reports[-1].cohort))
+            num_clients = max(config.federation.sites, *(len(report.cohort) for report in checkpoint.reports))
+            write_report(folder, config, checkpoint.reports, num_clients=num_clients)
 
 
 def _tell(event: Event) -> None:

@@ -1,5 +1,6 @@
 """Who calls: every rpc asks here first, and nobody else looks at a certificate."""
 
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -8,9 +9,14 @@ import grpc
 from grpc.aio import ServicerContext
 
 from fedlora.common.channels import SITE_METADATA
+from fedlora.common.errors import StoreError
 from fedlora.server.authority import AccessRefused, Authority, SiteRecord
 
+logger = logging.getLogger(__name__)
+
 Context = ServicerContext[Any, Any]
+
+_DAMAGED = "damaged_record"
 
 
 class Gate:
@@ -32,21 +38,36 @@ class Gate:
             return self._authority.allowed(await _certificate(context), self._run, datetime.now(UTC))
         except AccessRefused as error:
             await refuse(context, grpc.StatusCode.PERMISSION_DENIED, error.code)
+        except StoreError as error:
+            logger.error("a site is not let in: %s", error)
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, _DAMAGED)
 
-    def still_allowed(self, context: Context) -> Callable[[], bool]:
-        """Return a function that says whether the caller's certificate is still good: a connection lasts for days."""
+    def standing(self, context: Context) -> Callable[[], str]:
+        """Return a function that says what speaks against the caller now, nothing while its certificate is good.
+
+        A connection lasts for days, and the certificate it began with may end or be revoked meanwhile.
+        """
         certificate = _pem(context)
 
-        def is_allowed() -> bool:
-            if self._authority is None or certificate is None:
-                return self._authority is None
+        def ask() -> str:
+            if self._authority is None:
+                return ""
+            if certificate is None:
+                return "no_certificate"
             try:
                 self._authority.allowed(certificate, self._run, datetime.now(UTC))
-            except AccessRefused:
-                return False
-            return True
+            except AccessRefused as error:
+                return error.code
+            except StoreError:
+                return _DAMAGED
+            return ""
 
-        return is_allowed
+        return ask
+
+    def still_allowed(self, context: Context) -> Callable[[], bool]:
+        """Return a function that says whether the caller's certificate is still good."""
+        ask = self.standing(context)
+        return lambda: not ask()
 
     async def invited(self, context: Context) -> tuple[Authority, SiteRecord, bytes]:
         """Return the invitation that the caller's certificate was made from, and the certificate."""

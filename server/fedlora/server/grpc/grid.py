@@ -5,6 +5,7 @@ stays outstanding until it is answered or withdrawn, and is sent again at each n
 """
 
 import hashlib
+import math
 import secrets
 import threading
 import time
@@ -68,6 +69,18 @@ class _Site:
     reason: str = ""
     gone_since: float = field(default_factory=time.monotonic)
     outstanding: dict[str, Outstanding] = field(default_factory=dict)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is there and takes part."""
+        return self.send is not None and self.description is not None
+
+    @property
+    def seconds_away(self) -> float:
+        """For how long it has not been there; for ever where it takes no part and has nothing to finish."""
+        if self.reason and self.send is not None:
+            return 0.0 if self.outstanding else math.inf
+        return time.monotonic() - self.gone_since if self.description is None or self.send is None else 0.0
 
     @property
     def state(self) -> tuple[str, str]:
@@ -198,7 +211,7 @@ class GrpcGrid(Grid):
     def counts(self) -> tuple[int, int]:
         """Return how many sites are ready or at work, and how many are known."""
         with self._changed:
-            return sum(site.description is not None for site in self._sites.values()), len(self._sites)
+            return sum(site.is_ready for site in self._sites.values()), len(self._sites)
 
     def stop(self, *, is_finished: bool) -> None:
         """Let the strategy stop at its next look, and tell all sites."""
@@ -221,7 +234,11 @@ class GrpcGrid(Grid):
     def descriptions(self) -> dict[str, SiteDescription]:
         with self._changed:
             self._refuse_to_go_on()
-            return {name: site.description for name, site in self._sites.items() if site.description is not None}
+            return {
+                name: site.description
+                for name, site in self._sites.items()
+                if site.is_ready and site.description is not None
+            }
 
     def turn_away(self, site: str, code: str) -> None:
         with self._changed:
@@ -230,12 +247,8 @@ class GrpcGrid(Grid):
             self.not_ready(site, code)
 
     def seconds_away(self) -> dict[int, float]:
-        now = time.monotonic()
         with self._changed:
-            return {
-                _node_of(name): now - site.gone_since if site.description is None else 0.0
-                for name, site in self._sites.items()
-            }
+            return {_node_of(name): site.seconds_away for name, site in self._sites.items()}
 
     def acknowledge(self, message_id: str, refusal: str) -> None:
         with self._changed:
@@ -278,7 +291,7 @@ class GrpcGrid(Grid):
         """Return the nodes of the sites that are ready."""
         with self._changed:
             self._refuse_to_go_on()
-            return [_node_of(name) for name, site in sorted(self._sites.items()) if site.description is not None]
+            return [_node_of(name) for name, site in sorted(self._sites.items()) if site.is_ready]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         message_ids = []

@@ -19,6 +19,7 @@ from fedlora.common import certificates
 from fedlora.common.channels import both_ends, split_address
 from fedlora.common.errors import ConfigError, FedloraError
 from fedlora.server.authority import Authority
+from fedlora.server.grpc.gate import Context, Gate
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,26 @@ class ServerCertificates:
         return None if self._shown == before else configuration
 
 
+class GatedHealth(HealthServicer):  # type: ignore[misc]
+    """The standard health service, for whoever may call the others."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self._gate = gate
+
+    async def Check(  # noqa: N802 (the proto's name)
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        """Say whether the server serves."""
+        await self._gate.site(context)
+        return cast(health_pb2.HealthCheckResponse, await super().Check(request, context))
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:  # noqa: N802
+        """Say so at once, and at each change."""
+        await self._gate.site(context)
+        await super().Watch(request, context)
+
+
 class Port:
     """A gRPC server on one address, for as long as the context lasts."""
 
@@ -96,12 +117,18 @@ class Port:
         address: str,
         credentials: grpc.ServerCredentials | None,
         add_services: Callable[[grpc.aio.Server], None],
+        *,
+        gate: Gate | None = None,
     ) -> None:
-        """`add_services` is called once, in the server's own event loop; without credentials it is plain text."""
+        """`add_services` is called once, in the server's own event loop; without credentials it is plain text.
+
+        With certificates there is a health service only behind a `gate`: TLS also lets in who was revoked or invited.
+        """
         split_address(address)
         self._address = address
         self._credentials = credentials
         self._add_services = add_services
+        self._gate = gate
         self._started = threading.Event()
         self._error: Exception | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -145,12 +172,12 @@ class Port:
         )
         try:
             self._add_services(server)
-            health = HealthServicer()
-            await health.set("", health_pb2.HealthCheckResponse.SERVING)
-            health_pb2_grpc.add_HealthServicer_to_server(health, server)
             if self._credentials is None:
+                health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(), server)
                 self.number = server.add_insecure_port(self._address)
             else:
+                if self._gate is not None:
+                    health_pb2_grpc.add_HealthServicer_to_server(GatedHealth(self._gate), server)
                 self.number = server.add_secure_port(self._address, self._credentials)
             if self.number == 0:
                 raise OSError("no such address here")

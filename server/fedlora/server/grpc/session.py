@@ -41,7 +41,7 @@ class SessionService(SessionServiceServicer):
     ) -> AsyncIterator[session_pb2.ConnectResponse]:
         """Serve one connection of a site for as long as it stands."""
         site = await self._gate.site(context)
-        is_allowed = self._gate.still_allowed(context)
+        standing = self._gate.standing(context)
         await self._greet(request_iterator, context)
         loop = asyncio.get_running_loop()
         outgoing: asyncio.Queue[session_pb2.ConnectResponse | str] = asyncio.Queue()
@@ -61,7 +61,7 @@ class SessionService(SessionServiceServicer):
                 num_expected=self._config.federation.sites,
             )
             yield session_pb2.ConnectResponse(welcome=welcome)
-            while is_allowed():
+            while not (code := standing()):
                 try:
                     response = await asyncio.wait_for(outgoing.get(), _LOOK_SECONDS)
                 except TimeoutError:
@@ -71,7 +71,10 @@ class SessionService(SessionServiceServicer):
                 if response.HasField("request"):
                     announce("send")
                 yield response
-            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, "revoked")
+            if code == "expired":
+                # The site may have renewed it long ago: it comes back with the one that it has now.
+                await refuse(context, grpc.StatusCode.ABORTED, "connect_again")
+            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, code)
         finally:
             listening.cancel()
             self._grid.disconnect(site, send)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import io
 import logging
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import grpc
 
 from fedlora.common.channels import CHUNK_BYTES
-from fedlora.common.files import replace_file
+from fedlora.common.files import replace_file, sha256_of
 from fedlora.server.exchange import ExchangeStore
 from fedlora.server.grpc.gate import Context, Gate, refuse
 from fedlora.server.grpc.grid import GrpcGrid
@@ -31,11 +32,21 @@ _LEAST_FREE_BYTES = 64 << 20
 class TransferService(AdapterExchangeServiceServicer):
     """Sends what is on offer, and takes updates that hold a ticket."""
 
-    def __init__(self, exchange: ExchangeStore, tickets: TicketOffice, grid: GrpcGrid, gate: Gate) -> None:
+    def __init__(
+        self,
+        exchange: ExchangeStore,
+        tickets: TicketOffice,
+        grid: GrpcGrid,
+        gate: Gate,
+        *,
+        chunk_seconds: float = _CHUNK_SECONDS,
+    ) -> None:
+        """`chunk_seconds` is the longest that an upload may keep the server waiting for its next chunk."""
         self._exchange = exchange
         self._tickets = tickets
         self._grid = grid
         self._gate = gate
+        self._chunk_seconds = chunk_seconds
         self._uploading: set[str] = set()
 
     async def Read(  # noqa: N802 (the proto's name)
@@ -59,22 +70,20 @@ class TransferService(AdapterExchangeServiceServicer):
     ) -> exchange_pb2.QueryWriteStatusResponse:
         """Say how much of an update is here."""
         _, path = await self._place(request.ticket, request.blob, context)
-        part = path.with_name(path.name + _PART)
-        committed = request.blob.size_bytes if path.is_file() else part.stat().st_size if part.is_file() else 0
+        committed = await asyncio.to_thread(_committed, path, request.blob)
         return exchange_pb2.QueryWriteStatusResponse(committed_bytes=committed)
 
     async def Write(  # noqa: N802
         self, request_iterator: AsyncIterator[exchange_pb2.WriteRequest], context: Context
     ) -> exchange_pb2.WriteResponse:
         """Take an update from the committed offset on."""
-        first = await _next(request_iterator, context)
+        await self._gate.site(context)
+        first = await self._next(request_iterator, context)
         if first is None:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "empty")
         ticket, path = await self._place(first.ticket, first.blob, context)
         if path.is_file():
             return exchange_pb2.WriteResponse(committed_bytes=first.blob.size_bytes)
-        if ticket.site in self._uploading:
-            await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "one_upload_at_a_time")
         self._uploading.add(ticket.site)
         try:
             committed = await self._take(first, request_iterator, path, context)
@@ -92,6 +101,9 @@ class TransferService(AdapterExchangeServiceServicer):
             await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "not_expected")
         if len(blob.sha256) != 32 or not 0 < blob.size_bytes <= ticket.max_bytes:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "size")
+        # Before the upload's place is asked for, which clears the site's other uploads away.
+        if site in self._uploading:
+            await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "one_upload_at_a_time")
         return ticket, self._exchange.upload_file(site, round=ticket.round, sha256=blob.sha256.hex())
 
     async def _take(
@@ -121,13 +133,11 @@ class TransferService(AdapterExchangeServiceServicer):
                     await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "longer_than_announced")
                 if request is not first and len(chunk) < _LEAST_CHUNK_BYTES and have < size:
                     await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "chunks_too_small")
-                try:
-                    file.write(chunk)
-                except OSError:
+                if not _is_written(file, chunk):
                     await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "disk_full")
                 digest.update(chunk)
                 self._grid.count(up=len(chunk))
-                request = await _next(rest, context) if have < size else None
+                request = await self._next(rest, context) if have < size else None
             if have < size:
                 return have
         if digest.digest() != first.blob.sha256:
@@ -136,12 +146,39 @@ class TransferService(AdapterExchangeServiceServicer):
         await asyncio.to_thread(replace_file, part, path)
         return have
 
+    async def _next(
+        self, stream: AsyncIterator[exchange_pb2.WriteRequest], context: Context
+    ) -> exchange_pb2.WriteRequest | None:
+        """Return the next chunk, None at the stream's end; a stream that stalls is ended."""
+        try:
+            return await asyncio.wait_for(anext(stream), self._chunk_seconds)
+        except StopAsyncIteration:
+            return None
+        except TimeoutError:
+            await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "too_slow")
 
-async def _next(stream: AsyncIterator[exchange_pb2.WriteRequest], context: Context) -> exchange_pb2.WriteRequest | None:
-    """Return the next chunk, None at the stream's end; a stream that stalls is ended."""
+
+def _committed(path: Path, blob: messages_pb2.Blob) -> int:
+    """Return how much of an update is here: all of it, or the size of its part.
+
+    A part that is all there is one whose server ended before it was checked. Who sent it will not send more.
+    """
+    if path.is_file():
+        return blob.size_bytes
+    part = path.with_name(path.name + _PART)
+    have = part.stat().st_size if part.is_file() else 0
+    if have < blob.size_bytes:
+        return have
+    if bytes.fromhex(sha256_of([part])) != blob.sha256:
+        part.unlink()
+        return 0
+    replace_file(part, path)
+    return blob.size_bytes
+
+
+def _is_written(file: io.FileIO, chunk: bytes) -> bool:
+    """Return whether all of a chunk went to the disk: a nearly full one takes a piece, and says nothing."""
     try:
-        return await asyncio.wait_for(anext(stream), _CHUNK_SECONDS)
-    except StopAsyncIteration:
-        return None
-    except TimeoutError:
-        await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "too_slow")
+        return file.write(chunk) == len(chunk)
+    except OSError:
+        return False

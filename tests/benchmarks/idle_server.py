@@ -1,0 +1,52 @@
+"""The server of a do-nothing run: python idle_server.py RUN.toml FOLDER EVENTS
+
+The process that `fedlora server start` is, without its terminal view: Claim, StatusFile and `serve`, with mTLS, on a
+port of its own choice. EVENTS gets the port, each event of the run and its time.
+"""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+from event_log import EventLog
+
+from fedlora.cli.status_file import StatusFile
+from fedlora.common.run_file import load_run
+from fedlora.server.claim import Claim
+from fedlora.server.events import Event, RoundEnded
+from fedlora.server.grpc.serve import Door, serve
+
+
+def main(run: Path, folder: Path, log: EventLog) -> None:
+    """Serve the run to its end."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    config = load_run(run)
+
+    def listen(event: Event) -> None:
+        status_file.heard(event)
+        if isinstance(event, RoundEnded):
+            report = event.report
+            log.say(
+                "RoundEnded",
+                round=report.round,
+                seconds=dict(report.seconds),
+                num_updates=len(report.clients),
+                refused=dict(report.refused),
+                bytes_down=report.bytes_down,
+                bytes_up=report.bytes_up,
+            )
+        else:
+            facts = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+            log.say(type(event).__name__, **{key: facts[key] for key in facts.keys() - {"reports"}})
+
+    def opened(port: int) -> None:
+        status_file.listening(port)
+        log.say("opened", port=port)
+
+    with Claim(folder, config, resume=False), StatusFile(folder, config) as status_file:
+        serve(config, folder, Door("127.0.0.1:0"), listener=listen, opened=opened)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), EventLog(Path(sys.argv[3])))

@@ -1,0 +1,55 @@
+"""A site that does nothing: python idle_site.py ADDRESS NAME TOKEN FOLDER ADAPTER NUM_HELD_OUT
+
+The process that `fedlora client join` is, put together of the same parts (enrolment, Session, Site, WorkerSeat), over
+the app of `idle_app`. It ends when the run is over.
+"""
+
+import logging
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idle_app import make_idle_app
+
+if TYPE_CHECKING:
+    from fedlora.client.site import Site
+    from fedlora.common.config import RunConfig
+
+
+def main(address: str, name: str, token: str, folder: Path, adapter: Path, num_held_out: int) -> None:
+    """Take part until the run is over."""
+    # Not above: the workers import this file again.
+    from fedlora.client.joining import credentials_of, enrol
+    from fedlora.client.session import Session
+    from fedlora.client.state import SiteState
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s")
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    with SiteState(folder) as state:
+        credentials = credentials_of(enrol(address, token, name=name, state=state.folder))
+        Session(
+            address,
+            name,
+            credentials=lambda: credentials,
+            make_site=partial(_make_site, name, state.folder, adapter, num_held_out),
+        ).run()
+
+
+def _make_site(name: str, folder: Path, adapter: Path, num_held_out: int, run: "RunConfig") -> "Site":
+    from fedlora.client.outbox import Outbox
+    from fedlora.client.site import Site
+    from fedlora.client.site_file import SiteConfig, SiteDataSection, SiteSection
+    from fedlora.client.worker_seat import WorkerSeat
+
+    return Site(
+        run,
+        SiteConfig(site=SiteSection(name=name), data=SiteDataSection(path="nothing")),
+        seat=WorkerSeat(partial(make_idle_app, name, adapter, num_held_out), {}),
+        outbox=Outbox(folder),
+        is_paused=lambda: False,
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4]), Path(sys.argv[5]), int(sys.argv[6]))

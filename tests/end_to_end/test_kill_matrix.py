@@ -1,0 +1,176 @@
+"""Kill anything, lose nothing: each process at each of its phases, and the run ends in the same adapter, bit for bit.
+
+The trainer is the real one on the embedded DINOv2-small with dropout on: three rounds, full participation, no
+deadline, float32 on the wire. All cells are marked slow but four.
+"""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from deployment import Deployment, Process, deployed
+
+from fedlora.common.run_file import load_run, to_toml
+from fedlora.simulation import simulate
+
+SITES = ("mnist", "sans")
+SECONDS = 240.0
+
+# Who dies, at which of its phases, the how-manieth time it comes there.
+CELLS = [
+    ("server", "send", 3),
+    ("server", "collect", 4),
+    ("server", "accept", 2),
+    ("server", "aggregate", 2),
+    ("server", "write checkpoint", 2),
+    ("server", "publish", 2),
+    ("sans", "download", 2),
+    ("sans", "train", 2),
+    ("sans", "write", 2),
+    ("sans", "upload at half", 2),
+    ("sans", "before the acknowledgement", 4),
+    ("worker", "train", 2),
+]
+IN_EVERY_RUN = {
+    ("server", "accept"),
+    ("server", "write checkpoint"),
+    ("sans", "upload at half"),
+    ("sans", "before the acknowledgement"),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a run file, two site files, and the same two clients' data as one file."""
+    folder = tmp_path_factory.mktemp("kill")
+    overrides = [
+        "run.name=killed",
+        "task.image_size=28",
+        "lora.rank=4",
+        "lora.dropout=0.1",
+        "train.steps=2",
+        "train.batch_size=8",
+        "train.device=cpu",
+        "federation.rounds=3",
+        "federation.sites=2",
+        "federation.quorum=1.0",
+        "evaluation.round_examples=20",
+        "evaluation.client_examples=10",
+        "exchange.precision=float32",
+        'data.labels=["0","1","2","3","4","5","6","7","8","9"]',
+        f"data.path={_two_domains(folder)}",
+    ]
+    digits = Path(__file__).parents[2] / "client/fedlora/embedded/digits.toml"
+    (folder / "run.toml").write_text(to_toml(load_run(digits, overrides)))
+    for name in SITES:
+        (folder / f"{name}.toml").write_text(
+            f'[site]\nname = "{name}"\n[data]\npath = "{folder / "two.npz"}"\nonly_group = "{name}"\n'
+        )
+    return folder
+
+
+def _two_domains(folder: Path) -> Path:
+    import numpy as np
+
+    with np.load(Path(__file__).parents[2] / "client/fedlora/embedded/digits5.npz") as archive:
+        chosen = {key: archive[key][:150] for key in archive.files if key.rpartition("_")[0] in SITES}
+    np.savez_compressed(folder / "two.npz", **chosen)
+    return folder / "two.npz"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(base: Path) -> str:
+    """Return the sha256 of the adapter that the run ends in when nobody dies, which is the simulation's."""
+    folder = base / "uninterrupted"
+    folder.mkdir()
+    with deployed(folder, base / "run.toml", site_files(base)) as deployment:
+        assert deployment.server.wait(SECONDS) == 0, deployment.server.text
+        for site in deployment.sites.values():
+            assert site.wait(30) == 0, site.text
+    simulated = simulate(base / "run.toml", out=base / "simulated", num_workers=2)
+    assert adapter_sha256(folder / "server") == adapter_sha256(simulated.folder)
+    return adapter_sha256(simulated.folder)
+
+
+def site_files(base: Path) -> dict[str, Path]:
+    return {name: base / f"{name}.toml" for name in SITES}
+
+
+def adapter_sha256(out: Path) -> str:
+    return hashlib.sha256((out / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("who", "phase", "time_of_death"),
+    [
+        pytest.param(*cell, marks=() if cell[:2] in IN_EVERY_RUN else pytest.mark.slow, id=f"{cell[0]}-{cell[1]}")
+        for cell in CELLS
+    ],
+)
+def test_a_run_in_which_one_process_is_killed_ends_in_the_same_adapter(
+    base: Path, tmp_path: Path, uninterrupted: str, who: str, phase: str, time_of_death: int
+) -> None:
+    deaths: list[float] = []
+    counts: Counter[tuple[str, str]] = Counter()
+
+    def at_phase(process: Process, announced: str) -> None:
+        counts[process.name, announced] += 1
+        victim = "sans" if who == "worker" else who
+        if deaths or (process.name, announced) != (victim, phase) or counts[victim, phase] != time_of_death:
+            return
+        deaths.append(time.monotonic())
+        if who == "worker":
+            (worker,) = process.workers()
+            os.kill(worker.pid, signal.SIGKILL)
+            return
+        process.kill()
+        process.start()
+
+    # Each of its own state: the site files lie beside the sites' folders.
+    for name in ("run.toml", *(f"{site}.toml" for site in SITES)):
+        (tmp_path / name).write_text((base / name).read_text())
+    with Deployment(tmp_path, tmp_path / "run.toml") as deployment:
+        deployment.server.at_phase = at_phase
+        deployment.server.start()
+        deployment.server.wait_for("listening on")
+        for name in SITES:
+            site = deployment.add_site(name, tmp_path / f"{name}.toml", token=deployment.invite(name))
+            site.at_phase = at_phase
+            site.start()
+            site.wait_for("enrolled as")
+            site.arguments = [part for part in site.arguments if not part.startswith("fl1-") and part != "--token"]
+        assert exit_code(deployment.server) == 0, deployment.server.text
+        assert deaths, f"{who} never came to {phase!r}: {dict(counts)}"
+        assert adapter_sha256(deployment.out) == uninterrupted
+        assert_nothing_was_done_twice(deployment, who)
+
+
+def exit_code(server: Process) -> int:
+    """Return the exit code of a server that may be killed and started again meanwhile."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        process = server.popen
+        assert process is not None
+        code = process.wait(SECONDS)
+        if process is server.popen and code != -signal.SIGKILL:
+            return code
+        time.sleep(0.05)
+    raise TimeoutError(server.text)
+
+
+def assert_nothing_was_done_twice(deployment: Deployment, who: str) -> None:
+    """Assert that each update was accepted once, and that no finished training was done again."""
+    reports = [json.loads(line) for line in (deployment.out / "rounds.jsonl").read_text().splitlines()]
+    assert [sorted(report["clients"]) for report in reports[1:]] == [sorted(SITES)] * 3
+    for name, site in deployment.sites.items():
+        trained = Counter(re.findall(r"round (\d+): trained", site.text))
+        assert set(trained) == {"1", "2", "3"}
+        again = {number for number, times in trained.items() if times > 1}
+        # A client that dies between the worker's answer and its own disk has lost that training, and no other.
+        assert not again or (name == who == "sans"), f"{name} trained again: {trained}"
