@@ -23,7 +23,7 @@ from fedlora.v1.session_pb2_grpc import SessionServiceStub
 
 logger = logging.getLogger(__name__)
 
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 5.0
 _LOOK_SECONDS = 1.0
 # A certificate is renewed when a connection is made, which must be long before it ends.
 _LONGEST_CONNECTION_SECONDS = 86_400.0

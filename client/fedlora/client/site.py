@@ -78,6 +78,7 @@ class Site:
         self._line: Line | None = None
         self._wanted: dict[Key, session_pb2.Request] = {}
         self._answered: set[str] = set()
+        self._at_work: Key | None = None
         self._evaluated: dict[Key, Receipt] = {}
         self._lock = threading.RLock()
         self._queue: queue.SimpleQueue[Key | None] = queue.SimpleQueue()
@@ -147,6 +148,7 @@ class Site:
                     self.look()
                 else:
                     self._serve(key)
+                    self._at_work = None
             except Exception:
                 logger.exception("a request could not be served; this is a bug in fedlora")
                 if key is not None:
@@ -178,6 +180,7 @@ class Site:
     def _serve(self, key: Key) -> None:
         """Do one request, and answer it for as long as it is wanted."""
         while (message := self._current(key)) is not None:
+            self._at_work = key
             request = read_request(message)
             try:
                 finished = self._done(key, request, message)
@@ -310,7 +313,8 @@ class Site:
     def _allowed_receipt(self, answer: object) -> Receipt:
         """Return an answer without what the site keeps to itself; a failure's text has been logged and stays."""
         if isinstance(answer, Failure):
-            logger.error("the worker failed (%s): %s", answer.code, answer.text)
+            level = logging.INFO if answer.code == "interrupted" else logging.ERROR
+            logger.log(level, "not finished (%s): %s", answer.code, answer.text)
             return Failure(answer.code)
         if isinstance(answer, EvaluateReceipt):
             if "scores" not in self._site.limits.metrics:
@@ -353,6 +357,9 @@ class Site:
 
     def _forget(self, request_id: str) -> None:
         with self._lock:
+            unwanted = [key for key, message in self._wanted.items() if message.request_id == request_id]
+            if self._at_work in unwanted:
+                self._seat.interrupt()
             self._wanted = {key: message for key, message in self._wanted.items() if message.request_id != request_id}
 
     def _settle(self, acknowledgement: session_pb2.Acknowledgement) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fedlora.adapters import pack, unpack
+from fedlora.client import interruption
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, ModelError
 from fedlora.common.messages import (
@@ -118,6 +119,7 @@ class Workbench:
             progress=((request.round - 1) / request.num_rounds, request.round / request.num_rounds),
             batch_seed=stream_seed(request.seed, round=request.round, client=client, purpose="batches"),
             dropout_seed=stream_seed(request.seed, round=request.round, client=client, purpose="dropout"),
+            is_unwanted=interruption.is_unwanted,
         )
         after, seconds_after = self._judge(client, indices) if result.is_finite else (None, 0.0)
         return TrainReceipt(

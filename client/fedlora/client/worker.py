@@ -14,9 +14,14 @@ from multiprocessing.connection import Connection
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedlora.client import interruption
+
 # Flower's codes for an error reply.
 APP_RAISED = 2
 APP_DIED = 8
+
+# In place of a request: the one at work is wanted no more.
+INTERRUPT = "interrupt"
 
 Request = tuple[Message, Context]
 Answer = tuple[Message, RecordDict]
@@ -35,6 +40,7 @@ def serve(connection: Connection, make_app: Callable[[], ClientApp], environment
     app = make_app()
     while True:
         message, context = requests.get()
+        interruption.begin()
         try:
             reply = app(message, context)
             if not isinstance(reply, Message):
@@ -48,6 +54,10 @@ def _receive(connection: Connection, requests: "queue.SimpleQueue[Request]") -> 
     """Pass on what the parent sends. Where it is gone, even by SIGKILL and in mid-training, so is the worker."""
     try:
         while True:
-            requests.put(connection.recv())
+            received = connection.recv()
+            if received == INTERRUPT:
+                interruption.interrupt()
+            else:
+                requests.put(received)
     except (EOFError, OSError):
         os._exit(0)

@@ -2,12 +2,13 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedlora.client.worker import APP_DIED
+from fedlora.client.worker import APP_DIED, INTERRUPT
 from fedlora.client.worker_process import WorkerProcess, WorkerStarter
 from fedlora.common.messages import WORKER_DIED, DescribeRequest, EvaluateRequest, Failure, InitialiseRequest
 from fedlora.common.records import reply_from_record, to_record
@@ -52,6 +53,13 @@ class WorkerSeat:
             return Failure(WORKER_DIED if died else "internal", reply.error.reason or "")
         self._context.state = state
         return reply_from_record(reply.content, expected, with_files=True)
+
+    def interrupt(self) -> None:
+        """Let the worker leave off what it trains: nobody waits for it."""
+        with self._lock:
+            if self._worker is not None:
+                with suppress(OSError):
+                    self._worker.connection.send(INTERRUPT)
 
     def close(self) -> None:
         """End the worker, in whatever it does."""

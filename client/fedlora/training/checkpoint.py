@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from fedlora.common.config import ModelSection
 from fedlora.common.errors import ModelError
-from fedlora.common.files import sha256_of
+from fedlora.common.file_digests import remembered_sha256
 from fedlora.training.resources import resolve_path
 
 # What transformers, safetensors and torch raise for files that are missing, damaged or of another model.
@@ -53,7 +53,7 @@ class Checkpoint:
         for patterns in (_SAFETENSORS, _PICKLED):
             if weights := [path for pattern in patterns for path in sorted(self.folder.glob(pattern))]:
                 break
-        return f"sha256:{sha256_of([self.folder / 'config.json', *weights])}"
+        return f"sha256:{remembered_sha256([self.folder / 'config.json', *weights])}"
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the mean and the standard deviation, by channel, that pictures were normalised with; else ImageNet's.

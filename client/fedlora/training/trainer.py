@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
@@ -11,10 +11,16 @@ import torch
 from torch import Tensor
 
 from fedlora.common.config import TrainSection
-from fedlora.common.errors import ConfigError
+from fedlora.common.errors import ConfigError, FedloraError
 from fedlora.training.peft_bridge import ResidentModel
 from fedlora.training.schedule import learning_rate_factor
 from fedlora.training.tasks import Prepared, Task
+
+
+class TrainingInterrupted(FedloraError):  # noqa: N818 (no error: it was asked for)
+    """A training that nobody waits for any more."""
+
+    code = "interrupted"
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class LocalTrainer(Generic[P]):
         batch_seed: int,
         dropout_seed: int,
         max_steps: int | None = None,
+        is_unwanted: Callable[[], bool] = lambda: False,
     ) -> TrainingResult:
         """Return the result of one round's steps on `prepared`; the trained adapter is in the model.
 
@@ -92,6 +99,10 @@ class LocalTrainer(Generic[P]):
             batch_seed: the order of examples comes from it.
             dropout_seed: torch's global generators are seeded with it.
             max_steps: fewer steps than the settings ask for.
+            is_unwanted: asked at each step whether to leave off.
+
+        Raises:
+            TrainingInterrupted: `is_unwanted` said so.
         """
         settings, model, num_steps = self.settings, self.model.peft_model, self.num_steps(len(prepared))
         num_steps = min(num_steps, max_steps or num_steps)
@@ -105,6 +116,8 @@ class LocalTrainer(Generic[P]):
         forward = backward = stepping = 0.0
         began = time.perf_counter()
         for step in range(num_steps):
+            if is_unwanted():
+                raise TrainingInterrupted(f"left off before step {step + 1} of {num_steps}: nobody waits for it")
             for group in optimizer.param_groups:
                 group["lr"] = self._learning_rate(progress, share=(step + 0.5) / num_steps)
             batch = self.task.collate(prepared, next(batches), device=self.device)

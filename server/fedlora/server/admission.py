@@ -90,6 +90,17 @@ def outliers(
     return dict(sorted(refused.items()))
 
 
+def is_unchanged(update: Adapter, reference: Adapter) -> bool:
+    """Return whether an update has every value of what the client started from."""
+    pairs = ((layer, reference.layers[path]) for path, layer in update.layers.items())
+    same_layers = (
+        torch.equal(ours, theirs)
+        for layer, started in pairs
+        for ours, theirs in zip(layer.tensors(), started.tensors(), strict=True)
+    )
+    return all(same_layers) and all(torch.equal(tensor, reference.dense[path]) for path, tensor in update.dense.items())
+
+
 def unfit(update: Adapter, reference: Adapter) -> Refusal | None:
     """Return in what `update` differs from `reference` in layers, shapes, types or scaling, or in not being finite."""
     found, expected = _outline(update), _outline(replace(reference, base_change={}))

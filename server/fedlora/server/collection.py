@@ -15,7 +15,7 @@ from fedlora.common.messages import Failure, TrainReceipt, TrainRequest
 from fedlora.common.packed_file import wire_bytes
 from fedlora.common.phases import announce
 from fedlora.server import rounds
-from fedlora.server.admission import Refusal, admit, outliers
+from fedlora.server.admission import Refusal, admit, is_unchanged, outliers
 from fedlora.server.conversation import Addressed, Answer, Inquiry, acknowledge
 from fedlora.server.events import Listener, RoundStarted, UpdateArrived
 from fedlora.server.lasting_grid import LastingGrid
@@ -44,6 +44,7 @@ class Collected:
     receipts: Mapping[str, TrainReceipt] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     answered: Mapping[str, float] = field(default_factory=dict)
+    unchanged: Collection[str] = ()
     bytes_down: int = 0
     bytes_up: int = 0
     storing_seconds: float = 0.0
@@ -141,6 +142,7 @@ class _Gathering:
         self.updates: dict[str, Adapter] = {}
         self.receipts: dict[str, TrainReceipt] = {}
         self.refused: dict[str, str] = {}
+        self.unchanged: set[str] = set()
         self._answered: dict[str, float] = {}
         self._storing_seconds = 0.0
         self._num_asked = 0
@@ -205,6 +207,7 @@ class _Gathering:
             self.receipts,
             self.refused,
             self._answered,
+            self.unchanged,
             bytes_down=down,
             bytes_up=up,
             storing_seconds=self._storing_seconds,
@@ -296,6 +299,9 @@ class _Gathering:
         if isinstance(admitted, Refusal):
             return admitted
         self.updates[client], self.receipts[client] = admitted, content
+        if is_unchanged(admitted, self._starts[client]):
+            logger.warning("round %d: the update of %s is what it started from", self._number, client)
+            self.unchanged.add(client)
         return None
 
     def _deadline(self, needed: Mapping[str, float]) -> float:

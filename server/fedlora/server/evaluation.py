@@ -67,7 +67,7 @@ def judge(
 def _judge_at_sites(
     federation: Federation, adapter: Adapter, *, round: int, num_examples: int | None, patience: float
 ) -> HeldOutReport | None:
-    """Return the score over the sites that answered, or None where none did; nobody is waited for who went away for long."""
+    """Return the score over the sites that answered, or None where none did; who is away for long is not waited for."""
     there = [name for name in federation.expected(patience) if federation.sites[name].description.num_held_out > 0]
     share = None if num_examples is None else max(1, num_examples // max(1, len(there)))
     request = EvaluateRequest(federation.run_id, round, share, 0, 1, with_predictions=False, adapter=pack(adapter))

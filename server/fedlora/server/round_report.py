@@ -23,6 +23,7 @@ class ClientReport:
         seconds: by phase: forward, backward, optimizer, training, validation.
         answered: seconds from the round's begin to its answer.
         age: by how many rounds the update was late.
+        is_unchanged: whether the update is what the client started from: it has learned nothing.
     """
 
     num_examples: int
@@ -33,6 +34,7 @@ class ClientReport:
     seconds: Mapping[str, float]
     answered: float = 0.0
     age: int = 0
+    is_unchanged: bool = False
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,12 @@ class LoraStrategy:
             round=number,
             cohort=tuple(collected.cohort),
             clients={
-                client: _client_report(received[client], number, collected.answered.get(client, 0.0))
+                client: _client_report(
+                    received[client],
+                    number,
+                    answered=collected.answered.get(client, 0.0),
+                    is_unchanged=client in collected.unchanged,
+                )
                 for client in sorted(received)
             },
             refused=dict(sorted(collected.refused.items())),
@@ -210,7 +215,7 @@ def _given_start(source: str, *, like: Adapter) -> Adapter:
     return start
 
 
-def _client_report(receipt: TrainReceipt, number: int, answered: float) -> ClientReport:
+def _client_report(receipt: TrainReceipt, number: int, *, answered: float, is_unchanged: bool) -> ClientReport:
     return ClientReport(
         num_examples=receipt.num_examples,
         num_steps=receipt.num_steps,
@@ -220,4 +225,5 @@ def _client_report(receipt: TrainReceipt, number: int, answered: float) -> Clien
         seconds=receipt.seconds,
         answered=answered,
         age=number - receipt.round,
+        is_unchanged=is_unchanged,
     )

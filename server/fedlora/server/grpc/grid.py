@@ -138,7 +138,7 @@ class GrpcGrid(Grid):
         """Note that a connection is gone, unless the site has a newer one."""
         with self._changed:
             known = self._site(site)
-            if known.send is send:
+            if known.send == send:
                 known.send, known.gone_since = None, time.monotonic()
                 self._tell(known)
                 self._changed.notify_all()

@@ -1,0 +1,219 @@
+"""A real port with all services over a temporary folder, and who calls it."""
+
+import importlib
+import json
+import pkgutil
+import queue
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+import torch
+from flwr.app import Message
+from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.descriptor import MethodDescriptor
+from grpc_health.v1 import health_pb2
+from safetensors.torch import save
+from torch import Tensor
+
+import fedlora.v1
+from fedlora.client.transfer import Metadata
+from fedlora.common import certificates
+from fedlora.common.certificates import SERVER_NAME
+from fedlora.common.channels import SITE_METADATA, Credentials, open_channel
+from fedlora.common.config import RunConfig
+from fedlora.common.messages import TrainRequest
+from fedlora.common.records import to_record
+from fedlora.common.wire import PROTOCOL
+from fedlora.server.authority import Authority
+from fedlora.server.exchange import ExchangeStore, Precision
+from fedlora.server.grpc.enrolment import EnrolmentService
+from fedlora.server.grpc.gate import Gate
+from fedlora.server.grpc.grid import GrpcGrid
+from fedlora.server.grpc.port import ExternalPair, Port, ServerCertificates
+from fedlora.server.grpc.registry import RegistryService
+from fedlora.server.grpc.session import SessionService
+from fedlora.server.grpc.transfer import TransferService
+from fedlora.server.registry import Registry
+from fedlora.server.store import RunFolder
+from fedlora.server.tickets import Ticket, TicketOffice
+from fedlora.v1 import session_pb2
+from fedlora.v1.enrolment_pb2_grpc import add_EnrolmentServiceServicer_to_server
+from fedlora.v1.exchange_pb2_grpc import AdapterExchangeServiceStub, add_AdapterExchangeServiceServicer_to_server
+from fedlora.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
+from fedlora.v1.session_pb2_grpc import SessionServiceStub, add_SessionServiceServicer_to_server
+
+RUN = RunConfig.model_validate({"run": {"name": "digits"}, "data": {"labels": ["0", "1"]}})
+DAY = timedelta(days=1)
+DEADLINE_SECONDS = 30.0
+
+ADAPTER = {"A": torch.linspace(-1, 1, 40).reshape(4, 10)}
+
+
+def packed(tensors: Mapping[str, Tensor]) -> bytes:
+    return save(dict(tensors), {"adapter_config": json.dumps({"peft_type": "LORA"})})
+
+
+@dataclass(frozen=True)
+class OpenPort:
+    """A server with everything but rounds. Without an authority it is plain text, and sites name themselves."""
+
+    folder: Path
+    authority: Authority | None
+    exchange: ExchangeStore
+    tickets: TicketOffice
+    grid: GrpcGrid
+    registry: Registry
+    address: str
+    number: int
+
+    def ask_for_update(self, site: str, *, round: int = 1, attempt: int = 0, max_bytes: int = 64 << 20) -> bytes:
+        """Have a site asked for a training, as the strategy does, and return a ticket for its update."""
+        request = TrainRequest("run", round, attempt, 0, 1, 0, packed(ADAPTER))
+        self.grid.push_messages([Message(to_record(request), self.grid.node_of(site), "train")])
+        return self.tickets.issue(Ticket("run", round, attempt, site, max_bytes))
+
+    def upload_of(self, site: str, content_sha256: bytes, *, round: int = 1) -> Path:
+        """Return where a site's whole update lies."""
+        return self.exchange.upload_file(site, round=round, sha256=content_sha256.hex())
+
+
+@contextmanager
+def open_port(
+    folder: Path,
+    authority: Authority | None = None,
+    *,
+    pair: ExternalPair | None = None,
+    address: str = "127.0.0.1:0",
+    precision: Precision = "float32",
+    chunk_seconds: float = DEADLINE_SECONDS,
+) -> Iterator[OpenPort]:
+    RunFolder(folder / "run").write_manifest({"run_id": "abc", "metric": "accuracy"})
+    identity = TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id
+    exchange = ExchangeStore(folder / "run" / "exchange", precision=precision)
+    tickets = TicketOffice(exchange.ticket_key_file)
+    grid = GrpcGrid(exchange, tickets, max_start_bytes=1 << 20)
+    gate = Gate(authority, run=RUN.run.name)
+    registry = Registry(folder / "run", check=lambda _folder: "")
+
+    def add_services(server: grpc.aio.Server) -> None:
+        add_SessionServiceServicer_to_server(SessionService(grid, exchange, gate, RUN), server)
+        transfer = TransferService(exchange, tickets, grid, gate, chunk_seconds=chunk_seconds)
+        add_AdapterExchangeServiceServicer_to_server(transfer, server)
+        add_RegistryServiceServicer_to_server(RegistryService(registry, gate), server)
+        add_EnrolmentServiceServicer_to_server(EnrolmentService(gate), server)
+
+    credentials = None if authority is None else ServerCertificates(authority, pair).credentials()
+    host = address.rpartition(":")[0]
+    try:
+        with Port(address, credentials, add_services, gate=gate) as port:
+            at = f"{host}:{port.number}"
+            yield OpenPort(folder / "run", authority, exchange, tickets, grid, registry, at, port.number)
+            registry.close(is_finished=False)
+    finally:
+        TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = identity
+
+
+def wait_until(claim: Callable[[], bool]) -> None:
+    end = time.monotonic() + DEADLINE_SECONDS
+    while not claim():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+# -- who calls
+
+
+def named(site: str) -> Metadata:
+    """Return how a site names itself where there are no certificates."""
+    return ((SITE_METADATA, site),)
+
+
+def enrolled(authority: Authority, name: str, *runs: str, now: datetime | None = None) -> Credentials:
+    """Return the credentials of a site that was enrolled `now`."""
+    now = now or datetime.now(UTC)
+    authority.invite(name, runs or (RUN.run.name,), 7 * DAY, now)
+    key = certificates.generate_key()
+    certificate = authority.enrol(name, certificates.signing_request(key, name), now)
+    return Credentials(key, certificate, authority.ca_pem, SERVER_NAME)
+
+
+def invited(authority: Authority, name: str, now: datetime | None = None) -> Credentials:
+    """Return the credentials that an invited site makes of its token; the invitation is from `now`, for a week."""
+    now = now or datetime.now(UTC)
+    token = certificates.parse_token(authority.invite(name, [RUN.run.name], 7 * DAY, now))
+    key, certificate = certificates.invitation_pair(token, now=datetime.now(UTC))
+    return Credentials(key, certificate, authority.ca_pem, SERVER_NAME)
+
+
+@contextmanager
+def exchange_of(address: str, credentials: Credentials | None = None) -> Iterator[AdapterExchangeServiceStub]:
+    with open_channel(address, credentials) as channel:
+        yield AdapterExchangeServiceStub(channel)
+
+
+class Conversation:
+    """A site's session, word by word."""
+
+    def __init__(self, channel: grpc.Channel, metadata: Metadata = (), *, protocol: int = PROTOCOL) -> None:
+        self._outgoing: queue.SimpleQueue[session_pb2.ConnectRequest | None] = queue.SimpleQueue()
+        self.say(hello=session_pb2.Hello(protocol=protocol, version="0.0.7"))
+        connect = SessionServiceStub(channel).Connect
+        self._call = connect(iter(self._outgoing.get, None), metadata=metadata, timeout=DEADLINE_SECONDS)
+
+    def __enter__(self) -> "Conversation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._outgoing.put(None)
+        self._call.cancel()
+
+    def say(self, **content: object) -> None:
+        self._outgoing.put(session_pb2.ConnectRequest(**content))  # type: ignore[arg-type]
+
+    def hear(self, kind: str) -> session_pb2.ConnectResponse:
+        """Return the next thing that the server says, which must be of that kind."""
+        response: session_pb2.ConnectResponse = next(self._call)
+        assert response.WhichOneof("content") == kind
+        return response
+
+    def hear_end(self) -> tuple[grpc.StatusCode, str]:
+        """Return why the server ends the session, whatever it says before."""
+        return refusal(lambda: list(self._call))
+
+
+# -- what they get
+
+
+def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+    """Return status and code of a call that is refused."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value.code(), str(caught.value.details())
+
+
+def every_rpc() -> list[MethodDescriptor]:
+    """Return all rpcs of our protobuf, and those of the health service."""
+    names = [found.name for found in pkgutil.iter_modules(fedlora.v1.__path__) if found.name.endswith("_pb2")]
+    modules = [*(importlib.import_module(f"fedlora.v1.{name}") for name in names), health_pb2]
+    services = [service for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
+    return [method for service in services for method in service.methods]
+
+
+def outcome_of(channel: grpc.Channel, method: MethodDescriptor, metadata: Metadata = ()) -> tuple[grpc.StatusCode, str]:
+    """Return what comes of an rpc with one empty message, up to the first of its answers."""
+    call = channel.stream_stream(f"/{method.containing_service.full_name}/{method.name}")
+    answers = call(iter([b""]), timeout=DEADLINE_SECONDS, metadata=metadata)
+    try:
+        next(answers, None)
+    except grpc.RpcError as error:
+        return error.code(), str(error.details())
+    finally:
+        answers.cancel()
+    return grpc.StatusCode.OK, ""
