@@ -106,14 +106,14 @@ def flwr_run(environment: dict[str, str], sites: Sequence[Path], tmp_path: Path)
 
     def flwr(*arguments: str) -> dict[str, object]:
         command = [str(BIN / "flwr"), *arguments, "--format", "json"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=True)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120, check=True)
         answer: dict[str, object] = json.loads(done.stdout)
         assert answer["success"], answer
         return answer
 
     def run_to_its_end(run_config: str) -> dict[str, object]:
         number = flwr("run", str(APP), "here", "--run-config", run_config)["run-id"]
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + 900
         while time.monotonic() < deadline:
             shown = flwr("list", "here", "--run-id", str(number))["runs"][0]  # type: ignore[index]
             if shown["status"].startswith("finished"):

@@ -1,5 +1,6 @@
 """A real port with all services over a temporary folder, and who calls it."""
 
+import hashlib
 import importlib
 import json
 import pkgutil
@@ -7,7 +8,7 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -43,7 +44,7 @@ from fedlora.server.grpc.transfer import TransferService
 from fedlora.server.registry import Registry
 from fedlora.server.store import RunFolder
 from fedlora.server.tickets import Ticket, TicketOffice
-from fedlora.v1 import session_pb2
+from fedlora.v1 import messages_pb2, session_pb2
 from fedlora.v1.enrolment_pb2_grpc import add_EnrolmentServiceServicer_to_server
 from fedlora.v1.exchange_pb2_grpc import AdapterExchangeServiceStub, add_AdapterExchangeServiceServicer_to_server
 from fedlora.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
@@ -60,6 +61,10 @@ def packed(tensors: Mapping[str, Tensor]) -> bytes:
     return save(dict(tensors), {"adapter_config": json.dumps({"peft_type": "LORA"})})
 
 
+def blob_of(content: bytes) -> messages_pb2.Blob:
+    return messages_pb2.Blob(sha256=hashlib.sha256(content).digest(), size_bytes=len(content))
+
+
 @dataclass(frozen=True)
 class OpenPort:
     """A server with everything but rounds. Without an authority it is plain text, and sites name themselves."""
@@ -72,11 +77,13 @@ class OpenPort:
     registry: Registry
     address: str
     number: int
+    asked: list[str] = field(default_factory=list)
+    """The ids of the requests so far."""
 
     def ask_for_update(self, site: str, *, round: int = 1, attempt: int = 0, max_bytes: int = 64 << 20) -> bytes:
         """Have a site asked for a training, as the strategy does, and return a ticket for its update."""
         request = TrainRequest("run", round, attempt, 0, 1, 0, packed(ADAPTER))
-        self.grid.push_messages([Message(to_record(request), self.grid.node_of(site), "train")])
+        self.asked.extend(self.grid.push_messages([Message(to_record(request), self.grid.node_of(site), "train")]))
         return self.tickets.issue(Ticket("run", round, attempt, site, max_bytes))
 
     def upload_of(self, site: str, content_sha256: bytes, *, round: int = 1) -> Path:

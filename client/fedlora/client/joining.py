@@ -1,6 +1,7 @@
 """How a site comes to its certificate: from an invitation's token, and a new one before that ends."""
 
 import base64
+import hashlib
 import http.client
 import logging
 import os
@@ -17,14 +18,14 @@ from fedlora.client.site_identity import SiteIdentity
 from fedlora.common import certificates
 from fedlora.common.channels import Credentials, open_channel, split_address
 from fedlora.common.errors import ConfigError, RunError, StoreError
-from fedlora.common.files import open_replacing
+from fedlora.common.files import open_replacing, write_file
 from fedlora.v1 import enrolment_pb2
 from fedlora.v1.enrolment_pb2_grpc import EnrolmentServiceStub
 
 logger = logging.getLogger(__name__)
 
 _SECONDS = 20.0
-_KEY_FILE = "enrolling.key"
+_KEY_FILE, _TOKEN_FILE = "enrolling.key", "token.sha256"
 _REFUSALS = {
     "not_invited": "the invitation is used up or has ended; ask for a new one",
     "bad_request": "the server does not take this key; update fedlora here",
@@ -33,6 +34,8 @@ _REFUSALS = {
 
 def enrol(address: str, token_text: str, *, name: str, state: Path) -> SiteIdentity:
     """Return a site's identity after enrolling with its invitation's token; it is kept in the site's state.
+
+    A token is good once: with one that this site has used, the identity that it gave is returned.
 
     The key is made here and stays here; the state keeps it until the answer is good, so that an enrolment whose answer
     was lost can be repeated: an invitation is for one key. Neither does the token travel: a certificate made from it
@@ -44,6 +47,9 @@ def enrol(address: str, token_text: str, *, name: str, state: Path) -> SiteIdent
         StoreError: the site's state cannot be written.
     """
     token = certificates.parse_token(token_text)
+    digest = hashlib.sha256(token_text.strip().encode()).hexdigest()
+    if SiteIdentity.exists(state) and _used_token(state) == digest:
+        return SiteIdentity.load(state)
     shown = _shown_certificate(address)
     key, certificate = certificates.invitation_pair(token, now=datetime.now(UTC))
     own_key = _own_key(state)
@@ -65,6 +71,7 @@ def enrol(address: str, token_text: str, *, name: str, state: Path) -> SiteIdent
         raise ConfigError(f"the invitation is for {response.site!r}, and the site file names {name!r}; make them agree")
     identity = SiteIdentity(own_key, response.certificate, response.authority)
     identity.save(state)
+    write_file(state / _TOKEN_FILE, digest)
     (state / _KEY_FILE).unlink(missing_ok=True)
     logger.info("enrolled as %s; the certificate is good until %s", name, f"{identity.expiry:%Y-%m-%d}")
     return identity
@@ -111,6 +118,14 @@ def _own_key(state: Path) -> bytes:
             os.fchmod(file.fileno(), 0o600)
             file.write(kept)
     return kept
+
+
+def _used_token(state: Path) -> str:
+    """Return the sha256 of the token that the site's identity came from, hex, nothing where that is not known."""
+    try:
+        return (state / _TOKEN_FILE).read_text()
+    except OSError:
+        return ""
 
 
 def _shown_certificate(address: str) -> bytes:

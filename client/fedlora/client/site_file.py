@@ -52,7 +52,9 @@ class LimitsSection(Section):
     base_models: tuple[str, ...] = Field(
         (), strict=False, description="the base models that are allowed, by name or fingerprint; all if empty"
     )
-    max_steps: Count | None = Field(None, description="the most optimiser steps in a round; a run of more is refused")
+    max_steps: Count | None = Field(
+        None, description="the most optimiser steps in a round; of a run that asks for more, so many are done"
+    )
     quiet_hours: str | None = Field(None, description='no training between these times of the day: "22:00-06:30"')
     metrics: tuple[Literal["loss", "scores"], ...] = Field(
         ("loss", "scores"), strict=False, description="which numbers may leave beside the adapter"

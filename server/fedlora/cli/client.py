@@ -190,6 +190,6 @@ def _control(path: Path, wish: str, done: str) -> None:
 
 def _log() -> None:
     """Print what happens, a line each with its time."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("flwr").setLevel(logging.WARNING)

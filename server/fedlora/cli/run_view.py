@@ -166,6 +166,10 @@ def plain_lines(before: RunView, view: RunView, event: Event) -> list[str]:
             size = f"{count_text(len(view.clients), 'client')}, {count_text(view.num_rounds, 'round')}"
             return [f"{view.title}: {size}{goes_on}", *(_report_line(view, report) for report in event.reports[-1:])]
         case SiteChanged():
+            # Between ready and at work a site goes to and fro with every request.
+            known = before.sites.get(event.site, ("", ""))[0]
+            if event.state == "at work" or (event.state == "ready" and known == "at work"):
+                return []
             return [f"site {event.site}: {event.state}{': ' + event.detail if event.detail else ''}"]
         case Waiting():
             return [f"waiting: {event.what}"]

@@ -166,7 +166,7 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
     from fedlora.server.claim import Claim
 
     # What strangers try on the port is no news to the operator.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     config = load_run(run, overrides)
     console = Console()
     log_to(console)

@@ -143,10 +143,15 @@ class Port:
             ConfigError: the address cannot be used.
         """
         self._thread.start()
-        if not self._started.wait(_START_SECONDS) or self._error is not None:
+        if not self._started.wait(_START_SECONDS):
+            raise ConfigError(f"cannot listen on {self._address} within {_START_SECONDS:.0f} s")
+        # gRPC says that an address is taken, or not this machine's, with a RuntimeError.
+        if isinstance(self._error, OSError | RuntimeError):
             raise ConfigError(
                 f"cannot listen on {self._address} ({self._error}); is another server there? Choose another --listen"
-            )
+            ) from self._error
+        if self._error is not None:
+            raise self._error
         return self
 
     def __exit__(

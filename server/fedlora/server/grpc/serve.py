@@ -12,9 +12,6 @@ from pathlib import Path
 from types import FrameType
 
 import grpc.aio
-
-# REG from fedlora.server.grpc.registry import RegistryService
-# REG from fedlora.server.registry import Registry
 from flwr.app import Context, RecordDict
 
 from fedlora.common.channels import require_loopback
@@ -29,11 +26,14 @@ from fedlora.server.grpc.enrolment import EnrolmentService
 from fedlora.server.grpc.gate import Gate
 from fedlora.server.grpc.grid import GrpcGrid
 from fedlora.server.grpc.port import ExternalPair, Port, ServerCertificates
+from fedlora.server.grpc.registry import RegistryService
 from fedlora.server.grpc.session import SessionService
 from fedlora.server.grpc.transfer import TransferService
+from fedlora.server.registry import Registry
 from fedlora.server.tickets import TicketOffice
 from fedlora.v1.enrolment_pb2_grpc import add_EnrolmentServiceServicer_to_server
 from fedlora.v1.exchange_pb2_grpc import add_AdapterExchangeServiceServicer_to_server
+from fedlora.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
 from fedlora.v1.session_pb2_grpc import add_SessionServiceServicer_to_server
 
 logger = logging.getLogger(__name__)
@@ -91,16 +91,16 @@ def serve(
     else:
         credentials = ServerCertificates(authority, door.external_pair).credentials()
     gate = Gate(authority, run=config.run.name)
-    # REG     registry = Registry(folder, keep=config.exchange.published)
+    registry = Registry(folder, keep=config.exchange.published)
 
     def add_services(server: grpc.aio.Server) -> None:
         add_SessionServiceServicer_to_server(SessionService(grid, exchange, gate, config), server)
         add_AdapterExchangeServiceServicer_to_server(TransferService(exchange, tickets, grid, gate), server)
-        # REG         add_RegistryServiceServicer_to_server(RegistryService(registry, gate), server)
+        add_RegistryServiceServicer_to_server(RegistryService(registry, gate), server)
         add_EnrolmentServiceServicer_to_server(EnrolmentService(gate), server)
 
     def listen(event: Event) -> None:
-        # REG         registry.heard(event)
+        registry.heard(event)
         listener(event)
 
     app = server_app_for(
@@ -117,7 +117,7 @@ def serve(
             app(grid, Context(1, 0, {}, RecordDict(), {}))
             is_finished = True
         finally:
-            # REG             registry.close(is_finished=is_finished)
+            registry.close(is_finished=is_finished)
             grid.stop(is_finished=is_finished)
 
 

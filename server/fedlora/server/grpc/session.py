@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib.metadata import version
 
 import grpc
+import grpc.aio
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import AdapterError, FedloraError, RunError
@@ -108,7 +109,7 @@ class SessionService(SessionServiceServicer):
                         self._take_readiness(site, request.readiness)
                     case "answer":
                         await self._take_answer(site, request.answer)
-        except grpc.RpcError:
+        except (grpc.RpcError, grpc.aio.AbortError):
             pass  # The connection is gone, which the other direction notices too.
         except Exception:
             logger.exception("%s: a message could not be handled; its connection is closed", site)
