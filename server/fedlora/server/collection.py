@@ -34,7 +34,7 @@ class Collected:
     Attributes:
         cohort: who was asked; `num_wanted` updates of them are what the round waited for.
         answered: by client, the seconds from the round's begin to its answer.
-        bytes_down, bytes_up: adapter bytes on the wire.
+        bytes_down, bytes_up: adapter bytes as the messages hold them.
         storing_seconds: of the time, what writing took.
     """
 
@@ -134,7 +134,6 @@ class _Gathering:
         self._start = start
         self._round_plan = plan
         self._began = time.monotonic()
-        self._traffic = federation.grid.traffic() if isinstance(federation.grid, LastingGrid) else None
         self._starts: dict[str, Adapter] = {}
         self._requests: dict[str, Callable[[int], TrainRequest]] = {}
         self._packed_bytes: dict[str, int] = {}
@@ -194,12 +193,8 @@ class _Gathering:
     def collected(self) -> Collected:
         """Return what has come together."""
         cohort = tuple(dict.fromkeys((*self.plan.cohort, *self.updates)))
-        if isinstance(self._federation.grid, LastingGrid) and self._traffic is not None:
-            traffic = self._federation.grid.traffic()
-            down, up = traffic.bytes_down - self._traffic.bytes_down, traffic.bytes_up - self._traffic.bytes_up
-        else:
-            down = sum(self._packed_bytes[client] for client in cohort)
-            up = sum(wire_bytes(receipt.adapter) for receipt in self.receipts.values())
+        down = sum(self._packed_bytes[client] for client in cohort)
+        up = sum(wire_bytes(receipt.adapter) for receipt in self.receipts.values())
         return Collected(
             cohort,
             self.plan.num_wanted,

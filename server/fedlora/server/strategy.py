@@ -25,7 +25,7 @@ from fedlora.server.collection import Collected, Collector
 from fedlora.server.conversation import Addressed, Inquiry, expect
 from fedlora.server.evaluation import judge
 from fedlora.server.events import EvaluationStarted, Listener, RoundEnded, RunStarted, ignore
-from fedlora.server.lasting_grid import LastingGrid
+from fedlora.server.lasting_grid import LastingGrid, Traffic
 from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
 from fedlora.server.sites import Federation
 from fedlora.server.store import RunFolder
@@ -59,6 +59,7 @@ class LoraStrategy:
         self._num_sites = num_sites
         self._command = command
         self._listener = listener
+        self._traffic = Traffic(0, 0)
         regauges = robust is not None and robust.regauge
         self._collector = Collector(config, method, folder, by_factors=not regauges, listener=listener)
 
@@ -172,6 +173,7 @@ class LoraStrategy:
         adapter_sha256 = self._folder.write_checkpoint(number, adapter, predictions=predictions)
         storing = seconds.get("storing", 0.0) + time.perf_counter() - judged
         received = collected.receipts
+        bytes_down, bytes_up = self._bytes_moved(federation.grid, collected)
         report = RoundReport(
             round=number,
             cohort=tuple(collected.cohort),
@@ -187,8 +189,8 @@ class LoraStrategy:
             refused=dict(sorted(collected.refused.items())),
             aggregation=aggregation,
             held_out=held_out,
-            bytes_down=collected.bytes_down,
-            bytes_up=collected.bytes_up,
+            bytes_down=bytes_down,
+            bytes_up=bytes_up,
             seconds={**seconds, "evaluation": judged - began, "storing": storing},
             adapter_sha256=adapter_sha256,
         )
@@ -196,6 +198,13 @@ class LoraStrategy:
         self._folder.complete(report, adapter)
         self._listener(RoundEnded(report))
         return report
+
+    def _bytes_moved(self, grid: Grid, collected: Collected) -> tuple[int, int]:
+        """Return the adapter bytes down and up since the last report: as counted, where the Grid counts them."""
+        if not isinstance(grid, LastingGrid):
+            return collected.bytes_down, collected.bytes_up
+        before, self._traffic = self._traffic, grid.traffic()
+        return self._traffic.bytes_down - before.bytes_down, self._traffic.bytes_up - before.bytes_up
 
     def _held_out_budget(self, number: int, *, num_held_out: int) -> int | None:
         """Return how many held-out examples to judge after a round: None, for all, at both ends of the run."""
