@@ -51,7 +51,7 @@ WITH_FLOWER = (
     "fedlora.flower",
     "fedlora.server.app", "fedlora.server.collection", "fedlora.server.conversation", "fedlora.server.evaluation",
     "fedlora.server.sites", "fedlora.server.strategy", "fedlora.server.superlink_app",
-    "fedlora.server.grpc.grid", "fedlora.server.grpc.serve",
+    "fedlora.server.grpc.grid", "fedlora.server.grpc.known_site", "fedlora.server.grpc.serve",
     "fedlora.simulation",
     "fedlora.client.app", "fedlora.client.files_mod", "fedlora.client.site", "fedlora.client.source",
     "fedlora.client.supernode_app", "fedlora.client.worker", "fedlora.client.worker_process",
@@ -61,8 +61,8 @@ WITH_GRPC = (
     "fedlora.v1",
     "fedlora.common.channels",
     "fedlora.server.grpc",
-    "fedlora.client.joining", "fedlora.client.registry_client", "fedlora.client.session", "fedlora.client.site",
-    "fedlora.client.transfer",
+    "fedlora.client.joining", "fedlora.client.line", "fedlora.client.registry_client", "fedlora.client.session",
+    "fedlora.client.site", "fedlora.client.transfer",
 )  # fmt: skip
 WITH_PEFT = (
     "fedlora.training.base_model", "fedlora.training.base_weights", "fedlora.training.checkpoint",

@@ -17,10 +17,15 @@ import aggregation_many_clients
 import aggregation_one_matrix
 import aggregation_peer
 import aggregation_whole_adapter
+import bad_link
 import default_run
+import endurance
 import engine_comparison
 import help_command
+import round_overhead
 import trainer_speed
+import transfer_speed
+import upload_memory
 from figures import Figure, table_of
 from machine import machine
 from rich.console import Console
@@ -34,6 +39,11 @@ _BENCHMARKS = {
     "aggregation-adapter": ("Aggregation of whole adapters from disk", aggregation_whole_adapter.figures),
     "aggregation-clients": ("Aggregation of 100 and 1,000 clients from disk", aggregation_many_clients.figures),
     "aggregation-peer": ("Aggregation against chorus-fl 0.1.0", aggregation_peer.figures),
+    "rounds": ("A round beside training, and the same on Flower's SuperLink", round_overhead.figures),
+    "transfer": ("Rounds that carry 100 MB a site, and the same on Flower's SuperLink", transfer_speed.figures),
+    "uploads": ("Memory of the server while 4, 16 and 64 sites upload 100 MB each", upload_memory.figures),
+    "endurance": ("What a server holds after many rounds and many connections", endurance.figures),
+    "link": ("A slow link with stalls and resets", bad_link.figures),
 }
 _QUICK = " (QUICK: too few and too small, only to try out)"
 

@@ -33,6 +33,7 @@ from fedlora.common.messages import TrainRequest
 from fedlora.common.records import to_record
 from fedlora.common.wire import PROTOCOL
 from fedlora.server.authority import Authority
+from fedlora.server.events import Event, SiteChanged
 from fedlora.server.exchange import ExchangeStore, Precision
 from fedlora.server.grpc.enrolment import EnrolmentService
 from fedlora.server.grpc.gate import Gate
@@ -79,6 +80,8 @@ class OpenPort:
     number: int
     asked: list[str] = field(default_factory=list)
     """The ids of the requests so far."""
+    states: dict[str, str] = field(default_factory=dict)
+    """What people are told of each site."""
 
     def ask_for_update(self, site: str, *, round: int = 1, attempt: int = 0, max_bytes: int = 64 << 20) -> bytes:
         """Have a site asked for a training, as the strategy does, and return a ticket for its update."""
@@ -105,7 +108,13 @@ def open_port(
     identity = TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id
     exchange = ExchangeStore(folder / "run" / "exchange", precision=precision)
     tickets = TicketOffice(exchange.ticket_key_file)
-    grid = GrpcGrid(exchange, tickets, max_start_bytes=1 << 20)
+    states: dict[str, str] = {}
+
+    def listen(event: Event) -> None:
+        if isinstance(event, SiteChanged):
+            states[event.site] = event.state
+
+    grid = GrpcGrid(exchange, tickets, max_start_bytes=1 << 20, listener=listen)
     gate = Gate(authority, run=RUN.run.name)
     registry = Registry(folder / "run", check=lambda _folder: "")
 
@@ -121,7 +130,7 @@ def open_port(
     try:
         with Port(address, credentials, add_services, gate=gate) as port:
             at = f"{host}:{port.number}"
-            yield OpenPort(folder / "run", authority, exchange, tickets, grid, registry, at, port.number)
+            yield OpenPort(folder / "run", authority, exchange, tickets, grid, registry, at, port.number, states=states)
             registry.close(is_finished=False)
     finally:
         TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = identity
@@ -168,9 +177,11 @@ def exchange_of(address: str, credentials: Credentials | None = None) -> Iterato
 class Conversation:
     """A site's session, word by word."""
 
-    def __init__(self, channel: grpc.Channel, metadata: Metadata = (), *, protocol: int = PROTOCOL) -> None:
+    def __init__(
+        self, channel: grpc.Channel, metadata: Metadata = (), *, protocol: int = PROTOCOL, version: str = "0.1"
+    ) -> None:
         self._outgoing: queue.SimpleQueue[session_pb2.ConnectRequest | None] = queue.SimpleQueue()
-        self.say(hello=session_pb2.Hello(protocol=protocol, version="0.0.7"))
+        self.say(hello=session_pb2.Hello(protocol=protocol, version=version))
         connect = SessionServiceStub(channel).Connect
         self._call = connect(iter(self._outgoing.get, None), metadata=metadata, timeout=DEADLINE_SECONDS)
 

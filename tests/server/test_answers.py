@@ -94,15 +94,16 @@ def test_case_17_pickle_bytes_are_refused_unread(port: OpenPort, tmp_path: Path,
 
 def test_case_11_the_same_answer_twice_is_one_to_the_strategy(port: OpenPort) -> None:
     tensor = torch.ones(4, 10)
-    upload(port, encoded(tensor))
+    update = encoded(tensor)
+    upload(port, update)
     with asked(port) as (conversation, request):
-        conversation.say(answer=answer_to(request, encoded(tensor)))
-        conversation.say(answer=answer_to(request, encoded(tensor)))
+        conversation.say(answer=answer_to(request, update))
+        conversation.say(answer=answer_to(request, update))
         reply = reply_of(port)
         port.grid.acknowledge(request.request_id, "")
         assert conversation.hear("acknowledgement").acknowledgement.refusal == ""
         # By now it is settled, and whoever still asks is told to forget it.
-        conversation.say(answer=answer_to(request, encoded(tensor)))
+        conversation.say(answer=answer_to(request, update))
         assert conversation.hear("acknowledgement").acknowledgement.refusal == "withdrawn"
     assert isinstance(reply, TrainReceipt)
     assert isinstance(reply.adapter, PackedFile)

@@ -58,7 +58,7 @@ def test_an_invited_site_enrols_and_is_let_in(port: OpenPort, authority: Authori
     assert identity == SiteIdentity.load(tmp_path / "north")
     assert (identity.name, identity.ca_pem) == ("north", authority.ca_pem)
     assert is_let_in(port, identity)
-    assert [path.name for path in (tmp_path / "north").iterdir()] == ["identity.json"]
+    assert {path.name for path in (tmp_path / "north").iterdir()} == {"identity.json", "token.sha256"}
     assert (tmp_path / "north").stat().st_mode & 0o777 == 0o700
 
 
@@ -69,6 +69,16 @@ def test_an_invitation_is_taken_up_with_one_key_only(port: OpenPort, authority: 
         enrol(port.address, token, name="north", state=tmp_path / "thief")
     assert not SiteIdentity.exists(tmp_path / "thief")
     assert is_let_in(port, first)
+
+
+def test_the_site_itself_may_come_with_a_used_token_again(port: OpenPort, authority: Authority, tmp_path: Path) -> None:
+    token = invitation(authority)
+    first = enrol(port.address, token, name="north", state=tmp_path / "north")
+    assert enrol(port.address, token, name="north", state=tmp_path / "north") == first
+    newer = enrol(port.address, invitation(authority), name="north", state=tmp_path / "north")
+    assert newer != first
+    assert is_let_in(port, newer)
+    assert not is_let_in(port, first)
 
 
 def test_an_enrolment_that_broke_off_is_repeated_with_the_same_token(

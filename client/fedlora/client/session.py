@@ -10,7 +10,8 @@ from importlib.metadata import version
 
 import grpc
 
-from fedlora.client.site import Line, Site
+from fedlora.client.line import Line
+from fedlora.client.site import Site
 from fedlora.client.transfer import Metadata
 from fedlora.common.channels import SITE_METADATA, Credentials, open_channel
 from fedlora.common.config import RunConfig

@@ -5,22 +5,23 @@ the present connection has asked for, and a result that nobody wants any more wa
 """
 
 import logging
-import math
 import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 
 import grpc
 from flwr.app import Message
 
+from fedlora.client.fetching import fetch
 from fedlora.client.files_mod import DIFFERENCE, ask_for_file, make_of_difference
+from fedlora.client.limits import allowed_evaluation, allowed_training, standing
+from fedlora.client.line import ConnectionGone, Line
 from fedlora.client.outbox import Finished, Outbox
-from fedlora.client.site_file import SiteConfig, is_quiet
-from fedlora.client.transfer import Exchange, Metadata, download, upload
+from fedlora.client.site_file import SiteConfig
+from fedlora.client.transfer import upload
 from fedlora.client.worker_seat import WorkerSeat
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import FedloraError
@@ -37,7 +38,6 @@ from fedlora.common.messages import (
     SiteDescription,
     TrainReceipt,
     TrainRequest,
-    merge_scores,
 )
 from fedlora.common.packed_file import PackedFile
 from fedlora.common.phases import announce
@@ -50,15 +50,6 @@ _RETRY_SECONDS = 1.0
 _DEATH_PAUSE_SECONDS = 5.0
 
 Key = tuple[str, str, int, int, str]
-
-
-@dataclass(frozen=True)
-class Line:
-    """The present connection: how to send, and the exchange beside it."""
-
-    send: Callable[[session_pb2.ConnectRequest], None]
-    exchange: Exchange
-    metadata: Metadata
 
 
 class Site:
@@ -121,7 +112,7 @@ class Site:
         """Tell the server whether the site takes part, if that has changed: by its own hours, or by hand."""
         with self._lock:
             line, description = self._line, self._description
-            reason = self._reason or self._standing()
+            reason = self._reason or standing(self._site.limits, is_paused=self._is_paused(), now=datetime.now().time())
             told = reason or ("ready" if description is not None else "")
             if line is None or told in ("", self._told):
                 return
@@ -227,7 +218,9 @@ class Site:
         if not isinstance(answer, TrainReceipt):
             return self._allowed_receipt(answer)
         announce("write")
-        receipt = replace(self._allowed_training(answer), adapter=b"")
+        receipt = replace(allowed_training(answer, self._site.limits), adapter=b"")
+        if receipt.withheld:
+            logger.info("withheld by limits.metrics: %s", ", ".join(receipt.withheld))
         logger.info("round %d: trained %d steps, loss %.4g", request.round, receipt.num_steps, answer.loss)
         return self._outbox.finish(receipt, started_from=started_from)
 
@@ -251,7 +244,7 @@ class Site:
     ) -> object:
         """Return the worker's answer to a request with the adapter on offer."""
         for takes_difference in (True, False):
-            whole, made_of = self._fetch(offered, takes_difference=takes_difference)
+            whole, made_of = fetch(offered, self._outbox, self._required_line, takes_difference=takes_difference)
             asked = self._seat.message(replace(request, adapter=PackedFile(whole, 0)))  # type: ignore[arg-type]
             if made_of is not None:
                 make_of_difference(asked, *made_of)
@@ -264,24 +257,6 @@ class Site:
             logger.warning("the adapter is fetched whole: %s", answer.text)
         self._outbox.forget_adapters()
         return answer
-
-    def _fetch(
-        self, offered: messages_pb2.OfferedAdapter, *, takes_difference: bool
-    ) -> tuple[Path, tuple[Path, Path] | None]:
-        """Return the file of the adapter on offer; where it is not there yet, the difference and reference it is of."""
-        whole = self._outbox.adapter_file(offered.whole.sha256.hex())
-        if whole.is_file():
-            return whole, None
-        line = self._required_line()
-        announce("download")
-        reference = self._outbox.adapter_file(offered.reference.sha256.hex())
-        if takes_difference and offered.HasField("difference") and reference.is_file():
-            difference = self._outbox.adapter_file(offered.difference.sha256.hex())
-            if not difference.is_file():
-                download(line.exchange, offered.difference, difference, metadata=line.metadata)
-            return whole, (difference, reference)
-        download(line.exchange, offered.whole, whole, metadata=line.metadata)
-        return whole, None
 
     def _answer(self, key: Key, result: Receipt | Finished) -> None:
         """Send a result for the request as it is wanted now; it was answered before or is wanted no more: nothing."""
@@ -317,32 +292,10 @@ class Site:
             logger.log(level, "not finished (%s): %s", answer.code, answer.text)
             return Failure(answer.code)
         if isinstance(answer, EvaluateReceipt):
-            if "scores" not in self._site.limits.metrics:
-                return Failure("withheld")
-            # The groups' names are the site's own words.
-            scores = list(answer.groups.values())
-            return replace(
-                answer, groups={self._site.site.name: merge_scores(scores)} if scores else {}, predictions={}
-            )
+            return allowed_evaluation(answer, self._site.limits, site=self._site.site.name)
         raise TypeError(f"the worker answered {type(answer).__name__}")
 
-    def _allowed_training(self, receipt: TrainReceipt) -> TrainReceipt:
-        """Return a receipt without the numbers that the site keeps to itself."""
-        withheld = tuple(name for name in ("loss", "scores") if name not in self._site.limits.metrics)
-        if withheld:
-            logger.info("withheld by limits.metrics: %s", ", ".join(withheld))
-        receipt = replace(receipt, withheld=withheld)
-        if "scores" in withheld:
-            receipt = replace(receipt, before=None, after=None)
-        return replace(receipt, loss=math.nan) if "loss" in withheld else receipt
-
     # -- within
-
-    def _standing(self) -> str:
-        """Return the code of what the site's own file says against taking part at the moment."""
-        if self._is_paused():
-            return "paused"
-        return "quiet_hours" if is_quiet(self._site.limits.quiet_hours, datetime.now().time()) else ""
 
     def _current(self, key: Key) -> session_pb2.Request | None:
         with self._lock:
@@ -375,16 +328,6 @@ class Site:
                     what = f"refused ({acknowledgement.refusal})" if acknowledgement.refusal else "accepted"
                     logger.info("round %d: %s", round, what)
             self._forget(acknowledgement.request_id)
-
-
-class ConnectionGone(grpc.RpcError):
-    """There is no connection at the moment."""
-
-    def code(self) -> grpc.StatusCode:
-        return grpc.StatusCode.UNAVAILABLE
-
-    def details(self) -> str:
-        return "not connected"
 
 
 def _key(message: session_pb2.Request) -> Key:

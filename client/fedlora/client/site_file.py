@@ -5,7 +5,7 @@ site allows. Its limits win over the run's wishes, and none of it is sent.
 """
 
 import tomllib
-from datetime import time
+from datetime import datetime, time
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from fedlora.common.config import Count, DataSection, Fraction, RunConfig, Section
 from fedlora.common.errors import ConfigError
+from fedlora.training.resources import PACKAGE_PREFIX
 
 
 class SiteSection(Section):
@@ -106,7 +107,7 @@ def load_site(path: Path) -> SiteConfig:
 
 def state_folder(path: Path, site: SiteConfig) -> Path:
     """Return the folder of a site's state, for the site file at `path`."""
-    return path.parent / (site.site.state or f"{site.site.name}.site")
+    return path.parent / Path(site.site.state or f"{site.site.name}.site").expanduser()
 
 
 def for_site(run: RunConfig, site: SiteConfig, *, beside: Path) -> RunConfig:
@@ -116,7 +117,7 @@ def for_site(run: RunConfig, site: SiteConfig, *, beside: Path) -> RunConfig:
         beside: the folder that relative paths of the site file start from.
     """
     given = {key: value for key, value in site.data.model_dump().items() if value is not None and key != "only_group"}
-    given["path"] = _located(given["path"], beside)
+    given["path"] = _located(given["path"], beside, is_always_path=True)
     # A test set of its own, named by the server, would be a path on this machine.
     share = run.data.test if isinstance(run.data.test, float) else 0.0
     data = DataSection.model_validate({**run.data.model_dump(), "test": share, **given})
@@ -137,7 +138,7 @@ def quiet_span(text: str) -> tuple[time, time]:
         ValueError: it is something else.
     """
     try:
-        begin, end = (time.fromisoformat(part.strip()) for part in text.split("-"))
+        begin, end = (datetime.strptime(part.strip(), "%H:%M").time() for part in text.split("-"))
     except ValueError as error:
         raise ValueError(f'is {text!r}; expected two times of the day, such as "22:00-06:30"') from error
     return begin, end
@@ -151,10 +152,11 @@ def is_quiet(text: str | None, now: time) -> bool:
     return begin <= now < end if begin <= end else now >= begin or now < end
 
 
-def _located(name: str, beside: Path) -> str:
+def _located(name: str, beside: Path, *, is_always_path: bool = False) -> str:
     """Return a path of the site file as one that holds from anywhere; a package's or a hub's name stays."""
     path = beside / Path(name).expanduser()
-    return str(path.resolve()) if not name.startswith("package:") and path.exists() else name
+    is_path = not name.startswith(PACKAGE_PREFIX) and (is_always_path or path.exists())
+    return str(path.resolve()) if is_path else name
 
 
 def _finding(path: Path, table: dict[str, object], location: tuple[int | str, ...], kind: str, message: str) -> str:
@@ -169,5 +171,8 @@ def _finding(path: Path, table: dict[str, object], location: tuple[int | str, ..
     value: object = table
     for part in location[:2]:
         value = value.get(str(part)) if isinstance(value, dict) else None
-    reason = message.removeprefix("Value error, ")
-    return f"{path}: {key} {reason}" if message.startswith("Value error") else f"{path}: {key} is {value!r}: {reason}"
+    if kind == "model_type":
+        return f"{path}: {key} is {value!r}; expected a section: [{key}] and its keys below"
+    if kind == "value_error":
+        return f"{path}: {key} {message.removeprefix('Value error, ')}"
+    return f"{path}: {key} is {value!r}: {message[0].lower()}{message[1:]}"

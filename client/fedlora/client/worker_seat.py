@@ -37,6 +37,8 @@ class WorkerSeat:
     def ask(self, message: Message, expected: type) -> object:
         """Return the worker's receipt of type `expected`, or a Failure; takes as long as the work does."""
         with self._lock:
+            if self._is_closed:
+                return Failure(WORKER_DIED, "the worker was ended")
             if self._worker is None:
                 self._worker = self._starter.start(self._make_app, self._environment)
             worker = self._worker

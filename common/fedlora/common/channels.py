@@ -10,7 +10,8 @@ from fedlora.common.errors import ConfigError
 
 # An idle firewall forgets a connection after minutes, and a half-open one is found out after a minute.
 _KEEPALIVE_MS = 20_000
-_KEEPALIVE_TIMEOUT_MS = 20_000
+# On a slow link the answer waits behind megabytes of an adapter.
+_KEEPALIVE_TIMEOUT_MS = 40_000
 _MAX_MESSAGE_BYTES = 16 << 20
 
 # Of a file on the wire. A connection holds a few of them in memory, and a server has many connections.
@@ -40,6 +41,8 @@ def both_ends() -> Options:
     return [
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        # The one that counts: gRPC 1.85 waits for the answer to any ping for so long, by default a minute.
+        ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),

@@ -64,6 +64,8 @@ def start(
     key: Annotated[Path | None, typer.Option(metavar="PEM", help="... and its key.")] = None,
 ) -> None:
     """Run the rounds of RUN.toml over the sites that join. The same command goes on with a run that was cut off."""
+    # What strangers try on the port is no news to the operator. Read when grpc is first imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     _start(run, out, tuple(overrides or ()), _door(listen, insecure, identity, Files(ca, cert, key)))
 
 
@@ -165,8 +167,6 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
     from fedlora.common.run_file import load_run
     from fedlora.server.claim import Claim
 
-    # What strangers try on the port is no news to the operator.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     config = load_run(run, overrides)
     console = Console()
     log_to(console)

@@ -135,6 +135,11 @@ class ExchangeStore:
             decode_file(upload, whole, reference=reference, reference_sha256=reference_sha256)
         return whole
 
+    def clear(self) -> None:
+        """Remove all files of a run that is over."""
+        for name in ("offers", "whole", "difference", "newest", "uploads", "updates"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
     def _make(self, source: Path, reference: FileOnOffer | None) -> Offer:
         if self.precision == "float32":
             return Offer(self._keep(source, "whole"))

@@ -4,13 +4,10 @@ It knows no gRPC: a connection is a function that sends, given by the session se
 stays outstanding until it is answered or withdrawn, and is sent again at each new connection.
 """
 
-import hashlib
-import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -30,68 +27,29 @@ from fedlora.common.messages import (
 from fedlora.common.records import from_record, kind_of, to_record
 from fedlora.common.wire import Receipt, write_request
 from fedlora.server.events import Listener, SiteChanged, ignore
-from fedlora.server.exchange import ExchangeStore, FileOnOffer, Offer
+from fedlora.server.exchange import ExchangeStore, Offer
+from fedlora.server.grpc.known_site import (
+    KnownSite,
+    Outstanding,
+    Send,
+    acknowledgement,
+    node_of,
+    offered,
+    place,
+)
 from fedlora.server.lasting_grid import Traffic
 from fedlora.server.tickets import Ticket, TicketOffice
-from fedlora.v1 import messages_pb2, session_pb2
+from fedlora.v1 import session_pb2
 
 _POLL_SECONDS = 0.2
 _WITHDRAWN = "withdrawn"
 _KINDS: Mapping[str, type] = {kind.__name__: kind for kind in (InitialiseRequest, TrainRequest, EvaluateRequest)}
-
-# Of a connection: sends a response, or ends it with a code.
-Send = Callable[[session_pb2.ConnectResponse | str], None]
 
 
 class RunStopped(RunError):  # noqa: N818 (no error: it was asked for)
     """The run was asked to stop; the same command goes on with it."""
 
     code = "stopped"
-
-
-@dataclass(eq=False)
-class Outstanding:
-    """A request without an answer."""
-
-    message: Message
-    site: str
-    request: session_pb2.Request
-    offer: Offer | None
-
-
-@dataclass(eq=False)
-class _Site:
-    """What is known of a site. `send` is its connection's, None while it has none."""
-
-    name: str
-    send: Send | None = None
-    description: SiteDescription | None = None
-    reason: str = ""
-    gone_since: float = field(default_factory=time.monotonic)
-    outstanding: dict[str, Outstanding] = field(default_factory=dict)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it is there and takes part."""
-        return self.send is not None and self.description is not None
-
-    @property
-    def seconds_away(self) -> float:
-        """For how long it has not been there; for ever where it takes no part and has nothing to finish."""
-        if self.reason and self.send is not None:
-            return 0.0 if self.outstanding else math.inf
-        return time.monotonic() - self.gone_since if self.description is None or self.send is None else 0.0
-
-    @property
-    def state(self) -> tuple[str, str]:
-        """What people are told: a state of `SITE_STATES`, and a detail."""
-        if self.send is None:
-            return "away", ""
-        if self.reason:
-            return "not ready", self.reason
-        if self.description is None:
-            return "starting", ""
-        return ("at work" if self.outstanding else "ready"), ""
 
 
 class GrpcGrid(Grid):
@@ -111,7 +69,7 @@ class GrpcGrid(Grid):
         self._max_start_bytes = max_start_bytes
         self._listener = listener
         self._changed = threading.Condition()
-        self._sites: dict[str, _Site] = {}
+        self._sites: dict[str, KnownSite] = {}
         self._names: dict[int, str] = {}
         self._replies: dict[str, Message] = {}
         self._answered: dict[str, str] = {}
@@ -132,6 +90,8 @@ class GrpcGrid(Grid):
             if known.send is not None:
                 known.send("replaced")
             known.send, known.description, known.reason = send, None, ""
+            for outstanding in known.outstanding.values():
+                outstanding.is_delivered = False
             self._tell(known)
 
     def disconnect(self, site: str, send: Send) -> None:
@@ -169,7 +129,7 @@ class GrpcGrid(Grid):
             known = self._site(site)
             found = known.outstanding.get(request_id)
             if found is None and known.send is not None and request_id not in self._answered:
-                known.send(_acknowledgement(request_id, _WITHDRAWN))
+                known.send(acknowledgement(request_id, _WITHDRAWN))
             return found
 
     def expects(self, ticket: Ticket) -> bool:
@@ -177,14 +137,14 @@ class GrpcGrid(Grid):
         with self._changed:
             wanted = (ticket.run, ticket.round, ticket.attempt)
             return any(
-                _place(outstanding.request) == wanted for outstanding in self._site(ticket.site).outstanding.values()
+                place(outstanding.request) == wanted for outstanding in self._site(ticket.site).outstanding.values()
             )
 
     def offer_for(self, ticket: Ticket) -> Offer | None:
         """Return the adapter that the update of a ticket is a difference to, None where it is whole."""
         with self._changed:
             for outstanding in self._site(ticket.site).outstanding.values():
-                if _place(outstanding.request) == (ticket.run, ticket.round, ticket.attempt):
+                if place(outstanding.request) == (ticket.run, ticket.round, ticket.attempt):
                     return outstanding.offer
         return None
 
@@ -229,7 +189,7 @@ class GrpcGrid(Grid):
     def node_of(self, site: str) -> int:
         with self._changed:
             self._site(site)
-        return _node_of(site)
+        return node_of(site)
 
     def descriptions(self) -> dict[str, SiteDescription]:
         with self._changed:
@@ -248,7 +208,7 @@ class GrpcGrid(Grid):
 
     def seconds_away(self) -> dict[int, float]:
         with self._changed:
-            return {_node_of(name): site.seconds_away for name, site in self._sites.items()}
+            return {node_of(name): site.seconds_away for name, site in self._sites.items()}
 
     def acknowledge(self, message_id: str, refusal: str) -> None:
         with self._changed:
@@ -291,7 +251,7 @@ class GrpcGrid(Grid):
         """Return the nodes of the sites that are ready."""
         with self._changed:
             self._refuse_to_go_on()
-            return [_node_of(name) for name, site in sorted(self._sites.items()) if site.is_ready]
+            return [node_of(name) for name, site in sorted(self._sites.items()) if site.is_ready]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         message_ids = []
@@ -347,7 +307,7 @@ class GrpcGrid(Grid):
         offer: Offer | None = None
         if isinstance(content, TrainRequest | EvaluateRequest):
             offer = self._exchange.offer(content.adapter)
-            request.adapter.CopyFrom(_offered(offer))
+            request.adapter.CopyFrom(offered(offer))
         if isinstance(content, TrainRequest):
             most = self._exchange.max_upload_bytes(offer) if offer is not None else 0
             request.ticket = self._tickets.issue(Ticket(content.run, content.round, content.attempt, site, most))
@@ -361,22 +321,23 @@ class GrpcGrid(Grid):
             self._deliver(known, outstanding)
             self._tell(known)
 
-    def _deliver(self, site: _Site, outstanding: Outstanding) -> None:
+    def _deliver(self, site: KnownSite, outstanding: Outstanding) -> None:
         if site.send is not None and site.description is not None:
+            outstanding.is_delivered = True
             site.send(session_pb2.ConnectResponse(request=outstanding.request))
 
     def _settle(self, message_id: str, refusal: str) -> None:
         name = self._answered.pop(message_id, None)
         if name is not None and (send := self._site(name).send) is not None:
-            send(_acknowledgement(message_id, refusal))
+            send(acknowledgement(message_id, refusal))
 
-    def _site(self, name: str) -> _Site:
+    def _site(self, name: str) -> KnownSite:
         if name not in self._sites:
-            self._sites[name] = _Site(name)
-            self._names[_node_of(name)] = name
+            self._sites[name] = KnownSite(name)
+            self._names[node_of(name)] = name
         return self._sites[name]
 
-    def _tell(self, site: _Site) -> None:
+    def _tell(self, site: KnownSite) -> None:
         if self._told.get(site.name) != site.state:
             self._told[site.name] = site.state
             self._listener(SiteChanged(site.name, *site.state))
@@ -384,30 +345,3 @@ class GrpcGrid(Grid):
     def _refuse_to_go_on(self) -> None:
         if self._is_stopping:
             raise RunStopped("the run was stopped; the same command goes on with it")
-
-
-def _node_of(site: str) -> int:
-    return int.from_bytes(hashlib.sha256(site.encode()).digest()[:8]) >> 1
-
-
-def _acknowledgement(request_id: str, refusal: str) -> session_pb2.ConnectResponse:
-    content = session_pb2.Acknowledgement(request_id=request_id, refusal=refusal)
-    return session_pb2.ConnectResponse(acknowledgement=content)
-
-
-def _place(request: session_pb2.Request) -> tuple[str, int, int]:
-    """Return run, round and attempt of the update that a request asks for."""
-    if request.HasField("train"):
-        return request.train.run, request.train.round, request.train.attempt
-    return ("", 0, 0) if request.HasField("initialise") else ("", -1, -1)
-
-
-def _offered(offer: Offer) -> messages_pb2.OfferedAdapter:
-    def blob(file: FileOnOffer | None) -> messages_pb2.Blob | None:
-        return (
-            None if file is None else messages_pb2.Blob(sha256=bytes.fromhex(file.sha256), size_bytes=file.size_bytes)
-        )
-
-    return messages_pb2.OfferedAdapter(
-        whole=blob(offer.whole), difference=blob(offer.difference), reference=blob(offer.reference)
-    )

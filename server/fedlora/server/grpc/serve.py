@@ -119,6 +119,7 @@ def serve(
         finally:
             registry.close(is_finished=is_finished)
             grid.stop(is_finished=is_finished)
+    exchange.clear()
 
 
 def _authority(door: Door, folder: Path) -> Authority | None:

@@ -18,7 +18,8 @@ from fedlora.common.run_file import to_toml
 from fedlora.common.wire import PROTOCOL, Receipt, read_description, read_receipt
 from fedlora.server.exchange import ExchangeStore
 from fedlora.server.grpc.gate import Context, Gate, refuse
-from fedlora.server.grpc.grid import GrpcGrid, Outstanding
+from fedlora.server.grpc.grid import GrpcGrid
+from fedlora.server.grpc.known_site import Outstanding
 from fedlora.v1 import session_pb2
 from fedlora.v1.session_pb2_grpc import SessionServiceServicer
 

@@ -1,0 +1,35 @@
+"""What a site allows: whether it takes part at the moment, and which numbers leave it. Pure."""
+
+import logging
+import math
+from dataclasses import replace
+from datetime import time
+
+from fedlora.client.site_file import LimitsSection, is_quiet
+from fedlora.common.messages import EvaluateReceipt, Failure, TrainReceipt, merge_scores
+
+logger = logging.getLogger(__name__)
+
+
+def standing(limits: LimitsSection, *, is_paused: bool, now: time) -> str:
+    """Return the code of what the site itself says against taking part at this time of the day, nothing if nothing."""
+    if is_paused:
+        return "paused"
+    return "quiet_hours" if is_quiet(limits.quiet_hours, now) else ""
+
+
+def allowed_training(receipt: TrainReceipt, limits: LimitsSection) -> TrainReceipt:
+    """Return a receipt without the numbers that the site keeps to itself, and with their names in `withheld`."""
+    withheld = tuple(name for name in ("loss", "scores") if name not in limits.metrics)
+    receipt = replace(receipt, withheld=withheld)
+    if "scores" in withheld:
+        receipt = replace(receipt, before=None, after=None)
+    return replace(receipt, loss=math.nan) if "loss" in withheld else receipt
+
+
+def allowed_evaluation(receipt: EvaluateReceipt, limits: LimitsSection, *, site: str) -> EvaluateReceipt | Failure:
+    """Return the score of all examples under the site's name: groups and labels are its own words."""
+    if "scores" not in limits.metrics:
+        return Failure("withheld")
+    scores = list(receipt.groups.values())
+    return replace(receipt, groups={site: merge_scores(scores)} if scores else {}, predictions={})

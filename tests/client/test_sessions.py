@@ -1,0 +1,283 @@
+"""A site's lasting connection to a real server: dead lines, restarts, other versions, and two of one name."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import cast
+
+import grpc
+import pytest
+from relay import Relay
+
+sys.path.append(str(Path(__file__).parents[1] / "server"))
+
+from open_port import DEADLINE_SECONDS, RUN, Conversation, OpenPort, enrolled, named, open_port, wait_until
+
+from fedlora.client.session import Session
+from fedlora.client.site import Line, Site
+from fedlora.common import certificates, channels
+from fedlora.common.channels import Credentials, open_channel
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import RunError
+from fedlora.common.wire import PROTOCOL
+from fedlora.server.authority import Authority
+from fedlora.v1 import session_pb2
+
+NORTH = named("north")
+
+GiveCredentials = Callable[[], Credentials | None]
+
+
+class Onlooker:
+    """Stands where a site with its worker would: it says nothing, and counts connections."""
+
+    def __init__(self) -> None:
+        self.run: RunConfig | None = None
+        self.num_connections = 0
+        self.is_connected = False
+        self.is_closed = False
+
+    def made(self, run: RunConfig) -> Site:
+        self.run = run
+        return cast(Site, self)
+
+    def connected(self, _line: Line) -> None:
+        self.num_connections += 1
+        self.is_connected = True
+
+    def disconnected(self) -> None:
+        self.is_connected = False
+
+    def take(self, response: session_pb2.ConnectResponse) -> None:
+        raise AssertionError(response)
+
+    def look(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Client:
+    """A session in a thread, for as long as the context lasts."""
+
+    def __init__(self, address: str, credentials: GiveCredentials = lambda: None) -> None:
+        self.site = Onlooker()
+        self.error: RunError | None = None
+        self._leaves = threading.Event()
+        self._session = Session(
+            address, "north", credentials=credentials, make_site=self.site.made, leaves=self._leaves.is_set
+        )
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self._session.run()
+        except RunError as error:
+            self.error = error
+
+    def __enter__(self) -> "Client":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leaves.set()
+        self.wait_for_end()
+
+    def wait_for_end(self) -> None:
+        self._thread.join(DEADLINE_SECONDS)
+        assert not self._thread.is_alive()
+        assert self.site.run is None or self.site.is_closed
+
+    def wait_until_connected(self, times: int = 1) -> None:
+        wait_until(lambda: self.site.is_connected and self.site.num_connections == times)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients look and come back sooner than in earnest."""
+    for name, seconds in {"_LOOK_SECONDS": 0.05, "_FIRST_PAUSE_SECONDS": 0.1}.items():
+        monkeypatch.setattr(f"fedlora.client.session.{name}", seconds)
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[OpenPort]:
+    with open_port(tmp_path) as port:
+        yield port
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority.open(tmp_path / "identity", datetime.now(UTC))
+
+
+def test_a_site_is_told_the_run(port: OpenPort) -> None:
+    with Client(port.address) as client:
+        client.wait_until_connected()
+        assert client.site.run == RUN
+        assert port.states == {"north": "starting"}
+    wait_until(lambda: port.states == {"north": "away"})
+
+
+def test_a_site_leaves_when_the_run_is_over_and_waits_when_the_server_goes_away(port: OpenPort) -> None:
+    with Client(port.address) as client:
+        client.wait_until_connected()
+        port.grid.stop(is_finished=False)
+        client.wait_until_connected(2)
+        port.grid.stop(is_finished=True)
+        client.wait_for_end()
+    assert client.error is None
+
+
+# -- lines that break
+
+
+def test_case_26_a_half_open_connection_is_found_by_both_ends_within_the_keepalive_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert channels._KEEPALIVE_MS + channels._KEEPALIVE_TIMEOUT_MS <= 60_000
+    monkeypatch.setattr(channels, "_KEEPALIVE_MS", 1_000)
+    monkeypatch.setattr(channels, "_KEEPALIVE_TIMEOUT_MS", 1_000)
+    with (
+        open_port(tmp_path) as port,
+        Relay(("127.0.0.1", port.number)) as relay,
+        Client(relay.address) as client,
+    ):
+        client.wait_until_connected()
+        relay.swallow()
+        began = time.monotonic()
+        wait_until(lambda: port.states["north"] == "away" and not client.site.is_connected)
+        # Without these times it would be minutes, or never.
+        assert time.monotonic() - began < 15
+        relay.mend()
+        wait_until(lambda: client.site.is_connected and port.states["north"] == "starting")
+
+
+def test_a_site_comes_back_by_itself_after_resets_and_a_cut(port: OpenPort) -> None:
+    with Relay(("127.0.0.1", port.number)) as relay, Client(relay.address) as client:
+        client.wait_until_connected()
+        relay.reset_all()
+        client.wait_until_connected(2)
+        relay.cut()
+        relay.reset_all()
+        wait_until(lambda: port.states["north"] == "away")
+        relay.mend()
+        client.wait_until_connected(3)
+    assert client.error is None
+
+
+def test_case_23_a_site_comes_back_after_a_restart_with_a_new_certificate_of_the_same_authority(
+    authority: Authority, tmp_path: Path
+) -> None:
+    credentials = enrolled(authority, "north")
+    with ExitStack() as first_life:
+        first = first_life.enter_context(open_port(tmp_path / "first", authority))
+        with Client(first.address, lambda: credentials) as client:
+            client.wait_until_connected()
+            first_life.close()
+            (tmp_path / "identity" / "server.pem").unlink()
+            with open_port(tmp_path / "second", authority, address=first.address):
+                client.wait_until_connected(2)
+        assert client.error is None
+
+
+# -- who may stay
+
+
+def test_case_35_of_two_clients_with_one_identity_the_newer_stays(authority: Authority, tmp_path: Path) -> None:
+    credentials = enrolled(authority, "north")
+    with open_port(tmp_path, authority) as port, Client(port.address, lambda: credentials) as older:
+        older.wait_until_connected()
+        with Client(port.address, lambda: credentials) as newer:
+            newer.wait_until_connected()
+            older.wait_for_end()
+            assert "another client has joined as this site" in str(older.error)
+            assert newer.site.is_connected
+            assert port.states == {"north": "starting"}
+        assert newer.error is None
+
+
+def test_case_35_the_older_connection_is_told_that_it_was_replaced(port: OpenPort) -> None:
+    with (
+        open_channel(port.address, None) as channel,
+        Conversation(channel, NORTH) as older,
+        Conversation(channel, named("south")) as other,
+    ):
+        older.hear("welcome")
+        other.hear("welcome")
+        with Conversation(channel, NORTH) as newer:
+            newer.hear("welcome")
+            assert older.hear_end() == (grpc.StatusCode.ABORTED, "replaced")
+            port.grid.stop(is_finished=True)
+            newer.hear("drain")
+            other.hear("drain")
+
+
+def test_case_38_a_peer_with_another_protocol_is_refused_and_both_versions_are_named(
+    port: OpenPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = version("fedlora")
+    with (
+        open_channel(port.address, None) as channel,
+        Conversation(channel, NORTH, protocol=PROTOCOL + 1, version="9.8.7") as newer,
+    ):
+        status, text = newer.hear_end()
+    assert status is grpc.StatusCode.FAILED_PRECONDITION
+    assert f"fedlora {ours} with protocol {PROTOCOL}, the site fedlora 9.8.7 with protocol {PROTOCOL + 1}" in text
+    monkeypatch.setattr("fedlora.client.session.PROTOCOL", PROTOCOL + 1)
+    with Client(port.address) as client:
+        client.wait_for_end()
+    assert str(client.error) == (
+        f"the server is fedlora {ours} with protocol {PROTOCOL}, the site fedlora {ours} with protocol "
+        f"{PROTOCOL + 1}; update the older one"
+    )
+    assert client.site.num_connections == 0
+
+
+@pytest.mark.parametrize("first", [b"", b"\x12\x00", b"\xff\xff\xff"])
+def test_case_38_a_peer_that_does_not_greet_is_refused(port: OpenPort, first: bytes) -> None:
+    with open_channel(port.address, None) as channel:
+        connect = channel.stream_stream("/fedlora.v1.SessionService/Connect")
+        with pytest.raises(grpc.RpcError) as caught:
+            list(connect(iter([first]), metadata=NORTH, timeout=DEADLINE_SECONDS))
+    assert caught.value.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INTERNAL)
+    assert port.states == {}
+
+
+def test_case_34_a_site_that_is_revoked_meanwhile_ends_with_the_reason(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedlora.server.grpc.session._LOOK_SECONDS", 0.1)
+    credentials = enrolled(authority, "north")
+    with open_port(tmp_path, authority) as port, Client(port.address, lambda: credentials) as client:
+        client.wait_until_connected()
+        authority.revoke("north")
+        client.wait_for_end()
+    assert str(client.error) == "this site was revoked; ask for a new invitation"
+
+
+def test_a_site_whose_certificate_ends_during_a_connection_comes_back_with_its_newest(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedlora.server.grpc.session._LOOK_SECONDS", 0.1)
+    began = datetime.now(UTC) - certificates.CERTIFICATE_LIFE + timedelta(seconds=4)
+    former = enrolled(authority, "north", now=began)
+    key = certificates.generate_key()
+    renewed = authority.renew("north", certificates.signing_request(key, "north"), datetime.now(UTC))
+    given = iter([former, Credentials(key, renewed, former.authority, former.server_name)])
+    with open_port(tmp_path, authority) as port, Client(port.address, lambda: next(given)) as client:
+        client.wait_until_connected()
+        client.wait_until_connected(2)
+    assert client.error is None
+
+
+def test_a_site_connects_anew_before_its_certificate_could_end(port: OpenPort, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedlora.client.session._LONGEST_CONNECTION_SECONDS", 0.3)
+    with Client(port.address) as client:
+        wait_until(lambda: client.site.num_connections >= 3)
+    assert client.error is None
