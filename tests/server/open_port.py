@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -226,7 +227,7 @@ def every_rpc() -> list[MethodDescriptor]:
 
 def outcome_of(channel: grpc.Channel, method: MethodDescriptor, metadata: Metadata = ()) -> tuple[grpc.StatusCode, str]:
     """Return what comes of an rpc with one empty message, up to the first of its answers."""
-    call = channel.stream_stream(f"/{method.containing_service.full_name}/{method.name}")
+    call: Any = channel.stream_stream(f"/{method.containing_service.full_name}/{method.name}")
     answers = call(iter([b""]), timeout=DEADLINE_SECONDS, metadata=metadata)
     try:
         next(answers, None)

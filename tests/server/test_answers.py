@@ -42,7 +42,9 @@ def asked(port: OpenPort) -> Iterator[tuple[Conversation, session_pb2.Request]]:
     """Give the session of a site that is ready, and the request that it got."""
     with open_channel(port.address, None) as channel, Conversation(channel, NORTH) as conversation:
         conversation.hear("welcome")
-        conversation.say(readiness=session_pb2.Readiness(description=messages_pb2.SiteDescription(num_examples=1)))
+        conversation.say(
+            readiness=session_pb2.Readiness(description=messages_pb2.SiteDescription(num_examples=1, lora_rank=2))
+        )
         yield conversation, conversation.hear("request").request
 
 

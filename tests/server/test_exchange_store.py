@@ -38,8 +38,9 @@ class Holder:
 
     def fetch(self, offer: Offer) -> bytes:
         """Return the adapter on offer as this site holds it afterwards; the former ones are forgotten."""
-        target, reference = self._folder / offer.whole.sha256, offer.reference and self._folder / offer.reference.sha256
-        if offer.difference is not None and reference is not None and reference.is_file() and self._takes_differences:
+        target = self._folder / offer.whole.sha256
+        reference = self._folder / (offer.reference.sha256 if offer.reference is not None else "none")
+        if offer.difference is not None and reference.is_file() and self._takes_differences:
             decode_file(self._fetched(offer.difference), target, reference=reference)
             self.num_differences += 1
         else:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -130,9 +131,10 @@ class Mallory(EnrolmentServiceServicer):
         self, request: enrolment_pb2.EnrolRequest, context: grpc.ServicerContext
     ) -> enrolment_pb2.EnrolResponse:
         self.seen.append(request.SerializeToString())
-        for values in context.auth_context().values():
+        authenticated: Any = context.auth_context()
+        for values in authenticated.values():
             self.seen += values
-        self.seen += [ssl.PEM_cert_to_DER_cert(pem.decode()) for pem in context.auth_context()["x509_pem_cert"]]
+        self.seen += [ssl.PEM_cert_to_DER_cert(pem.decode()) for pem in authenticated["x509_pem_cert"]]
         certificate = certificates.site_certificate(
             request.signing_request, "north", authority=(self.key, self.ca), now=datetime.now(UTC)
         )

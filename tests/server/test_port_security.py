@@ -202,7 +202,7 @@ def test_a_site_cannot_upload_with_anothers_ticket_nor_by_another_name(
 
 def test_a_site_cannot_answer_for_another(port: OpenPort, authority: Authority, north: Credentials) -> None:
     port.ask_for_update("north", round=2)
-    ready = session_pb2.Readiness(description=messages_pb2.SiteDescription(num_examples=1))
+    ready = session_pb2.Readiness(description=messages_pb2.SiteDescription(num_examples=1, lora_rank=2))
     with (
         open_channel(port.address, north) as northern,
         open_channel(port.address, enrolled(authority, "south")) as southern,

@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
@@ -27,6 +28,7 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import FedloraError
 from fedlora.common.messages import (
     INTERNAL,
+    INTERRUPTED,
     OK,
     WORKER_DIED,
     DescribeRequest,
@@ -70,7 +72,8 @@ class Site:
         self._wanted: dict[Key, session_pb2.Request] = {}
         self._answered: set[str] = set()
         self._at_work: Key | None = None
-        self._evaluated: dict[Key, Receipt] = {}
+        self._evaluated: dict[Key, EvaluateReceipt] = {}
+        self._is_closed = False
         self._lock = threading.RLock()
         self._queue: queue.SimpleQueue[Key | None] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True, name="site").start()
@@ -112,7 +115,7 @@ class Site:
         """Tell the server whether the site takes part, if that has changed: by its own hours, or by hand."""
         with self._lock:
             line, description = self._line, self._description
-            reason = self._reason or standing(self._site.limits, is_paused=self._is_paused(), now=datetime.now().time())
+            reason = self._reason or self._standing()
             told = reason or ("ready" if description is not None else "")
             if line is None or told in ("", self._told):
                 return
@@ -125,7 +128,9 @@ class Site:
         logger.info("%s", f"takes no part: {reason}" if reason else "ready")
 
     def close(self) -> None:
-        """End the worker."""
+        """End the worker, and do nothing more."""
+        self._is_closed = True
+        self._queue.put(None)
         self._seat.close()
 
     # -- the thread that works
@@ -133,17 +138,20 @@ class Site:
     def _work(self) -> None:
         while True:
             key = self._queue.get()
+            if self._is_closed:
+                return
             try:
                 if key is None:
                     self._rehearse()
                     self.look()
                 else:
                     self._serve(key)
-                    self._at_work = None
             except Exception:
                 logger.exception("a request could not be served; this is a bug in fedlora")
                 if key is not None:
-                    self._answer(key, Failure(INTERNAL))
+                    with suppress(grpc.RpcError):
+                        self._answer(key, Failure(INTERNAL))
+            self._at_work = None
 
     def _rehearse(self) -> None:
         """Load base model and data, and do one step, before the server counts on it; once in a worker's lifetime."""
@@ -172,10 +180,11 @@ class Site:
         """Do one request, and answer it for as long as it is wanted."""
         while (message := self._current(key)) is not None:
             self._at_work = key
-            request = read_request(message)
             try:
-                finished = self._done(key, request, message)
-                self._answer(key, finished)
+                result = self._done(key, read_request(message), message)
+                # It was cancelled, and then asked for again before the worker had left off.
+                if not (isinstance(result, Failure) and result.code == INTERRUPTED):
+                    self._answer(key, result)
             except grpc.RpcError as error:
                 logger.warning("the transfer broke off (%s); trying again", _words(error))
                 time.sleep(_RETRY_SECONDS)
@@ -185,23 +194,29 @@ class Site:
 
     def _done(self, key: Key, request: Request, message: session_pb2.Request) -> Receipt | Finished:
         """Return the result of a request: from disk where it was done before, else from the worker."""
+        is_done = isinstance(request, TrainRequest) and self._finished(key, request) is not None
+        if not is_done and (reason := self._reason or self._standing()):
+            return Failure(reason)
         match request:
             case TrainRequest():
                 return self._trained(key, request, message)
             case EvaluateRequest():
-                if key not in self._evaluated:
-                    answer = self._ask(request, message.adapter, EvaluateReceipt)
-                    self._evaluated = {key: self._allowed_receipt(answer)}
-                return self._evaluated[key]
+                if (known := self._evaluated.get(key)) is not None:
+                    return known
+                receipt = self._allowed_receipt(self._ask(request, message.adapter, EvaluateReceipt))
+                if isinstance(receipt, EvaluateReceipt):
+                    self._evaluated = {key: receipt}
+                return receipt
             case InitialiseRequest():
                 return self._initialised(request)
 
     def _trained(self, key: Key, request: TrainRequest, message: session_pb2.Request) -> Receipt | Finished:
-        started_from = key[-1]
-        if (done := self._outbox.finished(request.run, request.round, started_from=started_from)) is not None:
+        if (done := self._finished(key, request)) is not None:
             return done
         folder, residual = self._outbox.round_folder(request.run, request.round), self._outbox.residual(request.run)
         has_memory = message.precision == "int8"
+        # Of a training that broke off: a loss that is not finite comes without an update.
+        (folder / "update").unlink(missing_ok=True)
 
         def prepare(asked: Message) -> None:
             ask_for_file(
@@ -222,7 +237,10 @@ class Site:
         if receipt.withheld:
             logger.info("withheld by limits.metrics: %s", ", ".join(receipt.withheld))
         logger.info("round %d: trained %d steps, loss %.4g", request.round, receipt.num_steps, answer.loss)
-        return self._outbox.finish(receipt, started_from=started_from)
+        return self._outbox.finish(receipt, started_from=key[-1])
+
+    def _finished(self, key: Key, request: TrainRequest) -> Finished | None:
+        return self._outbox.finished(request.run, request.round, started_from=key[-1])
 
     def _initialised(self, request: InitialiseRequest) -> Receipt | Finished:
         """Return the run's first adapter, as the update of round 0 of no run."""
@@ -281,14 +299,16 @@ class Site:
         else:
             write_receipt(result, answer)
         with self._lock:
+            if self._line is not line:  # Asked again over the next connection, it must be answered there.
+                raise ConnectionGone
             self._answered.add(message.request_id)
-        line.send(session_pb2.ConnectRequest(answer=answer))
+            line.send(session_pb2.ConnectRequest(answer=answer))
         announce("before the acknowledgement")
 
     def _allowed_receipt(self, answer: object) -> Receipt:
         """Return an answer without what the site keeps to itself; a failure's text has been logged and stays."""
         if isinstance(answer, Failure):
-            level = logging.INFO if answer.code == "interrupted" else logging.ERROR
+            level = logging.INFO if answer.code == INTERRUPTED else logging.ERROR
             logger.log(level, "not finished (%s): %s", answer.code, answer.text)
             return Failure(answer.code)
         if isinstance(answer, EvaluateReceipt):
@@ -296,6 +316,9 @@ class Site:
         raise TypeError(f"the worker answered {type(answer).__name__}")
 
     # -- within
+
+    def _standing(self) -> str:
+        return standing(self._site.limits, is_paused=self._is_paused(), now=datetime.now().time())
 
     def _current(self, key: Key) -> session_pb2.Request | None:
         with self._lock:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedlora.common.config import TrainSection
 from fedlora.common.errors import ConfigError, FedloraError
+from fedlora.common.messages import INTERRUPTED
 from fedlora.training.peft_bridge import ResidentModel
 from fedlora.training.schedule import learning_rate_factor
 from fedlora.training.tasks import Prepared, Task
@@ -20,7 +21,7 @@ from fedlora.training.tasks import Prepared, Task
 class TrainingInterrupted(FedloraError):  # noqa: N818 (no error: it was asked for)
     """A training that nobody waits for any more."""
 
-    code = "interrupted"
+    code = INTERRUPTED
 
 
 @dataclass(frozen=True)

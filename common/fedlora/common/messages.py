@@ -14,6 +14,7 @@ LOSS_NOT_FINITE = "loss_not_finite"
 OUT_OF_MEMORY = "out_of_memory"
 INTERNAL = "internal"
 WORKER_DIED = "worker_died"
+INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)

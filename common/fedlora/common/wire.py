@@ -4,6 +4,7 @@ An adapter is named by its digest in the protobuf that surrounds these, and move
 What a peer sent is checked here, so that the rest may trust the types.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Literal, TypeVar, cast
 
@@ -27,6 +28,8 @@ PROTOCOL = 1
 
 _FAILURE_CODE = frozenset("abcdefghijklmnopqrstuvwxyz_")
 _MAX_CODE = 40
+# A run's id names a folder at the site.
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MAX_ENTRIES = 1_000_000
 
 K = TypeVar("K")
@@ -80,8 +83,10 @@ def read_request(message: session_pb2.Request) -> Request:
             trains = tuple(train.trains)
             if not trains or not set(trains) <= {"A", "B"}:
                 raise RunError(f"the server asks to train {trains}; expected A, B or both")
+            if train.round < 1 or train.num_rounds < 1:
+                raise RunError(f"the server asks for round {train.round} of {train.num_rounds}; expected 1 or more")
             return TrainRequest(
-                run=train.run,
+                run=_run_id(train.run),
                 round=train.round,
                 attempt=train.attempt,
                 seed=train.seed,
@@ -91,8 +96,12 @@ def read_request(message: session_pb2.Request) -> Request:
             )
         case "evaluate":
             evaluate = message.evaluate
+            if evaluate.shard >= evaluate.num_shards:
+                raise RunError(
+                    f"the server asks for shard {evaluate.shard} of {evaluate.num_shards}; expected one of them"
+                )
             return EvaluateRequest(
-                run=evaluate.run,
+                run=_run_id(evaluate.run),
                 round=evaluate.round,
                 num_examples=evaluate.num_examples if evaluate.HasField("num_examples") else None,
                 shard=evaluate.shard,
@@ -197,7 +206,13 @@ def write_description(description: SiteDescription) -> pb.SiteDescription:
 def read_description(
     message: pb.SiteDescription, *, site: str, labels: tuple[str, ...], base_model: str
 ) -> SiteDescription:
-    """Return the description of `site` in a run with these labels and this base model, which it has checked."""
+    """Return the description of `site` in a run with these labels and this base model, which it has checked.
+
+    Raises:
+        RunError: a field is out of its bounds.
+    """
+    if message.lora_rank < 1:
+        raise RunError(f"{site} trains rank {message.lora_rank}; expected 1 or more")
     return SiteDescription(
         client=site,
         num_examples=message.num_examples,
@@ -220,7 +235,15 @@ def _score(score: Score | None) -> pb.Score | None:
     return pb.Score(num_examples=score.num_examples, loss=score.loss, metric=score.metric)
 
 
+def _run_id(found: str) -> str:
+    if not _RUN_ID.fullmatch(found):
+        raise RunError(f"the server names the run {found[:64]!r}; expected letters, digits, _ and -")
+    return found
+
+
 def _read_score(message: pb.Score) -> Score:
+    if message.num_examples < 1:
+        raise RunError("a score over no examples")
     return Score(message.num_examples, message.loss, message.metric)
 
 

@@ -80,7 +80,7 @@ def advance(view: RunView, event: Event, *, now: float) -> RunView:
             refused = tuple(refusal for report in event.reports for refusal in _refused(report))
             started = replace(view, clients=event.clients, num_rounds=event.num_rounds, reports=event.reports)
             phase = "finished" if event.next_round > event.num_rounds else "starting"
-            return replace(started, refused=refused, phase=phase, round_began=now)
+            return replace(started, refused=refused, phase=phase, waiting_for="", round_began=now)
         case RoundStarted():
             waiting = tuple(client for client in event.cohort if client not in event.recovered)
             begun = replace(view, round=event.round, cohort=event.cohort, waiting=waiting, waiting_for="")

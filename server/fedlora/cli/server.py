@@ -64,8 +64,9 @@ def start(
     key: Annotated[Path | None, typer.Option(metavar="PEM", help="... and its key.")] = None,
 ) -> None:
     """Run the rounds of RUN.toml over the sites that join. The same command goes on with a run that was cut off."""
-    # What strangers try on the port is no news to the operator. Read when grpc is first imported.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # What strangers try on the port is no news to the operator, and that a port is taken is an error of ours. Read when
+    # grpc is first imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     _start(run, out, tuple(overrides or ()), _door(listen, insecure, identity, Files(ca, cert, key)))
 
 

@@ -1,6 +1,5 @@
 """What `server status` and `sites list` print. Pure."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -34,7 +33,7 @@ def status_lines(status: Status) -> Iterator[str]:
         yield f"  so far    {count_text(totals['rounds'], 'round')}, {accepted}, {moved}"
     if found["metric"] is not None:
         yield f"  accuracy  {score_text(found['metric'], 'accuracy')} after round {found['last_round']}"
-    if found["error_before"] is not None and math.isfinite(found["error_before"]):
+    if found["error_before"] is not None and found["error_after"] is not None:
         yield f"  error     {' -> '.join(error_texts(found['error_before'], found['error_after']))} of the average"
     if found["seconds"]:
         parts = ", ".join(f"{phase} {duration_text(seconds)}" for phase, seconds in found["seconds"].items())

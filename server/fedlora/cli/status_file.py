@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import threading
 import time
@@ -115,9 +116,9 @@ class StatusFile:
             "accepted": known.accepted,
             "refused": known.refused,
             "last_round": None if last is None else last.round,
-            "metric": None if held_out is None else held_out.overall.metric,
-            "error_before": None if aggregation is None else aggregation.error_before,
-            "error_after": None if aggregation is None else aggregation.error_after,
+            "metric": None if held_out is None else _finite(held_out.overall.metric),
+            "error_before": None if aggregation is None else _finite(aggregation.error_before),
+            "error_after": None if aggregation is None else _finite(aggregation.error_after),
             "seconds": {} if last is None else dict(last.seconds),
             "totals": dict(known.totals),
         }
@@ -137,6 +138,11 @@ def read_status(folder: Path) -> Status:
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: cannot be read ({error})") from error
     return content | {"is_running": _is_held(folder / LOCK_FILE)}
+
+
+def _finite(number: float) -> float | None:
+    """Return a number as JSON has it, which knows no nan."""
+    return number if math.isfinite(number) else None
 
 
 def _is_held(lock: Path) -> bool:

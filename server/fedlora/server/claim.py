@@ -9,7 +9,15 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
 from fedlora.common.files import TEMPORARY_SUFFIX, write_file
 from fedlora.common.run_file import differences, load_run, to_toml
-from fedlora.common.run_folder import IDENTITY_FOLDER, LOCK_FILE, MANIFEST_FILE, RUN_FILE, STATUS_FILE
+from fedlora.common.run_folder import (
+    EXCHANGE_FOLDER,
+    IDENTITY_FOLDER,
+    LOCK_FILE,
+    MANIFEST_FILE,
+    RUN_FILE,
+    SITES_FILE,
+    STATUS_FILE,
+)
 
 
 class Claim:
@@ -58,6 +66,7 @@ class Claim:
 
     def _give_back(self) -> None:
         (self.path / RUN_FILE).unlink(missing_ok=True)
+        (self.path / SITES_FILE).unlink(missing_ok=True)
         (self.path / LOCK_FILE).unlink(missing_ok=True)
         if not self._existed:
             with suppress(OSError):  # Somebody else put something there.
@@ -74,8 +83,9 @@ def _holds(path: Path, config: RunConfig, *, resume: bool) -> bool:
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file; expected a folder for the run")
     if not (path / RUN_FILE).is_file():
-        # A killed run may have left these, and a server's operator may have invited sites before it starts.
-        ours = (LOCK_FILE, f"{RUN_FILE}{TEMPORARY_SUFFIX}", IDENTITY_FOLDER, STATUS_FILE)
+        # A killed run may have left these, or a server that ended while it waited for its sites, which it may have let
+        # in already.
+        ours = (LOCK_FILE, f"{RUN_FILE}{TEMPORARY_SUFFIX}", IDENTITY_FOLDER, EXCHANGE_FOLDER, STATUS_FILE)
         if path.is_dir() and any(entry.name not in ours for entry in path.iterdir()):
             raise StoreError(f"{path} is not empty and holds no run; choose another folder with --out")
         return False

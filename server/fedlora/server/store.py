@@ -37,14 +37,13 @@ from fedlora.common.errors import StoreError
 from fedlora.common.files import client_file_name, link_file, write_file
 from fedlora.common.messages import SiteDescription, TrainReceipt
 from fedlora.common.packed_file import PackedFile, wire_bytes
-from fedlora.common.run_folder import ADAPTER_FOLDER, MANIFEST_FILE
+from fedlora.common.run_folder import ADAPTER_FOLDER, MANIFEST_FILE, SITES_FILE
 from fedlora.server.round_report import CODEC, RoundReport
 
 logger = logging.getLogger(__name__)
 
 ROUNDS_FILE = "rounds.jsonl"
 REPORT_FILE = "report.html"
-_SITES_FILE = "sites.json"
 _KEPT_ADAPTERS = 2
 
 Content = TypeVar("Content")
@@ -123,11 +122,11 @@ class RunFolder:
 
     def sites(self) -> dict[str, SiteDescription]:
         """Return what the sites that have taken part said of themselves, by name."""
-        return _read(self.path / _SITES_FILE, _SITES.validate_json) or {}
+        return _read(self.path / SITES_FILE, _SITES.validate_json) or {}
 
     def write_sites(self, sites: Mapping[str, SiteDescription]) -> None:
         """Record who takes part."""
-        write_file(self.path / _SITES_FILE, _SITES.dump_json(dict(sites), indent=1) + b"\n")
+        write_file(self.path / SITES_FILE, _SITES.dump_json(dict(sites), indent=1) + b"\n")
 
     def plan(self, number: int) -> Plan | None:
         """Return a round's plan, or None where it was not planned yet."""

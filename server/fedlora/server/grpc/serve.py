@@ -17,7 +17,7 @@ from flwr.app import Context, RecordDict
 from fedlora.common.channels import require_loopback
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
-from fedlora.common.run_folder import IDENTITY_FOLDER
+from fedlora.common.run_folder import EXCHANGE_FOLDER, IDENTITY_FOLDER
 from fedlora.server.app import server_app_for
 from fedlora.server.authority import Authority
 from fedlora.server.events import Event, Listener
@@ -81,7 +81,7 @@ def serve(
             "data.labels is empty; a deployment must name the labels, because they do not leave the sites: "
             'labels = ["cat", "dog"] under [data]'
         )
-    exchange = ExchangeStore(folder / "exchange", precision=config.exchange.precision)
+    exchange = ExchangeStore(folder / EXCHANGE_FOLDER, precision=config.exchange.precision)
     tickets = TicketOffice(exchange.ticket_key_file)
     grid = GrpcGrid(exchange, tickets, max_start_bytes=config.exchange.max_start_megabytes * 10**6, listener=listener)
     authority = _authority(door, folder)

@@ -121,10 +121,15 @@ class SessionService(SessionServiceServicer):
             self._grid.not_ready(site, _code(readiness.reason))
             return
         # A site is who its certificate says, whatever it calls itself.
-        description = read_description(
-            readiness.description, site=site, labels=self._config.data.labels, base_model=self._config.model.name
-        )
-        self._grid.ready(site, description)
+        try:
+            description = read_description(
+                readiness.description, site=site, labels=self._config.data.labels, base_model=self._config.model.name
+            )
+        except RunError as error:
+            logger.warning("%s", error)
+            self._grid.not_ready(site, "unreadable")
+        else:
+            self._grid.ready(site, description)
 
     async def _take_answer(self, site: str, answer: session_pb2.Answer) -> None:
         outstanding = self._grid.outstanding(site, answer.request_id)
