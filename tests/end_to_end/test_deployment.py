@@ -69,15 +69,20 @@ def test_a_run_over_sites_ends_with_what_a_simulation_leaves_and_rounds_what_tra
     assert [sorted(report["clients"]) for report in found] == [[], *[sorted(SITES)] * 3]
     whole = (out / "rounds" / "0003" / "adapter.safetensors").stat().st_size
     assert 0 < found[-1]["bytes_up"] < 2 * whole  # type: ignore[operator]
-    assert [folder.name for folder in sorted((out / "published").iterdir())] == [
-        "tiny-v0001",
-        "tiny-v0002",
-        "tiny-v0003",
-    ]
+    # Where rounds are faster than the check, the newest wins; the last one is always there.
+    (newest,) = [folder for folder in (out / "published").iterdir() if _round_of(folder) == 3]
+    assert (newest / "adapter_model.safetensors").read_bytes() == (
+        out / "adapter" / "adapter_model.safetensors"
+    ).read_bytes()
     assert all(np.isfinite(layer.B.numpy()).all() for layer in load_adapter(out / "adapter").layers.values())
     assert found[-1]["held_out"]["groups"].keys() == set(SITES)  # type: ignore[attr-defined]
 
 
+def _round_of(published: Path) -> int:
+    return int(json.loads((published / "adapter.json").read_text())["round"])
+
+
+@pytest.mark.slow
 def test_23_sites_come_back_after_a_restart_of_the_server_with_a_new_certificate(
     run: Callable[..., Path], sites: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -89,7 +89,7 @@ class GrpcGrid(Grid):
             known = self._site(site)
             if known.send is not None:
                 known.send("replaced")
-            known.send, known.description, known.reason = send, None, ""
+            known.send, known.description, known.reason, known.shut_out = send, None, "", ""
             for outstanding in known.outstanding.values():
                 outstanding.is_delivered = False
             self._tell(known)
@@ -102,6 +102,12 @@ class GrpcGrid(Grid):
                 known.send, known.gone_since = None, time.monotonic()
                 self._tell(known)
                 self._changed.notify_all()
+
+    def shut_out(self, site: str, code: str) -> None:
+        """Note that a site was sent away for good: the rounds do without it."""
+        with self._changed:
+            self._site(site).shut_out = code
+            self._changed.notify_all()
 
     def ready(self, site: str, description: SiteDescription) -> None:
         """Take a site that has rehearsed as ready, and send it what is outstanding."""

@@ -37,6 +37,8 @@ class KnownSite:
     reason: str = ""
     gone_since: float = field(default_factory=time.monotonic)
     outstanding: dict[str, Outstanding] = field(default_factory=dict)
+    # The code for which it was sent away, and will not be back: nobody waits for it.
+    shut_out: str = ""
 
     @property
     def is_ready(self) -> bool:
@@ -46,6 +48,8 @@ class KnownSite:
     @property
     def seconds_away(self) -> float:
         """For how long it has not been there; for ever where it takes no part and has nothing to finish."""
+        if self.shut_out:
+            return math.inf
         if self.reason and self.send is not None:
             works = any(outstanding.is_delivered for outstanding in self.outstanding.values())
             return 0.0 if works else math.inf
@@ -55,7 +59,7 @@ class KnownSite:
     def state(self) -> tuple[str, str]:
         """What people are told: a state of `SITE_STATES`, and a detail."""
         if self.send is None:
-            return "away", ""
+            return "away", self.shut_out
         if self.reason:
             return "not ready", self.reason
         if self.description is None:

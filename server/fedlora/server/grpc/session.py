@@ -76,6 +76,7 @@ class SessionService(SessionServiceServicer):
             if code == "expired":
                 # The site may have renewed it long ago: it comes back with the one that it has now.
                 await refuse(context, grpc.StatusCode.ABORTED, "connect_again")
+            self._grid.shut_out(site, code)
             await refuse(context, grpc.StatusCode.PERMISSION_DENIED, code)
         finally:
             listening.cancel()
