@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlora.server.events import (
-    SITE_STATES,
     EvaluationStarted,
     Event,
     RoundEnded,
@@ -23,6 +22,7 @@ from fedlora.server.events import (
 )
 from fedlora.server.report.numbers import mean_loss, round_seconds, trained
 from fedlora.server.report.wording import (
+    bytes_text,
     count_text,
     duration_text,
     error_texts,
@@ -207,6 +207,8 @@ def _rows(view: RunView) -> Iterator[tuple[str, Text]]:
         if (aggregation := rounds[-1].aggregation) is not None:
             yield "error of average", _errors(aggregation.error_before, aggregation.error_after)
     if view.sites:
+        if rounds:
+            yield "last round", Text(_moved(rounds[-1]))
         yield "sites", _sites(view.sites)
     if view.waiting_for:
         yield "waiting", Text(view.waiting_for, style="yellow")
@@ -237,11 +239,15 @@ def _sites(sites: Mapping[str, tuple[str, str]]) -> Text:
     by_state: dict[str, list[str]] = {}
     for name, (state, detail) in sorted(sites.items()):
         by_state.setdefault(state, []).append(f"{name} ({detail})" if detail else name)
-    parts = []
-    for state in SITE_STATES:
-        if names := by_state.get(state):
-            parts.append(f"{state}: {list_text(names)}" if state in ("away", "not ready") else f"{len(names)} {state}")
-    return Text(", ".join(parts))
+    there = [f"{len(by_state[state])} {state}" for state in ("ready", "at work", "starting") if state in by_state]
+    missing = [f"{state}: {list_text(by_state[state])}" for state in ("not ready", "away") if state in by_state]
+    return Text(", ".join([*there, *missing]))
+
+
+def _moved(report: RoundReport) -> str:
+    """Return the adapter bytes of a round, and its seconds by phase."""
+    seconds = ", ".join(f"{phase} {duration_text(spent)}" for phase, spent in report.seconds.items())
+    return f"{bytes_text(report.bytes_down)} down, {bytes_text(report.bytes_up)} up; {seconds}"
 
 
 def _report_line(view: RunView, report: RoundReport) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from fedlora.cli.status_file import Status
 from fedlora.server.authority import SiteRecord
-from fedlora.server.report.wording import count_text, duration_text, error_texts, score_text
+from fedlora.server.report.wording import bytes_text, count_text, duration_text, error_texts, score_text
 
 
 def status_lines(status: Status) -> Iterator[str]:
@@ -54,12 +54,3 @@ def sites_table(records: Sequence[SiteRecord], now: datetime) -> Table:
             state = "invitation ended"  # type: ignore[assignment]
         table.add_row(record.name, state, ", ".join(record.runs), "" if end is None else f"{end:%Y-%m-%d %H:%M} UTC")
     return table
-
-
-def bytes_text(size: float) -> str:
-    """Return a number of bytes for people, in decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError("the last unit has returned")

@@ -1,0 +1,241 @@
+"""The protobuf of a deployment: what goes in comes out, what is a site's own stays there, and nonsense is refused."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedlora.common.errors import RunError
+from fedlora.common.messages import (
+    EvaluateReceipt,
+    EvaluateRequest,
+    Failure,
+    InitialiseReceipt,
+    InitialiseRequest,
+    Score,
+    SiteDescription,
+    TrainReceipt,
+    TrainRequest,
+)
+from fedlora.common.wire import (
+    read_description,
+    read_receipt,
+    read_request,
+    write_description,
+    write_receipt,
+    write_request,
+)
+from fedlora.v1 import messages_pb2 as pb
+from fedlora.v1 import session_pb2
+
+T = TypeVar("T")
+
+many_messages = settings(derandomize=True, max_examples=60, deadline=None)
+
+SECRET = "/mnt/ward-3/patients.csv"
+SECRET_BYTES = (b"/mnt/", b"ward-3", b"patients", b"malignant", b"ward 3", b"secret/base", b"tensors")
+
+runs = st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+small = st.integers(0, 2**32 - 1)
+counts = st.integers(1, 2**32 - 1)
+large = st.integers(0, 2**64 - 1)
+signed = st.integers(0, 2**63 - 1)
+numbers = st.floats(allow_nan=True, allow_infinity=True)
+codes = st.from_regex(r"[a-z_]{1,40}", fullmatch=True)
+scores = st.builds(Score, st.integers(1, 2**64 - 1), numbers, numbers)
+factors = st.sampled_from([("A",), ("B",), ("A", "B")])
+
+train_requests = st.builds(TrainRequest, runs, counts, small, large, counts, small, st.just(b""), factors)
+evaluate_requests = st.tuples(st.integers(0, 2**31), counts).flatmap(
+    lambda shard: st.builds(
+        EvaluateRequest, runs, small, st.none() | large, st.just(shard[0]),
+        st.just(min(shard[0] + shard[1], 2**32 - 1)), st.booleans(),
+    )
+)  # fmt: skip
+train_receipts = st.builds(
+    TrainReceipt, runs, small, small, words, words, signed, small, numbers, st.none() | scores, st.none() | scores,
+    st.dictionaries(words, numbers, max_size=5),
+    withheld=st.sampled_from([(), ("loss",), ("scores",), ("loss", "scores")]),
+)  # fmt: skip
+evaluate_receipts = st.builds(
+    EvaluateReceipt, runs, small, small, st.dictionaries(words, scores, max_size=4),
+    st.dictionaries(large, large, max_size=6),
+)  # fmt: skip
+receipts = st.one_of(train_receipts, evaluate_receipts, st.just(InitialiseReceipt()), st.builds(Failure, codes))
+descriptions = st.builds(
+    SiteDescription, words, large, large, large, words, st.just(("x", "y")), st.just("secret/base"), words, words,
+    words, counts, st.just(True),
+)  # fmt: skip
+
+
+def over_the_wire(message: T, read_as: Callable[[], T]) -> T:
+    """Return a protobuf as its receiver has it."""
+    received = read_as()
+    received.ParseFromString(message.SerializeToString())  # type: ignore[attr-defined]
+    return received
+
+
+def request_of(**content: Any) -> session_pb2.Request:
+    return over_the_wire(session_pb2.Request(request_id="1", **content), session_pb2.Request)
+
+
+def answer_of(**content: Any) -> session_pb2.Answer:
+    return over_the_wire(session_pb2.Answer(request_id="1", **content), session_pb2.Answer)
+
+
+def sent(receipt: Any) -> session_pb2.Answer:
+    answer = session_pb2.Answer(request_id="1")
+    write_receipt(receipt, answer)
+    return over_the_wire(answer, session_pb2.Answer)
+
+
+@given(request=st.one_of(train_requests, evaluate_requests, st.builds(InitialiseRequest, large)))
+@many_messages
+def test_a_request_comes_out_as_it_went_in(request: Any) -> None:
+    message = session_pb2.Request(request_id="1")
+    write_request(request, message)
+    assert read_request(over_the_wire(message, session_pb2.Request)) == request
+
+
+def test_no_number_of_examples_is_another_thing_than_zero() -> None:
+    found = []
+    for num_examples in (None, 0, 7):
+        message = session_pb2.Request()
+        write_request(EvaluateRequest("run", 1, num_examples, 0, 1, with_predictions=False), message)
+        read = read_request(over_the_wire(message, session_pb2.Request))
+        assert isinstance(read, EvaluateRequest)
+        found.append(read.num_examples)
+    assert found == [None, 0, 7]
+
+
+@given(receipt=receipts)
+@many_messages
+def test_a_receipt_comes_out_as_it_went_in(receipt: Any) -> None:
+    # By their text, in which nan is nan; maps have no order on the wire.
+    assert in_order(read_receipt(sent(receipt))) == in_order(receipt)
+
+
+def in_order(receipt: Any) -> str:
+    maps = [name for name in ("seconds", "groups", "predictions") if hasattr(receipt, name)]
+    return repr(replace(receipt, **{name: dict(sorted(getattr(receipt, name).items())) for name in maps}))
+
+
+def test_a_loss_that_is_no_number_and_scores_that_are_withheld_come_out_so() -> None:
+    found = read_receipt(sent(TrainReceipt("run", 1, 0, "north", "ok", withheld=("loss", "scores"))))
+    assert isinstance(found, TrainReceipt)
+    assert math.isnan(found.loss)
+    assert (found.before, found.after, found.withheld) == (None, None, ("loss", "scores"))
+
+
+@given(description=descriptions)
+@many_messages
+def test_a_description_comes_out_as_it_went_in_with_what_the_server_knows(description: SiteDescription) -> None:
+    message = over_the_wire(write_description(description), pb.SiteDescription)
+    found = read_description(message, site=description.client, labels=("x", "y"), base_model="secret/base")
+    assert found == description
+
+
+def test_the_words_of_a_description_are_cut_to_a_line() -> None:
+    long = "x" * 10_000
+    message = pb.SiteDescription(
+        metric_name=long, base_model_fingerprint=long, data_fingerprint=long, version=long, lora_rank=1
+    )
+    found = read_description(message, site="north", labels=(), base_model="base")
+    assert (len(found.metric_name), len(found.version)) == (40, 40)
+    assert (len(found.base_model_fingerprint), len(found.data_fingerprint)) == (100, 100)
+
+
+def test_nothing_of_a_failures_text_leaves_a_site() -> None:
+    raw = sent(Failure("data", f"{SECRET}: no label 'malignant'")).SerializeToString()
+    assert b"data" in raw
+    assert [secret for secret in SECRET_BYTES if secret in raw] == []
+
+
+def test_neither_labels_nor_names_of_models_or_files_leave_a_site() -> None:
+    description = SiteDescription(
+        "ward 3", 10, 1, 2, "accuracy", ("benign", "malignant"), "secret/base", "f" * 64, "d" * 64, "0.1.0", 8, True
+    )
+    readiness = session_pb2.Readiness(description=write_description(description))
+    raw = session_pb2.ConnectRequest(readiness=readiness).SerializeToString()
+    assert b"accuracy" in raw
+    assert [secret for secret in (*SECRET_BYTES, b"benign") if secret in raw] == []
+
+
+@pytest.mark.parametrize(
+    "receipt",
+    [TrainReceipt("run", 1, 0, "north", "ok", 5, 1, 0.5, adapter=b"tensors"), InitialiseReceipt(b"tensors")],
+)
+def test_an_adapter_is_never_inside_an_answer(receipt: Any) -> None:
+    assert b"tensors" not in sent(receipt).SerializeToString()
+
+
+@pytest.mark.parametrize("code", ["", "A", "two words", "../etc", "x" * 41, "größe", "data\n", SECRET])
+def test_a_failures_code_is_a_short_word(code: str) -> None:
+    with pytest.raises(RunError, match="a failure whose code is none"):
+        read_receipt(answer_of(failure=pb.Failure(code=code)))
+
+
+def test_a_score_over_no_examples_is_none() -> None:
+    empty = pb.Score(num_examples=0, loss=1.0, metric=1.0)
+    train = pb.TrainReceipt(run="run", round=1, client="north", status="ok")
+    for content in (
+        {"train": pb.TrainReceipt(**{"before": empty})},
+        {"train": pb.TrainReceipt(**{"after": empty})},
+        {"evaluate": pb.EvaluateReceipt(run="run", round=1, groups={"north": empty})},
+    ):
+        with pytest.raises(RunError, match="a score over no examples"):
+            read_receipt(answer_of(**content))
+    assert isinstance(read_receipt(answer_of(train=train)), TrainReceipt)
+
+
+def test_a_map_has_its_most_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedlora.common.wire._MAX_ENTRIES", 3)
+    four = pb.EvaluateReceipt(predictions={place: 0 for place in range(4)})
+    with pytest.raises(RunError, match="4 entries in one field; expected at most 3"):
+        read_receipt(answer_of(evaluate=four))
+    many = pb.TrainReceipt(seconds={str(phase): 0.0 for phase in range(4)})
+    with pytest.raises(RunError, match="4 entries in one field"):
+        read_receipt(answer_of(train=many))
+
+
+def test_a_rank_of_nothing_is_refused() -> None:
+    with pytest.raises(RunError, match="north trains rank 0; expected 1 or more"):
+        read_description(pb.SiteDescription(num_examples=1), site="north", labels=(), base_model="base")
+
+
+@pytest.mark.parametrize("trains", [[], ["C"], ["A", "C"], ["a"]])
+def test_only_the_two_factors_can_be_trained(trains: list[str]) -> None:
+    with pytest.raises(RunError, match="expected A, B or both"):
+        read_request(request_of(train=pb.TrainRequest(run="run", round=1, num_rounds=1, trains=trains)))
+
+
+@pytest.mark.parametrize("run", ["", ".", "..", "../..", "/", "a/b", "a\\b", "a\0", "x" * 65, "run\n"])
+def test_a_run_that_would_name_another_folder_at_a_site_is_refused(run: str) -> None:
+    train = pb.TrainRequest(run=run, round=1, num_rounds=1, trains=["A", "B"])
+    evaluate = pb.EvaluateRequest(run=run, round=1, num_shards=1)
+    for request in (request_of(train=train), request_of(evaluate=evaluate)):
+        with pytest.raises(RunError, match="the server names the run"):
+            read_request(request)
+
+
+def test_rounds_and_shards_that_there_cannot_be_are_refused() -> None:
+    for round, num_rounds in [(0, 1), (1, 0)]:
+        train = pb.TrainRequest(run="run", round=round, num_rounds=num_rounds, trains=["A", "B"])
+        with pytest.raises(RunError, match=f"round {round} of {num_rounds}; expected 1 or more"):
+            read_request(request_of(train=train))
+    for shard, num_shards in [(0, 0), (2, 2)]:
+        evaluate = pb.EvaluateRequest(run="run", round=1, shard=shard, num_shards=num_shards)
+        with pytest.raises(RunError, match=f"shard {shard} of {num_shards}; expected one of them"):
+            read_request(request_of(evaluate=evaluate))
+
+
+def test_what_this_version_does_not_know_is_refused() -> None:
+    with pytest.raises(RunError, match="does not know; update fedlora here"):
+        read_request(request_of())
+    with pytest.raises(RunError, match="an answer that this version does not know"):
+        read_receipt(answer_of())
