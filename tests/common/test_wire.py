@@ -195,7 +195,7 @@ def test_a_score_over_no_examples_is_none() -> None:
 
 def test_a_map_has_its_most_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedlora.common.wire._MAX_ENTRIES", 3)
-    four = pb.EvaluateReceipt(predictions={place: 0 for place in range(4)})
+    four = pb.EvaluateReceipt(predictions=dict.fromkeys(range(4), 0))
     with pytest.raises(RunError, match="4 entries in one field; expected at most 3"):
         read_receipt(answer_of(evaluate=four))
     many = pb.TrainReceipt(seconds={str(phase): 0.0 for phase in range(4)})

@@ -12,7 +12,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from fedlora.adapters.differences import decode_file, encode_file
 from fedlora.common.errors import AdapterError
-from fedlora.common.files import sha256_of, write_file
+from fedlora.common.files import sha256_of
 from fedlora.common.messages import Failure
 from fedlora.common.packed_file import PackedFile
 from fedlora.common.records import adapter_in, put_adapter, to_record
@@ -62,7 +62,7 @@ def adapters_as_files(message: Message, context: Context, call_next: ClientAppCa
         return reply
     target = Path(str(settings["target"]))
     packed = target.with_name(f"{target.name}.packed")
-    write_file(packed, cast(bytes, made))
+    packed.write_bytes(cast(bytes, made))  # Not synced: a crash here loses a training that was not finished.
     encode_file(
         packed,
         target,

@@ -73,6 +73,8 @@ def replace_file(source: Path, target: Path) -> None:
 def link_file(source: Path, target: Path) -> None:
     """Give a synced file a second name, in place of whatever has that name.
 
+    The name itself is on disk with the next file that is written to its folder.
+
     Raises:
         StoreError: the folder cannot be written.
     """
@@ -84,7 +86,6 @@ def link_file(source: Path, target: Path) -> None:
         os.replace(temporary, target)
         # Where both are one file already, a rename does nothing, and leaves its source.
         temporary.unlink(missing_ok=True)
-        _sync_folder(target.parent)
     except OSError as error:
         raise StoreError(f"cannot write {target}: {error.strerror}; choose another folder with --out") from error
 
