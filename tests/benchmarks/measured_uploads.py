@@ -12,6 +12,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from idle_app import changed
 from idle_federation import IdleFederation, idle_run, idle_server, shape_of, write_adapter
 from light_site import LightSite, enrolled
 from process_watch import MemoryWatch
@@ -23,6 +24,8 @@ from fedlora.common.files import sha256_of
 from fedlora.v1 import messages_pb2
 
 _REST_SECONDS = 1.0
+# The last adapter is checked and published meanwhile.
+_END_SECONDS = 600.0
 
 
 class _Uploads:
@@ -31,7 +34,9 @@ class _Uploads:
     def __init__(self, adapter: Path, num_sites: int) -> None:
         self.first, self.update = Path("first").resolve(), Path("update").resolve()
         encode_file(adapter, self.first, reference=None, precision="float32")
-        encode_file(adapter, self.update, reference=adapter, precision="bfloat16")
+        trained = Path("trained").resolve()
+        trained.write_bytes(changed(adapter.read_bytes()))
+        encode_file(trained, self.update, reference=adapter, precision="bfloat16")
         self.blobs = {path: _blob(path) for path in (self.first, self.update)}
         self.asked = threading.Barrier(num_sites + 1)
         self.begin = threading.Event()
@@ -70,7 +75,7 @@ def main(wire_megabytes: float, num_sites: int, answer: Path) -> None:
             "upload_bytes": uploads.blobs[uploads.update].size_bytes,
         }
         # The server ends in good order, and the threads with their connections.
-        federation.server.wait(60)
+        federation.server.wait(_END_SECONDS)
     progress(str(written))
     answer.write_text(json.dumps(written))
 

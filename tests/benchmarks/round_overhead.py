@@ -2,10 +2,11 @@
 
 Server and sites are processes of their own on this machine, put together as the commands do it, and each site has its
 resident worker. The server is real from end to end: a whole round is from RoundEnded to RoundEnded, with plan,
-exchange of the adapters, admission, aggregation (lora_fair), journal and checkpoint. "Evaluated at the sites" has a
-held-out set at each, which asks every site once more. "Grid alone" has no strategy: from making the messages to the
-last site's answer. Its EVALUATE moves nothing but messages; its TRAIN brings each site a new adapter and takes back
-an update, with all that the site writes to its disk. "Small" is an adapter of the default run's size (0.6 MB).
+exchange of the adapters, admission, aggregation (lora_fair), journal and checkpoint, while the registry checks the
+newest adapter in a process beside it, over and over. "Evaluated at the sites" has a held-out set at each, which asks
+every site once more. "Grid alone" has no strategy and no registry: from making the messages to the last site's answer.
+Its EVALUATE moves nothing but messages; its TRAIN brings each site a new adapter and takes back an update, with all
+that the site writes to its disk. "Small adapter" has the default run's size (0.6 MB).
 
 The yardstick is Flower's SuperLink with its SuperNodes and the same strategy and clients, adapters in the messages: a
 round is from RoundStarted to RoundEnded there. A ratio is of the two medians.
@@ -29,13 +30,16 @@ _PARTS = {
 
 def figures(*, quick: bool) -> Iterator[Figure]:
     """Yield the distributions of a round's time, by what belongs to it."""
-    num_sites, num_rounds, num_yardstick = (2, 10, 1) if quick else (_NUM_SITES, 200, 5)
-    label = f"{num_sites} sites"
+    num_sites, num_rounds, num_yardstick = (1, 10, 1) if quick else (_NUM_SITES, 200, 5)
+    label = f"{num_sites} {'site' if num_sites == 1 else 'sites'}"
     progress(f"{label}, {num_rounds} whole rounds")
     run = run_fresh("timed_rounds.py", "run", "tiny", num_sites, num_rounds)
     yield from _distribution(f"{label}: whole round", run["round"], at_most(50))
     for part, name in _PARTS.items():
         yield Figure(f"{label}: of it {name}", "ms", _milliseconds(run[part]))
+    named = zip(*(run[part] for part in _PARTS), strict=True)
+    rest = [whole - sum(parts) for whole, parts in zip(run["round"], named, strict=True)]
+    yield Figure(f"{label}: of it rest: report, adapter/ and rounds.jsonl", "ms", _milliseconds(rest))
     progress(f"{label}, SuperLink, {num_yardstick} rounds")
     flower = run_fresh("timed_superlink.py", num_sites, json.dumps({"rounds": {"rounds": num_yardstick}}))["rounds"]
     yield Figure(f"{label}: whole round, SuperLink", "ms", _milliseconds(flower))

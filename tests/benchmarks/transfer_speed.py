@@ -34,14 +34,14 @@ _PARTS = {
 
 def figures(*, quick: bool) -> Iterator[Figure]:
     """Yield ours by part, the server's memory, the bytes on the wire, and the ratios to the SuperLink."""
-    wire_megabytes, num_sites, num_rounds = (1, 2, 1) if quick else (100, _NUM_SITES, 3)
+    wire_megabytes, num_sites, num_rounds = (1, 1, 1) if quick else (100, _NUM_SITES, 3)
     label = f"{num_sites} x {wire_megabytes} MB"
     progress(f"{label}, {num_rounds} rounds")
     direct = run_fresh("timed_transfer.py", wire_megabytes, num_sites, num_rounds, 0)
     yield from _ours(label, direct)
     progress(f"{label} through the relay")
     relayed = run_fresh("timed_transfer.py", wire_megabytes, num_sites, 1, 1)
-    over = [wire / payload for wire, payload in zip(relayed["wire"], relayed["payload"], strict=False)]
+    over = [wire / payload for wire, payload in zip(relayed["wire"], relayed["payload"], strict=True)]
     yield Figure(f"{label}: bytes on the wire / payload, each round", "x", over, None if quick else at_most(1.02))
     size_bytes = wire_megabytes * 10**6
     num_arrays = 16 if quick else 448

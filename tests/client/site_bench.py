@@ -2,6 +2,7 @@
 
 import hashlib
 import queue
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,13 @@ class Bench:
 
 
 StartBench = Callable[..., Bench]
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not is_true():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
 
 
 def train(round: int = 1, *, attempt: int = 0) -> messages_pb2.TrainRequest:

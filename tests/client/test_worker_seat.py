@@ -189,6 +189,7 @@ def test_an_adapter_comes_as_a_file_and_goes_as_one(
     seat: WorkerSeat, tmp_path: Path, precision: str, tolerance: float
 ) -> None:
     given, target = adapter_file(tmp_path), tmp_path / "out" / "update"
+    target.parent.mkdir()
     answer = seat.ask(asked_for(seat, given, target, precision=precision), TrainReceipt)
     assert isinstance(answer, TrainReceipt)
     assert answer.adapter == PackedFile(target, target.stat().st_size)
@@ -200,6 +201,7 @@ def test_an_adapter_comes_as_a_file_and_goes_as_one(
 
 def test_int8_leaves_what_it_rounded_off_and_takes_it_up_again(seat: WorkerSeat, tmp_path: Path) -> None:
     given, residual, left = adapter_file(tmp_path), tmp_path / "residual", tmp_path / "out" / "residual"
+    left.parent.mkdir()
     how = {"precision": "int8", "residual": residual, "new_residual": left}
     seat.ask(asked_for(seat, given, tmp_path / "out" / "update", **how), TrainReceipt)
     first = (tmp_path / "out" / "update").read_bytes()

@@ -25,7 +25,7 @@ from fedlora.client.site_file import SiteConfig
 from fedlora.client.transfer import upload
 from fedlora.client.worker_seat import WorkerSeat
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import FedloraError
+from fedlora.common.errors import FedloraError, RunError
 from fedlora.common.messages import (
     INTERNAL,
     INTERRUPTED,
@@ -342,15 +342,19 @@ class Site:
         with self._lock:
             found = [item for item in self._wanted.values() if item.request_id == acknowledgement.request_id]
         for message in found:
-            if message.HasField("train"):
-                run, round = message.train.run, message.train.round
-                if acknowledgement.refusal == "not_stored":
-                    logger.warning("round %d: the server could not store the update", round)
-                else:
-                    self._outbox.settle(run, round, is_accepted=not acknowledgement.refusal)
-                    what = f"refused ({acknowledgement.refusal})" if acknowledgement.refusal else "accepted"
-                    logger.info("round %d: %s", round, what)
             self._forget(acknowledgement.request_id)
+            try:
+                request = read_request(message)
+            except RunError:
+                continue  # It was refused, and its run names no folder of ours.
+            if not isinstance(request, TrainRequest):
+                continue
+            if acknowledgement.refusal == "not_stored":
+                logger.warning("round %d: the server could not store the update", request.round)
+                continue
+            self._outbox.settle(request.run, request.round, is_accepted=not acknowledgement.refusal)
+            what = f"refused ({acknowledgement.refusal})" if acknowledgement.refusal else "accepted"
+            logger.info("round %d: %s", request.round, what)
 
 
 def _key(message: session_pb2.Request) -> Key:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from fedlora.cli.status_file import Status
 from fedlora.server.authority import SiteRecord
@@ -52,5 +53,6 @@ def sites_table(records: Sequence[SiteRecord], now: datetime) -> Table:
         state = record.status
         if record.status == "invited" and not record.is_pending(now):
             state = "invitation ended"  # type: ignore[assignment]
-        table.add_row(record.name, state, ", ".join(record.runs), "" if end is None else f"{end:%Y-%m-%d %H:%M} UTC")
+        until = "" if end is None else f"{end:%Y-%m-%d %H:%M} UTC"
+        table.add_row(*map(Text, (record.name, state, ", ".join(record.runs), until)))
     return table

@@ -110,7 +110,7 @@ def serve(
         command=shlex.join(sys.argv),
         listener=listen,
     )
-    with Port(door.address, credentials, add_services) as port, _stopped_by_signals(grid):
+    with Port(door.address, credentials, add_services, gate=gate) as port, _stopped_by_signals(grid):
         opened(port.number)
         is_finished = False
         try:

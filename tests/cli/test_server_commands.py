@@ -1,0 +1,216 @@
+"""The commands of a deployment before, beside and after a server: one line for what a person can mend."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from deployment import Deployment
+
+from fedlora.common.config import RunConfig
+from fedlora.common.run_file import parse_run, to_toml
+
+LABELS = ["0", "1", "2"]
+LEAST = '[site]\nname = "north"\n[data]\npath = "north.csv"\n'
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run.toml", parse_run({"run": {"name": "tiny"}, "data": {"labels": LABELS}}))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    path = tmp_path / "site.toml"
+    path.write_text(LEAST)
+    return path
+
+
+@pytest.fixture
+def error_of(fedlora: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Return a function that runs a light command in this process, and returns the one line that it fails with."""
+    monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
+
+    def run(*arguments: str | Path) -> str:
+        done = fedlora(*arguments)
+        code, out, err = done.code, done.out, done.err  # type: ignore[attr-defined]
+        assert (code, out) == (1, ""), err
+        (line,) = err.splitlines()
+        assert line.startswith("error: ")
+        return str(line.removeprefix("error: "))
+
+    return run
+
+
+def write_run(path: Path, config: RunConfig) -> Path:
+    path.write_text(to_toml(config))
+    return path
+
+
+def start_error(folder: Path, *arguments: str | Path) -> str:
+    """Return the one line on stderr of a `server start`, in a process of its own, that fails."""
+    command = [sys.executable, "-m", "fedlora.cli", "server", "start", *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+def wait_until_written(deployment: Deployment) -> None:
+    """Wait until the status file, which is written twice a second, says on which port the server listens."""
+    deadline = time.monotonic() + 30
+    while json.loads((deployment.out / "status.json").read_text())["port"] == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def entries(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["server", "status"], "nowhere: no server has run there; expected the folder given to server start"),
+        (["server", "status", "--json"], "nowhere: no server has run there; expected the folder given to server start"),
+        (["server", "stop"], "nowhere: no server has run there; expected the folder given to server start"),
+        (["sites", "list"], "identity: there is no server's identity; start the server first"),
+        (["sites", "revoke", "north"], "identity: there is no server's identity; start the server first"),
+        (["sites", "invite", "north"], "holds no run; start the server first, or name the run with --run"),
+        (["sites", "invite", "north", "--run", "tiny"], "there is no server's identity; start the server first"),
+        (["sites", "invite", "north", "--run", "tiny", "--ca", "missing.pem"], "missing.pem: cannot be read (No such"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_before_a_server_has_started_the_commands_say_so(
+    error_of: Callable[..., str], tmp_path: Path, arguments: list[str], line: str
+) -> None:
+    assert line in error_of(*arguments, "--out", tmp_path / "nowhere")
+    assert entries(tmp_path) == set()
+
+
+def test_no_server_is_stopped_where_none_runs(error_of: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text(json.dumps({"run": "tiny", "pid": 1}))
+    (tmp_path / ".lock").touch()
+    assert error_of("server", "stop", "--out", tmp_path) == f"{tmp_path}: no server is running there"
+
+
+def test_a_damaged_status_is_one_line(error_of: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text("{")
+    assert "status.json: cannot be read" in error_of("server", "status", "--out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("address", "options", "line"),
+    [
+        ("127.0.0.1:1", [], "this site is not enrolled yet; ask the server's operator for an invitation, and give its"),
+        ("127.0.0.1:1", ["--token", "fl1-abc"], "the token has 3 characters after fl1-, expected 43; copy it whole"),
+        ("127.0.0.1:1", ["--token", "abc"], "token"),
+        ("192.0.2.1:8470", ["--insecure"], "192.0.2.1 is another machine: leave it out, and invite the site"),
+        ("nonsense", [], "'nonsense' is no address; expected HOST:PORT"),
+        ("127.0.0.1:1", ["--ca", "a.pem"], "--ca, --cert and --key go together; give all three, or none of them"),
+        ("127.0.0.1:1", ["--cert", "a.pem", "--key", "b.pem"], "--ca, --cert and --key go together"),
+        ("127.0.0.1:1", ["--ca", "a.pem", "--cert", "b.pem", "--key", "c.pem"], ".pem: cannot be read"),
+    ],
+)
+def test_a_join_that_cannot_be_says_why_and_makes_no_key(
+    error_of: Callable[..., str], site: Path, address: str, options: list[str], line: str
+) -> None:
+    assert line in error_of("client", "join", address, "--site", site, *options)
+    # The state's folder with its lock is all that may be there.
+    assert entries(site.parent) <= {"site.toml", "north.site"}
+    assert entries(site.parent / "north.site") <= {".lock", "wish"}
+
+
+@pytest.mark.parametrize("command", [["join", "127.0.0.1:1"], ["pause"], ["resume"], ["leave"]])
+def test_a_wrong_site_file_is_named_with_what_is_wrong(
+    error_of: Callable[..., str], site: Path, command: list[str]
+) -> None:
+    site.write_text(LEAST + "[limits]\nmax_steps = 0\n")
+    line = error_of("client", *command, "--site", site)
+    assert line == f"{site}: limits.max_steps is 0: input should be greater than or equal to 1"
+    assert error_of("client", *command, "--site", site.parent / "missing.toml").startswith(f"{site.parent}/missing")
+    assert entries(site.parent) == {"site.toml"}
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "leave"])
+def test_who_has_never_joined_cannot_be_controlled(error_of: Callable[..., str], site: Path, verb: str) -> None:
+    assert "this site has never joined; join first" in error_of("client", verb, "--site", site)
+    assert entries(site.parent) == {"site.toml"}
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--cert", "a.pem"], "--ca, --cert and --key go together; give all three, or none of them"),
+        (["--insecure", "--identity", "x"], "--insecure needs no certificates; leave out --identity, --ca, --cert and"),
+        (["--set", "data.lables=3"], "data.lables: unknown key; did you mean data.labels?"),
+    ],
+)
+def test_a_server_with_options_that_do_not_go_together_is_not_started(
+    error_of: Callable[..., str], run_file: Path, tmp_path: Path, options: list[str], line: str
+) -> None:
+    assert line in error_of("server", "start", run_file, "--out", tmp_path / "out", *options)
+    assert entries(tmp_path) == {"run.toml"}
+
+
+def test_a_server_without_labels_is_told_how_to_name_them(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run.toml", RunConfig())
+    line = start_error(tmp_path, run, "--out", "out", "--insecure", "--listen", "127.0.0.1:0")
+    assert line.startswith("data.labels is empty; a deployment must name the labels")
+    assert entries(tmp_path / "out") <= {"status.json"}
+
+
+def test_a_folder_of_another_run_or_of_other_files_is_left_alone(run_file: Path, tmp_path: Path) -> None:
+    other, thesis = tmp_path / "other", tmp_path / "thesis"
+    other.mkdir()
+    thesis.mkdir()
+    before = write_run(other / "run.toml", parse_run({"lora": {"rank": 3}, "data": {"labels": LABELS}})).read_bytes()
+    (thesis / "thesis.tex").touch()
+    line = start_error(tmp_path, run_file, "--out", "other", "--insecure")
+    assert line.startswith("other holds a run that differs from this one: lora.rank is 3, not 8; run.name is 'digits'")
+    line = start_error(tmp_path, run_file, "--out", "thesis", "--insecure")
+    assert line == "thesis is not empty and holds no run; choose another folder with --out"
+    assert (other / "run.toml").read_bytes() == before
+    assert entries(other) <= {"run.toml", ".lock"}
+    assert entries(thesis) == {"thesis.tex"}
+
+
+def test_a_server_that_waits_is_seen_and_stopped_and_the_same_command_starts_it_again(
+    run_file: Path, tmp_path: Path
+) -> None:
+    with Deployment(tmp_path, run_file, is_insecure=True) as deployment:
+        deployment.server.start()
+        deployment.server.wait_for("waiting: 0 of 2 sites are ready")
+        wait_until_written(deployment)
+        status = json.loads(deployment.command("server", "status", "--out", str(deployment.out), "--json").stdout)
+        assert (status["is_running"], status["run"], status["port"]) == (True, "tiny", deployment.port)
+        assert deployment.server.popen is not None
+        assert status["pid"] == deployment.server.popen.pid
+        stopped = deployment.command("server", "stop", "--out", str(deployment.out))
+        assert (stopped.returncode, stopped.stdout, stopped.stderr) == (0, "stopped\n", "")
+        assert deployment.server.wait(30) == 0
+        lines = deployment.command("server", "status", "--out", str(deployment.out)).stdout
+        assert lines == "tiny: not running, round 0 of 10\n"
+        said = len(deployment.server.text)
+        deployment.server.start()
+        deployment.server.wait_for(rf"(?s)\A.{{{said}}}.*listening on")
+
+
+def test_a_port_that_is_taken_is_one_line_and_the_folder_can_still_be_used(run_file: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for _ in range(2):
+            line = start_error(tmp_path, run_file, "--out", "out", "--insecure", "--listen", address)
+            assert line.startswith(f"cannot listen on {address} (")
+            assert line.endswith("is another server there? Choose another --listen")
+        assert not (tmp_path / "out" / "run.toml").exists()
+        assert not os.path.exists(tmp_path / "out" / ".lock")
