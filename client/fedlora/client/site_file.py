@@ -5,7 +5,7 @@ site allows. Its limits win over the run's wishes, and none of it is sent.
 """
 
 import tomllib
-from datetime import datetime, time
+from datetime import time
 from pathlib import Path
 from typing import Literal
 
@@ -132,16 +132,23 @@ def for_site(run: RunConfig, site: SiteConfig, *, beside: Path) -> RunConfig:
 
 
 def quiet_span(text: str) -> tuple[time, time]:
-    """Return begin and end of `HH:MM-HH:MM`.
+    """Return begin and end of `HH:MM-HH:MM`, which may have seconds.
 
     Raises:
         ValueError: it is something else.
     """
     try:
-        begin, end = (datetime.strptime(part.strip(), "%H:%M").time() for part in text.split("-"))
+        begin, end = (_time_of_day(part.strip()) for part in text.split("-"))
     except ValueError as error:
         raise ValueError(f'is {text!r}; expected two times of the day, such as "22:00-06:30"') from error
     return begin, end
+
+
+def _time_of_day(text: str) -> time:
+    found = time.fromisoformat(text.zfill(len("09:05")))
+    if ":" not in text or found.tzinfo is not None:
+        raise ValueError(f"{text!r} is no time of this site's clock")
+    return found
 
 
 def is_quiet(text: str | None, now: time) -> bool:
