@@ -6,7 +6,6 @@ pipe of an idle worker, and no cost is paid per client or per round.
 
 import multiprocessing
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.run import Run
+from flwr.serverapp import ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedlora.client.worker import APP_DIED
 from fedlora.client.worker_process import WorkerProcess, WorkerStarter
 from fedlora.common.errors import RunError
+from fedlora.server.polled_grid import PolledGrid
 
 _POLL_SECONDS = 0.2
 _MAX_IDLE_DEATHS = 3
@@ -93,7 +92,7 @@ class _Worker:
     message: Message | None = None
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(PolledGrid):
     """A Grid whose nodes are served by resident worker processes, each message by whichever is idle.
 
     Node n has the `partition-id` n - 1, and works on one message at a time. A worker that dies in the middle of a
@@ -114,10 +113,10 @@ class InProcessGrid(Grid):
         There is a worker for each of `environments`, its environment variables. `make_app` and what it holds are sent
         to each.
         """
+        super().__init__()
         refuse_inside_a_starting_worker()
         self._starter = WorkerStarter(preload)
         self._make_app = make_app
-        self._run = Run.create_empty(run_id=1)
         self._contexts = {
             node: Context(1, node, {"partition-id": node - 1, "num-partitions": num_nodes}, RecordDict(), {})
             for node in range(1, num_nodes + 1)
@@ -146,18 +145,6 @@ class InProcessGrid(Grid):
         self._workers = []
         TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = self._identity
 
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
-
     def get_node_ids(self) -> Iterable[int]:
         return list(self._contexts)
 
@@ -180,16 +167,6 @@ class InProcessGrid(Grid):
         if not any(message_id in self._replies for message_id in wanted):
             self._collect(_POLL_SECONDS)
         return [self._replies.pop(message_id) for message_id in wanted if message_id in self._replies]
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        pending = set(self.push_messages(messages))
-        deadline = None if timeout is None else time.monotonic() + timeout
-        replies: list[Message] = []
-        while pending and (deadline is None or time.monotonic() < deadline):
-            arrived = list(self.pull_messages(pending))
-            replies += arrived
-            pending -= {reply.metadata.reply_to_message_id for reply in arrived}
-        return replies
 
     def _start_worker(self, environment: Mapping[str, str]) -> _Worker:
         return _Worker(self._starter.start(self._make_app, environment), environment)

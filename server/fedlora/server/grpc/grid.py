@@ -10,16 +10,12 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedlora.common.errors import RunError
 from fedlora.common.messages import (
-    DescribeRequest,
     EvaluateRequest,
-    Failure,
     InitialiseRequest,
     SiteDescription,
     TrainRequest,
@@ -38,6 +34,7 @@ from fedlora.server.grpc.known_site import (
     place,
 )
 from fedlora.server.lasting_grid import Traffic
+from fedlora.server.polled_grid import PolledGrid
 from fedlora.server.tickets import Ticket, TicketOffice
 from fedlora.v1 import session_pb2
 
@@ -52,7 +49,7 @@ class RunStopped(RunError):  # noqa: N818 (no error: it was asked for)
     code = "stopped"
 
 
-class GrpcGrid(Grid):
+class GrpcGrid(PolledGrid):
     """The Grid of a deployment; all methods may be called from any thread."""
 
     def __init__(
@@ -64,6 +61,7 @@ class GrpcGrid(Grid):
         listener: Listener = ignore,
     ) -> None:
         """`max_start_bytes` is what the run's first adapter, which a site makes, may take at most."""
+        super().__init__()
         self._exchange = exchange
         self._tickets = tickets
         self._max_start_bytes = max_start_bytes
@@ -78,7 +76,6 @@ class GrpcGrid(Grid):
         self._is_stopping = False
         self._prefix = secrets.token_hex(4)
         self._num_messages = 0
-        self._run = Run.create_empty(run_id=1)
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 1
 
     # -- for the session service
@@ -140,19 +137,12 @@ class GrpcGrid(Grid):
 
     def expects(self, ticket: Ticket) -> bool:
         """Return whether the update that a ticket is for is still waited for."""
-        with self._changed:
-            wanted = (ticket.run, ticket.round, ticket.attempt)
-            return any(
-                place(outstanding.request) == wanted for outstanding in self._site(ticket.site).outstanding.values()
-            )
+        return self._awaited(ticket) is not None
 
     def offer_for(self, ticket: Ticket) -> Offer | None:
         """Return the adapter that the update of a ticket is a difference to, None where it is whole."""
-        with self._changed:
-            for outstanding in self._site(ticket.site).outstanding.values():
-                if place(outstanding.request) == (ticket.run, ticket.round, ticket.attempt):
-                    return outstanding.offer
-        return None
+        awaited = self._awaited(ticket)
+        return None if awaited is None else awaited.offer
 
     def answer(self, site: str, request_id: str, receipt: Receipt) -> None:
         """Give a site's answer to the strategy."""
@@ -241,18 +231,6 @@ class GrpcGrid(Grid):
 
     # -- Grid
 
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
-
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes of the sites that are ready."""
         with self._changed:
@@ -269,10 +247,7 @@ class GrpcGrid(Grid):
             # Flower's SuperLink gives a message its id; here that is us.
             message.metadata.__dict__["_message_id"] = message_id
             site = self._names[message.metadata.dst_node_id]
-            if kind_of(message.content) == DescribeRequest.__name__:
-                self._describe(message, site)
-            else:
-                self._send_request(message, site)
+            self._send_request(message, site)
             message_ids.append(message_id)
         return message_ids
 
@@ -286,24 +261,13 @@ class GrpcGrid(Grid):
             self._refuse_to_go_on()
             return [self._replies.pop(message_id) for message_id in wanted if message_id in self._replies]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        pending = set(self.push_messages(messages))
-        deadline = None if timeout is None else time.monotonic() + timeout
-        replies: list[Message] = []
-        while pending and (deadline is None or time.monotonic() < deadline):
-            arrived = list(self.pull_messages(pending))
-            replies += arrived
-            pending -= {reply.metadata.reply_to_message_id for reply in arrived}
-        return replies
-
     # -- within
 
-    def _describe(self, message: Message, site: str) -> None:
-        """Answer from what the site said of itself as it came."""
+    def _awaited(self, ticket: Ticket) -> Outstanding | None:
+        wanted = (ticket.run, ticket.round, ticket.attempt)
         with self._changed:
-            description = self._site(site).description
-            said: object = Failure("away") if description is None else description
-            self._replies[message.metadata.message_id] = Message(to_record(said), reply_to=message)
+            known = self._site(ticket.site).outstanding.values()
+            return next((outstanding for outstanding in known if place(outstanding.request) == wanted), None)
 
     def _send_request(self, message: Message, site: str) -> None:
         request_id = message.metadata.message_id
