@@ -1,6 +1,5 @@
 """What a site allows: whether it takes part at the moment, and which numbers leave it. Pure."""
 
-import logging
 import math
 from dataclasses import replace
 from datetime import time
@@ -8,14 +7,17 @@ from datetime import time
 from fedlora.client.site_file import LimitsSection, is_quiet
 from fedlora.common.messages import EvaluateReceipt, Failure, TrainReceipt, merge_scores
 
-logger = logging.getLogger(__name__)
-
 
 def standing(limits: LimitsSection, *, is_paused: bool, now: time) -> str:
     """Return the code of what the site itself says against taking part at this time of the day, nothing if nothing."""
     if is_paused:
         return "paused"
     return "quiet_hours" if is_quiet(limits.quiet_hours, now) else ""
+
+
+def allows_base_model(limits: LimitsSection, *, name: str, fingerprint: str) -> bool:
+    """Return whether a base model may be trained here, by its name in the run or by its fingerprint."""
+    return not limits.base_models or not {name, fingerprint}.isdisjoint(limits.base_models)
 
 
 def allowed_training(receipt: TrainReceipt, limits: LimitsSection) -> TrainReceipt:
@@ -30,6 +32,6 @@ def allowed_training(receipt: TrainReceipt, limits: LimitsSection) -> TrainRecei
 def allowed_evaluation(receipt: EvaluateReceipt, limits: LimitsSection, *, site: str) -> EvaluateReceipt | Failure:
     """Return the score of all examples under the site's name: groups and labels are its own words."""
     if "scores" not in limits.metrics:
-        return Failure("withheld")
+        return Failure("withheld", "limits.metrics names no scores")
     scores = list(receipt.groups.values())
     return replace(receipt, groups={site: merge_scores(scores)} if scores else {}, predictions={})

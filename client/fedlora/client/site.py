@@ -18,12 +18,13 @@ from flwr.app import Message
 
 from fedlora.client.fetching import fetch
 from fedlora.client.files_mod import DIFFERENCE, ask_for_file, make_of_difference
-from fedlora.client.limits import allowed_evaluation, allowed_training, standing
+from fedlora.client.limits import allowed_evaluation, allowed_training, allows_base_model, standing
 from fedlora.client.line import ConnectionGone, Line
 from fedlora.client.outbox import Finished, Outbox
 from fedlora.client.site_file import SiteConfig
 from fedlora.client.transfer import upload
 from fedlora.client.worker_seat import WorkerSeat
+from fedlora.common.channels import details_of
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import FedloraError, RunError
 from fedlora.common.messages import (
@@ -161,8 +162,8 @@ class Site:
         began = time.monotonic()
         answer = self._seat.ask(self._seat.message(DescribeRequest(rehearse=True)), SiteDescription)
         if isinstance(answer, SiteDescription):
-            allowed = self._site.limits.base_models
-            if allowed and not {answer.base_model_fingerprint, self._run.model.name} & set(allowed):
+            fingerprint = answer.base_model_fingerprint
+            if not allows_base_model(self._site.limits, name=self._run.model.name, fingerprint=fingerprint):
                 logger.warning("refused: base model %s is not in limits.base_models", self._run.model.name)
                 self._reason = "base_model_not_allowed"
                 return
@@ -369,5 +370,5 @@ def _key(message: session_pb2.Request) -> Key:
 
 
 def _words(error: grpc.RpcError) -> str:
-    code, details = getattr(error, "code", None), getattr(error, "details", None)
-    return f"{code().name if code else 'no connection'}: {details() if details else ''}"
+    code = getattr(error, "code", None)
+    return f"{code().name if code else 'no connection'}: {details_of(error)}"

@@ -5,7 +5,6 @@ message. The site's own rules hold as they do in `site`.
 """
 
 import logging
-import math
 import os
 from dataclasses import replace
 from datetime import datetime
@@ -16,6 +15,7 @@ from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 
 from fedlora.client.app import make_client_app
+from fedlora.client.limits import allowed_evaluation, allowed_training, allows_base_model
 from fedlora.client.site_file import SiteConfig, for_site, is_quiet, load_site
 from fedlora.client.source import OwnSite, WorkbenchSource
 from fedlora.client.workbench import Workbench
@@ -28,7 +28,6 @@ from fedlora.common.messages import (
     InitialiseReceipt,
     SiteDescription,
     TrainReceipt,
-    merge_scores,
 )
 from fedlora.common.records import from_record, kind_of, to_record
 from fedlora.common.run_file import parse_toml
@@ -106,7 +105,7 @@ def _load(run: RunConfig, site: SiteConfig, path: Path) -> Workbench:
     source = WorkbenchSource(key=str(path), config=for_site(run, site, beside=path.parent), site=own)
     workbench = source.load()
     fingerprint = workbench.describe(site.site.name).base_model_fingerprint
-    if site.limits.base_models and not {fingerprint, run.model.name} & set(site.limits.base_models):
+    if not allows_base_model(site.limits, name=run.model.name, fingerprint=fingerprint):
         raise ForbiddenModelError(f"base model {run.model.name} ({fingerprint}) is not in limits.base_models")
     return workbench
 
@@ -114,20 +113,13 @@ def _load(run: RunConfig, site: SiteConfig, path: Path) -> Workbench:
 def _allowed(reply: Message, run: RunConfig, site: SiteConfig) -> object:
     """Return the workbench's answer without what the site keeps to itself."""
     receipt: object = from_record(reply.content, _ANSWERS[kind_of(reply.content)])
-    withheld = tuple(name for name in ("loss", "scores") if name not in site.limits.metrics)
     match receipt:
         case SiteDescription():
             # The server knows both; by which path the model goes here, or which labels the data have, it need not.
             return replace(receipt, labels=run.data.labels, base_model=run.model.name)
         case TrainReceipt():
             logger.info("round %d: trained %d steps, loss %.4g", receipt.round, receipt.num_steps, receipt.loss)
-            if "scores" in withheld:
-                receipt = replace(receipt, before=None, after=None)
-            return replace(receipt, withheld=withheld, loss=math.nan if "loss" in withheld else receipt.loss)
-        case EvaluateReceipt() if "scores" in withheld:
-            return Failure("withheld", "limits.metrics names no scores")
+            return allowed_training(receipt, site.limits)
         case EvaluateReceipt():
-            # The groups' names are the site's own words.
-            scores = list(receipt.groups.values())
-            return replace(receipt, groups={site.site.name: merge_scores(scores)} if scores else {}, predictions={})
+            return allowed_evaluation(receipt, site.limits, site=site.site.name)
     return receipt

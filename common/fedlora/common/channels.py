@@ -79,6 +79,13 @@ def open_channel(address: str, credentials: Credentials | None) -> grpc.Channel:
     )
 
 
+def details_of(error: grpc.RpcError) -> str:
+    """Return what an error of gRPC says: a code of ours, gRPC's own words, or nothing."""
+    # Its base class has no details; every error that a call raises has.
+    details = getattr(error, "details", None)
+    return str(details() or "") if details is not None else ""
+
+
 def split_address(address: str) -> tuple[str, int]:
     """Return host and port of HOST:PORT or [IPV6]:PORT.
 

@@ -63,6 +63,19 @@ def parse_run(table: Table, overrides: Iterable[str] = (), *, origin: str = "run
         raise ConfigError("\n".join(f"{origin}: {finding}" for finding in findings.values())) from error
 
 
+def require_labels(config: RunConfig, *, origin: str = "") -> None:
+    """Check that a run names its labels; `origin` names its source in errors.
+
+    Raises:
+        ConfigError: it does not, and a deployment cannot find them out.
+    """
+    if not config.data.labels:
+        raise ConfigError(
+            f"{origin and f'{origin}: '}data.labels is empty; a deployment must name the labels, because they do not "
+            'leave the sites: labels = ["cat", "dog"] under [data]'
+        )
+
+
 def to_toml(config: RunConfig, *, comments: bool = True) -> str:
     """Return the whole run as TOML, each key with its description; a key without value is commented out."""
     lines: list[str] = []

@@ -16,7 +16,7 @@ from flwr.supercore.run import Run
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, StoreError
-from fedlora.common.run_file import load_run, to_toml
+from fedlora.common.run_file import load_run, require_labels, to_toml
 from fedlora.common.run_folder import RUN_FILE
 from fedlora.server.app import server_app_for
 from fedlora.server.claim import Claim
@@ -39,11 +39,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     run_file, out = _path(context.run_config, "run"), _path(context.run_config, "out")
     config = load_run(run_file)
-    if not config.data.labels:
-        raise ConfigError(
-            f'{run_file}: data.labels is empty; name the labels under [data], such as labels = ["cat", "dog"], '
-            "because they do not leave the sites"
-        )
+    require_labels(config, origin=str(run_file))
     with Claim(out, config, resume=(out / RUN_FILE).is_file()):
         rounds = server_app_for(
             config,

@@ -17,6 +17,7 @@ from flwr.app import Context, RecordDict
 from fedlora.common.channels import require_loopback
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
+from fedlora.common.run_file import require_labels
 from fedlora.common.run_folder import EXCHANGE_FOLDER, IDENTITY_FOLDER
 from fedlora.server.app import server_app_for
 from fedlora.server.authority import Authority
@@ -76,11 +77,7 @@ def serve(
         RunStopped: it was asked to stop; the same call goes on.
         FedloraError: the run, the folder or the port cannot be used.
     """
-    if not config.data.labels:
-        raise ConfigError(
-            "data.labels is empty; a deployment must name the labels, because they do not leave the sites: "
-            'labels = ["cat", "dog"] under [data]'
-        )
+    require_labels(config)
     exchange = ExchangeStore(folder / EXCHANGE_FOLDER, precision=config.exchange.precision)
     tickets = TicketOffice(exchange.ticket_key_file)
     grid = GrpcGrid(exchange, tickets, max_start_bytes=config.exchange.max_start_megabytes * 10**6, listener=listener)
