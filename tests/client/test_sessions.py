@@ -102,8 +102,8 @@ class Client:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients look and come back sooner than in earnest."""
-    for name, seconds in {"_LOOK_SECONDS": 0.05, "_FIRST_PAUSE_SECONDS": 0.1}.items():
-        monkeypatch.setattr(f"fedlora.client.session.{name}", seconds)
+    monkeypatch.setattr("fedlora.client.session._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("fedlora.client.backoff._FIRST_SECONDS", 0.1)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import grpc
 
 from fedlora.client.site_identity import SiteIdentity
 from fedlora.common import certificates
-from fedlora.common.channels import Credentials, open_channel, split_address
+from fedlora.common.channels import Credentials, details_of, open_channel, split_address
 from fedlora.common.errors import ConfigError, RunError, StoreError
 from fedlora.common.files import open_replacing, write_file
 from fedlora.v1 import enrolment_pb2
@@ -59,7 +59,7 @@ def enrol(address: str, token_text: str, *, name: str, state: Path) -> SiteIdent
         with open_channel(address, credentials) as channel:
             response = EnrolmentServiceStub(channel).Enrol(request, timeout=_SECONDS)
     except grpc.RpcError as error:
-        raise RunError(f"{address}: {_REFUSALS.get(_details(error), _not_taken(error))}") from error
+        raise RunError(f"{address}: {_REFUSALS.get(details_of(error), _not_taken(error))}") from error
     if not (
         certificates.matches_authority(token, response.authority)
         and certificates.is_issued_by(shown, response.authority)
@@ -89,7 +89,7 @@ def renewed(address: str, identity: SiteIdentity, *, state: Path) -> SiteIdentit
         with open_channel(address, credentials_of(identity)) as channel:
             response = EnrolmentServiceStub(channel).Renew(request, timeout=_SECONDS)
     except grpc.RpcError as error:
-        raise RunError(f"the certificate ends on {identity.expiry:%Y-%m-%d}: {_details(error)}") from error
+        raise RunError(f"the certificate ends on {identity.expiry:%Y-%m-%d}: {details_of(error)}") from error
     new = SiteIdentity(own_key, response.certificate, response.authority, identity.server_name)
     new.save(state)
     logger.info("the certificate was renewed; it is good until %s", f"{new.expiry:%Y-%m-%d}")
@@ -166,13 +166,8 @@ def _connection(host: str, port: int, context: ssl.SSLContext) -> http.client.HT
     return connection
 
 
-def _details(error: grpc.RpcError) -> str:
-    details = getattr(error, "details", None)
-    return str(details() or "") if details is not None else ""
-
-
 def _not_taken(error: grpc.RpcError) -> str:
     return (
         "the server does not take this token: it is another server's, used up, or has ended; ask for a new invitation "
-        f"({' '.join(_details(error).split())[:120]})"
+        f"({' '.join(details_of(error).split())[:120]})"
     )

@@ -7,7 +7,6 @@ OUT/.watched.json         the last version that a watch has handled
 
 import logging
 import os
-import random
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,11 +16,12 @@ from pathlib import Path
 
 import grpc
 
-from fedlora.client.transfer import Metadata
-from fedlora.common.channels import SITE_METADATA, Credentials, open_channel
+from fedlora.client.backoff import Backoff
+from fedlora.client.transfer import LEAST_FREE_BYTES, Metadata, complete
+from fedlora.common.channels import SITE_METADATA, Credentials, details_of, open_channel
 from fedlora.common.codec import Codec
 from fedlora.common.errors import RunError, StoreError
-from fedlora.common.files import sha256_of, write_file
+from fedlora.common.files import write_file
 from fedlora.common.published import (
     CODEC,
     METADATA_FILE,
@@ -31,7 +31,7 @@ from fedlora.common.published import (
     from_message,
     move_folder,
 )
-from fedlora.v1 import registry_pb2
+from fedlora.v1 import messages_pb2, registry_pb2
 from fedlora.v1.registry_pb2_grpc import RegistryServiceStub
 
 logger = logging.getLogger(__name__)
@@ -39,9 +39,7 @@ logger = logging.getLogger(__name__)
 NEWEST = "latest"
 
 _SECONDS = 30.0
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
-_MAX_DAMAGED = 3
-_LEAST_FREE_BYTES = 64 << 20
+_LONGEST_PAUSE_SECONDS = 8.0
 _PAGE_SIZE = 1_000
 _WATCHED_FILE = ".watched.json"
 _REFUSALS = {
@@ -132,7 +130,7 @@ class RegistryClient:
                 if path.name not in {file.name for file in published.files}:
                     path.unlink()
             have = sum(path.stat().st_size for path in part.iterdir())
-            if shutil.disk_usage(part).free < published.size_bytes - have + _LEAST_FREE_BYTES:
+            if shutil.disk_usage(part).free < published.size_bytes - have + LEAST_FREE_BYTES:
                 raise StoreError(f"{out}: {published.size_bytes:,} bytes do not fit; free some space")
             for file in published.files:
                 self._fetch(published, file, part / file.name)
@@ -147,30 +145,20 @@ class RegistryClient:
 
     def _fetch(self, published: Published, file: PublishedFile, path: Path) -> None:
         """Fetch what is not there of a file, and check the whole."""
-        for _ in range(_MAX_DAMAGED):
-            have = path.stat().st_size if path.is_file() else 0
-            if have < file.size_bytes:
-                request = registry_pb2.ReadFileRequest(version=published.version, file=file.name, offset=have)
-                try:
-                    self._append(request, path, num_bytes=file.size_bytes - have)
-                except grpc.RpcError as error:
-                    if error.code() is not grpc.StatusCode.NOT_FOUND:
-                        raise
-                    raise AdapterGone(f"{published.name} is not kept any more; take a newer one") from error
-            if path.is_file() and path.stat().st_size == file.size_bytes and sha256_of([path]) == file.sha256:
-                return
-            path.unlink(missing_ok=True)
-        raise RunError(f"{file.name} of {published.name} came damaged {_MAX_DAMAGED} times")
 
-    def _append(self, request: registry_pb2.ReadFileRequest, path: Path, *, num_bytes: int) -> None:
-        with open(path, "ab") as target:
-            for response in self._stub.ReadFile(request, metadata=self._metadata):
-                num_bytes -= len(response.data)
-                if num_bytes < 0:
-                    break
-                target.write(response.data)
-            target.flush()
-            os.fsync(target.fileno())
+        def read(offset: int) -> Iterator[bytes]:
+            request = registry_pb2.ReadFileRequest(version=published.version, file=file.name, offset=offset)
+            return (response.data for response in self._stub.ReadFile(request, metadata=self._metadata))
+
+        blob = messages_pb2.Blob(sha256=bytes.fromhex(file.sha256), size_bytes=file.size_bytes)
+        try:
+            complete(path, blob, read, what=f"{file.name} of {published.name}")
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            raise AdapterGone(f"{published.name} is not kept any more; take a newer one") from error
+        with open(path, "rb") as whole:
+            os.fsync(whole.fileno())
 
 
 def chosen(adapters: Iterable[Published], name: str) -> Published:
@@ -216,7 +204,7 @@ def raise_if_refused(error: grpc.RpcError) -> None:
     """Raise a RunError if waiting does not cure an error."""
     refusals = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED)
     if error.code() in refusals:
-        code = str(error.details() or "")
+        code = details_of(error)
         raise RunError(_REFUSALS.get(code, f"the server refuses ({code}); ask whoever runs it")) from error
 
 
@@ -229,7 +217,7 @@ def watch(connects: Callable[[], AbstractContextManager[RegistryClient]], out: P
         RunError: the server refuses, for a reason that waiting does not cure.
         StoreError: the folder cannot be written, or holds adapters of another run.
     """
-    pause = _FIRST_PAUSE_SECONDS
+    backoff = Backoff(_LONGEST_PAUSE_SECONDS)
     while True:
         began = time.monotonic()
         try:
@@ -241,12 +229,9 @@ def watch(connects: Callable[[], AbstractContextManager[RegistryClient]], out: P
             what = _one_line(error)
         except ConnectionError as error:
             what = str(error)
-        if time.monotonic() - began > _LONGEST_PAUSE_SECONDS:
-            pause = _FIRST_PAUSE_SECONDS
-        wait = pause * random.uniform(0.5, 1.0)
+        wait = backoff.next_pause(time.monotonic() - began)
         logger.warning("%s; trying again in %.1f s", what, wait)
         time.sleep(wait)
-        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 def _follow(client: RegistryClient, out: Path, handle: Handle) -> None:
@@ -280,7 +265,7 @@ def _is_complete(folder: Path, published: Published) -> bool:
 
 
 def _one_line(error: grpc.RpcError) -> str:
-    details = " ".join(str(error.details() or "").split())[:200]
+    details = " ".join(details_of(error).split())[:200]
     if details == "drained":
         return "the server has stopped, and its run is not over"
     return f"cannot be reached ({details})" if details else "the connection broke"

@@ -2,7 +2,6 @@
 
 import logging
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -10,10 +9,11 @@ from importlib.metadata import version
 
 import grpc
 
+from fedlora.client.backoff import Backoff
 from fedlora.client.line import Line
 from fedlora.client.site import Site
 from fedlora.client.transfer import Metadata
-from fedlora.common.channels import SITE_METADATA, Credentials, open_channel
+from fedlora.common.channels import SITE_METADATA, Credentials, details_of, open_channel
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError
 from fedlora.common.run_file import parse_toml
@@ -24,7 +24,7 @@ from fedlora.v1.session_pb2_grpc import SessionServiceStub
 
 logger = logging.getLogger(__name__)
 
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 5.0
+_LONGEST_PAUSE_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
 # A certificate is renewed when a connection is made, which must be long before it ends.
 _LONGEST_CONNECTION_SECONDS = 86_400.0
@@ -68,7 +68,7 @@ class Session:
         Raises:
             RunError: the server refuses this site, for a reason that waiting does not cure.
         """
-        pause = _FIRST_PAUSE_SECONDS
+        backoff = Backoff(_LONGEST_PAUSE_SECONDS)
         try:
             while not self._leaves():
                 began = time.monotonic()
@@ -80,12 +80,9 @@ class Session:
                     what = _one_line(error)
                 else:
                     what = "the connection ended"
-                if time.monotonic() - began > _LONGEST_PAUSE_SECONDS:
-                    pause = _FIRST_PAUSE_SECONDS
-                wait = pause * random.uniform(0.5, 1.0)
+                wait = backoff.next_pause(time.monotonic() - began)
                 logger.warning("%s: %s; trying again in %.1f s", self._address, what, wait)
                 self._wait(wait)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         finally:
             if self._site is not None:
                 self._site.close()
@@ -157,7 +154,7 @@ class Session:
 
 
 def _raise_if_final(error: grpc.RpcError) -> None:
-    details = _details(error)
+    details = details_of(error)
     if details in _FINAL:
         raise RunError(_FINAL[details]) from error
     if details.startswith("version: "):
@@ -165,12 +162,7 @@ def _raise_if_final(error: grpc.RpcError) -> None:
 
 
 def _one_line(error: grpc.RpcError) -> str:
-    details = _details(error)
+    details = details_of(error)
     if details == "drained":
         return "waiting for the server"
     return f"cannot be reached ({' '.join(details.split())[:200]})" if details else "the connection broke"
-
-
-def _details(error: grpc.RpcError) -> str:
-    details = getattr(error, "details", None)
-    return str(details() or "") if details is not None else ""

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from fedlora.common.phases import announce
 from fedlora.v1 import exchange_pb2, messages_pb2
 
 _MAX_DAMAGED = 3
-_LEAST_FREE_BYTES = 64 << 20
+LEAST_FREE_BYTES = 64 << 20
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -40,26 +40,48 @@ def download(exchange: Exchange, blob: messages_pb2.Blob, target: Path, *, metad
         RunError: the content is not what its digest says, three times.
         StoreError: there is no room for it.
     """
-    part, num_bytes = target.with_name(f"{target.name}.part"), 0
+    part = target.with_name(f"{target.name}.part")
+    have = part.stat().st_size if part.is_file() else 0
+    if shutil.disk_usage(target.parent).free < blob.size_bytes - have + LEAST_FREE_BYTES:
+        raise StoreError(f"{target.parent}: {blob.size_bytes:,} bytes do not fit; free some space")
+
+    def read(offset: int) -> Iterator[bytes]:
+        request = exchange_pb2.ReadRequest(sha256=blob.sha256, offset=offset)
+        return (response.data for response in exchange.Read(request, metadata=metadata))
+
+    num_bytes = complete(part, blob, read, what=f"the adapter {blob.sha256.hex()[:12]}")
+    replace_file(part, target)
+    return num_bytes
+
+
+def complete(path: Path, blob: messages_pb2.Blob, read: Callable[[int], Iterator[bytes]], *, what: str) -> int:
+    """Bring a file to the whole of a blob, from as much of it as is there; return the bytes that came.
+
+    Args:
+        read: gives the chunks from an offset on.
+        what: the file, for errors.
+
+    Raises:
+        RunError: the content is not what its digest says, three times.
+        StoreError: the disk is full.
+        What `read` raises; calling again goes on.
+    """
+    num_bytes = 0
     for _ in range(_MAX_DAMAGED):
-        have = part.stat().st_size if part.is_file() else 0
-        if shutil.disk_usage(target.parent).free < blob.size_bytes - have + _LEAST_FREE_BYTES:
-            raise StoreError(f"{target.parent}: {blob.size_bytes:,} bytes do not fit; free some space")
+        have = path.stat().st_size if path.is_file() else 0
         if have < blob.size_bytes:
-            request = exchange_pb2.ReadRequest(sha256=blob.sha256, offset=have)
-            with open(part, "ab", buffering=0) as file:
-                for response in exchange.Read(request, metadata=metadata):
-                    have += len(response.data)
-                    num_bytes += len(response.data)
+            with open(path, "ab", buffering=0) as file:
+                for chunk in read(have):
+                    have += len(chunk)
+                    num_bytes += len(chunk)
                     if have > blob.size_bytes:
                         break
-                    _write(file, response.data, target)
-        if have == blob.size_bytes and _sha256(part) == blob.sha256:
-            replace_file(part, target)
+                    _write(file, chunk, path)
+        if have == blob.size_bytes and _sha256(path) == blob.sha256:
             return num_bytes
         if have >= blob.size_bytes:
-            part.unlink()
-    raise RunError(f"the adapter {blob.sha256.hex()[:12]} came damaged {_MAX_DAMAGED} times")
+            path.unlink()
+    raise RunError(f"{what} came damaged {_MAX_DAMAGED} times")
 
 
 def upload(exchange: Exchange, ticket: bytes, path: Path, blob: messages_pb2.Blob, *, metadata: Metadata = ()) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fedlora.common.codec import Codec
 from fedlora.common.errors import RunError, StoreError
-from fedlora.common.files import sha256_of
+from fedlora.common.files import sha256_of, sync_folder
 from fedlora.v1 import messages_pb2, registry_pb2
 
 METADATA_FILE = "adapter.json"
@@ -94,9 +94,9 @@ def move_folder(source: Path, target: Path) -> None:
         StoreError: the folder cannot be written.
     """
     try:
-        _sync(source)
+        sync_folder(source)
         os.rename(source, target)
-        _sync(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         raise StoreError(f"cannot write {target}: {error.strerror}; choose another folder with --out") from error
 
@@ -147,11 +147,3 @@ def from_message(message: registry_pb2.PublishedAdapter) -> Published:
         message.base_model,
         tuple(PublishedFile(file.name, file.blob.sha256.hex(), file.blob.size_bytes) for file in message.files),
     )
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
