@@ -11,6 +11,7 @@ from flwr.app import MessageType
 from fedlora.adapters import Adapter, pack
 from fedlora.aggregation import Method, RoundPlan
 from fedlora.common.config import RunConfig
+from fedlora.common.errors import RunError
 from fedlora.common.messages import Failure, TrainReceipt, TrainRequest
 from fedlora.common.packed_file import wire_bytes
 from fedlora.common.phases import announce
@@ -32,14 +33,13 @@ class Collected:
     """The updates of a round that count with their receipts, and why the others do not.
 
     Attributes:
-        cohort: who was asked; `num_wanted` updates of them are what the round waited for.
+        cohort: who was asked.
         answered: by client, the seconds from the round's begin to its answer.
         bytes_down, bytes_up: adapter bytes as the messages hold them.
         storing_seconds: of the time, what writing took.
     """
 
     cohort: Sequence[str] = ()
-    num_wanted: int = 0
     updates: Mapping[str, Adapter] = field(default_factory=dict)
     receipts: Mapping[str, TrainReceipt] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -82,6 +82,9 @@ class Collector:
         Args:
             start: the adapter that the round starts from.
             needed: by client, the seconds that its last answer took.
+
+        Raises:
+            RunError: the round stayed below its quorum, and nobody could come who is not there.
         """
         gathering = _Gathering(self, federation, number, start, plan)
         pause = _FIRST_PAUSE_SECONDS
@@ -89,10 +92,16 @@ class Collector:
             gathering.ask(needed)
             self._take_late(gathering)
             gathering.refuse_outliers(self._config.federation.norm_limit, by_factors=self._by_factors)
-            least = rounds.quorum_size(gathering.plan.num_wanted, self._config.federation.quorum)
-            if len(gathering.updates) >= least or not isinstance(federation.grid, LastingGrid):
+            quorum = self._config.federation.quorum
+            least = rounds.quorum_size(gathering.plan.num_wanted, quorum)
+            if len(gathering.updates) >= least:
                 return gathering.collected()
             reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(gathering.refused.items()))
+            if not isinstance(federation.grid, LastingGrid):
+                raise RunError(
+                    f"round {number}: {len(gathering.updates)} of {len(gathering.plan.cohort)} updates were accepted, "
+                    f"fewer than federation.quorum = {quorum:g} asks for ({reasons})"
+                )
             federation.wait_for(
                 f"round {number} has {len(gathering.updates)} of the {least} updates of its quorum ({reasons}); "
                 f"repeated in {pause:.0f} s",
@@ -134,6 +143,7 @@ class _Gathering:
         self._start = start
         self._round_plan = plan
         self._began = time.monotonic()
+        self._by_rank: dict[int, tuple[Adapter, bytes]] = {}
         self._starts: dict[str, Adapter] = {}
         self._requests: dict[str, Callable[[int], TrainRequest]] = {}
         self._packed_bytes: dict[str, int] = {}
@@ -197,7 +207,6 @@ class _Gathering:
         up = sum(wire_bytes(receipt.adapter) for receipt in self.receipts.values())
         return Collected(
             cohort,
-            self.plan.num_wanted,
             self.updates,
             self.receipts,
             self.refused,
@@ -239,14 +248,15 @@ class _Gathering:
 
     def _prepare(self, clients: Sequence[str]) -> None:
         """Make ready what each client starts from: the global adapter, at its own rank where that is smaller."""
-        ranks = {client: self._federation.sites[client].description.lora_rank for client in clients}
-        for rank in sorted(set(ranks.values())):
-            given = rounds.for_rank(self._start, rank, method=self._collector._method)
-            packed = pack(given)
-            for client in (client for client in clients if ranks[client] == rank):
-                self._starts[client] = given
-                self._requests[client] = self._train_requests(packed)
-                self._packed_bytes[client] = len(packed)
+        for client in clients:
+            rank = self._federation.sites[client].description.lora_rank
+            if rank not in self._by_rank:
+                given = rounds.for_rank(self._start, rank, method=self._collector._method)
+                self._by_rank[rank] = given, pack(given)
+            given, packed = self._by_rank[rank]
+            self._starts[client] = given
+            self._requests[client] = self._train_requests(packed)
+            self._packed_bytes[client] = len(packed)
 
     def _train_requests(self, packed: bytes) -> Callable[[int], TrainRequest]:
         """Return what makes the round's request for an attempt."""

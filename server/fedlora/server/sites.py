@@ -57,9 +57,8 @@ class Federation:
             self.sites[name] = Site(self.grid.node_of(name), description)
         if self._folder.manifest() is not None:
             return
-        while len(self.available()) < num_sites:
-            ready = self.available()
-            names = f" ({', '.join(sorted(ready))})" if ready else ""
+        while len(ready := self.available()) < num_sites:
+            names = f" ({', '.join(ready)})" if ready else ""
             self.wait_for(f"{len(ready)} of {num_sites} sites are ready{names}", seconds=_POLL_SECONDS)
 
     def available(self, *, without: Collection[str] = ()) -> list[str]:

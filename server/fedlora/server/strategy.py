@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from fedlora.adapters import Adapter, LoraLayer, load_adapter, unpack
 from fedlora.aggregation import AggregationReport, Method, Robust
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import AdapterError, RunError
+from fedlora.common.errors import AdapterError
 from fedlora.common.messages import Failure, InitialiseReceipt, InitialiseRequest, TrainReceipt
 from fedlora.common.packed_file import Packed, PackedFile
 from fedlora.common.phases import announce
@@ -125,12 +125,6 @@ class LoraStrategy:
         }
         collected = self._collector.collect(federation, number, start, plan, needed=needed)
         trained = time.perf_counter()
-        if len(collected.updates) < rounds.quorum_size(collected.num_wanted, settings.quorum):
-            reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(collected.refused.items()))
-            raise RunError(
-                f"round {number}: {len(collected.updates)} of {len(collected.cohort)} updates were accepted, "
-                f"fewer than federation.quorum = {settings.quorum:g} asks for ({reasons})"
-            )
         announce("aggregate")
         result = rounds.complete(
             collected.updates,
