@@ -20,8 +20,8 @@ class ClientReport:
         num_steps: optimiser steps.
         loss: mean training loss over the steps.
         before, after: scores on its own validation examples before and after training; None without any.
-        seconds: by phase: forward, backward, optimizer, training, validation.
-        answered: seconds from the round's begin to its answer.
+        seconds: by phase: forward, backward, optimizer, training, validation; and `answered`, from the round's begin to
+            its answer.
         age: by how many rounds the update was late.
         is_unchanged: whether the update is what the client started from: it has learned nothing.
     """
@@ -32,7 +32,6 @@ class ClientReport:
     before: Score | None
     after: Score | None
     seconds: Mapping[str, float]
-    answered: float = 0.0
     age: int = 0
     is_unchanged: bool = False
 

@@ -121,7 +121,10 @@ class LoraStrategy:
         plan = self._method.plan(number)
         start = rounds.start_of_round(adapter, plan=plan, seed=self._config.run.seed, round=number)
         needed = {
-            client: part.answered for report in reports for client, part in report.clients.items() if not part.age
+            client: part.seconds["answered"]
+            for report in reports
+            for client, part in report.clients.items()
+            if "answered" in part.seconds and not part.age
         }
         collected = self._collector.collect(federation, number, start, plan, needed=needed)
         trained = time.perf_counter()
@@ -175,7 +178,7 @@ class LoraStrategy:
                 client: _client_report(
                     received[client],
                     number,
-                    answered=collected.answered.get(client, 0.0),
+                    answered=collected.answered.get(client),
                     is_unchanged=client in collected.unchanged,
                 )
                 for client in sorted(received)
@@ -218,15 +221,14 @@ def _given_start(source: str, *, like: Adapter) -> Adapter:
     return start
 
 
-def _client_report(receipt: TrainReceipt, number: int, *, answered: float, is_unchanged: bool) -> ClientReport:
+def _client_report(receipt: TrainReceipt, number: int, *, answered: float | None, is_unchanged: bool) -> ClientReport:
     return ClientReport(
         num_examples=receipt.num_examples,
         num_steps=receipt.num_steps,
         loss=receipt.loss,
         before=receipt.before,
         after=receipt.after,
-        seconds=receipt.seconds,
-        answered=answered,
+        seconds={**receipt.seconds, **({} if answered is None else {"answered": answered})},
         age=number - receipt.round,
         is_unchanged=is_unchanged,
     )

@@ -164,6 +164,7 @@ def wall_seconds(reports: Iterable[RoundReport]) -> dict[str, float]:
 def client_seconds(reports: Iterable[RoundReport]) -> dict[str, float]:
     """Return the clients' time by phase, summed over clients and rounds; `other` is training beside its phases."""
     total = _total(client.seconds for report in reports for client in report.clients.values())
+    total.pop("answered", None)  # All of it and the way, no phase.
     training = total.pop("training", 0.0)
     validation = total.pop("validation", 0.0)
     phases = _in_order(total, CLIENT_PHASES)
