@@ -451,7 +451,9 @@ def test_a_site_lists_with_the_certificate_of_its_state(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_a_watch_with_exit_130_after_a_failing_command(served: Served, tmp_path: Path) -> None:
     served.end_round(1)
-    code = "from fedlora.cli.adapters import adapters_app; adapters_app()"
+    # A shell that starts these tests in its background has SIGINT ignored, which children inherit.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heard}; from fedlora.cli.adapters import adapters_app; adapters_app()"
     options = ["--out", str(tmp_path / "out"), "--exec", "false", "--insecure", "--name", "x"]
     watching = subprocess.Popen(
         [sys.executable, "-c", code, "watch", served.address, *options],
@@ -470,5 +472,6 @@ def test_ctrl_c_ends_a_watch_with_exit_130_after_a_failing_command(served: Serve
         _, err = watching.communicate(timeout=DEADLINE_SECONDS)
     finally:
         watching.kill()
+        watching.communicate()
     assert watching.returncode == 130
     assert err.splitlines() == [f"digits-v000{number}: false ended with 1; the watch goes on" for number in (1, 2)]
