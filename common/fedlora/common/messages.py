@@ -19,11 +19,26 @@ INTERRUPTED = "interrupted"
 
 @dataclass(frozen=True)
 class Score:
-    """Loss and metric over a number of examples, each the mean over the examples."""
+    """Loss and metric over a number of examples: means over the examples, or over their tokens where `num_tokens`."""
 
     num_examples: int
     loss: float
     metric: float
+    num_tokens: int = 0
+
+    @property
+    def weight(self) -> int:
+        """What the means are over."""
+        return self.num_tokens or self.num_examples
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Generated answers against the given ones: the share that is equal, and the mean ROUGE-L (F1, 0 to 1)."""
+
+    num_examples: int
+    exact_match: float
+    rouge_l: float
 
 
 @dataclass(frozen=True)
@@ -38,7 +53,8 @@ class SiteDescription:
     """A site's answer: its name, what it holds, and what all sites of a run must have in common.
 
     `lora_rank` is the largest rank that it trains, of any layer. `num_held_out` is the size of the run's held-out set
-    where all sites have the same, as in a simulation, or with `has_own_held_out` of the site's own.
+    where all sites have the same, as in a simulation, or with `has_own_held_out` of the site's own. `fingerprints` are
+    of what all sites must share beside the base weights: of a text model its tokenizer, added_tokens, chat_template.
     """
 
     client: str
@@ -53,6 +69,7 @@ class SiteDescription:
     version: str
     lora_rank: int
     has_own_held_out: bool = False
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,8 @@ class TrainReceipt:
         seconds: by phase: forward, backward, optimizer, training (their sum and the rest of the loop), validation.
         withheld: what the site does not tell: "loss" (which is nan then) or "scores" (None).
         wire_bytes: of the adapter, in the journal, where the adapter lies beside it.
+        num_tokens: answer tokens that the steps learned from; 0 where the task has none.
+        micro_batch_size: examples of a forward pass, where want of memory made them fewer than asked for; else 0.
     """
 
     run: str
@@ -125,16 +144,20 @@ class TrainReceipt:
     adapter: Packed = field(default=b"", repr=False)
     withheld: tuple[str, ...] = ()
     wire_bytes: int = 0
+    num_tokens: int = 0
+    micro_batch_size: int = 0
 
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """Asks for the score of an adapter on one shard of the held-out set.
+    """Asks for the score of an adapter on one shard of the held-out set, or on a client's own validation examples.
 
     Attributes:
         num_examples: of the whole set, so many are judged, in equal parts by group; None means all.
         shard, num_shards: every num_shards-th of those, from the shard-th on.
         with_predictions: whether to answer the predicted label of every example too.
+        num_generated: of the shard's examples, so many are also answered by generated text.
+        of_validation: whether the client's validation examples are meant, at most `num_examples` of them.
     """
 
     run: str
@@ -144,17 +167,20 @@ class EvaluateRequest:
     num_shards: int
     with_predictions: bool
     adapter: bytes = field(default=b"", repr=False)
+    num_generated: int = 0
+    of_validation: bool = False
 
 
 @dataclass(frozen=True)
 class EvaluateReceipt:
-    """Scores by group, and the predicted label by position in the held-out set where they were asked for."""
+    """Scores by group; predicted labels by position in the held-out set, and generated answers, where asked for."""
 
     run: str
     round: int
     shard: int
     groups: Mapping[str, Score]
     predictions: Mapping[int, int] = field(default_factory=dict)
+    generated: Mapping[str, Generated] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -166,10 +192,21 @@ class Failure:
 
 
 def merge_scores(scores: Sequence[Score]) -> Score:
-    """Return the score over the examples of all of `scores`, of which there is at least one."""
-    total = sum(score.num_examples for score in scores)
+    """Return the score over the examples, or tokens, of all of `scores`, of which there is at least one."""
+    total = sum(score.weight for score in scores)
     return Score(
+        sum(score.num_examples for score in scores),
+        sum(score.loss * score.weight for score in scores) / total,
+        sum(score.metric * score.weight for score in scores) / total,
+        sum(score.num_tokens for score in scores),
+    )
+
+
+def merge_generated(parts: Sequence[Generated]) -> Generated:
+    """Return the means over the examples of all of `parts`, of which there is at least one."""
+    total = sum(part.num_examples for part in parts)
+    return Generated(
         total,
-        sum(score.loss * score.num_examples for score in scores) / total,
-        sum(score.metric * score.num_examples for score in scores) / total,
+        sum(part.exact_match * part.num_examples for part in parts) / total,
+        sum(part.rouge_l * part.num_examples for part in parts) / total,
     )

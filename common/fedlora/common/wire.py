@@ -13,6 +13,7 @@ from fedlora.common.messages import (
     EvaluateReceipt,
     EvaluateRequest,
     Failure,
+    Generated,
     InitialiseReceipt,
     InitialiseRequest,
     Score,
@@ -24,7 +25,7 @@ from fedlora.v1 import messages_pb2 as pb
 from fedlora.v1 import session_pb2
 
 # Peers with different numbers refuse each other.
-PROTOCOL = 1
+PROTOCOL = 2
 
 _FAILURE_CODE = frozenset("abcdefghijklmnopqrstuvwxyz_")
 _MAX_CODE = 40
@@ -65,6 +66,8 @@ def write_request(request: Request, into: session_pb2.Request) -> None:
                     shard=request.shard,
                     num_shards=request.num_shards,
                     with_predictions=request.with_predictions,
+                    num_generated=request.num_generated,
+                    of_validation=request.of_validation,
                 )
             )
 
@@ -107,6 +110,8 @@ def read_request(message: session_pb2.Request) -> Request:
                 shard=evaluate.shard,
                 num_shards=evaluate.num_shards,
                 with_predictions=evaluate.with_predictions,
+                num_generated=evaluate.num_generated,
+                of_validation=evaluate.of_validation,
             )
     raise RunError("the server sent a request that this version does not know; update fedlora here")
 
@@ -131,6 +136,8 @@ def write_receipt(receipt: Receipt, into: session_pb2.Answer) -> None:
                     after=_score(receipt.after),
                     seconds=dict(receipt.seconds),
                     withheld=receipt.withheld,
+                    num_tokens=receipt.num_tokens,
+                    micro_batch_size=receipt.micro_batch_size,
                 )
             )
         case EvaluateReceipt():
@@ -141,6 +148,12 @@ def write_receipt(receipt: Receipt, into: session_pb2.Answer) -> None:
                     shard=receipt.shard,
                     groups={name: cast(pb.Score, _score(score)) for name, score in receipt.groups.items()},
                     predictions=dict(receipt.predictions),
+                    generated={
+                        name: pb.Generated(
+                            num_examples=part.num_examples, exact_match=part.exact_match, rouge_l=part.rouge_l
+                        )
+                        for name, part in receipt.generated.items()
+                    },
                 )
             )
         case Failure():
@@ -171,6 +184,8 @@ def read_receipt(message: session_pb2.Answer) -> Receipt:
                 after=_read_score(train.after) if train.HasField("after") else None,
                 seconds=_bounded(train.seconds),
                 withheld=tuple(train.withheld),
+                num_tokens=train.num_tokens,
+                micro_batch_size=train.micro_batch_size,
             )
         case "evaluate":
             evaluate = message.evaluate
@@ -180,6 +195,7 @@ def read_receipt(message: session_pb2.Answer) -> Receipt:
                 shard=evaluate.shard,
                 groups={name: _read_score(score) for name, score in _bounded(evaluate.groups).items()},
                 predictions=_bounded(evaluate.predictions),
+                generated={name: _read_generated(part) for name, part in _bounded(evaluate.generated).items()},
             )
         case "failure":
             code = message.failure.code
@@ -200,6 +216,7 @@ def write_description(description: SiteDescription) -> pb.SiteDescription:
         data_fingerprint=description.data_fingerprint,
         version=description.version,
         lora_rank=description.lora_rank,
+        fingerprints=dict(description.fingerprints),
     )
 
 
@@ -226,13 +243,14 @@ def read_description(
         version=message.version[:40],
         lora_rank=message.lora_rank,
         has_own_held_out=True,
+        fingerprints={name[:40]: digest[:100] for name, digest in _bounded(message.fingerprints).items()},
     )
 
 
 def _score(score: Score | None) -> pb.Score | None:
     if score is None:
         return None
-    return pb.Score(num_examples=score.num_examples, loss=score.loss, metric=score.metric)
+    return pb.Score(num_examples=score.num_examples, loss=score.loss, metric=score.metric, num_tokens=score.num_tokens)
 
 
 def _run_id(found: str) -> str:
@@ -244,7 +262,13 @@ def _run_id(found: str) -> str:
 def _read_score(message: pb.Score) -> Score:
     if message.num_examples < 1:
         raise RunError("a score over no examples")
-    return Score(message.num_examples, message.loss, message.metric)
+    return Score(message.num_examples, message.loss, message.metric, message.num_tokens)
+
+
+def _read_generated(message: pb.Generated) -> Generated:
+    if message.num_examples < 1:
+        raise RunError("generated answers to no examples")
+    return Generated(message.num_examples, message.exact_match, message.rouge_l)
 
 
 def _bounded(entries: Mapping[K, V]) -> dict[K, V]:

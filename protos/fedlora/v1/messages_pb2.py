@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x65\x64lora/v1/messages.proto\x12\nfedlora.v1\"*\n\x04\x42lob\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"|\n\x0eOfferedAdapter\x12\x1f\n\x05whole\x18\x01 \x01(\x0b\x32\x10.fedlora.v1.Blob\x12$\n\ndifference\x18\x02 \x01(\x0b\x32\x10.fedlora.v1.Blob\x12#\n\treference\x18\x03 \x01(\x0b\x32\x10.fedlora.v1.Blob\"0\n\x0bSentAdapter\x12!\n\x07\x65ncoded\x18\x01 \x01(\x0b\x32\x10.fedlora.v1.Blob\";\n\x05Score\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x04\x12\x0c\n\x04loss\x18\x02 \x01(\x01\x12\x0e\n\x06metric\x18\x03 \x01(\x01\"!\n\x11InitialiseRequest\x12\x0c\n\x04seed\x18\x01 \x01(\x04\"\x13\n\x11InitialiseReceipt\"\x8a\x01\n\x0cTrainRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x12\n\nnum_rounds\x18\x05 \x01(\r\x12\x1b\n\x13validation_examples\x18\x06 \x01(\r\x12\x0e\n\x06trains\x18\x07 \x03(\t\"\xd1\x02\n\x0cTrainReceipt\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0e\n\x06\x63lient\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x14\n\x0cnum_examples\x18\x06 \x01(\x03\x12\x11\n\tnum_steps\x18\x07 \x01(\r\x12\x0c\n\x04loss\x18\x08 \x01(\x01\x12!\n\x06\x62\x65\x66ore\x18\t \x01(\x0b\x32\x11.fedlora.v1.Score\x12 \n\x05\x61\x66ter\x18\n \x01(\x0b\x32\x11.fedlora.v1.Score\x12\x36\n\x07seconds\x18\x0b \x03(\x0b\x32%.fedlora.v1.TrainReceipt.SecondsEntry\x12\x10\n\x08withheld\x18\x0c \x03(\t\x1a.\n\x0cSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x96\x01\n\x0f\x45valuateRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x19\n\x0cnum_examples\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05shard\x18\x04 \x01(\r\x12\x12\n\nnum_shards\x18\x05 \x01(\r\x12\x18\n\x10with_predictions\x18\x06 \x01(\x08\x42\x0f\n\r_num_examples\"\xae\x02\n\x0f\x45valuateReceipt\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\r\n\x05shard\x18\x03 \x01(\r\x12\x37\n\x06groups\x18\x04 \x03(\x0b\x32\'.fedlora.v1.EvaluateReceipt.GroupsEntry\x12\x41\n\x0bpredictions\x18\x05 \x03(\x0b\x32,.fedlora.v1.EvaluateReceipt.PredictionsEntry\x1a@\n\x0bGroupsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.fedlora.v1.Score:\x02\x38\x01\x1a\x32\n\x10PredictionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xc8\x01\n\x0fSiteDescription\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x04\x12\x16\n\x0enum_validation\x18\x02 \x01(\x04\x12\x14\n\x0cnum_held_out\x18\x03 \x01(\x04\x12\x13\n\x0bmetric_name\x18\x04 \x01(\t\x12\x1e\n\x16\x62\x61se_model_fingerprint\x18\x05 \x01(\t\x12\x18\n\x10\x64\x61ta_fingerprint\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x11\n\tlora_rank\x18\x08 \x01(\r\"\x17\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x65\x64lora/v1/messages.proto\x12\nfedlora.v1\"*\n\x04\x42lob\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"|\n\x0eOfferedAdapter\x12\x1f\n\x05whole\x18\x01 \x01(\x0b\x32\x10.fedlora.v1.Blob\x12$\n\ndifference\x18\x02 \x01(\x0b\x32\x10.fedlora.v1.Blob\x12#\n\treference\x18\x03 \x01(\x0b\x32\x10.fedlora.v1.Blob\"0\n\x0bSentAdapter\x12!\n\x07\x65ncoded\x18\x01 \x01(\x0b\x32\x10.fedlora.v1.Blob\"O\n\x05Score\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x04\x12\x0c\n\x04loss\x18\x02 \x01(\x01\x12\x0e\n\x06metric\x18\x03 \x01(\x01\x12\x12\n\nnum_tokens\x18\x04 \x01(\x04\"G\n\tGenerated\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x04\x12\x13\n\x0b\x65xact_match\x18\x02 \x01(\x01\x12\x0f\n\x07rouge_l\x18\x03 \x01(\x01\"!\n\x11InitialiseRequest\x12\x0c\n\x04seed\x18\x01 \x01(\x04\"\x13\n\x11InitialiseReceipt\"\x8a\x01\n\x0cTrainRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x12\n\nnum_rounds\x18\x05 \x01(\r\x12\x1b\n\x13validation_examples\x18\x06 \x01(\r\x12\x0e\n\x06trains\x18\x07 \x03(\t\"\xff\x02\n\x0cTrainReceipt\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0e\n\x06\x63lient\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x14\n\x0cnum_examples\x18\x06 \x01(\x03\x12\x11\n\tnum_steps\x18\x07 \x01(\r\x12\x0c\n\x04loss\x18\x08 \x01(\x01\x12!\n\x06\x62\x65\x66ore\x18\t \x01(\x0b\x32\x11.fedlora.v1.Score\x12 \n\x05\x61\x66ter\x18\n \x01(\x0b\x32\x11.fedlora.v1.Score\x12\x36\n\x07seconds\x18\x0b \x03(\x0b\x32%.fedlora.v1.TrainReceipt.SecondsEntry\x12\x10\n\x08withheld\x18\x0c \x03(\t\x12\x12\n\nnum_tokens\x18\r \x01(\x04\x12\x18\n\x10micro_batch_size\x18\x0e \x01(\r\x1a.\n\x0cSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xc4\x01\n\x0f\x45valuateRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x19\n\x0cnum_examples\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05shard\x18\x04 \x01(\r\x12\x12\n\nnum_shards\x18\x05 \x01(\r\x12\x18\n\x10with_predictions\x18\x06 \x01(\x08\x12\x15\n\rnum_generated\x18\x07 \x01(\x04\x12\x15\n\rof_validation\x18\x08 \x01(\x08\x42\x0f\n\r_num_examples\"\xb6\x03\n\x0f\x45valuateReceipt\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\r\n\x05shard\x18\x03 \x01(\r\x12\x37\n\x06groups\x18\x04 \x03(\x0b\x32\'.fedlora.v1.EvaluateReceipt.GroupsEntry\x12\x41\n\x0bpredictions\x18\x05 \x03(\x0b\x32,.fedlora.v1.EvaluateReceipt.PredictionsEntry\x12=\n\tgenerated\x18\x06 \x03(\x0b\x32*.fedlora.v1.EvaluateReceipt.GeneratedEntry\x1a@\n\x0bGroupsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.fedlora.v1.Score:\x02\x38\x01\x1a\x32\n\x10PredictionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1aG\n\x0eGeneratedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.fedlora.v1.Generated:\x02\x38\x01\"\xc2\x02\n\x0fSiteDescription\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x04\x12\x16\n\x0enum_validation\x18\x02 \x01(\x04\x12\x14\n\x0cnum_held_out\x18\x03 \x01(\x04\x12\x13\n\x0bmetric_name\x18\x04 \x01(\t\x12\x1e\n\x16\x62\x61se_model_fingerprint\x18\x05 \x01(\t\x12\x18\n\x10\x64\x61ta_fingerprint\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x11\n\tlora_rank\x18\x08 \x01(\r\x12\x43\n\x0c\x66ingerprints\x18\t \x03(\x0b\x32-.fedlora.v1.SiteDescription.FingerprintsEntry\x1a\x33\n\x11\x46ingerprintsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x17\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATERECEIPT_GROUPSENTRY']._serialized_options = b'8\001'
   _globals['_EVALUATERECEIPT_PREDICTIONSENTRY']._loaded_options = None
   _globals['_EVALUATERECEIPT_PREDICTIONSENTRY']._serialized_options = b'8\001'
+  _globals['_EVALUATERECEIPT_GENERATEDENTRY']._loaded_options = None
+  _globals['_EVALUATERECEIPT_GENERATEDENTRY']._serialized_options = b'8\001'
+  _globals['_SITEDESCRIPTION_FINGERPRINTSENTRY']._loaded_options = None
+  _globals['_SITEDESCRIPTION_FINGERPRINTSENTRY']._serialized_options = b'8\001'
   _globals['_BLOB']._serialized_start=41
   _globals['_BLOB']._serialized_end=83
   _globals['_OFFEREDADAPTER']._serialized_start=85
@@ -44,27 +48,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SENTADAPTER']._serialized_start=211
   _globals['_SENTADAPTER']._serialized_end=259
   _globals['_SCORE']._serialized_start=261
-  _globals['_SCORE']._serialized_end=320
-  _globals['_INITIALISEREQUEST']._serialized_start=322
-  _globals['_INITIALISEREQUEST']._serialized_end=355
-  _globals['_INITIALISERECEIPT']._serialized_start=357
-  _globals['_INITIALISERECEIPT']._serialized_end=376
-  _globals['_TRAINREQUEST']._serialized_start=379
-  _globals['_TRAINREQUEST']._serialized_end=517
-  _globals['_TRAINRECEIPT']._serialized_start=520
-  _globals['_TRAINRECEIPT']._serialized_end=857
-  _globals['_TRAINRECEIPT_SECONDSENTRY']._serialized_start=811
-  _globals['_TRAINRECEIPT_SECONDSENTRY']._serialized_end=857
-  _globals['_EVALUATEREQUEST']._serialized_start=860
-  _globals['_EVALUATEREQUEST']._serialized_end=1010
-  _globals['_EVALUATERECEIPT']._serialized_start=1013
-  _globals['_EVALUATERECEIPT']._serialized_end=1315
-  _globals['_EVALUATERECEIPT_GROUPSENTRY']._serialized_start=1199
-  _globals['_EVALUATERECEIPT_GROUPSENTRY']._serialized_end=1263
-  _globals['_EVALUATERECEIPT_PREDICTIONSENTRY']._serialized_start=1265
-  _globals['_EVALUATERECEIPT_PREDICTIONSENTRY']._serialized_end=1315
-  _globals['_SITEDESCRIPTION']._serialized_start=1318
-  _globals['_SITEDESCRIPTION']._serialized_end=1518
-  _globals['_FAILURE']._serialized_start=1520
-  _globals['_FAILURE']._serialized_end=1543
+  _globals['_SCORE']._serialized_end=340
+  _globals['_GENERATED']._serialized_start=342
+  _globals['_GENERATED']._serialized_end=413
+  _globals['_INITIALISEREQUEST']._serialized_start=415
+  _globals['_INITIALISEREQUEST']._serialized_end=448
+  _globals['_INITIALISERECEIPT']._serialized_start=450
+  _globals['_INITIALISERECEIPT']._serialized_end=469
+  _globals['_TRAINREQUEST']._serialized_start=472
+  _globals['_TRAINREQUEST']._serialized_end=610
+  _globals['_TRAINRECEIPT']._serialized_start=613
+  _globals['_TRAINRECEIPT']._serialized_end=996
+  _globals['_TRAINRECEIPT_SECONDSENTRY']._serialized_start=950
+  _globals['_TRAINRECEIPT_SECONDSENTRY']._serialized_end=996
+  _globals['_EVALUATEREQUEST']._serialized_start=999
+  _globals['_EVALUATEREQUEST']._serialized_end=1195
+  _globals['_EVALUATERECEIPT']._serialized_start=1198
+  _globals['_EVALUATERECEIPT']._serialized_end=1636
+  _globals['_EVALUATERECEIPT_GROUPSENTRY']._serialized_start=1447
+  _globals['_EVALUATERECEIPT_GROUPSENTRY']._serialized_end=1511
+  _globals['_EVALUATERECEIPT_PREDICTIONSENTRY']._serialized_start=1513
+  _globals['_EVALUATERECEIPT_PREDICTIONSENTRY']._serialized_end=1563
+  _globals['_EVALUATERECEIPT_GENERATEDENTRY']._serialized_start=1565
+  _globals['_EVALUATERECEIPT_GENERATEDENTRY']._serialized_end=1636
+  _globals['_SITEDESCRIPTION']._serialized_start=1639
+  _globals['_SITEDESCRIPTION']._serialized_end=1961
+  _globals['_SITEDESCRIPTION_FINGERPRINTSENTRY']._serialized_start=1910
+  _globals['_SITEDESCRIPTION_FINGERPRINTSENTRY']._serialized_end=1961
+  _globals['_FAILURE']._serialized_start=1963
+  _globals['_FAILURE']._serialized_end=1986
 # @@protoc_insertion_point(module_scope)

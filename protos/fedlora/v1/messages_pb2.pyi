@@ -31,14 +31,26 @@ class SentAdapter(_message.Message):
     def __init__(self, encoded: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
 
 class Score(_message.Message):
-    __slots__ = ("num_examples", "loss", "metric")
+    __slots__ = ("num_examples", "loss", "metric", "num_tokens")
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     METRIC_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     num_examples: int
     loss: float
     metric: float
-    def __init__(self, num_examples: _Optional[int] = ..., loss: _Optional[float] = ..., metric: _Optional[float] = ...) -> None: ...
+    num_tokens: int
+    def __init__(self, num_examples: _Optional[int] = ..., loss: _Optional[float] = ..., metric: _Optional[float] = ..., num_tokens: _Optional[int] = ...) -> None: ...
+
+class Generated(_message.Message):
+    __slots__ = ("num_examples", "exact_match", "rouge_l")
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    EXACT_MATCH_FIELD_NUMBER: _ClassVar[int]
+    ROUGE_L_FIELD_NUMBER: _ClassVar[int]
+    num_examples: int
+    exact_match: float
+    rouge_l: float
+    def __init__(self, num_examples: _Optional[int] = ..., exact_match: _Optional[float] = ..., rouge_l: _Optional[float] = ...) -> None: ...
 
 class InitialiseRequest(_message.Message):
     __slots__ = ("seed",)
@@ -69,7 +81,7 @@ class TrainRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., seed: _Optional[int] = ..., num_rounds: _Optional[int] = ..., validation_examples: _Optional[int] = ..., trains: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TrainReceipt(_message.Message):
-    __slots__ = ("run", "round", "attempt", "client", "status", "num_examples", "num_steps", "loss", "before", "after", "seconds", "withheld")
+    __slots__ = ("run", "round", "attempt", "client", "status", "num_examples", "num_steps", "loss", "before", "after", "seconds", "withheld", "num_tokens", "micro_batch_size")
     class SecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +101,8 @@ class TrainReceipt(_message.Message):
     AFTER_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     WITHHELD_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     attempt: int
@@ -101,26 +115,32 @@ class TrainReceipt(_message.Message):
     after: Score
     seconds: _containers.ScalarMap[str, float]
     withheld: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., client: _Optional[str] = ..., status: _Optional[str] = ..., num_examples: _Optional[int] = ..., num_steps: _Optional[int] = ..., loss: _Optional[float] = ..., before: _Optional[_Union[Score, _Mapping]] = ..., after: _Optional[_Union[Score, _Mapping]] = ..., seconds: _Optional[_Mapping[str, float]] = ..., withheld: _Optional[_Iterable[str]] = ...) -> None: ...
+    num_tokens: int
+    micro_batch_size: int
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., client: _Optional[str] = ..., status: _Optional[str] = ..., num_examples: _Optional[int] = ..., num_steps: _Optional[int] = ..., loss: _Optional[float] = ..., before: _Optional[_Union[Score, _Mapping]] = ..., after: _Optional[_Union[Score, _Mapping]] = ..., seconds: _Optional[_Mapping[str, float]] = ..., withheld: _Optional[_Iterable[str]] = ..., num_tokens: _Optional[int] = ..., micro_batch_size: _Optional[int] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
-    __slots__ = ("run", "round", "num_examples", "shard", "num_shards", "with_predictions")
+    __slots__ = ("run", "round", "num_examples", "shard", "num_shards", "with_predictions", "num_generated", "of_validation")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
     WITH_PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_GENERATED_FIELD_NUMBER: _ClassVar[int]
+    OF_VALIDATION_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     num_examples: int
     shard: int
     num_shards: int
     with_predictions: bool
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., num_examples: _Optional[int] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., with_predictions: _Optional[bool] = ...) -> None: ...
+    num_generated: int
+    of_validation: bool
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., num_examples: _Optional[int] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., with_predictions: _Optional[bool] = ..., num_generated: _Optional[int] = ..., of_validation: _Optional[bool] = ...) -> None: ...
 
 class EvaluateReceipt(_message.Message):
-    __slots__ = ("run", "round", "shard", "groups", "predictions")
+    __slots__ = ("run", "round", "shard", "groups", "predictions", "generated")
     class GroupsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -135,20 +155,36 @@ class EvaluateReceipt(_message.Message):
         key: int
         value: int
         def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
+    class GeneratedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Generated
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Generated, _Mapping]] = ...) -> None: ...
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     shard: int
     groups: _containers.MessageMap[str, Score]
     predictions: _containers.ScalarMap[int, int]
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., shard: _Optional[int] = ..., groups: _Optional[_Mapping[str, Score]] = ..., predictions: _Optional[_Mapping[int, int]] = ...) -> None: ...
+    generated: _containers.MessageMap[str, Generated]
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., shard: _Optional[int] = ..., groups: _Optional[_Mapping[str, Score]] = ..., predictions: _Optional[_Mapping[int, int]] = ..., generated: _Optional[_Mapping[str, Generated]] = ...) -> None: ...
 
 class SiteDescription(_message.Message):
-    __slots__ = ("num_examples", "num_validation", "num_held_out", "metric_name", "base_model_fingerprint", "data_fingerprint", "version", "lora_rank")
+    __slots__ = ("num_examples", "num_validation", "num_held_out", "metric_name", "base_model_fingerprint", "data_fingerprint", "version", "lora_rank", "fingerprints")
+    class FingerprintsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     NUM_VALIDATION_FIELD_NUMBER: _ClassVar[int]
     NUM_HELD_OUT_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +193,7 @@ class SiteDescription(_message.Message):
     DATA_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LORA_RANK_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
     num_examples: int
     num_validation: int
     num_held_out: int
@@ -165,7 +202,8 @@ class SiteDescription(_message.Message):
     data_fingerprint: str
     version: str
     lora_rank: int
-    def __init__(self, num_examples: _Optional[int] = ..., num_validation: _Optional[int] = ..., num_held_out: _Optional[int] = ..., metric_name: _Optional[str] = ..., base_model_fingerprint: _Optional[str] = ..., data_fingerprint: _Optional[str] = ..., version: _Optional[str] = ..., lora_rank: _Optional[int] = ...) -> None: ...
+    fingerprints: _containers.ScalarMap[str, str]
+    def __init__(self, num_examples: _Optional[int] = ..., num_validation: _Optional[int] = ..., num_held_out: _Optional[int] = ..., metric_name: _Optional[str] = ..., base_model_fingerprint: _Optional[str] = ..., data_fingerprint: _Optional[str] = ..., version: _Optional[str] = ..., lora_rank: _Optional[int] = ..., fingerprints: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("code",)

@@ -2,12 +2,38 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Images = npt.NDArray[np.uint8]
-Inputs = Images | list[str]
+Row = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One contribution to a conversation; what the assistant says is what is learned."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a language model learns from.
+
+    Attributes:
+        turns: at least one, of which at least one is the assistant's.
+        style: "chat": through the chat template; "instruction": the same, or as an Alpaca prompt where the tokenizer
+            has none; "plain": the contents one after another as they are.
+    """
+
+    turns: tuple[Turn, ...]
+    style: Literal["chat", "instruction", "plain"] = "chat"
+
+
+Inputs = Images | list[str] | list[Conversation] | list[Row]
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,8 +41,9 @@ class Examples:
     """Labelled examples.
 
     Attributes:
-        inputs: pictures (n, height, width, channels), uint8 with 1 or 3 channels; or n texts.
-        labels: (n,), int64 indices into the run's vocabulary.
+        inputs: pictures (n, height, width, channels), uint8 with 1 or 3 channels; or n texts, conversations, or rows
+            of a table.
+        labels: (n,), int64 indices into the run's vocabulary; 0 where it has none.
         groups: (n,), the natural group of each example, such as a language; "" where there is none.
     """
 
@@ -56,7 +83,7 @@ class FederatedData:
     """All clients' examples and the central held-out set.
 
     Attributes:
-        labels: the run's vocabulary, of two labels at least.
+        labels: the run's vocabulary, of two labels at least; () where the task has none.
         clients: by name, in the names' order.
         test: ordered by label; may be empty.
         fingerprint: hex sha256 over the sources' content.

@@ -1,0 +1,126 @@
+"""How the clients' work becomes one: [federation] [aggregation] [robust] [evaluation] [exchange]."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedlora.common.config.section import Count, NonNegative, Positive, Section, Share
+
+
+class FederationSection(Section):
+    rounds: Count = Field(10, description="rounds of local training and aggregation")
+    fraction: Share = Field(1.0, description="share of the clients sampled in each round (at least one)")
+    weighting: Literal["examples", "tokens", "uniform"] = Field(
+        "examples",
+        description="a client's weight: its examples, the answer tokens that it trained on, or all alike",
+    )
+    quorum: Share = Field(0.5, description="share of the round's clients whose update must be accepted")
+    sites: Count = Field(2, description="of a deployment: the first round waits until so many sites are ready")
+    cohort: Count | None = Field(None, description="clients of a round by number, in place of fraction")
+    oversample: float = Field(
+        1.0, ge=1, le=10, description="so many times the cohort are asked, and its number of first updates counts"
+    )
+    deadline: Positive | Literal["adaptive"] | None = Field(
+        None, description='seconds that a round waits for updates; "adaptive": by what the cohort has needed so far'
+    )
+    deadline_deviations: Positive = Field(
+        3.0, description="of the adaptive deadline: the median and so many times the median absolute deviation"
+    )
+    patience: Positive = Field(
+        120.0, description="seconds for which a round with a quorum waits for a site that has lost its connection"
+    )
+    late: Literal["discard", "next_round"] = Field(
+        "discard", description="next_round: a late update counts in a later round, its weight halved per round of age"
+    )
+    norm_limit: Positive = Field(
+        100.0, description="an update this many times larger than its round's median is refused"
+    )
+    start_from: str | None = Field(None, description="an adapter folder to start from instead of a fresh adapter")
+
+
+_METHODS = "lora_fair, lora_fair_cosine, lora_fair_two_sided, fedit, ffa_lora, rolora, flora, fedex_lora, flex_lora"
+
+
+class LoraFairMethod(Section):
+    method: Literal["lora_fair"] = Field("lora_fair", description=_METHODS)
+    ridge: NonNegative = Field(
+        0.03, description="lambda relative to the mean eigenvalue of A A^T; a large one approaches fedit"
+    )
+    corrects: Literal["A", "B"] = Field("B", description="the factor that is corrected; B as in the paper")
+
+
+class LoraFairCosineMethod(Section):
+    method: Literal["lora_fair_cosine"] = Field("lora_fair_cosine", description=_METHODS)
+    penalty: NonNegative = Field(0.01, description="the paper's lambda; at 1 the result is practically the plain mean")
+    repairs_scale: bool = Field(
+        False, description="whether the result is scaled to the update, to which cosines are blind"
+    )
+    solver: Literal["exact", "sgd"] = Field(
+        "exact", description="sgd: as published, for comparison; forms full matrices"
+    )
+    steps: Count = Field(1000, description="of sgd")
+    learning_rate: Positive = Field(0.01, description="of sgd")
+    start: NonNegative = Field(0.0, description="of sgd: standard deviation of the random start; 0 starts at the mean")
+    axis: Literal["all", "rows", "columns"] = Field("all", description="of sgd: the cosine of all, or along an axis")
+
+
+class LoraFairTwoSidedMethod(Section):
+    method: Literal["lora_fair_two_sided"] = Field("lora_fair_two_sided", description=_METHODS)
+    ridge: NonNegative = Field(0.03, description="as for lora_fair, for both factors")
+    sweeps: Count = Field(2, description="how many times B and then A are corrected")
+
+
+class PlainMethod(Section):
+    method: Literal["fedit", "ffa_lora", "flora", "flex_lora", "fedex_lora", "rolora"] = Field(
+        "fedit", description=_METHODS
+    )
+
+
+AggregationSection = Annotated[
+    LoraFairMethod | LoraFairCosineMethod | LoraFairTwoSidedMethod | PlainMethod, Field(discriminator="method")
+]
+
+
+class RobustSection(Section):
+    regauge: bool = Field(False, description="turn each update's A, B towards the round's start; its product stays")
+    clip: Positive | None = Field(None, description="updates are pulled back to so many times the median change")
+    select: Literal["all", "multi_krum"] = Field("all", description="multi_krum: leave out the updates far from others")
+    attackers: int = Field(0, ge=0, description="of multi_krum: so many updates are left out")
+    weighting: Literal["given", "geometric_median"] = Field(
+        "given", description="geometric_median: updates far from the middle weigh less"
+    )
+
+    @model_validator(mode="after")
+    def _krum_knows_how_many(self) -> "RobustSection":
+        if (self.select == "multi_krum") != (self.attackers > 0):
+            raise ValueError('select = "multi_krum" and attackers go together: set both, attackers to 1 or more')
+        return self
+
+
+class EvaluationSection(Section):
+    round_examples: int = Field(
+        256,
+        ge=0,
+        description="held-out examples judged after a round; the whole set before the first and after the last",
+    )
+    client_examples: int = Field(
+        64, ge=0, description="own validation examples that a client judges before and after training"
+    )
+    batch_size: Count = Field(32, description="examples a forward pass")
+    generate: int = Field(
+        0, ge=0, description="of causal_lm: held-out prompts answered before the first round and after the last"
+    )
+    max_new_tokens: Count = Field(64, description="of a generated answer")
+    early_stopping: int = Field(
+        0,
+        ge=0,
+        description="end after so many rounds without a lower loss on the clients' validation; 0: never",
+    )
+
+
+class ExchangeSection(Section):
+    precision: Literal["bfloat16", "float32", "int8"] = Field(
+        "bfloat16", description="of the adapters on the wire, as differences; a simulation is always float32"
+    )
+    max_start_megabytes: Count = Field(8_000, description="the most that the run's first adapter may take")
+    published: Count = Field(5, description="finished adapters that are kept for who serves them")

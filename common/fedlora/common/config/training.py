@@ -1,0 +1,99 @@
+"""How a client trains: [lora] [train]."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedlora.common.config.section import Count, Fraction, NonNegative, Positive, Section
+
+_Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+
+# These take what A and B start from out of the base weights.
+BASE_CHANGING_INITS = ("pissa", "olora")
+_DATA_INITS = ("eva", "corda", "lora_ga")
+
+
+class LoraSection(Section):
+    rank: Count = Field(8, description="r of A (r, in) and B (out, r)")
+    alpha: Positive = Field(16.0, description="the layer acts as W + alpha / rank * B A")
+    dropout: Fraction = Field(0.0, description="on the input of A, in training")
+    target_modules: Literal["auto", "all-linear"] | _Names = Field(
+        "auto", description='"auto": the query and value projections; "all-linear"; or module names, as in PEFT'
+    )
+    modules_to_save: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="modules beside the head that are trained whole, sent and averaged"
+    )
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "eva", "corda", "loftq", "lora_ga"] = Field(
+        "default", description="of the first A and B; pissa and olora take their part out of the base weights"
+    )
+    use_dora: bool = Field(False, description="train each layer's magnitude beside its direction (DoRA)")
+    use_rslora: bool = Field(False, description="scale by alpha / sqrt(rank) in place of alpha / rank")
+    rank_pattern: dict[str, Count] = Field({}, description="other ranks by the end of a layer's path, as in PEFT")
+    alpha_pattern: dict[str, Positive] = Field({}, description="other alphas by the end of a layer's path, as in PEFT")
+    client_ranks: dict[str, Count] = Field({}, description="smaller ranks by client; they act with the same scaling")
+
+    @model_validator(mode="after")
+    def _has_an_init_for_a_federation(self) -> "LoraSection":
+        if self.init in _DATA_INITS:
+            raise ValueError(
+                f"init = {self.init!r} starts from one client's data or gradients, and would send them to all; "
+                "take default, pissa or olora, which need the base weights alone"
+            )
+        if self.init == "loftq":
+            raise ValueError(
+                'init = "loftq" makes up for the rounding of one machine\'s quantised weights; take default or pissa'
+            )
+        if self.init in BASE_CHANGING_INITS and self.use_dora:
+            raise ValueError(f"init = {self.init!r} and use_dora both re-write the base weights; choose one")
+        return self
+
+    @model_validator(mode="after")
+    def _clients_have_at_most_the_rank(self) -> "LoraSection":
+        for client, rank in self.client_ranks.items():
+            if rank > self.rank:
+                raise ValueError(f"client_ranks: {client} has {rank}, more than rank = {self.rank}; raise the rank")
+        return self
+
+    def rank_of(self, client: str) -> int:
+        """Return the most rank that a layer of `client` has."""
+        return self.client_ranks.get(client, max([self.rank, *self.rank_pattern.values()]))
+
+
+class TrainSection(Section):
+    steps: Count | None = Field(8, description="optimiser steps of a client in a round")
+    epochs: Positive | None = Field(None, description="instead of steps: passes over the client's examples in a round")
+    batch_size: Count = Field(16, description="examples a step")
+    micro_batch_size: Count | None = Field(
+        None, description="examples a forward pass, whose gradients add up to the step's; all at once if left out"
+    )
+    packing: bool = Field(
+        False, description="of causal_lm: a forward pass's examples one after another, without padding between them"
+    )
+    gradient_checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
+    compile: bool = Field(False, description="torch.compile: slow to start, faster after that")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw or sgd")
+    optimizer_state: Literal["reset", "keep"] = Field(
+        "reset", description="keep: each client goes on with its own moments from its last round"
+    )
+    proximal_mu: NonNegative = Field(
+        0.0, description="FedProx: pulls towards the round's start by mu / 2 |w - start|^2; 0 is off"
+    )
+    learning_rate: Positive = Field(1e-3, description="the peak of the schedule")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="over the whole run; linear and cosine end at zero"
+    )
+    warmup: Fraction = Field(0.0, description="share of the run in which the learning rate rises from zero")
+    weight_decay: NonNegative = Field(0.0, description="of the optimiser")
+    momentum: Fraction = Field(0.9, description="of sgd; adamw has its own")
+    max_grad_norm: NonNegative = Field(1.0, description="gradients are clipped to this norm; 0 leaves them as they are")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description='of the computation (autocast); "auto": bfloat16 where CUDA has it, else float32',
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto takes cuda, else mps, else cpu")
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> "TrainSection":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("needs either steps or epochs, and not both")
+        return self
