@@ -65,8 +65,11 @@ WITH_GRPC = (
     "fedlora.client.site", "fedlora.client.transfer",
 )  # fmt: skip
 WITH_PEFT = (
-    "fedlora.training.base_model", "fedlora.training.base_weights", "fedlora.training.checkpoint",
-    "fedlora.training.flower_round", "fedlora.training.peft_bridge", "fedlora.training.peft_check",
+    "fedlora.training.base_weights", "fedlora.training.checkpoint", "fedlora.training.classifiers",
+    "fedlora.training.data_preview",
+    "fedlora.training.export", "fedlora.training.flower_round", "fedlora.training.language_model",
+    "fedlora.training.merging", "fedlora.training.model_loading",
+    "fedlora.training.peft_bridge", "fedlora.training.peft_check",
     "fedlora.training.tasks",
     "fedlora.training.trained", "fedlora.training.trainer",
 )  # fmt: skip

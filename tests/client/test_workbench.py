@@ -107,7 +107,7 @@ def test_a_clients_update_does_not_depend_on_who_was_trained_before_it(make_benc
     expected = alone.train("pencil", training(initial))
 
     first = busy.train("chalk", training(initial))
-    busy.evaluate(evaluation(first.adapter))
+    busy.evaluate("chalk", evaluation(first.adapter))
     found = busy.train("pencil", training(initial))
 
     assert found.adapter == expected.adapter
@@ -143,13 +143,13 @@ def test_a_loss_that_is_no_number_is_answered_without_an_adapter(make_bench: Mak
     assert receipt.adapter == b""
     assert receipt.before is not None
     assert receipt.after is None
-    assert np.isfinite(workbench.evaluate(evaluation(initial)).groups["chalk"].loss)
+    assert np.isfinite(workbench.evaluate("chalk", evaluation(initial)).groups["chalk"].loss)
 
 
 def test_an_adapter_of_a_larger_rank_is_refused(make_bench: MakeBench) -> None:
     other = initial_of(make_bench(lora={"rank": 8, "alpha": 32}))
     workbench = make_bench()
-    for answer in (lambda: workbench.train("chalk", training(other)), lambda: workbench.evaluate(evaluation(other))):
+    for answer in (lambda: workbench.train("chalk", training(other)), lambda: workbench.evaluate("chalk", evaluation(other))):
         with pytest.raises(AdapterError, match=r"the run has \(4, 32\)"):
             answer()
 
@@ -157,8 +157,8 @@ def test_an_adapter_of_a_larger_rank_is_refused(make_bench: MakeBench) -> None:
 def test_shards_divide_the_held_out_set_and_their_scores_add_up(make_bench: MakeBench) -> None:
     workbench = make_bench()
     adapter = workbench.train("chalk", training(initial_of(workbench))).adapter
-    whole = workbench.evaluate(evaluation(adapter, predict=True))
-    parts = [workbench.evaluate(evaluation(adapter, shard=shard, num_shards=5, predict=True)) for shard in range(5)]
+    whole = workbench.evaluate("chalk", evaluation(adapter, predict=True))
+    parts = [workbench.evaluate("chalk", evaluation(adapter, shard=shard, num_shards=5, predict=True)) for shard in range(5)]
 
     predictions = [pair for part in parts for pair in part.predictions.items()]
     assert sorted(predictions) == sorted(whole.predictions.items())
@@ -175,7 +175,7 @@ def test_shards_divide_the_held_out_set_and_their_scores_add_up(make_bench: Make
 
 def test_scores_equal_those_of_the_predictions(make_bench: MakeBench, vision_run: MakeRun) -> None:
     workbench, data = make_bench(), load_federated_data(vision_run())
-    judged = workbench.evaluate(evaluation(initial_of(workbench), predict=True))
+    judged = workbench.evaluate("chalk", evaluation(initial_of(workbench), predict=True))
     predicted = np.array([judged.predictions[position] for position in range(len(data.test))])
     assert judged.groups.keys() == {"chalk", "pencil", "print"}
     for group, score in judged.groups.items():
@@ -186,11 +186,11 @@ def test_scores_equal_those_of_the_predictions(make_bench: MakeBench, vision_run
 def test_a_budget_is_spent_in_equal_parts_by_group(make_bench: MakeBench) -> None:
     workbench = make_bench()
     initial = initial_of(workbench)
-    judged = workbench.evaluate(evaluation(initial, num_examples=10))
+    judged = workbench.evaluate("chalk", evaluation(initial, num_examples=10))
     assert sorted(score.num_examples for score in judged.groups.values()) == [3, 3, 4]
     assert judged.predictions == {}
-    assert workbench.evaluate(evaluation(initial, num_examples=0)).groups == {}
-    everything = workbench.evaluate(evaluation(initial, num_examples=1000))
+    assert workbench.evaluate("chalk", evaluation(initial, num_examples=0)).groups == {}
+    everything = workbench.evaluate("chalk", evaluation(initial, num_examples=1000))
     assert sum(score.num_examples for score in everything.groups.values()) == 36
 
 
@@ -198,7 +198,7 @@ def test_more_shards_than_examples_leave_some_without(make_bench: MakeBench) -> 
     workbench = make_bench()
     initial = initial_of(workbench)
     shards = [
-        workbench.evaluate(evaluation(initial, num_examples=3, shard=shard, num_shards=5, predict=True))
+        workbench.evaluate("chalk", evaluation(initial, num_examples=3, shard=shard, num_shards=5, predict=True))
         for shard in range(5)
     ]
     assert [len(shard.predictions) for shard in shards] == [1, 1, 1, 0, 0]
@@ -208,7 +208,7 @@ def test_more_shards_than_examples_leave_some_without(make_bench: MakeBench) -> 
 def test_a_run_without_held_out_set_has_no_scores(make_bench: MakeBench) -> None:
     workbench = make_bench(data={"test": 0.0, "validation": 0.0})
     initial = initial_of(workbench)
-    assert workbench.evaluate(evaluation(initial)).groups == {}
+    assert workbench.evaluate("chalk", evaluation(initial)).groups == {}
     assert workbench.train("chalk", training(initial)).after is None
 
 
@@ -219,7 +219,7 @@ def test_texts_train_and_are_judged(text_run: MakeRun) -> None:
     data = FederatedData(("up", "down"), {"reader": ClientData(examples, examples.take([0, 2]))}, examples, "0")
     workbench = Workbench(text_run(train={"steps": 20, "learning_rate": 0.02}), data)
     receipt = workbench.train("reader", training(initial_of(workbench)))
-    assert workbench.evaluate(evaluation(receipt.adapter)).groups["reviews"].metric == 1.0
+    assert workbench.evaluate("chalk", evaluation(receipt.adapter)).groups["reviews"].metric == 1.0
 
 
 class Perceptron(nn.Module):
@@ -252,7 +252,7 @@ def test_a_users_own_model_trains_its_named_layers_and_head(vision_run: MakeRun)
     assert receipt.after is not None
     assert receipt.before is not None
     assert receipt.after.loss < receipt.before.loss
-    assert workbench.evaluate(evaluation(receipt.adapter)).groups["chalk"].metric > 0.8
+    assert workbench.evaluate("chalk", evaluation(receipt.adapter)).groups["chalk"].metric > 0.8
     assert workbench.describe("chalk").base_model_fingerprint == base.fingerprint
 
 

@@ -93,7 +93,7 @@ def test_a_round_is_completed_with_the_weights_that_were_asked_for(weighting: st
     result = complete(
         {"a": constant(0.0), "b": constant(4.0)},
         start=constant(0.0),
-        num_examples={"a": 10, "b": 30, "refused": 10**6},
+        sizes={"a": 10, "b": 30, "refused": 10**6},
         weighting=weighting,
         method=FedIT(),
     )
@@ -106,7 +106,7 @@ def test_the_order_in_which_updates_came_has_no_effect_on_any_bit() -> None:
     num_examples = {name: index + 1 for index, name in enumerate(NAMES)}
     one, other = (
         complete(
-            dict(items), start=constant(0.0), num_examples=num_examples, weighting="examples", method=FedIT()
+            dict(items), start=constant(0.0), sizes=num_examples, weighting="examples", method=FedIT()
         ).adapter.layers["q"]
         for items in (updates.items(), reversed(updates.items()))
     )

@@ -75,8 +75,8 @@ def _train(workbench: Workbench, client: str, message: Message) -> object:
     return workbench.train(client, from_record(message.content, TrainRequest))
 
 
-def _evaluate(workbench: Workbench, _client: str, message: Message) -> object:
-    return workbench.evaluate(from_record(message.content, EvaluateRequest))
+def _evaluate(workbench: Workbench, client: str, message: Message) -> object:
+    return workbench.evaluate(client, from_record(message.content, EvaluateRequest))
 
 
 def _resident_workbench(load: Callable[[], Workbench], key: str) -> Workbench:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import time
 
 from fedlora.client.site_file import LimitsSection, is_quiet
-from fedlora.common.messages import EvaluateReceipt, Failure, TrainReceipt, merge_scores
+from fedlora.common.messages import EvaluateReceipt, Failure, TrainReceipt, merge_generated, merge_scores
 
 
 def standing(limits: LimitsSection, *, is_paused: bool, now: time) -> str:
@@ -34,4 +34,10 @@ def allowed_evaluation(receipt: EvaluateReceipt, limits: LimitsSection, *, site:
     if "scores" not in limits.metrics:
         return Failure("withheld", "limits.metrics names no scores")
     scores = list(receipt.groups.values())
-    return replace(receipt, groups={site: merge_scores(scores)} if scores else {}, predictions={})
+    generated = list(receipt.generated.values())
+    return replace(
+        receipt,
+        groups={site: merge_scores(scores)} if scores else {},
+        predictions={},
+        generated={site: merge_generated(generated)} if generated else {},
+    )

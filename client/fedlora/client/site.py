@@ -365,7 +365,9 @@ def _key(message: session_pb2.Request) -> Key:
     if kind == "train":
         return kind, message.train.run, message.train.round, 0, adapter
     if kind == "evaluate":
-        return kind, message.evaluate.run, message.evaluate.round, message.evaluate.shard, adapter
+        evaluate = message.evaluate
+        kind = "validate" if evaluate.of_validation else kind
+        return kind, evaluate.run, evaluate.round, evaluate.shard, adapter
     return kind, "", 0, 0, adapter
 
 

@@ -1,6 +1,7 @@
 """What a worker is given to build its workbench from. Light: whoever starts workers needs no torch for it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.clientapp import ClientApp
@@ -31,6 +32,7 @@ class WorkbenchSource:
         data, base_model: a user's own, in place of what the run file names.
         site: the site whose own data these are; None in a simulation, where one workbench serves all clients.
         explain_failures: whether the server belongs to the same person and may be told the text of an error.
+        moments_folder: where clients keep the moments of their optimisers, if the run asks for that.
     """
 
     key: str
@@ -39,6 +41,7 @@ class WorkbenchSource:
     base_model: "BaseModel | None" = None
     site: OwnSite | None = None
     explain_failures: bool = False
+    moments_folder: Path | None = None
 
     def make_client_app(self) -> ClientApp:
         """Return the ClientApp over this source; the workbench is loaded at its first message."""
@@ -60,10 +63,13 @@ class WorkbenchSource:
         import torch
 
         from fedlora.client.workbench import Workbench
+        from fedlora.training.optimizer_state import MomentsFolder
 
         # Small matrices gain nothing from a second thread, and cost double the CPU time.
         torch.set_num_threads(1)
+        moments = None if self.moments_folder is None else MomentsFolder(self.moments_folder)
         if self.site is not None:
             data = load_own_data(self.config, client=self.site.name, only_group=self.site.only_group)
-            return Workbench(self.config, data, has_own_held_out=True, max_steps=self.site.max_steps)
-        return Workbench(self.config, self.data or load_federated_data(self.config), self.base_model)
+            return Workbench(self.config, data, has_own_held_out=True, max_steps=self.site.max_steps, moments=moments)
+        data = self.data or load_federated_data(self.config)
+        return Workbench(self.config, data, self.base_model, moments=moments)

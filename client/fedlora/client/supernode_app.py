@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 
 from fedlora.client.app import make_client_app
 from fedlora.client.limits import allowed_evaluation, allowed_training, allows_base_model
-from fedlora.client.site_file import SiteConfig, for_site, is_quiet, load_site
+from fedlora.client.site_file import SiteConfig, for_site, is_quiet, load_site, state_folder
 from fedlora.client.source import OwnSite, WorkbenchSource
 from fedlora.client.workbench import Workbench
 from fedlora.common.config import RunConfig
@@ -102,7 +102,12 @@ def _load(run: RunConfig, site: SiteConfig, path: Path) -> Workbench:
         ForbiddenModelError: the site does not allow the run's base model.
     """
     own = OwnSite(site.site.name, site.data.only_group, site.limits.max_steps)
-    source = WorkbenchSource(key=str(path), config=for_site(run, site, beside=path.parent), site=own)
+    source = WorkbenchSource(
+        key=str(path),
+        config=for_site(run, site, beside=path.parent),
+        site=own,
+        moments_folder=state_folder(path, site) / "optimizer",
+    )
     workbench = source.load()
     fingerprint = workbench.describe(site.site.name).base_model_fingerprint
     if not allows_base_model(site.limits, name=run.model.name, fingerprint=fingerprint):

@@ -4,35 +4,44 @@ In a simulation one workbench serves all virtual clients; at a site there is one
 the requests of `fedlora.common.messages` and knows nothing of Flower.
 """
 
+import logging
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from fedlora.adapters import pack, unpack
 from fedlora.client import interruption
-from fedlora.common.config import RunConfig
-from fedlora.common.errors import ConfigError, ModelError
+from fedlora.common.config import BASE_CHANGING_INITS, RunConfig
+from fedlora.common.errors import ConfigError, DataError, ModelError
 from fedlora.common.messages import (
     LOSS_NOT_FINITE,
     OK,
     EvaluateReceipt,
     EvaluateRequest,
+    Generated,
     InitialiseReceipt,
     InitialiseRequest,
     Score,
     SiteDescription,
     TrainReceipt,
     TrainRequest,
+    merge_generated,
 )
 from fedlora.common.random_streams import stream_seed
 from fedlora.training.base_model import BaseModel, load_base_model
-from fedlora.training.data import FederatedData, equal_parts
+from fedlora.training.data import Examples, FederatedData, equal_parts
+from fedlora.training.data.examples import Conversation
+from fedlora.training.optimizer_state import MomentsFolder
 from fedlora.training.peft_bridge import add_lora
-from fedlora.training.tasks import Prepared
+from fedlora.training.tasks import CausalLm, Prepared
+from fedlora.training.tasks.generation import is_exact_match, rouge_l
 from fedlora.training.trainer import Evaluation, LocalTrainer, choose_device
+
+logger = logging.getLogger(__name__)
 
 
 class Workbench:
@@ -46,39 +55,52 @@ class Workbench:
         *,
         has_own_held_out: bool = False,
         max_steps: int | None = None,
+        moments: MomentsFolder | None = None,
     ) -> None:
-        """`has_own_held_out`: whether the data's test set is this site's alone; `max_steps`: what a site allows."""
+        """Load the base model and put LoRA layers into it.
+
+        Args:
+            has_own_held_out: whether the data's test set is this site's alone.
+            max_steps: the most of a round that a site allows.
+            moments: where clients keep those of their optimisers, if the run asks for that.
+        """
         self._config = config
         self._has_own_held_out = has_own_held_out
         self._data = data
+        self._moments = moments if config.train.optimizer_state == "keep" else None
+        if moments is None and config.train.optimizer_state == "keep":
+            raise ConfigError('train.optimizer_state = "keep" has no folder to keep it in here; set it to "reset"')
         self.client_names = tuple(sorted(data.clients))
         # Every worker draws the same fresh weights, so that any of them can give the run's first adapter.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(config.run.seed, purpose="initialise"))
             self._base = base_model or load_base_model(config, data.labels)
-            resident = add_lora(
+            self._resident = add_lora(
                 self._base.module,
                 config.lora,
                 heads=self._base.heads,
                 task_type=self._base.peft_task_type,
                 name=config.model.name,
             )
-        self._initial = pack(resident.read())
+        self._initial = pack(self._resident.read())
+        if config.train.gradient_checkpointing:
+            self._resident.save_memory()
         device = choose_device(config.train.device)
-        resident.peft_model.to(device)
+        # What bitsandbytes has quantised is where it stays, its LoRA layers with it.
+        if config.model.quantization == "none":
+            self._resident.peft_model.to(device)
         self._trainer: LocalTrainer[Any] = LocalTrainer(
-            resident, self._base.task, config.train, device=device, max_steps=max_steps
+            self._resident, self._base.task, config.train, device=device, max_steps=max_steps
         )
-        self._prepared: dict[tuple[str, str], Prepared] = {}
+        self._prepared: dict[tuple[str, str], tuple[Examples, Prepared]] = {}
 
     def describe(self, client: str) -> SiteDescription:
         """Return who `client` is and what it holds."""
-        held = self._data.clients[client]
         return SiteDescription(
             client=client,
-            num_examples=len(held.training),
-            num_validation=len(held.validation),
-            num_held_out=len(self._data.test),
+            num_examples=len(self._examples("training", client)),
+            num_validation=len(self._examples("validation", client)),
+            num_held_out=len(self._examples("test", "")),
             metric_name=self._base.task.metric_name,
             labels=self._data.labels,
             base_model=self._config.model.name,
@@ -87,6 +109,7 @@ class Workbench:
             version=version("fedlora"),
             lora_rank=self._config.lora.rank_of(client),
             has_own_held_out=self._has_own_held_out,
+            fingerprints=self._base.fingerprints,
         )
 
     def rehearse(self, client: str) -> None:
@@ -106,13 +129,18 @@ class Workbench:
         """Return the run's first adapter."""
         if request.seed != self._config.run.seed:
             raise ConfigError(f"the run's seed is {request.seed}; this worker was built with {self._config.run.seed}")
+        init = self._config.lora.init
+        if init in BASE_CHANGING_INITS:
+            # Loaded first: an earlier round may have left its change in the base weights.
+            self._trainer.model.load(unpack(self._initial))
+            return InitialiseReceipt(pack(self._trainer.model.taken_out_of_base(init)))
         return InitialiseReceipt(self._initial)
 
     def train(self, client: str, request: TrainRequest) -> TrainReceipt:
         """Return the client's update after one round of training from the global adapter."""
         trainer, training = self._trainer, self._prepare("training", client)
         trainer.model.load(unpack(request.adapter), trains=request.trains)
-        indices = self._validation_indices(client, request)
+        indices = self._sample("validation", client, request.validation_examples)
         before, seconds_before = self._judge(client, indices)
         result = trainer.train(
             training,
@@ -120,7 +148,10 @@ class Workbench:
             batch_seed=stream_seed(request.seed, round=request.round, client=client, purpose="batches"),
             dropout_seed=stream_seed(request.seed, round=request.round, client=client, purpose="dropout"),
             is_unwanted=interruption.is_unwanted,
+            moments=None if self._moments is None else self._moments.before(request.run, client, request.round),
         )
+        if self._moments is not None and result.is_finite:
+            self._moments.write(request.run, client, request.round, result.moments)
         after, seconds_after = self._judge(client, indices) if result.is_finite else (None, 0.0)
         return TrainReceipt(
             run=request.run,
@@ -135,23 +166,50 @@ class Workbench:
             after=after,
             seconds={**result.seconds, "validation": seconds_before + seconds_after},
             adapter=pack(trainer.model.read(), without=request.frozen_factor) if result.is_finite else b"",
+            num_tokens=result.num_tokens,
+            micro_batch_size=result.micro_batch_size,
         )
 
-    def evaluate(self, request: EvaluateRequest) -> EvaluateReceipt:
-        """Return the adapter's scores on one shard of the held-out set."""
-        groups = np.asarray(self._data.test.groups)
-        every = np.arange(len(groups)) if request.num_examples is None else equal_parts(groups, request.num_examples)
-        shard = every[request.shard :: request.num_shards]
+    def evaluate(self, client: str, request: EvaluateRequest) -> EvaluateReceipt:
+        """Return the adapter's scores on one shard of the held-out set, or on `client`'s own validation examples."""
         self._trainer.model.load(unpack(request.adapter))
+        if request.of_validation:
+            indices = self._sample("validation", client, request.num_examples)
+            score, _ = self._judge(client, indices)
+            return EvaluateReceipt(request.run, request.round, 0, {} if score is None else {client: score})
+        examples = self._examples("test", "")
+        every = self._sample("test", "", request.num_examples)
+        shard, groups = every[request.shard :: request.num_shards], examples.groups
         judged = self._trainer.evaluate(self._prepare("test", ""), shard, batch_size=self._config.evaluation.batch_size)
         predictions = dict(zip(shard.tolist(), judged.predictions.tolist(), strict=True))
+        asked = equal_parts(groups[shard], request.num_generated)
         return EvaluateReceipt(
             request.run,
             request.round,
             request.shard,
             {str(group): _score(judged, groups[shard] == group) for group in np.unique(groups[shard])},
-            predictions if request.with_predictions else {},
+            predictions if request.with_predictions and self._data.labels else {},
+            self._generated(examples.take(shard[asked])),
         )
+
+    def _generated(self, examples: Examples) -> dict[str, Generated]:
+        """Return by group how the loaded adapter's own answers compare with the given ones."""
+        task = self._base.task
+        if len(examples) == 0 or not isinstance(task, CausalLm):
+            return {}
+        self._resident.set_training(False)
+        answers = task.answers(
+            self._resident.peft_model,
+            cast(Sequence[Conversation], examples.inputs),
+            max_new_tokens=self._config.evaluation.max_new_tokens,
+        )
+        references = [cast(Conversation, given).turns[-1].content for given in examples.inputs]
+        pairs = list(zip(answers, references, strict=True))
+        parts: dict[str, list[Generated]] = {}
+        for group, (answer, reference) in zip(examples.groups.tolist(), pairs, strict=True):
+            compared = Generated(1, float(is_exact_match(answer, reference)), rouge_l(answer, reference))
+            parts.setdefault(group, []).append(compared)
+        return {group: merge_generated(found) for group, found in sorted(parts.items())}
 
     def _judge(self, client: str, indices: np.ndarray) -> tuple[Score | None, float]:
         """Return the score of the model's adapter on validation examples of `client`, and the seconds it took."""
@@ -162,17 +220,50 @@ class Workbench:
         judged = self._trainer.evaluate(prepared, indices, batch_size=self._config.evaluation.batch_size)
         return _score(judged, np.ones(len(indices), dtype=bool)), time.perf_counter() - began
 
-    def _validation_indices(self, client: str, request: TrainRequest) -> np.ndarray:
-        """Return a fixed sample of the client's validation examples, the same in every round."""
-        return equal_parts(self._data.clients[client].validation.groups, request.validation_examples)
+    def _sample(self, part: str, client: str, num_examples: int | None) -> np.ndarray:
+        """Return a fixed sample of a data set, the same in every round; None for all of it."""
+        groups = self._examples(part, client).groups
+        return np.arange(len(groups)) if num_examples is None else equal_parts(groups, num_examples)
+
+    def _examples(self, part: str, client: str) -> Examples:
+        """Return the examples of a data set that the task can use."""
+        return self._prepared_part(part, client)[0]
 
     def _prepare(self, part: str, client: str) -> Prepared:
-        """Return a data set in the task's form, prepared at its first use."""
+        """Return a data set in the task's form."""
+        return self._prepared_part(part, client)[1]
+
+    def _prepared_part(self, part: str, client: str) -> tuple[Examples, Prepared]:
+        """Return a data set and its form in the task, prepared at its first use.
+
+        Raises:
+            DataError: nothing of what a client trains on can be used.
+        """
         if (part, client) not in self._prepared:
             examples = self._data.test if part == "test" else getattr(self._data.clients[client], part)
-            self._prepared[part, client] = self._base.task.prepare(examples)
+            prepared = self._base.task.prepare(examples)
+            kept = getattr(prepared, "kept", None)
+            if kept is not None and len(kept) < len(examples):
+                if part == "training" and len(kept) == 0:
+                    raise DataError(
+                        f"{client}: all {len(examples)} examples are longer than task.max_length or have no answer; "
+                        'raise it, or set task.too_long = "cut" (fedlora data preview shows the lengths)'
+                    )
+                logger.info(
+                    "%s %s: %d of %d examples are too long", client, part, len(examples) - len(kept), len(examples)
+                )
+                examples = examples.take(kept)
+            self._prepared[part, client] = examples, prepared
         return self._prepared[part, client]
 
 
 def _score(judged: Evaluation, chosen: np.ndarray) -> Score:
-    return Score(int(chosen.sum()), float(judged.losses[chosen].mean()), float(judged.metrics[chosen].mean()))
+    """Return the mean over the chosen examples, or over their tokens where losses are per token."""
+    counts = judged.token_counts[chosen]
+    weights = counts if counts.any() else None
+    return Score(
+        int(chosen.sum()),
+        float(np.average(judged.losses[chosen], weights=weights)),
+        float(np.average(judged.metrics[chosen], weights=weights)),
+        int(counts.sum()),
+    )

@@ -22,6 +22,7 @@ class BaseWeights:
     def __init__(self, peft_model: PeftModel) -> None:
         self._model: nn.Module = peft_model.get_base_model()
         self._untouched: dict[str, Tensor] = {}
+        self._applied: dict[str, LoraLayer] = {}
 
     @torch.no_grad()
     def change(self, changes: Mapping[str, LoraLayer]) -> None:
@@ -37,14 +38,19 @@ class BaseWeights:
             if tuple(weights[path].shape) != (shape[::-1] if self._is_transposed(path) else shape):
                 raise AdapterError(f"the change of {path}'s weight has {shape}; it has {tuple(weights[path].shape)}")
         for path, weight in weights.items():
+            if path in changes and _is_equal(changes[path], self._applied.get(path)):
+                continue
             if path not in self._untouched:
                 self._untouched[path] = weight.detach().clone()
             if path not in changes:
                 weight.copy_(self._untouched[path])
+                self._applied.pop(path, None)
                 continue
             left, right = (factor.to(weight.device, torch.float32) for factor in (changes[path].B, changes[path].A))
             added = (left @ right) * changes[path].scaling
             weight.copy_(self._untouched[path].float() + (added.T if self._is_transposed(path) else added))
+
+        self._applied |= changes
 
     def _is_transposed(self, path: str) -> bool:
         """Return whether the weight is (in_features, out_features): an embedding's, or that of GPT-2's linear layer."""
@@ -65,3 +71,13 @@ class BaseWeights:
                 "load the model unquantised, or choose a method that leaves the base weights alone, such as lora_fair"
             )
         return weight
+
+
+def _is_equal(change: LoraLayer, other: LoraLayer | None) -> bool:
+    """Return whether two changes are the same, so that the dense product need not be formed again."""
+    return (
+        other is not None
+        and change.scaling == other.scaling
+        and torch.equal(change.A, other.A)
+        and torch.equal(change.B, other.B)
+    )

@@ -8,6 +8,7 @@ import contextlib
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from fedlora.adapters import Adapter
+from fedlora.adapters import Adapter, LoraLayer
 from fedlora.adapters.keys import factor_of, to_state_dict
 from fedlora.adapters.peft_format import from_state_dict
 from fedlora.adapters.settings import SHAPE_KEYS, plain_config
@@ -33,16 +34,22 @@ _QUERY_VALUE = (
 )  # fmt: skip
 
 
+# PEFT's name for the one adapter of a model.
+_NAME = "default"
+
+
 class ResidentModel:
     """A PEFT model whose trained tensors are set and read in place.
 
     Attributes:
         peft_model: the base model with its LoRA layers.
         parameters: all that is trained in this round.
+        base_dtype: of the frozen weights.
     """
 
     def __init__(self, peft_model: PeftModel, *, base_model_name: str) -> None:
         self.peft_model = peft_model
+        self.base_dtype = _base_dtype(peft_model)
         self._named = {
             _saved_name(name): parameter for name, parameter in peft_model.named_parameters() if parameter.requires_grad
         }
@@ -53,6 +60,47 @@ class ResidentModel:
         # Frozen running statistics would otherwise drift from client to client through the resident model.
         self._norms = [module for module in peft_model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
         self._scaling = {path: layer.scaling for path, layer in self.read().layers.items()}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return what is trained in this round, by the name that PEFT saves it under."""
+        return {name: parameter for name, parameter in self._named.items() if parameter.requires_grad}
+
+    @torch.no_grad()
+    def taken_out_of_base(self, init: str) -> Adapter:
+        """Return a first adapter whose pairs are the base weights' principal part ("pissa") or of their Q and R ("olora").
+
+        The base weights stay as they are: the adapter says what is to be taken out of them, as a change that travels
+        with it, so that every client has the same to the last bit.
+        """
+        for path in self._scaling:
+            layer = cast(Any, self.peft_model.get_base_model().get_submodule(path))
+            weight = layer.get_base_layer().weight
+            original = weight.detach().clone()
+            if init == "pissa":
+                layer.pissa_init(_NAME, "pissa")
+            else:
+                layer.olora_init(_NAME)
+            layer.get_base_layer().weight.data = original
+        adapter = self.read()
+        taken = {
+            path: LoraLayer(layer.A, -layer.B * layer.scaling, 1.0, is_embedding=layer.is_embedding)
+            for path, layer in adapter.layers.items()
+        }
+        return replace(adapter, base_change=taken)
+
+    def save_memory(self) -> None:
+        """Keep no activations within the model's layers, and compute them again for the gradients.
+
+        Raises:
+            ModelError: the model's class does not know how.
+        """
+        model = self.peft_model.get_base_model()
+        try:
+            cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        except (AttributeError, ValueError) as error:
+            raise ModelError(
+                f"train.gradient_checkpointing: {type(model).__name__} does not support it; set it to false"
+            ) from error
 
     def set_training(self, is_training: bool) -> None:
         """Switch dropout on or off; batch statistics stay those of the checkpoint."""
@@ -136,8 +184,9 @@ def add_lora(
     Raises:
         ModelError: target modules or heads match nothing or too much, or the rank is larger than a layer allows.
     """
-    _require_heads(module, heads, name)
-    targets = _targets(module, settings, heads, name)
+    whole = (*heads, *_whole_modules(module, settings, heads, name))
+    _require_heads(module, whole, name)
+    targets = _targets(module, settings, whole, name)
     matched = [layer for path, layer in module.named_modules() if _is_match(path, targets)]
     peft_config = LoraConfig(
         r=settings.rank,
@@ -147,7 +196,9 @@ def add_lora(
         use_rslora=settings.use_rslora,
         lora_dropout=settings.dropout,
         target_modules=list(targets),
-        modules_to_save=list(heads) or None,
+        modules_to_save=list(whole) or None,
+        use_dora=settings.use_dora,
+        init_lora_weights=cast(Any, settings.init if settings.init in ("gaussian", "orthogonal") else True),
         task_type=cast(Any, task_type),
         fan_in_fan_out=all(_is_transposed(layer) for layer in matched),
     )
@@ -155,6 +206,10 @@ def add_lora(
         peft_model = get_peft_model(cast(Any, module), peft_config)
     if not isinstance(peft_model, PeftModel):
         raise TypeError(f"PEFT returned {type(peft_model).__name__}; a mixed model is not supported")
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            # Small steps are lost in half of the bits.
+            parameter.data = parameter.data.float()
     return ResidentModel(peft_model, base_model_name=name)
 
 
@@ -185,6 +240,29 @@ def _require_heads(module: nn.Module, heads: tuple[str, ...], name: str) -> None
             )
 
 
+def _whole_modules(module: nn.Module, settings: LoraSection, heads: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """Return the paths that `modules_to_save` means, which is by how they end, as in PEFT."""
+    paths = [path for path, _ in module.named_modules() if path]
+    found: list[str] = []
+    for end in settings.modules_to_save:
+        matched = [path for path in paths if _is_match(path, (end,))]
+        if not matched:
+            parts = ", ".join(child for child, _ in module.named_children())
+            raise ModelError(f"lora.modules_to_save: {end!r} is no module of {name}; its outermost ones are {parts}")
+        found += [path for path in matched if path not in heads and path not in found]
+    inside = {id(parameter) for path in found for parameter in module.get_submodule(path).parameters()}
+    for path, child in module.named_modules():
+        is_found = any(path == other or path.startswith(f"{other}.") for other in found)
+        if is_found or any(other.startswith(f"{path}.") or not path for other in found):
+            continue
+        if any(id(parameter) in inside for parameter in child.parameters(recurse=False)):
+            raise ModelError(
+                f"lora.modules_to_save: {', '.join(found)} of {name} shares its weights with {path}, and training one "
+                "whole would part them; leave it out"
+            )
+    return tuple(found)
+
+
 def _targets(module: nn.Module, settings: LoraSection, heads: tuple[str, ...], name: str) -> tuple[str, ...]:
     layers = {
         path: layer
@@ -195,6 +273,11 @@ def _targets(module: nn.Module, settings: LoraSection, heads: tuple[str, ...], n
     leaves = sorted({path.rpartition(".")[2] for path in linear})
     has = f"it has {', '.join(leaves)}" if leaves else "it has no linear layers outside its head, and LoRA needs some"
     targets = settings.target_modules
+    if targets == "all-linear":
+        output = getattr(module, "get_output_embeddings", lambda: None)()
+        targets = tuple(sorted({path.rpartition(".")[2] for path, layer in linear.items() if layer is not output}))
+        if not targets:
+            raise ModelError(f'lora.target_modules: "all-linear" finds none in {name}; {has}')
     if targets == "auto":
         found = next((family for family in _QUERY_VALUE if set(family) <= set(leaves)), None)
         if found is None:
@@ -209,7 +292,7 @@ def _targets(module: nn.Module, settings: LoraSection, heads: tuple[str, ...], n
             raise ModelError(f"lora.target_modules: {target!r} matches {other[0]}, a {kind}, not a linear layer; {has}")
         if not matched:
             raise ModelError(f"lora.target_modules: {target!r} matches no linear layer of {name}; {has}")
-        smallest = min(min(cast(Tensor, layers[path].weight).shape) for path in matched)
+        smallest = min(min(_sides(layers[path])) for path in matched)
         if settings.rank > smallest:
             raise ModelError(
                 f"lora.rank is {settings.rank}, more than {target} of {name} allows; expected at most {smallest}"
@@ -227,6 +310,23 @@ def _fits_into(name: str, found: torch.Size, whole: torch.Size) -> bool:
     if len(found) != len(whole):
         return False
     return all(n == m or (axis == rank_axis and n < m) for axis, (n, m) in enumerate(zip(found, whole, strict=True)))
+
+
+def _sides(layer: nn.Module) -> tuple[int, ...]:
+    """Return in_features and out_features; a quantised weight's own shape says nothing."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return tuple(cast(Tensor, layer.weight).shape)
+
+
+def _base_dtype(peft_model: PeftModel) -> torch.dtype:
+    """Return the type that most frozen numbers have; of quantised weights the one they are computed in."""
+    sizes: Counter[torch.dtype] = Counter()
+    for parameter in peft_model.parameters():
+        if not parameter.requires_grad:
+            dtype = parameter.dtype if parameter.is_floating_point() else torch.bfloat16
+            sizes[dtype] += parameter.numel()
+    return sizes.most_common(1)[0][0] if sizes else torch.float32
 
 
 def _is_transposed(layer: nn.Module) -> bool:

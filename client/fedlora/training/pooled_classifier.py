@@ -46,15 +46,50 @@ class PooledClassifier(nn.Module):
             width = self._pool(hidden, example).shape[1]
         self.add_module(HEAD, nn.Linear(width, num_labels))
 
+    @property
+    def plain_encoder(self) -> nn.Module:
+        """The encoder, which holds the head among its parts too."""
+        encoder: nn.Module = self.__dict__["_encoder"]
+        return encoder
+
+    @torch.no_grad()
+    def recipe(self, example: Mapping[str, Tensor]) -> str:
+        """Return in Python how `features` come from `encoder` and `inputs`, for who has the encoder without this class.
+
+        Args:
+            example: inputs of the size that is meant.
+        """
+        options = "".join(f", {name}={value}" for name, value in self._options.items() if "pixel_values" in example)
+        hidden = self._encode(example)
+        if hidden.ndim == 4:
+            pooled = "hidden.flatten(2).mean(-1)"
+        elif "attention_mask" in example:
+            pooled = "(hidden * mask).sum(1) / mask.sum(1)"
+        else:
+            num_prefix = _num_prefix_tokens(hidden, example["pixel_values"], self.config)
+            pooled = f"hidden[:, {num_prefix}:].mean(1)" if num_prefix else "hidden.mean(1)"
+        if self._pooling == "cls":
+            pooled = "hidden[:, 0]"
+        elif self._pooling == "cls_mean":
+            pooled = f"torch.cat([hidden[:, 0], {pooled}], dim=-1)"
+        mask = 'mask = inputs["attention_mask"][:, :, None]\n' if "mask." in pooled else ""
+        return f"hidden = encoder(**inputs{options}).last_hidden_state\n{mask}features = {pooled}"
+
     def train(self, mode: bool = True) -> "PooledClassifier":
         """Set training mode, in the encoder's outermost module too."""
         self.__dict__["_encoder"].training = mode
         return super().train(mode)
 
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Make the encoder's layers compute their activations again for the gradients."""
+        self.__dict__["_encoder"].gradient_checkpointing_enable(**options)
+
     def forward(self, **inputs: Tensor) -> Tensor:
         """Return logits (batch_size, num_labels) for the encoder's own inputs."""
         head: nn.Module = getattr(self, HEAD)
-        logits: Tensor = head(self._pool(self._encode(inputs), inputs))
+        features = self._pool(self._encode(inputs), inputs)
+        # What is trained is float32 also where the frozen encoder is not.
+        logits: Tensor = head(features.to(next(head.parameters()).dtype))
         return logits
 
     def _encode(self, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -1,9 +1,10 @@
 """The local training loop, and evaluation: plain torch over one resident PEFT model."""
 
 import contextlib
+import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
 import numpy as np
@@ -13,9 +14,12 @@ from torch import Tensor
 from fedlora.common.config import TrainSection
 from fedlora.common.errors import ConfigError, FedloraError
 from fedlora.common.messages import INTERRUPTED
+from fedlora.training.optimizer_state import Moments, read_moments, set_moments
 from fedlora.training.peft_bridge import ResidentModel
 from fedlora.training.schedule import learning_rate_factor
-from fedlora.training.tasks import Prepared, Task
+from fedlora.training.tasks import Batch, Prepared, Task
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingInterrupted(FedloraError):  # noqa: N818 (no error: it was asked for)
@@ -34,21 +38,31 @@ class TrainingResult:
         is_finite: whether every step's loss was, and the adapter after the last step is.
         seconds: forward, backward, optimizer, training (the whole loop, with putting batches together).
             On a GPU the three parts only say how long launching the work took.
+        num_tokens: tokens learned from, where losses are per token; else 0.
+        micro_batch_size: examples of a forward pass, where want of memory made them fewer than asked for; else 0.
+        moments: the optimiser's, where clients keep them; else empty.
     """
 
     num_steps: int
     loss: float
     is_finite: bool
     seconds: dict[str, float]
+    num_tokens: int = 0
+    micro_batch_size: int = 0
+    moments: Moments = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Each example's loss, metric and predicted label, three arrays (n,)."""
+    """Each example's loss, metric and predicted label, three arrays (n,), and over how many tokens the first two are.
+
+    `token_counts` (n,) is all zero where losses are per example.
+    """
 
     losses: np.ndarray
     metrics: np.ndarray
     predictions: np.ndarray
+    token_counts: np.ndarray
 
 
 P = TypeVar("P", bound=Prepared)
@@ -72,7 +86,14 @@ class LocalTrainer(Generic[P]):
         self.settings = settings
         self.device = device
         self._max_steps = max_steps
-        self._autocast = _uses_bfloat16(settings.precision, device)
+        self._micro_batch_size = settings.micro_batch_size or settings.batch_size
+        self._asked_micro_batch_size = self._micro_batch_size
+        self._autocast = _autocast_dtype(settings.precision, device, weights=model.base_dtype)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast == torch.float16)
+        # For training alone: what is judged is judged by the model as it is.
+        self._forward: Callable[..., object] = model.peft_model
+        if settings.compile:
+            self._forward = torch.compile(model.peft_model, dynamic=True)
 
     def num_steps(self, num_examples: int) -> int:
         """Return a round's optimiser steps for a client with `num_examples`."""
@@ -91,6 +112,7 @@ class LocalTrainer(Generic[P]):
         dropout_seed: int,
         max_steps: int | None = None,
         is_unwanted: Callable[[], bool] = lambda: False,
+        moments: Moments | None = None,
     ) -> TrainingResult:
         """Return the result of one round's steps on `prepared`; the trained adapter is in the model.
 
@@ -101,64 +123,135 @@ class LocalTrainer(Generic[P]):
             dropout_seed: torch's global generators are seeded with it.
             max_steps: fewer steps than the settings ask for.
             is_unwanted: asked at each step whether to leave off.
+            moments: the optimiser's, from this client's last round, to go on with.
 
         Raises:
             TrainingInterrupted: `is_unwanted` said so.
+            torch.OutOfMemoryError: one example a forward pass is too much.
         """
-        settings, model, num_steps = self.settings, self.model.peft_model, self.num_steps(len(prepared))
+        settings, num_steps = self.settings, self.num_steps(len(prepared))
         num_steps = min(num_steps, max_steps or num_steps)
         optimizer = self._optimizer()
+        if moments:
+            set_moments(optimizer, self.model.trained(), moments)
+        start_values = (
+            [parameter.detach().clone() for parameter in self.model.parameters] if settings.proximal_mu > 0 else []
+        )
         # A step that an error cut off, such as one for want of memory, leaves its gradients behind.
         optimizer.zero_grad(set_to_none=True)
         batches = _batch_indices(len(prepared), settings.batch_size, np.random.default_rng(batch_seed))
         torch.manual_seed(dropout_seed)
         self.model.set_training(True)
         losses: list[Tensor] = []
-        forward = backward = stepping = 0.0
+        num_tokens = 0
+        self._seconds = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
         began = time.perf_counter()
         for step in range(num_steps):
             if is_unwanted():
                 raise TrainingInterrupted(f"left off before step {step + 1} of {num_steps}: nobody waits for it")
             for group in optimizer.param_groups:
                 group["lr"] = self._learning_rate(progress, share=(step + 0.5) / num_steps)
-            batch = self.task.collate(prepared, next(batches), device=self.device)
-
-            start = time.perf_counter()
-            with self._precision():
-                loss = self.task.loss(logits_of(model(**batch.inputs)), batch)
-            after_forward = time.perf_counter()
-            loss.backward()  # type: ignore[no-untyped-call]
-            after_backward = time.perf_counter()
+            loss, step_tokens = self._gradients(prepared, next(batches), optimizer)
+            losses.append(loss)
+            num_tokens += step_tokens
+            started = time.perf_counter()
+            self._scaler.unscale_(optimizer)
+            for parameter, start in zip(self.model.parameters, start_values, strict=False):
+                cast(Tensor, parameter.grad).add_(parameter.detach() - start, alpha=settings.proximal_mu)
             if settings.max_grad_norm > 0:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters, settings.max_grad_norm)
-            optimizer.step()
+            self._scaler.step(optimizer)
+            self._scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            losses.append(loss.detach())
-
-            forward += after_forward - start
-            backward += after_backward - after_forward
-            stepping += time.perf_counter() - after_backward
+            self._seconds["optimizer"] += time.perf_counter() - started
         stacked = torch.stack(losses).cpu()
         is_finite = bool(torch.isfinite(stacked).all()) and self.model.is_finite()
-        seconds = {"forward": forward, "backward": backward, "optimizer": stepping}
-        seconds["training"] = time.perf_counter() - began
-        return TrainingResult(num_steps, float(stacked.mean()), is_finite, seconds)
+        is_reduced = self._micro_batch_size < self._asked_micro_batch_size
+        return TrainingResult(
+            num_steps,
+            float(stacked.mean()),
+            is_finite,
+            {**self._seconds, "training": time.perf_counter() - began},
+            num_tokens,
+            self._micro_batch_size if is_reduced else 0,
+            read_moments(optimizer, self.model.trained()) if settings.optimizer_state == "keep" else {},
+        )
+
+    def _gradients(self, prepared: P, indices: np.ndarray, optimizer: torch.optim.Optimizer) -> tuple[Tensor, int]:
+        """Return a step's mean loss and number of tokens; its gradients are in the parameters.
+
+        What does not fit into memory is tried again with half as many examples a forward pass.
+        """
+        while True:
+            size = self._micro_batch_size
+            try:
+                return self._accumulate(
+                    prepared, [indices[place : place + size] for place in range(0, len(indices), size)]
+                )
+            except torch.OutOfMemoryError:
+                optimizer.zero_grad(set_to_none=True)
+                if min(size, len(indices)) == 1:
+                    raise
+                self._micro_batch_size = (min(size, len(indices)) + 1) // 2
+            # Outside of the handler, which would keep the tensors of the failed step alive.
+            logger.warning(
+                "out of memory: %d examples a forward pass from here on, not %d; the step stays the same, but the run "
+                "is no more equal to another to the last bit",
+                self._micro_batch_size,
+                size,
+            )
+            _free_memory(self.device)
+
+    def _accumulate(self, prepared: P, parts: Sequence[np.ndarray]) -> tuple[Tensor, int]:
+        """Return the mean loss over all parts of a step, and their tokens; the gradients add up to that loss's."""
+        batches = [self.task.collate(prepared, part, device=self.device) for part in parts]
+        sizes = [batch.num_tokens or len(part) for batch, part in zip(batches, parts, strict=True)]
+        total = torch.zeros((), device=self.device)
+        for batch, size in zip(batches, sizes, strict=True):
+            started = time.perf_counter()
+            with self._precision():
+                loss = self.task.loss(logits_of(self._forward(**batch.inputs)), batch)
+                # The whole step at once is left as it is, to the last bit.
+                share = loss if len(batches) == 1 else loss * (size / sum(sizes))
+            forwarded = time.perf_counter()
+            self._scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+            self._seconds["forward"] += forwarded - started
+            self._seconds["backward"] += time.perf_counter() - forwarded
+            total = total + share.detach()
+        return total, sum(batch.num_tokens for batch in batches)
 
     # Not inference_mode: a model may keep what it computed here, such as tables of positions, for its next training.
     @torch.no_grad()
     def evaluate(self, prepared: P, indices: np.ndarray, *, batch_size: int) -> Evaluation:
         """Return how the model's adapter does on the examples at `indices`, in their order."""
         self.model.set_training(False)
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for start in range(0, len(indices), batch_size):
-            batch = self.task.collate(prepared, indices[start : start + batch_size], device=self.device)
-            with self._precision():
-                output = logits_of(self.model.peft_model(**batch.inputs))
-            parts.append(self.task.judge(output, batch))
-        if not parts:
-            return Evaluation(np.empty(0), np.empty(0), np.empty(0, dtype=np.int64))
-        losses, metrics, predictions = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
-        return Evaluation(losses.double().numpy(), metrics.double().numpy(), predictions.numpy())
+        judged: list[Evaluation] = []
+        begin = 0
+        while begin < len(indices):
+            try:
+                judged.append(self._judge(prepared, indices[begin : begin + batch_size]))
+                begin += batch_size
+                continue
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size = (batch_size + 1) // 2
+            logger.warning("out of memory: %d examples a forward pass are judged from here on", batch_size)
+            _free_memory(self.device)
+        if not judged:
+            return Evaluation(np.empty(0), np.empty(0), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+        columns = ("losses", "metrics", "predictions", "token_counts")
+        return Evaluation(*(np.concatenate([getattr(part, column) for part in judged]) for column in columns))
+
+    def _judge(self, prepared: P, indices: np.ndarray) -> Evaluation:
+        batch: Batch = self.task.collate(prepared, indices, device=self.device)
+        with self._precision():
+            output = logits_of(self.model.peft_model(**batch.inputs))
+        losses, metrics, predictions = (column.cpu() for column in self.task.judge(output, batch))
+        counts = (
+            torch.zeros(len(indices), dtype=torch.int64) if batch.token_counts is None else batch.token_counts.cpu()
+        )
+        return Evaluation(losses.double().numpy(), metrics.double().numpy(), predictions.numpy(), counts.numpy())
 
     def _learning_rate(self, progress: tuple[float, float], *, share: float) -> float:
         """Return the rate at a share of the round; at the middle of a step it is never zero, so no step is lost."""
@@ -180,8 +273,8 @@ class LocalTrainer(Generic[P]):
         )
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:
-        if self._autocast:
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        if self._autocast is not None:
+            return torch.autocast(self.device.type, dtype=self._autocast)
         return contextlib.nullcontext()
 
 
@@ -199,10 +292,18 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _uses_bfloat16(precision: str, device: torch.device) -> bool:
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return precision == "bfloat16"
+def _autocast_dtype(precision: str, device: torch.device, *, weights: torch.dtype) -> torch.dtype | None:
+    """Return the type to compute in where it is not float32: the one asked for, the weights' own, or the device's."""
+    if precision != "auto":
+        return None if precision == "float32" else cast(torch.dtype, getattr(torch, precision))
+    if weights in (torch.float16, torch.bfloat16):
+        return weights
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+
+
+def _free_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def logits_of(output: object) -> Tensor:

@@ -3,6 +3,7 @@
 RUN_FILE = "run.toml"
 MANIFEST_FILE = "manifest.json"
 ADAPTER_FOLDER = "adapter"
+BEST_FOLDER = "best"
 IDENTITY_FOLDER = "identity"
 PUBLISHED_FOLDER = "published"
 EXCHANGE_FOLDER = "exchange"

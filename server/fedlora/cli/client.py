@@ -113,6 +113,7 @@ def _make_site(path: Path, config: "SiteConfig", state: "SiteState", run: "RunCo
         key=uuid.uuid4().hex,
         config=for_site(run, config, beside=path.parent),
         site=own,
+        moments_folder=state.folder / "optimizer",
         explain_failures=True,  # To this process, which logs it; only the code leaves the site.
     )
     environment = {} if config.worker.gpu is None else {"CUDA_VISIBLE_DEVICES": config.worker.gpu}

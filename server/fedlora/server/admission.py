@@ -18,6 +18,7 @@ from fedlora.common.messages import INTERNAL, LOSS_NOT_FINITE, OK, OUT_OF_MEMORY
 from fedlora.common.packed_file import Packed, PackedFile
 
 MAX_NUM_EXAMPLES = 10**9
+MAX_NUM_TOKENS = 10**13
 # No trained weight is near it, and the products of such values do not overflow float32.
 MAX_VALUE = 1e6
 _MIN_COHORT_TO_COMPARE = 3
@@ -37,13 +38,16 @@ class Refusal:
         return f"{self.code}: {self.found[:_MAX_CHARACTERS]}" if self.found else self.code
 
 
-def admit(receipt: TrainReceipt, *, request: TrainRequest, client: str, reference: Adapter) -> Adapter | Refusal:
+def admit(
+    receipt: TrainReceipt, *, request: TrainRequest, client: str, reference: Adapter, weighs_tokens: bool = False
+) -> Adapter | Refusal:
     """Return the update in `receipt`, or why it is refused.
 
     Args:
         request: what was asked.
         client: who was asked.
         reference: the adapter that the client started from; an update has its layers, shapes and configuration.
+        weighs_tokens: whether it counts by the tokens it trained on, so that there must be some.
     """
     asked = (request.run, request.round, request.attempt, client)
     answered = (receipt.run, receipt.round, receipt.attempt, receipt.client)
@@ -53,6 +57,8 @@ def admit(receipt: TrainReceipt, *, request: TrainRequest, client: str, referenc
         return Refusal(receipt.status if receipt.status in _FAILURES else INTERNAL)
     if not 1 <= receipt.num_examples <= MAX_NUM_EXAMPLES:
         return Refusal("num_examples", f"{receipt.num_examples}; expected 1 to {MAX_NUM_EXAMPLES}")
+    if not int(weighs_tokens) <= receipt.num_tokens <= MAX_NUM_TOKENS:
+        return Refusal("num_tokens", f"{receipt.num_tokens}; expected {int(weighs_tokens)} to {MAX_NUM_TOKENS}")
     if not math.isfinite(receipt.loss) and "loss" not in receipt.withheld:
         return Refusal(LOSS_NOT_FINITE, f"a training loss of {receipt.loss}")
     try:

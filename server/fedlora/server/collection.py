@@ -300,7 +300,13 @@ class _Gathering:
         request = self._requests[client](attempt)
         if content.round < self._number:  # A late one, from the journal.
             request = replace(request, round=content.round)
-        admitted = admit(content, request=request, client=client, reference=self._starts[client])
+        admitted = admit(
+            content,
+            request=request,
+            client=client,
+            reference=self._starts[client],
+            weighs_tokens=self._config.federation.weighting == "tokens",
+        )
         if isinstance(admitted, Refusal):
             return admitted
         self.updates[client], self.receipts[client] = admitted, content

@@ -1,6 +1,7 @@
 """The global adapter's score on the held-out set, judged by the workers that hold it, shard by shard."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -8,7 +9,14 @@ from flwr.app import MessageType
 
 from fedlora.adapters import Adapter, pack
 from fedlora.common.errors import RunError
-from fedlora.common.messages import EvaluateReceipt, EvaluateRequest, Score, merge_scores
+from fedlora.common.messages import (
+    EvaluateReceipt,
+    EvaluateRequest,
+    Generated,
+    Score,
+    merge_generated,
+    merge_scores,
+)
 from fedlora.server.conversation import Addressed, Inquiry, ask, expect
 from fedlora.server.round_report import HeldOutReport
 from fedlora.server.sites import Federation
@@ -17,7 +25,13 @@ _SHARD_EXAMPLES = 128
 
 
 def judge(
-    federation: Federation, adapter: Adapter, *, round: int, num_examples: int | None, patience: float
+    federation: Federation,
+    adapter: Adapter,
+    *,
+    round: int,
+    num_examples: int | None,
+    num_generated: int = 0,
+    patience: float,
 ) -> tuple[HeldOutReport | None, dict[int, int]]:
     """Return the adapter's score, and the predicted labels by place in the held-out set where all of it is judged.
 
@@ -27,13 +41,24 @@ def judge(
 
     Args:
         num_examples: of the held-out set, in equal parts by group; None for all of it.
+        num_generated: of these, so many are also answered by generated text.
         patience: seconds for which a site that has lost its connection is waited for.
 
     Raises:
         RunError: a site could not answer.
     """
     if federation.has_own_held_out:
-        return _judge_at_sites(federation, adapter, round=round, num_examples=num_examples, patience=patience), {}
+        asked_of_sites = EvaluateRequest(
+            run=federation.run_id,
+            round=round,
+            num_examples=num_examples,
+            shard=0,
+            num_shards=1,
+            with_predictions=False,
+            adapter=pack(adapter),
+            num_generated=num_generated,
+        )
+        return _judge_at_sites(federation, asked_of_sites, patience=patience), {}
     sites = list(federation.sites.values())
     size = num_examples or federation.num_held_out
     request = EvaluateRequest(
@@ -44,6 +69,7 @@ def judge(
         num_shards=math.ceil(size / _SHARD_EXAMPLES),
         with_predictions=num_examples is None,
         adapter=pack(adapter),
+        num_generated=num_generated,
     )
     asked = {
         f"shard {shard}": Addressed(sites[shard % len(sites)].node, partial(_shard_request, request, shard))
@@ -60,29 +86,95 @@ def judge(
         raise RunError(f"round {round}: {judged} of {size} held-out examples were judged; all sites need the same set")
     groups = {group: merge_scores(scores) for group, scores in sorted(by_group.items())}
     predictions = {place: label for receipt in receipts for place, label in receipt.predictions.items()}
-    report = HeldOutReport(merge_scores(list(groups.values())), groups, is_complete=num_examples is None)
+    report = _report(groups, [receipt.generated for receipt in receipts], is_complete=num_examples is None)
     return report, dict(sorted(predictions.items()))
 
 
-def _judge_at_sites(
-    federation: Federation, adapter: Adapter, *, round: int, num_examples: int | None, patience: float
-) -> HeldOutReport | None:
+def validate(
+    federation: Federation, adapter: Adapter, *, round: int, num_examples: int, patience: float
+) -> Score | None:
+    """Return the adapter's score on the clients' own validation examples, at most `num_examples` of each.
+
+    It is over the clients that answered, and None where none did or none has any.
+    """
+    request = EvaluateRequest(
+        run=federation.run_id,
+        round=round,
+        num_examples=num_examples,
+        shard=0,
+        num_shards=1,
+        with_predictions=False,
+        adapter=pack(adapter),
+        of_validation=True,
+    )
+    there = [name for name in federation.expected(patience) if federation.sites[name].description.num_validation > 0]
+    scores = [
+        score
+        for receipt in _answers_of_sites(federation, dict.fromkeys(there, request), patience=patience).values()
+        for score in receipt.groups.values()
+    ]
+    return merge_scores(scores) if scores else None
+
+
+def _judge_at_sites(federation: Federation, request: EvaluateRequest, *, patience: float) -> HeldOutReport | None:
     """Return the score over the sites that answered, or None where none did; who is away for long is not waited for."""
     there = [name for name in federation.expected(patience) if federation.sites[name].description.num_held_out > 0]
-    share = None if num_examples is None else max(1, num_examples // max(1, len(there)))
-    request = EvaluateRequest(federation.run_id, round, share, 0, 1, with_predictions=False, adapter=pack(adapter))
-    asked = {name: Addressed(federation.sites[name].node, lambda _attempt: request) for name in there}
-    inquiry = Inquiry(federation.grid, asked, message_type=MessageType.EVALUATE, expected=EvaluateReceipt)
-    groups: dict[str, Score] = {}
-    for answer in inquiry.answers(lambda waiting: not set(waiting) & set(federation.expected(patience))):
-        if isinstance(answer.content, EvaluateReceipt) and answer.content.groups:
-            groups[answer.key] = merge_scores(list(answer.content.groups.values()))
-    inquiry.withdraw()
-    if not groups or sum(score.num_examples for score in groups.values()) == 0:
+
+    def share(num_examples: int) -> int:
+        return math.ceil(num_examples / max(1, len(there)))
+
+    of_a_site = replace(
+        request,
+        num_examples=None if request.num_examples is None else share(request.num_examples),
+        num_generated=share(request.num_generated),
+    )
+    receipts = _answers_of_sites(federation, dict.fromkeys(there, of_a_site), patience=patience)
+    groups = {name: merge_scores(list(receipt.groups.values())) for name, receipt in receipts.items() if receipt.groups}
+    if not groups:
         return None
-    is_complete = num_examples is None and len(groups) == len(federation.sites)
-    return HeldOutReport(merge_scores(list(groups.values())), dict(sorted(groups.items())), is_complete)
+    generated = [
+        {name: merge_generated(list(receipt.generated.values()))}
+        for name, receipt in receipts.items()
+        if receipt.generated
+    ]
+    is_complete = request.num_examples is None and len(groups) == len(federation.sites)
+    return _report(dict(sorted(groups.items())), generated, is_complete=is_complete)
+
+
+def _answers_of_sites(
+    federation: Federation, requests: Mapping[str, EvaluateRequest], *, patience: float
+) -> dict[str, EvaluateReceipt]:
+    """Return what the sites answered, by name; who is away for long is not waited for, and who cannot is left out."""
+
+    def asking(name: str, _attempt: int) -> EvaluateRequest:
+        return requests[name]
+
+    asked = {name: Addressed(federation.sites[name].node, partial(asking, name)) for name in requests}
+    inquiry = Inquiry(federation.grid, asked, message_type=MessageType.EVALUATE, expected=EvaluateReceipt)
+    answers = inquiry.answers(lambda waiting: not set(waiting) & set(federation.expected(patience)))
+    receipts = {answer.key: answer.content for answer in answers if isinstance(answer.content, EvaluateReceipt)}
+    inquiry.withdraw()
+    return dict(sorted(receipts.items()))
+
+
+def _report(
+    groups: Mapping[str, Score], generated: Sequence[Mapping[str, Generated]], *, is_complete: bool
+) -> HeldOutReport:
+    by_group: dict[str, list[Generated]] = {}
+    for part in generated:
+        for group, compared in part.items():
+            by_group.setdefault(group, []).append(compared)
+    merged = {group: merge_generated(parts) for group, parts in sorted(by_group.items())}
+    return HeldOutReport(
+        merge_scores(list(groups.values())),
+        groups,
+        is_complete,
+        merged,
+        merge_generated(list(merged.values())) if merged else None,
+    )
 
 
 def _shard_request(request: EvaluateRequest, shard: int, _attempt: int) -> EvaluateRequest:
-    return replace(request, shard=shard)
+    generated = request.num_generated
+    of_shard = generated // request.num_shards + (shard < generated % request.num_shards)
+    return replace(request, shard=shard, num_generated=of_shard)

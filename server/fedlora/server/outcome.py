@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import cast
 
 from fedlora.common.config import RunConfig
+from fedlora.common.messages import SiteDescription
 from fedlora.common.run_file import to_toml
-from fedlora.server.report import ShownExample, render_report
+from fedlora.server.report import Holding, Holdings, ShownAnswer, ShownExample, render_report
 from fedlora.server.round_report import RoundReport
 from fedlora.server.store import RunFolder
 
@@ -18,31 +19,82 @@ def write_report(
     *,
     num_clients: int,
     examples: Sequence[ShownExample] = (),
+    shown_answers: Sequence[ShownAnswer] = (),
+    holdings: Holdings | None = None,
 ) -> None:
-    """Write report.html over the rounds so far; `examples` are held-out ones to show, where they may be shown."""
+    """Write report.html over the rounds so far.
+
+    Args:
+        examples, shown_answers: held-out ones to show, where they may be shown.
+        holdings: who holds what; without it what the sites said of themselves.
+    """
     manifest = folder.manifest() or {}
-    clients = f"{num_clients} client{'' if num_clients == 1 else 's'}"
     html = render_report(
         title=config.run.name,
-        subtitle=f"{clients}, {config.model.name.rpartition('/')[2]}, rank {config.lora.rank}, "
-        f"{config.aggregation.method}, seed {config.run.seed}",
-        metric_name=str(manifest.get("metric", "metric")),
+        subtitle=summary(config, num_clients=num_clients),
+        metric_name=metric_name(folder.path),
         num_rounds=config.federation.rounds,
         reports=reports,
         config_toml=to_toml(config),
         examples=examples,
+        shown_answers=shown_answers,
+        holdings=holdings or _holdings_of_sites(folder.sites()),
         load_code=load_code(folder.path, config),
         versions=cast(Mapping[str, str], manifest.get("versions", {})),
     )
     folder.write_report(html)
 
 
+def metric_name(folder: Path) -> str:
+    """Return the name of the metric by which the run in a folder is judged, as soon as it has met its clients."""
+    return str((RunFolder(folder).manifest() or {}).get("metric", "metric"))
+
+
+def summary(config: RunConfig, *, num_clients: int) -> str:
+    """Return the run in a line: clients, model, method, and what of its training is out of the ordinary."""
+    lora, train = config.lora, config.train
+    model = config.model.name.rpartition("/")[2]
+    bits = config.model.quantization
+    weights = {"tokens": "weighted by answer tokens", "uniform": "all clients weigh alike"}
+    parts = [
+        f"{num_clients} client{'' if num_clients == 1 else 's'}",
+        model if bits == "none" else f"{model} in {bits.removesuffix('bit')} bits",
+        f"{'DoRA of ' if lora.use_dora else ''}rank {lora.rank}",
+        "" if lora.init == "default" else f"{lora.init} start",
+        config.aggregation.method,
+        weights.get(config.federation.weighting, ""),
+        f"FedProx with mu {train.proximal_mu:g}" if train.proximal_mu else "",
+        "packed examples" if train.packing else "",
+        "optimiser state kept" if train.optimizer_state == "keep" else "",
+        f"seed {config.run.seed}",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
 def load_code(folder: Path, config: RunConfig) -> str:
-    """Return the Python that loads the run's model and judges an input."""
-    given = "a text" if config.task.kind == "sequence_classification" else 'Image.open("picture.png")'
-    imported = "" if config.task.kind == "sequence_classification" else "from PIL import Image\n"
+    """Return the Python that loads the run's model and gives it an input."""
+    imported, use = {
+        "image_classification": ("from PIL import Image\n", 'predict([Image.open("picture.png")])'),
+        "sequence_classification": ("", "predict(['a text'])"),
+        "causal_lm": ("", 'generate(["a question"])'),
+        "own": ("", "model  # takes what the task makes of examples: trained.task.prepare, .collate"),
+    }[config.task.kind]
     return (
         f"{imported}from fedlora.training.trained import load_trained\n\n"
         f'trained = load_trained("{folder}")\n'
-        f"trained.predict([{given if imported else repr(given)}])"
+        f"trained.{use}"
+    )
+
+
+def _holdings_of_sites(sites: Mapping[str, SiteDescription]) -> Holdings | None:
+    """Return what the sites said that they hold; None before they have."""
+    if not sites:
+        return None
+    descriptions = list(sites.values())
+    own = [site.num_held_out for site in descriptions if site.has_own_held_out]
+    return Holdings(
+        [Holding(name, site.num_examples, site.num_validation) for name, site in sorted(sites.items())],
+        num_test=sum(own) if own else descriptions[0].num_held_out,
+        partition="Each site brings its own examples, and tells only how many they are.",
+        noun="site",
     )

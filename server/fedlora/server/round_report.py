@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.codec import Codec
-from fedlora.common.messages import Score
+from fedlora.common.messages import Generated, Score
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class ClientReport:
             its answer.
         age: by how many rounds the update was late.
         is_unchanged: whether the update is what the client started from: it has learned nothing.
+        num_tokens: answer tokens it trained on; 0 where the task has none.
+        micro_batch_size: examples of a forward pass, where want of memory made them fewer than asked for; else 0.
     """
 
     num_examples: int
@@ -34,6 +36,8 @@ class ClientReport:
     seconds: Mapping[str, float]
     age: int = 0
     is_unchanged: bool = False
+    num_tokens: int = 0
+    micro_batch_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,15 @@ class HeldOutReport:
         overall: the score over all judged examples.
         groups: scores by group (domain, language, site).
         is_complete: whether the whole set was judged, and not the round's sample of it.
+        generated: by group, how the model's own answers compare with the given ones, where it was asked for some.
+        generated_overall: the same over all groups.
     """
 
     overall: Score
     groups: Mapping[str, Score]
     is_complete: bool
+    generated: Mapping[str, Generated] = field(default_factory=dict)
+    generated_overall: Generated | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,9 @@ class RoundReport:
         bytes_down, bytes_up: adapter bytes to and from the clients.
         seconds: wall time by phase: training (of the whole cohort), aggregation, evaluation, storing.
         adapter_sha256: of the packed global adapter after this round.
+        validation: of the last round, the new adapter's score on the clients' own validation examples; that of the
+            rounds before is in the next round's `before`.
+        ended_early: whether this was the last round because validation had not become better.
     """
 
     round: int
@@ -77,6 +88,8 @@ class RoundReport:
     bytes_up: int
     seconds: Mapping[str, float] = field(default_factory=dict)
     adapter_sha256: str = ""
+    validation: Score | None = None
+    ended_early: bool = False
 
 
 CODEC = Codec(RoundReport)

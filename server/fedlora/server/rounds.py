@@ -11,7 +11,9 @@ import torch
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.adapters.settings import fitted_config
 from fedlora.aggregation import Aggregate, Method, Robust, RoundPlan, aggregate
+from fedlora.common.messages import Score, merge_scores
 from fedlora.common.random_streams import stream
+from fedlora.server.round_report import RoundReport
 
 _LEAST_TO_SAY = 3
 
@@ -49,6 +51,34 @@ def quorum_size(num_asked: int, quorum: float) -> int:
     return max(1, math.ceil(quorum * num_asked - 1e-9))
 
 
+def validation_scores(reports: Sequence[RoundReport]) -> dict[int, Score]:
+    """Return by round the score of the adapter after it, on the validation examples of the clients that judged it.
+
+    A client judges the adapter that it is given before it trains; so a round's score is known in the next one, and
+    after the last round from the clients that were asked for it.
+    """
+    scores: dict[int, Score] = {}
+    for report in reports:
+        before = [part.before for part in report.clients.values() if part.before is not None and part.age == 0]
+        if before:
+            scores[report.round - 1] = merge_scores(before)
+        if report.validation is not None:
+            scores[report.round] = report.validation
+    return scores
+
+
+def best_round(scores: Mapping[int, Score]) -> int | None:
+    """Return the round of the lowest loss, the first of equals; None where there is no finite one."""
+    finite = {number: score.loss for number, score in scores.items() if math.isfinite(score.loss)}
+    return min(finite, key=lambda number: (finite[number], number)) if finite else None
+
+
+def has_stalled(scores: Mapping[int, Score], *, patience: int) -> bool:
+    """Return whether the last `patience` rounds with a score were no better than one before them; never for 0."""
+    best = best_round(scores)
+    return patience > 0 and best is not None and max(scores) - best >= patience
+
+
 def start_of_round(adapter: Adapter, *, plan: RoundPlan, seed: int, round: int) -> Adapter:
     """Return the adapter that a round starts from: the last round's, or with fresh pairs where the plan says so.
 
@@ -77,7 +107,7 @@ def complete(
     updates: Mapping[str, Adapter],
     *,
     start: Adapter,
-    num_examples: Mapping[str, int],
+    sizes: Mapping[str, int],
     weighting: str,
     method: Method,
     robust: Robust | None = None,
@@ -87,9 +117,10 @@ def complete(
 
     Args:
         start: the adapter that the round started from.
+        sizes: by client, the examples or tokens by which it weighs, unless weighting is "uniform".
         ages: of late updates, by how many rounds they are late; each halves the weight.
     """
-    weights = {name: float(num_examples[name]) for name in updates} if weighting == "examples" else None
+    weights = None if weighting == "uniform" else {name: float(sizes[name]) for name in updates}
     if ages and any(ages.values()):
         weights = {name: (weights[name] if weights else 1.0) * 0.5 ** ages.get(name, 0) for name in updates}
     return aggregate(updates, weights=weights, method=method, reference=start, robust=robust)

@@ -2,6 +2,7 @@
 
 import math
 import platform
+import re
 import time
 import uuid
 from collections.abc import Collection, Mapping
@@ -116,6 +117,8 @@ class Federation:
             "labels": list(descriptions[0].labels),
             "metric": descriptions[0].metric_name,
         }
+        if descriptions[0].fingerprints:
+            found["fingerprints"] = dict(descriptions[0].fingerprints)
         if not isinstance(self.grid, LastingGrid):
             # Where sites come and go, their data are their own affair.
             data = {description.client: description.data_fingerprint for description in descriptions}
@@ -125,9 +128,9 @@ class Federation:
             manifest = _new_manifest(config, command) | found
             self._folder.write_manifest(manifest)
         for key, value in found.items():
-            if manifest[key] != value:
+            if manifest.get(key) != value:
                 raise StoreError(
-                    f"{self._folder.path}: {key} is not what the run began with: {manifest[key]}, found {value}; "
+                    f"{self._folder.path}: {key} is not what the run began with: {manifest.get(key)}, found {value}; "
                     "restore it, or start a new run"
                 )
         self.run_id = str(manifest["run_id"])
@@ -186,13 +189,16 @@ def _misfit(description: SiteDescription, reference: SiteDescription) -> str:
     """Return the code of what keeps a site out of a run that others are in, nothing where it fits."""
     if description.base_model_fingerprint != reference.base_model_fingerprint:
         return "other_base_model"
+    for name in sorted(description.fingerprints.keys() | reference.fingerprints.keys()):
+        if description.fingerprints.get(name) != reference.fingerprints.get(name):
+            return f"other_{name}" if re.fullmatch("[a-z_]{1,30}", name) else "other_fingerprint"
     return "other_metric" if description.metric_name != reference.metric_name else ""
 
 
 def _must_agree(sites: Mapping[str, Site]) -> None:
     reference = next(iter(sites.values())).description
     for name, site in sites.items():
-        for what in ("base_model_fingerprint", "labels", "version"):
+        for what in ("base_model_fingerprint", "fingerprints", "labels", "version"):
             found, expected = getattr(site.description, what), getattr(reference, what)
             if found != expected:
                 raise RunError(

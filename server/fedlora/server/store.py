@@ -5,6 +5,8 @@
     sites.json                what each site says of itself, where sites come and go
     rounds.jsonl              one RoundReport a line, from round 0
     adapter/                  the newest global adapter, a PEFT folder
+    best/                     the best round's, by the clients' validation loss, and best.json: which one that is
+    optimizer/                each client's moments, in a simulation whose clients keep them
     report.html
     published/NAME-vNNNN/     finished adapters for who serves them (registry)
     quarantine/NAME-HASH.*    the newest refused update of each client, and why
@@ -35,9 +37,9 @@ from fedlora.adapters import Adapter, pack, save_adapter, unpack
 from fedlora.common.codec import Codec
 from fedlora.common.errors import StoreError
 from fedlora.common.files import client_file_name, link_file, write_file
-from fedlora.common.messages import SiteDescription, TrainReceipt
+from fedlora.common.messages import Score, SiteDescription, TrainReceipt
 from fedlora.common.packed_file import PackedFile, wire_bytes
-from fedlora.common.run_folder import ADAPTER_FOLDER, MANIFEST_FILE, SITES_FILE
+from fedlora.common.run_folder import ADAPTER_FOLDER, BEST_FOLDER, MANIFEST_FILE, SITES_FILE
 from fedlora.server.round_report import CODEC, RoundReport
 
 logger = logging.getLogger(__name__)
@@ -194,6 +196,19 @@ class RunFolder:
         lines = [(self._round(index) / "report.json").read_bytes() for index in range(number + 1)]
         write_file(self.path / ROUNDS_FILE, b"".join(lines))
         self._prune(number)
+
+    def adapter(self, number: int) -> Adapter | None:
+        """Return the global adapter after a round, where it is one of those that are kept and whole."""
+        report = _read(self._round(number) / "report.json", CODEC.load)
+        return None if report is None else self._read_adapter(report)
+
+    def write_best(self, number: int, adapter: Adapter, score: Score) -> None:
+        """Record the best round so far, unless it is recorded."""
+        note = {"round": number, "loss": score.loss, "metric": score.metric}
+        record = self.path / BEST_FOLDER / "best.json"
+        if _read(record, json.loads) != note:
+            save_adapter(adapter, self.path / BEST_FOLDER)
+            write_file(record, json.dumps(note) + "\n")
 
     def _prune(self, number: int) -> None:
         shutil.rmtree(self._round(number) / "updates", ignore_errors=True)

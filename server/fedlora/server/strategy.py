@@ -16,14 +16,14 @@ from fedlora.adapters import Adapter, LoraLayer, load_adapter, unpack
 from fedlora.aggregation import AggregationReport, Method, Robust
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import AdapterError
-from fedlora.common.messages import Failure, InitialiseReceipt, InitialiseRequest, TrainReceipt
+from fedlora.common.messages import Failure, InitialiseReceipt, InitialiseRequest, Score, TrainReceipt, merge_scores
 from fedlora.common.packed_file import Packed, PackedFile
 from fedlora.common.phases import announce
 from fedlora.server import rounds
 from fedlora.server.admission import unfit
 from fedlora.server.collection import Collected, Collector
 from fedlora.server.conversation import Addressed, Inquiry, expect
-from fedlora.server.evaluation import judge
+from fedlora.server.evaluation import judge, validate
 from fedlora.server.events import EvaluationStarted, Listener, RoundEnded, RunStarted, ignore
 from fedlora.server.lasting_grid import LastingGrid, Traffic
 from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
@@ -82,11 +82,15 @@ class LoraStrategy:
             self._listener(RunStarted(tuple(federation.sites), num_rounds, 0, ()))
             reports.append(self._finish(federation, 0, adapter, Collected(), None, {}))
         else:
-            self._folder.publish(adapter, checkpoint.round)
+            number = checkpoint.round
+            self._folder.publish(adapter, number)
             self._listener(RunStarted(tuple(federation.sites), num_rounds, len(reports), tuple(reports)))
-        for number in range(len(reports), num_rounds + 1):
+            self._remember_best({index: self._folder.adapter(index) for index in (number, number - 1)}, reports)
+        while len(reports) <= num_rounds and not reports[-1].ended_early:
+            number, before = len(reports), adapter
             adapter, report = self._round(federation, number, adapter, reports)
             reports.append(report)
+            self._remember_best({number - 1: before, number: adapter}, reports)
 
     def _first_adapter(self, federation: Federation) -> Adapter:
         """Return the adapter to start from: fresh from the run's seed, or the one that the run names.
@@ -132,7 +136,10 @@ class LoraStrategy:
         result = rounds.complete(
             collected.updates,
             start=start,
-            num_examples={client: receipt.num_examples for client, receipt in collected.receipts.items()},
+            sizes={
+                client: receipt.num_tokens if settings.weighting == "tokens" else receipt.num_examples
+                for client, receipt in collected.receipts.items()
+            },
             weighting=settings.weighting,
             method=self._method,
             robust=self._robust,
@@ -143,7 +150,14 @@ class LoraStrategy:
             "aggregation": time.perf_counter() - trained,
             "storing": collected.storing_seconds,
         }
-        return result.adapter, self._finish(federation, number, result.adapter, collected, result.report, seconds)
+        ends_early = number < settings.rounds and rounds.has_stalled(
+            rounds.validation_scores(reports) | _score_of_start(number, collected),
+            patience=self._config.evaluation.early_stopping,
+        )
+        report = self._finish(
+            federation, number, result.adapter, collected, result.report, seconds, ends_early=ends_early
+        )
+        return result.adapter, report
 
     def _finish(
         self,
@@ -153,18 +167,30 @@ class LoraStrategy:
         collected: Collected,
         aggregation: AggregationReport | None,
         seconds: Mapping[str, float],
+        *,
+        ends_early: bool = False,
     ) -> RoundReport:
         """Judge the new global adapter, and record that the round is over."""
         began = time.perf_counter()
-        num_examples = self._held_out_budget(number, num_held_out=federation.num_held_out)
+        is_last = ends_early or number == self._config.federation.rounds
+        is_at_an_end = is_last or number == 0
+        num_examples = self._held_out_budget(is_at_an_end, num_held_out=federation.num_held_out)
+        patience = self._config.federation.patience
         held_out: HeldOutReport | None = None
         predictions: dict[int, int] = {}
         if num_examples != 0:
             self._listener(EvaluationStarted(number))
-            patience = self._config.federation.patience
             held_out, predictions = judge(
-                federation, adapter, round=number, num_examples=num_examples, patience=patience
+                federation,
+                adapter,
+                round=number,
+                num_examples=num_examples,
+                num_generated=self._config.evaluation.generate if is_at_an_end else 0,
+                patience=patience,
             )
+        validation = None
+        if is_last and (budget := self._config.evaluation.client_examples) > 0:
+            validation = validate(federation, adapter, round=number, num_examples=budget, patience=patience)
         judged = time.perf_counter()
         announce("write checkpoint")
         adapter_sha256 = self._folder.write_checkpoint(number, adapter, predictions=predictions)
@@ -190,6 +216,8 @@ class LoraStrategy:
             bytes_up=bytes_up,
             seconds={**seconds, "evaluation": judged - began, "storing": storing},
             adapter_sha256=adapter_sha256,
+            validation=validation,
+            ended_early=ends_early,
         )
         announce("publish")
         self._folder.complete(report, adapter)
@@ -203,9 +231,16 @@ class LoraStrategy:
         before, self._traffic = self._traffic, grid.traffic()
         return self._traffic.bytes_down - before.bytes_down, self._traffic.bytes_up - before.bytes_up
 
-    def _held_out_budget(self, number: int, *, num_held_out: int) -> int | None:
+    def _remember_best(self, adapters: Mapping[int, Adapter | None], reports: Sequence[RoundReport]) -> None:
+        """Keep the best round's adapter by the clients' validation loss, where it is one of `adapters`, by round."""
+        scores = rounds.validation_scores(reports)
+        best = rounds.best_round(scores)
+        if best is not None and (adapter := adapters.get(best)) is not None:
+            self._folder.write_best(best, adapter, scores[best])
+
+    def _held_out_budget(self, is_at_an_end: bool, *, num_held_out: int) -> int | None:
         """Return how many held-out examples to judge after a round: None, for all, at both ends of the run."""
-        if number in (0, self._config.federation.rounds) and num_held_out > 0:
+        if is_at_an_end and num_held_out > 0:
             return None
         return min(self._config.evaluation.round_examples, num_held_out)
 
@@ -231,4 +266,16 @@ def _client_report(receipt: TrainReceipt, number: int, *, answered: float | None
         seconds={**receipt.seconds, **({} if answered is None else {"answered": answered})},
         age=number - receipt.round,
         is_unchanged=is_unchanged,
+        num_tokens=receipt.num_tokens,
+        micro_batch_size=receipt.micro_batch_size,
     )
+
+
+def _score_of_start(number: int, collected: Collected) -> dict[int, Score]:
+    """Return by its round the validation score of the adapter that round `number` started from, if anybody judged."""
+    judged = [
+        receipt.before
+        for receipt in collected.receipts.values()
+        if receipt.before is not None and receipt.round == number
+    ]
+    return {number - 1: merge_scores(judged)} if judged else {}

@@ -96,14 +96,15 @@ def simulate(
         raise ValueError("a model of one's own needs its task, and a task its model")
     data = load_federated_data(config) if clients is None else _own_data(config, clients, test, labels)
     _require_known(config.lora.client_ranks, data)
+    path = choose_folder(config, out, resume=resume)
     source = WorkbenchSource(
         key=uuid.uuid4().hex,
         config=config,
         data=None if clients is None else data,
         base_model=None if model is None or task is None else _own_model(model, tuple(heads), task),
         explain_failures=True,
+        moments_folder=path.resolve() / "optimizer",
     )
-    path = choose_folder(config, out, resume=resume)
     with Claim(path, config, resume=resume):
         run_engine = _engine(engine)
         try:

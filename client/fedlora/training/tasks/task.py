@@ -1,7 +1,7 @@
 """What a task is: how examples become tensors, and how outputs are judged. The training loop knows no more."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -13,10 +13,17 @@ from fedlora.training.data import Examples
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Keyword arguments of the model's forward, and what its output is judged against."""
+    """Keyword arguments of the model's forward, and what its output is judged against.
+
+    Attributes:
+        num_tokens: where losses are per token, over how many the batch's loss is the mean; else 0.
+        token_counts: then, int64 (batch_size,), each example's tokens, over which its loss and metric are means.
+    """
 
     inputs: Mapping[str, Tensor]
     targets: Tensor
+    num_tokens: int = field(default=0, kw_only=True)
+    token_counts: Tensor | None = field(default=None, kw_only=True)
 
 
 class Prepared(Protocol):
@@ -33,6 +40,8 @@ class Task(Protocol[P]):
 
     Attributes:
         metric_name: what `judge` returns beside the loss, such as "accuracy".
+
+    What `prepare` returns may have `kept`, int64 (n,): the places of the examples that can be used, where not all can.
     """
 
     metric_name: str

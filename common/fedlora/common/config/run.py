@@ -102,6 +102,20 @@ class RunConfig(Section):
                 f"aggregation.method = {self.aggregation.method} adds to the base weights, which model.quantization = "
                 f"{self.model.quantization!r} freezes as whole numbers; take lora_fair, fedit or flex_lora"
             )
+        if self.lora.init in BASE_CHANGING_INITS and self.lora.client_ranks:
+            raise ValueError(
+                f"lora.init = {self.lora.init!r} takes the whole first pair out of the base weights, and clients of a "
+                "smaller rank would lack the rest of it; remove lora.client_ranks, or take default"
+            )
+        if self.lora.init == "orthogonal" and any(
+            rank % 2 for rank in (self.lora.rank, *self.lora.rank_pattern.values())
+        ):
+            raise ValueError('lora.init = "orthogonal" needs even ranks; take another rank, or default')
+        if self.model.dtype != "float32" and self.train.precision == "float32":
+            raise ValueError(
+                f"train.precision = float32 does not go with model.dtype = {self.model.dtype}; "
+                'take "auto", which computes in the type of the weights'
+            )
         if self.train.micro_batch_size is not None and self.train.micro_batch_size > self.train.batch_size:
             raise ValueError(
                 f"train.micro_batch_size is {self.train.micro_batch_size}, more than train.batch_size = "

@@ -1,0 +1,91 @@
+"""Causal language models: the base models of causal_lm."""
+
+import inspect
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from fedlora.common.config import CausalLm, RunConfig
+from fedlora.common.errors import ModelError
+from fedlora.training import tasks
+from fedlora.training.checkpoint import UNREADABLE, Checkpoint, one_line
+from fedlora.training.model_loading import BaseModel, load_module, load_tokenizer, require_weights, text_fingerprints
+
+_CHECKED_LENGTHS = (5, 9)
+_CHECKED_TOLERANCE = 0.02
+
+
+def load_language_model(checkpoint: Checkpoint, config: RunConfig, section: CausalLm) -> BaseModel:
+    """Return a causal language model with its tokenizer.
+
+    Raises:
+        ModelError: it is unreadable, no such model, has fewer positions or embeddings than the run or its tokenizer
+            need, or is to be packed and cannot keep packed examples apart.
+    """
+    if type(checkpoint.settings) not in AutoModelForCausalLM._model_mapping:
+        raise ModelError(
+            f"model.name: {checkpoint.name} ({checkpoint.settings.model_type}) is no causal language model; "
+            f"{section.kind} needs one"
+        )
+    try:
+        tokenizer = load_tokenizer(checkpoint)
+        model, loading = load_module(AutoModelForCausalLM, checkpoint, config.model)
+    except UNREADABLE as error:
+        raise ModelError(f"model.name: cannot load {checkpoint.name}: {one_line(error)}") from error
+    names = [name for name, _ in model.named_parameters()]
+    require_weights(checkpoint, loading, names, whole=config.lora.modules_to_save)
+    most = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(most, int) and 0 < most < section.max_length:
+        raise ModelError(f"task.max_length is {section.max_length}; {checkpoint.name} takes at most {most} tokens")
+    num_embeddings = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > num_embeddings:
+        raise ModelError(
+            f"model.name: the tokenizer of {checkpoint.name} has {len(tokenizer)} tokens, the model embeds "
+            f"{num_embeddings}; save the model after resize_token_embeddings"
+        )
+    # Kept keys and values are for generating; in training they would take memory and be thrown away.
+    model.config.use_cache = False
+    if config.train.packing:
+        _require_apart(model, checkpoint)
+    task = tasks.CausalLm(
+        tokenizer,
+        max_length=section.max_length,
+        too_long=section.too_long,
+        chat_template=section.chat_template,
+        packs=config.train.packing,
+        picks_positions="logits_to_keep" in inspect.signature(model.forward).parameters,
+    )
+    return BaseModel(
+        model,
+        (),
+        task,
+        "CAUSAL_LM",
+        checkpoint.fingerprint(),
+        tokenizer=tokenizer,
+        fingerprints=text_fingerprints(tokenizer, section.chat_template),
+    )
+
+
+@torch.no_grad()
+def _require_apart(model: Any, checkpoint: Checkpoint) -> None:
+    """Refuse to pack examples for a model in which one then sees another, such as one with recurrent layers."""
+    model.eval()
+    device = model.get_input_embeddings().weight.device
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        torch.randint(model.get_input_embeddings().num_embeddings, (1, length), generator=generator).to(device)
+        for length in _CHECKED_LENGTHS
+    ]
+    positions = [torch.arange(length, device=device)[None] for length in _CHECKED_LENGTHS]
+    try:
+        packed = model(input_ids=torch.cat(parts, 1), position_ids=torch.cat(positions, 1)).logits.float()
+    except UNREADABLE as error:
+        raise ModelError(f"train.packing: {checkpoint.name} cannot be packed ({one_line(error)})") from error
+    alone = torch.cat([model(input_ids=part).logits for part in parts], 1).float()
+    difference = (packed - alone).abs().max() / alone.abs().max()
+    if difference > _CHECKED_TOLERANCE:
+        raise ModelError(
+            f"train.packing: in {checkpoint.name} packed examples see each other (their logits change by "
+            f"{difference:.0%}); set it to false"
+        )

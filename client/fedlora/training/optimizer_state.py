@@ -1,0 +1,82 @@
+"""An optimiser's moments, which a client may keep from round to round: as values, and in a file of its own."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from fedlora.common.files import client_file_name, write_file
+
+logger = logging.getLogger(__name__)
+
+# By the parameter's name and the moment's: "layer.q_proj.lora_A.weight/exp_avg".
+Moments = Mapping[str, Tensor]
+
+_KEPT_ROUNDS = 2
+
+
+class MomentsFolder:
+    """The moments of each client of a run, after each of its last two rounds.
+
+    A round that is done again, because the one who asked for it was killed, starts from the same moments.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def before(self, run: str, client: str, number: int) -> Moments:
+        """Return the newest moments of a client from before round `number`, none in its first.
+
+        What is damaged is passed over.
+        """
+        folder = self._of_client(run, client)
+        for found in sorted(_rounds(folder), reverse=True):
+            if found < number:
+                try:
+                    return load(_file(folder, found).read_bytes())
+                except (OSError, SafetensorError) as error:
+                    logger.warning("%s cannot be read, and older moments are taken (%s)", _file(folder, found), error)
+        return {}
+
+    def write(self, run: str, client: str, number: int, moments: Moments) -> None:
+        """Record the moments after round `number`, and forget those that no repeated round can need."""
+        folder = self._of_client(run, client)
+        write_file(_file(folder, number), save(dict(moments)))
+        for found in sorted(_rounds(folder))[:-_KEPT_ROUNDS]:
+            _file(folder, found).unlink(missing_ok=True)
+
+    def _of_client(self, run: str, client: str) -> Path:
+        return self._folder / run / client_file_name(client)
+
+
+def _rounds(folder: Path) -> list[int]:
+    return [int(path.stem) for path in folder.glob("*.safetensors") if path.stem.isdecimal()]
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:04d}.safetensors"
+
+
+def read_moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return a copy of the optimiser's moments on the CPU, for the parameters that it has any of."""
+    return {
+        f"{name}/{key}": torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if value is not None
+    }
+
+
+def set_moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], moments: Moments) -> None:
+    """Make the optimiser go on with `moments`, but for those of tensors that it does not train or of other shapes."""
+    for key, value in moments.items():
+        name, _, moment = key.rpartition("/")
+        parameter = parameters.get(name)
+        if parameter is None or not (value.ndim == 0 or value.shape == parameter.shape):
+            continue
+        # The count of steps stays on the CPU, except in the fused optimiser on a GPU, which wants it there.
+        optimizer.state[parameter][moment] = value.to(parameter.device, copy=True)

@@ -1,0 +1,223 @@
+"""Supervised fine-tuning of a causal language model: learn the answers, given what stands before them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fedlora.training.data.examples import Conversation, Examples
+from fedlora.training.tasks.generation import generate_answers
+from fedlora.training.tasks.rendering import Encoded, encode_all, render, render_prompt
+from fedlora.training.tasks.task import Batch
+
+_IGNORED = -100
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedConversations:
+    """Conversations as tokens.
+
+    Attributes:
+        token_ids: n tensors int64 (num_tokens,).
+        is_answer: n tensors bool (num_tokens,), which of them are learned.
+        kept: int64 (n,), the places of these among the examples given; the others were too long.
+    """
+
+    token_ids: list[Tensor]
+    is_answer: list[Tensor]
+    kept: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageBatch(Batch):
+    """A batch whose logits are wanted at some positions only.
+
+    Attributes:
+        positions: int64 (num_positions,): where some row's next token is an answer's.
+        example_of: int64 (rows, num_positions): which example of the batch each of these is of.
+    """
+
+    positions: Tensor
+    example_of: Tensor
+
+
+class CausalLm:
+    """Answers, token by token: cross-entropy and the share of tokens that are the likeliest."""
+
+    metric_name = "token accuracy"
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        too_long: str = "drop",
+        chat_template: str | None = None,
+        packs: bool = False,
+        picks_positions: bool = False,
+    ) -> None:
+        """Make the task of one model.
+
+        Args:
+            tokenizer: transformers' own.
+            max_length: tokens of an example.
+            too_long: "drop" or "cut" (at the end) for longer ones; one without an answer left is dropped either way.
+            chat_template: Jinja, in place of the tokenizer's.
+            packs: whether a batch's examples stand one after another in rows as long as the longest of them, each with
+                positions from 0, in place of one row each with padding. transformers keeps their attention apart.
+            picks_positions: whether the model's forward takes `logits_to_keep`, and computes no other logits.
+        """
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self._max_length = max_length
+        self._cuts = too_long == "cut"
+        self._packs = packs
+        self._picks_positions = picks_positions
+        self._pad_token_id = _pad_token_id(tokenizer)
+
+    def prepare(self, examples: Examples) -> PreparedConversations:
+        """Return the conversations rendered and tokenised, without those that are too long.
+
+        Raises:
+            FedloraError: the tokenizer or its chat template cannot render one.
+        """
+        conversations = cast(Sequence[Conversation], examples.inputs)
+        rendered = [render(conversation, self.tokenizer, self.chat_template) for conversation in conversations]
+        encoded = [self._fitted(found) for found in (encode_all(rendered, self.tokenizer) if rendered else [])]
+        kept = [place for place, found in enumerate(encoded) if found is not None]
+        fitting = [found for found in encoded if found is not None]
+        return PreparedConversations(
+            [torch.tensor(found.token_ids) for found in fitting],
+            [torch.tensor(found.is_answer) for found in fitting],
+            np.array(kept, dtype=np.int64),
+        )
+
+    def prompts(self, conversations: Sequence[Conversation]) -> list[list[int]]:
+        """Return the tokens of what stands before each conversation's last answer."""
+        rendered = [render_prompt(conversation, self.tokenizer, self.chat_template) for conversation in conversations]
+        prompts = []
+        for text in rendered:
+            ids: list[int] = self.tokenizer(text.text, add_special_tokens=not text.is_chat)["input_ids"]
+            if not text.is_chat and ids and ids[-1] == self.tokenizer.eos_token_id:
+                ids = ids[:-1]
+            prompts.append(ids or [self.tokenizer.bos_token_id or self._pad_token_id])
+        return prompts
+
+    def answers(self, model: Any, conversations: Sequence[Conversation], *, max_new_tokens: int) -> list[str]:
+        """Return what a model, in evaluation mode, writes in place of each conversation's last answer."""
+        ends = [
+            encode_all([render(conversation, self.tokenizer, self.chat_template)], self.tokenizer)[0]
+            for conversation in conversations[:1]
+        ]
+        stops = {end.token_ids[max(place for place, learned in enumerate(end.is_answer) if learned)] for end in ends}
+        return generate_answers(
+            model,
+            self.tokenizer,
+            self.prompts(conversations),
+            max_new_tokens=max_new_tokens,
+            stops=stops | {self.tokenizer.eos_token_id} - {None},
+        )
+
+    def collate(
+        self, prepared: PreparedConversations, indices: np.ndarray, *, device: torch.device | str = "cpu"
+    ) -> LanguageBatch:
+        """Return the batch of the examples at `indices`: rows (num_rows, longest) of one or, packed, more examples."""
+        chosen = [int(index) for index in indices]
+        lengths = [len(prepared.token_ids[index]) for index in chosen]
+        rows = _rows(lengths) if self._packs else [[place] for place in range(len(chosen))]
+        shape = (len(rows), max(lengths))
+        input_ids = torch.full(shape, self._pad_token_id)
+        following = torch.full(shape, _IGNORED)
+        example_of = torch.zeros(shape, dtype=torch.int64)
+        # Padding at a row's end has positions from 0 too: an example of its own, that nobody looks at.
+        position_ids = torch.arange(shape[1]).repeat(len(rows), 1)
+        attention_mask = torch.zeros(shape, dtype=torch.int64)
+        for row, places in enumerate(rows):
+            begin = 0
+            for place in places:
+                ids, is_answer = prepared.token_ids[chosen[place]], prepared.is_answer[chosen[place]]
+                end = begin + len(ids)
+                input_ids[row, begin:end] = ids
+                following[row, begin : end - 1] = torch.where(is_answer[1:], ids[1:], _IGNORED)
+                example_of[row, begin:end] = place
+                attention_mask[row, begin:end] = 1
+                position_ids[row, begin:] -= int(position_ids[row, begin])
+                begin = end
+            if begin < shape[1]:
+                position_ids[row, begin:] -= int(position_ids[row, begin])
+        positions = (following != _IGNORED).any(0).nonzero().flatten()
+        targets = following[:, positions]
+        inputs = {"input_ids": input_ids}
+        inputs |= {"position_ids": position_ids} if self._packs else {"attention_mask": attention_mask}
+        if self._picks_positions:
+            inputs["logits_to_keep"] = positions
+        is_learned = targets != _IGNORED
+        counts = torch.bincount(example_of[:, positions][is_learned], minlength=len(chosen))
+        return LanguageBatch(
+            {name: tensor.to(device) for name, tensor in inputs.items()},
+            targets.to(device),
+            num_tokens=int(is_learned.sum()),
+            token_counts=counts.to(device),
+            positions=positions.to(device),
+            example_of=example_of[:, positions].to(device),
+        )
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy over the answers' tokens, computed in float32."""
+        logits, targets = self._learned(output, batch)
+        return functional.cross_entropy(logits.float(), targets)
+
+    def judge(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return cross-entropy and share of right tokens, means over each example's answer tokens; and no label."""
+        logits, targets = self._learned(output, batch)
+        language_batch = cast(LanguageBatch, batch)
+        example_of = language_batch.example_of[batch.targets != _IGNORED]
+        counts = cast(Tensor, batch.token_counts)
+        losses = functional.cross_entropy(logits.float(), targets, reduction="none")
+        is_right = (logits.argmax(-1) == targets).float()
+        zeros = torch.zeros(len(counts), device=losses.device)
+        return (
+            zeros.index_add(0, example_of, losses) / counts,
+            zeros.index_add(0, example_of, is_right) / counts,
+            torch.zeros_like(counts),
+        )
+
+    def _learned(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits (num_tokens, vocabulary) at the answers' tokens, and these (num_tokens,)."""
+        logits = output if self._picks_positions else output[:, cast(LanguageBatch, batch).positions]
+        is_learned = batch.targets != _IGNORED
+        return logits[is_learned], batch.targets[is_learned]
+
+    def _fitted(self, found: Encoded) -> Encoded | None:
+        """Return an example that is not too long and has something to learn behind its first token, or None."""
+        if len(found.token_ids) > self._max_length:
+            if not self._cuts:
+                return None
+            found = Encoded(found.token_ids[: self._max_length], found.is_answer[: self._max_length])
+        return found if any(found.is_answer[1:]) else None
+
+
+def _rows(lengths: Sequence[int]) -> list[list[int]]:
+    """Return which examples share a row: first fit, the longest first, in rows as long as the longest example."""
+    room: list[int] = []
+    rows: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        row = next((row for row, left in enumerate(room) if left >= lengths[place]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(max(lengths))
+        rows[row].append(place)
+        room[row] -= lengths[place]
+    return rows
+
+
+def _pad_token_id(tokenizer: Any) -> int:
+    """Return the id to pad with; it is masked out and never learned, so that any will do."""
+    return next((found for found in (tokenizer.pad_token_id, tokenizer.eos_token_id) if found is not None), 0)

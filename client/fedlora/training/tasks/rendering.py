@@ -1,0 +1,169 @@
+"""A conversation as the text that a model reads, and which of its characters are answers, from which it learns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedlora.common.errors import DataError, ModelError
+from fedlora.training.data.examples import Conversation, Turn
+
+_NO_TEMPLATE = (
+    "the tokenizer has no chat template, which data of conversations need; set task.chat_template, "
+    "or give the data as prompt and completion"
+)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A text to learn from.
+
+    Attributes:
+        text: all of it.
+        answers: the spans (begin, end) of its characters that are learned.
+        is_chat: whether a chat template made it, which sets begin and end tokens itself.
+    """
+
+    text: str
+    answers: tuple[tuple[int, int], ...]
+    is_chat: bool
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A text as tokens, and which of them are learned."""
+
+    token_ids: list[int]
+    is_answer: list[bool]
+
+
+def render(conversation: Conversation, tokenizer: Any, chat_template: str | None = None) -> Rendered:
+    """Return the conversation as text.
+
+    A chat is rendered by the chat template, an instruction too where there is one, and else as an Alpaca prompt. What
+    is plain is put together as it is.
+
+    Args:
+        tokenizer: transformers' own, of the run's model.
+        chat_template: Jinja, in place of the tokenizer's.
+
+    Raises:
+        ModelError: there is no chat template, or it cannot render this.
+    """
+    turns = conversation.turns
+    has_template = chat_template is not None or bool(getattr(tokenizer, "chat_template", None))
+    if conversation.style == "plain":
+        return _joined([(turn.content, turn.role == "assistant") for turn in turns])
+    if conversation.style == "instruction" and not has_template:
+        return _joined([part for turn in turns for part in _alpaca(turn)])
+    if not has_template:
+        raise ModelError(_NO_TEMPLATE)
+    whole = _templated(turns, tokenizer, chat_template)
+    answers = tuple(
+        _answer(turns, place, whole, tokenizer, chat_template)
+        for place, turn in enumerate(turns)
+        if turn.role == "assistant"
+    )
+    return Rendered(whole, answers, is_chat=True)
+
+
+def render_prompt(conversation: Conversation, tokenizer: Any, chat_template: str | None = None) -> Rendered:
+    """Return what the model is given to find the conversation's last answer, which is left out."""
+    rendered = render(conversation, tokenizer, chat_template)
+    return Rendered(rendered.text[: rendered.answers[-1][0]], (), rendered.is_chat)
+
+
+def encode(rendered: Rendered, tokenizer: Any) -> Encoded:
+    """Return the text as tokens, with those at its begin and end that the model is used to."""
+    return encode_all([rendered], tokenizer)[0]
+
+
+def encode_all(texts: Sequence[Rendered], tokenizer: Any) -> list[Encoded]:
+    """Return the texts as tokens.
+
+    A token is an answer's if it reaches into an answer. Where no chat template has ended the text, the end token is
+    put behind it, and learned if the text ends with an answer.
+
+    Raises:
+        ModelError: the tokenizer cannot say which characters a token is of.
+    """
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer, a {type(tokenizer).__name__}, does not say which characters a token is of; "
+            "save the model with a fast tokenizer (tokenizer.json)"
+        )
+    encoded: dict[int, Encoded] = {}
+    for is_chat in (True, False):
+        places = [place for place, text in enumerate(texts) if text.is_chat == is_chat]
+        if not places:
+            continue
+        found = tokenizer(
+            [texts[place].text for place in places], add_special_tokens=not is_chat, return_offsets_mapping=True
+        )
+        end_id = None if is_chat else tokenizer.eos_token_id
+        for place, ids, offsets in zip(places, found["input_ids"], found["offset_mapping"], strict=True):
+            encoded[place] = _encoded(texts[place], ids, offsets, end_id=end_id)
+    return [encoded[place] for place in range(len(texts))]
+
+
+def _encoded(text: Rendered, ids: list[int], offsets: list[tuple[int, int]], *, end_id: int | None) -> Encoded:
+    is_answer = [
+        end > begin and any(end > first and begin < last for first, last in text.answers) for begin, end in offsets
+    ]
+    if end_id is not None and text.answers:
+        learns_end = text.answers[-1][1] == len(text.text)
+        if not ids or ids[-1] != end_id:
+            ids, is_answer = [*ids, end_id], [*is_answer, learns_end]
+        else:
+            is_answer[-1] = learns_end
+    return Encoded(list(ids), is_answer)
+
+
+def _joined(parts: Sequence[tuple[str, bool]]) -> Rendered:
+    text, answers = "", []
+    for part, is_answer in parts:
+        if is_answer:
+            answers.append((len(text), len(text) + len(part)))
+        text += part
+    return Rendered(text, tuple(answers), is_chat=False)
+
+
+def _alpaca(turn: Turn) -> list[tuple[str, bool]]:
+    if turn.role == "assistant":
+        return [("### Response:\n", False), (turn.content, True)]
+    return [(f"### Instruction:\n{turn.content}\n\n" if turn.role == "user" else f"{turn.content}\n\n", False)]
+
+
+def _templated(turns: Sequence[Turn], tokenizer: Any, chat_template: str | None, *, asks: bool = False) -> str:
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    try:
+        rendered: str = tokenizer.apply_chat_template(
+            messages, chat_template=chat_template, tokenize=False, add_generation_prompt=asks
+        )
+    # A template is a program of its own: Jinja's errors, and whatever it calls.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        roles = ", ".join(turn.role for turn in turns)
+        raise DataError(f"the chat template does not take a conversation of {roles} ({reason})") from error
+    return rendered
+
+
+def _answer(
+    turns: Sequence[Turn], place: int, whole: str, tokenizer: Any, chat_template: str | None
+) -> tuple[int, int]:
+    """Return the span of one answer in the whole text, with what ends the turn.
+
+    Templates may render a turn otherwise once others follow it, such as by leaving out what the model thought; so the
+    end is looked for in the whole text by the answer's own words and what followed them when it was the last turn.
+    """
+    prompt = _templated(turns[:place], tokenizer, chat_template, asks=True)
+    alone = _templated(turns[: place + 1], tokenizer, chat_template)
+    words = turns[place].content.strip()
+    at_alone, at_whole = alone.find(words, len(prompt)), whole.find(words, len(prompt))
+    tail = alone[at_alone + len(words) :].rstrip()
+    end = at_whole + len(words)
+    if not whole.startswith(prompt) or min(at_alone, at_whole) < 0 or not whole.startswith(tail, end):
+        raise ModelError(
+            f"the chat template renders turn {place + 1} otherwise than it asks for it, so that its answer cannot be "
+            "told from the rest; set task.chat_template to one that only appends"
+        )
+    return len(prompt), end + len(tail)
