@@ -1,5 +1,6 @@
 """Tiny real models and data for all tests: random weights from fixed seeds, saved as a user has them."""
 
+import json
 import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,6 +63,64 @@ def tiny_text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a Llama of two layers with a byte-level tokenizer and a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    special = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {entry: index for index, entry in enumerate([*special, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=special[2:]
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a .jsonl of 90 conversations in three languages: a word of four letters is asked for backwards."""
+    random = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "chats.jsonl"
+    with path.open("w") as file:
+        for number in range(90):
+            word = "".join(random.choice(list("abcd"), size=2 + number % 5))
+            messages = [{"role": "user", "content": word}, {"role": "assistant", "content": word[::-1]}]
+            file.write(json.dumps({"messages": messages, "language": ("de", "en", "fr")[number % 3]}) + "\n")
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an .npz of three domains with 60 grey pictures of 16 pixels each.
@@ -104,6 +163,18 @@ def text_run(tiny_text_model: Path) -> MakeRun:
             "model": {"name": str(tiny_text_model)},
             "task": {"kind": "sequence_classification", "max_length": 32},
             "data": {"path": "texts.csv", "group": "source"},
+        }
+    )
+
+
+@pytest.fixture
+def chat_run(tiny_language_model: Path, tiny_chats: Path) -> MakeRun:
+    """Return a function that gives a run over the tiny conversations; its keywords are sections to change."""
+    return _run(
+        {
+            "model": {"name": str(tiny_language_model)},
+            "task": {"kind": "causal_lm", "max_length": 64},
+            "data": {"path": str(tiny_chats), "group": "language"},
         }
     )
 

@@ -1,6 +1,5 @@
 """The training loop against a loop written by hand, its reproducibility, and evaluation."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -295,3 +294,117 @@ def test_a_gpu_trains_nearly_as_the_cpu(bench: Callable[..., Bench]) -> None:
     ours.trainer.device = device
     ours.train()
     assert distance(ours.resident.read(), expected) < 1e-3
+
+
+def out_of_memory_above(ours: Bench, num_examples: int) -> list[int]:
+    """Make forward passes over more examples fail as on a full GPU; the sizes that were tried go into the list."""
+    sizes: list[int] = []
+
+    def refuse(_module: Any, _positional: Any, named: dict[str, torch.Tensor]) -> None:
+        sizes.append(len(named["pixel_values"]))
+        if sizes[-1] > num_examples:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    ours.resident.peft_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    return sizes
+
+
+def test_out_of_memory_halves_the_forward_pass_and_the_step_stays_the_same(
+    bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    sgd = {"optimizer": "sgd", "learning_rate": 0.1}
+    whole, ours = bench(train=sgd), bench(train=sgd)
+    expected = whole.train()
+    sizes = out_of_memory_above(ours, 3)
+    result = ours.train()
+    assert sizes == [8, 4, *([2] * 4 * 3)]
+    assert (result.micro_batch_size, expected.micro_batch_size) == (2, 0)
+    assert result.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert distance(ours.resident.read(), whole.resident.read()) < 1e-5
+    assert "out of memory: 4 examples a forward pass from here on, not 8" in caplog.text
+    # What was learned of the memory holds for the rounds that follow.
+    sizes.clear()
+    ours.train()
+    assert set(sizes) == {2}
+
+
+def test_one_example_that_does_not_fit_is_an_honest_failure(bench: Callable[..., Bench]) -> None:
+    ours = bench()
+    out_of_memory_above(ours, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        ours.train()
+
+
+def test_out_of_memory_while_judging_judges_fewer_at_once(bench: Callable[..., Bench]) -> None:
+    ours = bench()
+    expected = ours.trainer.evaluate(ours.test, np.arange(10), batch_size=8)
+    sizes = out_of_memory_above(ours, 4)
+    judged = ours.trainer.evaluate(ours.test, np.arange(10), batch_size=8)
+    assert sizes == [8, 4, 4, 2]
+    np.testing.assert_allclose(judged.losses, expected.losses, atol=1e-5)
+    assert judged.predictions.tolist() == expected.predictions.tolist()
+
+
+def test_fedprox_is_the_gradient_of_its_penalty(bench: Callable[..., Bench]) -> None:
+    ours = bench(
+        train={"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.1, "max_grad_norm": 0.0, "proximal_mu": 2.0}
+    )
+    ours.train()
+    trained = ours.resident.read()
+
+    ours.resident.load(ours.initial)
+    start = [parameter.detach().clone() for parameter in ours.resident.parameters]
+    ours.resident.set_training(True)
+    for batch in ours.batches(8, 3):
+        logits = ours.resident.peft_model(**batch.inputs)
+        moved = zip(ours.resident.parameters, start, strict=True)
+        penalty = sum((parameter - begin).square().sum() for parameter, begin in moved)
+        loss = functional.cross_entropy(logits, batch.targets) + 2.0 / 2 * penalty
+        gradients = torch.autograd.grad(loss, ours.resident.parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(ours.resident.parameters, gradients, strict=True):
+                parameter.sub_(0.1 * gradient)
+    assert distance(trained, ours.resident.read()) < 1e-6
+
+
+def test_a_strong_pull_keeps_an_update_near_the_start(bench: Callable[..., Bench]) -> None:
+    moved = []
+    for proximal_mu in (0.0, 20.0):
+        ours = bench(train={"optimizer": "sgd", "learning_rate": 0.02, "steps": 20, "proximal_mu": proximal_mu})
+        ours.train()
+        moved.append(distance(ours.resident.read(), ours.initial))
+    assert moved[1] < 0.5 * moved[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_kept_moments_make_two_rounds_one(bench: Callable[..., Bench], optimizer: str) -> None:
+    ours = bench(train={"optimizer": optimizer, "optimizer_state": "keep", "batch_size": 100, "steps": 3})
+    ours.resident.load(ours.initial)
+    whole = {"progress": (0.0, 1.0), "batch_seed": 1, "dropout_seed": 1}
+    ours.trainer.train(ours.mine, **whole, max_steps=3)  # type: ignore[arg-type]
+    last = ours.trainer.train(ours.mine, **whole, max_steps=3)  # type: ignore[arg-type]
+    reset = ours.resident.read()
+    ours.resident.load(ours.initial)
+    first = ours.trainer.train(ours.mine, **whole, max_steps=3)  # type: ignore[arg-type]
+    ours.trainer.train(ours.mine, **whole, max_steps=3, moments=first.moments)  # type: ignore[arg-type]
+    kept = ours.resident.read()
+    ours.resident.load(ours.initial)
+    six = bench(train={"optimizer": optimizer, "batch_size": 100, "steps": 6})
+    six.resident.load(six.initial)
+    six.trainer.train(six.mine, **whole)  # type: ignore[arg-type]
+    assert distance(kept, six.resident.read()) < 1e-6
+    assert distance(reset, six.resident.read()) > 1e-4
+    assert last.moments.keys() == first.moments.keys()
+
+
+def test_moments_that_are_not_kept_are_not_copied(bench: Callable[..., Bench]) -> None:
+    assert bench().train().moments == {}
+
+
+@pytest.mark.slow  # a minute of compiling, and it needs a C++ compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_model_trains_as_the_plain_one(bench: Callable[..., Bench]) -> None:
+    plain, compiled = bench(), bench(train={"compile": True})
+    expected, result = plain.train(), compiled.train()
+    assert result.loss == pytest.approx(expected.loss, rel=1e-4)
+    assert distance(plain.resident.read(), compiled.resident.read()) < 1e-3

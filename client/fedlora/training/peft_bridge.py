@@ -96,7 +96,7 @@ class ResidentModel:
         """
         model = self.peft_model.get_base_model()
         try:
-            cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            cast(Any, model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         except (AttributeError, ValueError) as error:
             raise ModelError(
                 f"train.gradient_checkpointing: {type(model).__name__} does not support it; set it to false"

@@ -80,9 +80,9 @@ class PooledClassifier(nn.Module):
         self.__dict__["_encoder"].training = mode
         return super().train(mode)
 
-    def gradient_checkpointing_enable(self, **options: Any) -> None:
+    def activation_checkpointing_enable(self, **options: Any) -> None:
         """Make the encoder's layers compute their activations again for the gradients."""
-        self.__dict__["_encoder"].gradient_checkpointing_enable(**options)
+        self.__dict__["_encoder"].activation_checkpointing_enable(**options)
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """Return logits (batch_size, num_labels) for the encoder's own inputs."""

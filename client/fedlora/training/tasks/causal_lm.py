@@ -112,17 +112,16 @@ class CausalLm:
 
     def answers(self, model: Any, conversations: Sequence[Conversation], *, max_new_tokens: int) -> list[str]:
         """Return what a model, in evaluation mode, writes in place of each conversation's last answer."""
-        ends = [
-            encode_all([render(conversation, self.tokenizer, self.chat_template)], self.tokenizer)[0]
-            for conversation in conversations[:1]
-        ]
-        stops = {end.token_ids[max(place for place, learned in enumerate(end.is_answer) if learned)] for end in ends}
+        stops = {self.tokenizer.eos_token_id} - {None}
+        first = render(conversations[0], self.tokenizer, self.chat_template) if conversations else None
+        if first is not None and first.is_chat:
+            # What a chat template ends a turn with may be another token than the one that ends a text.
+            encoded = encode_all([first], self.tokenizer)[0]
+            stops.add(
+                [token for token, learned in zip(encoded.token_ids, encoded.is_answer, strict=True) if learned][-1]
+            )
         return generate_answers(
-            model,
-            self.tokenizer,
-            self.prompts(conversations),
-            max_new_tokens=max_new_tokens,
-            stops=stops | {self.tokenizer.eos_token_id} - {None},
+            model, self.tokenizer, self.prompts(conversations), max_new_tokens=max_new_tokens, stops=stops
         )
 
     def collate(

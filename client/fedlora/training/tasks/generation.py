@@ -36,7 +36,7 @@ def generate_answers(
             do_sample=False,
             use_cache=True,
             pad_token_id=pad,
-            eos_token_id=sorted(stops),
+            eos_token_id=sorted(stops) or None,
             # A checkpoint's own defaults for sampling have no meaning here, and transformers would warn of them.
             temperature=None,
             top_p=None,

@@ -1,0 +1,51 @@
+"""The moments that clients keep: which round starts from which, and what is damaged or forgotten."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedlora.training.optimizer_state import MomentsFolder
+
+
+def moments(value: float) -> dict[str, torch.Tensor]:
+    return {"layer.lora_A.weight/exp_avg": torch.full((2, 3), value), "layer.lora_A.weight/step": torch.tensor(value)}
+
+
+def value_of(folder: MomentsFolder, client: str, number: int, run: str = "run") -> float | None:
+    found = folder.before(run, client, number)
+    return float(found["layer.lora_A.weight/step"]) if found else None
+
+
+def test_a_round_starts_from_the_newest_moments_before_it(tmp_path: Path) -> None:
+    folder = MomentsFolder(tmp_path)
+    assert value_of(folder, "a", 1) is None
+    folder.write("run", "a", 1, moments(1.0))
+    folder.write("run", "a", 4, moments(4.0))
+    # A client may sit out rounds, and a round may be done again.
+    assert [value_of(folder, "a", number) for number in (1, 2, 4, 5, 9)] == [None, 1.0, 1.0, 4.0, 4.0]
+
+
+def test_clients_and_runs_have_their_own(tmp_path: Path) -> None:
+    folder = MomentsFolder(tmp_path)
+    folder.write("run", "a", 1, moments(1.0))
+    assert value_of(folder, "b", 2) is None
+    assert value_of(folder, "a", 2, run="other") is None
+
+
+def test_only_the_last_two_are_kept(tmp_path: Path) -> None:
+    folder = MomentsFolder(tmp_path)
+    for number in range(1, 6):
+        folder.write("run", "a", number, moments(number))
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    assert value_of(folder, "a", 5) == 4.0
+
+
+def test_a_damaged_file_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = MomentsFolder(tmp_path)
+    folder.write("run", "a", 1, moments(1.0))
+    folder.write("run", "a", 2, moments(2.0))
+    newest = max(tmp_path.rglob("*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:20])
+    assert value_of(folder, "a", 3) == 1.0
+    assert "older moments are taken" in caplog.text
