@@ -13,9 +13,10 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.training.base_model import load_base_model
 from fedlora.training.data import load_federated_data
+from fedlora.training.devices import choose_device
 from fedlora.training.peft_bridge import add_lora
 from fedlora.training.schedule import learning_rate_factor
-from fedlora.training.trainer import LocalTrainer, TrainingResult, _batch_indices, choose_device
+from fedlora.training.trainer import LocalTrainer, TrainingResult, _batch_indices
 
 MakeRun = Callable[..., RunConfig]
 CPU = torch.device("cpu")

@@ -52,6 +52,15 @@ logger = logging.getLogger(__name__)
 _RETRY_SECONDS = 1.0
 _DEATH_PAUSE_SECONDS = 5.0
 
+# What a site can do about a code with which it is turned away, for its own log.
+_MISFITS = {
+    "other_base_model": ": the base model here has other weights than the run's; fetch the run's revision",
+    "other_tokenizer": ": the tokenizer beside the base model here is another than the run's; fetch the run's revision",
+    "other_added_tokens": ": the tokenizer here has other added tokens than the run's; fetch the run's revision",
+    "other_chat_template": ": the chat template here is another than the run's; fetch the run's revision of the model",
+    "other_metric": ": this site runs another version of fedlora or of the task",
+}
+
 Key = tuple[str, str, int, int, str]
 
 
@@ -110,7 +119,7 @@ class Site:
             case "turned_away":
                 # What does not fit stays as it is until somebody mends it and starts the site again.
                 self._reason = self._told = response.turned_away.reason
-                logger.error("turned away by the server: %s", self._reason)
+                logger.error("turned away by the server: %s%s", self._reason, _MISFITS.get(self._reason, ""))
 
     def look(self) -> None:
         """Tell the server whether the site takes part, if that has changed: by its own hours, or by hand."""

@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from fedlora.common.config import Count, DataSection, Fraction, RunConfig, Section
+from fedlora.common.config import Count, DataSection, Fraction, RunConfig, Section, TextFormat
+from fedlora.common.config.training import DEVICES, Device
 from fedlora.common.errors import ConfigError
 from fedlora.training.resources import PACKAGE_PREFIX
 
@@ -37,7 +38,10 @@ class SiteDataSection(Section):
     only_group: str | None = Field(None, description="of a source with groups: the examples of this one")
     test: Fraction | None = Field(None, description="share held out for the test, in place of the run's")
     validation: Fraction | None = Field(None, description="share kept for validation, in place of the run's")
+    format: TextFormat | None = Field(None, description="of the rows of a language model, in place of the run's")
     text: str | None = Field(None, description="the text's column, in place of the run's")
+    prompt: str | None = Field(None, description="the prompt's column, in place of the run's")
+    completion: str | None = Field(None, description="the answer's column, in place of the run's")
     label: str | None = Field(None, description="the label's column, in place of the run's")
     group: str | None = Field(None, description="column of the natural group, in place of the run's")
     split_by: str | None = Field(None, description="as the run's data.split_by")
@@ -70,8 +74,10 @@ class LimitsSection(Section):
 
 
 class WorkerSection(Section):
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto takes cuda, else mps, else cpu")
-    gpu: str | None = Field(None, description="the GPU's number, where there are several (CUDA_VISIBLE_DEVICES)")
+    device: Device = Field("auto", description=DEVICES)
+    gpu: str | None = Field(
+        None, description='the GPU\'s number, where there are several; "0,1" with device = "cuda_all" for a large model'
+    )
 
 
 class SiteConfig(Section):

@@ -35,11 +35,12 @@ from fedlora.common.random_streams import stream_seed
 from fedlora.training.base_model import BaseModel, load_base_model
 from fedlora.training.data import Examples, FederatedData, equal_parts
 from fedlora.training.data.examples import Conversation
+from fedlora.training.devices import ALL_GPUS, choose_device
 from fedlora.training.optimizer_state import MomentsFolder
 from fedlora.training.peft_bridge import add_lora
 from fedlora.training.tasks import CausalLm, Prepared
 from fedlora.training.tasks.generation import is_exact_match, rouge_l
-from fedlora.training.trainer import Evaluation, LocalTrainer, choose_device
+from fedlora.training.trainer import Evaluation, LocalTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +87,8 @@ class Workbench:
         if config.train.gradient_checkpointing:
             self._resident.save_memory()
         device = choose_device(config.train.device)
-        # What bitsandbytes has quantised is where it stays, its LoRA layers with it.
-        if config.model.quantization == "none":
+        # What is quantised or spread over GPUs is where it stays, its LoRA layers with it.
+        if config.model.quantization == "none" and config.train.device != ALL_GPUS:
             self._resident.peft_model.to(device)
         self._trainer: LocalTrainer[Any] = LocalTrainer(
             self._resident, self._base.task, config.train, device=device, max_steps=max_steps

@@ -58,7 +58,7 @@ def load_classifier(checkpoint: Checkpoint, config: RunConfig, labels: tuple[str
 
 def _encoder(checkpoint: Checkpoint, config: RunConfig, *, is_text: bool) -> nn.Module:
     """Return the encoder of pictures or texts, which may be one part of the checkpoint."""
-    model, loading = load_module(AutoModel, checkpoint, config.model)
+    model, loading = load_module(AutoModel, checkpoint, config)
     encoder: Any = getattr(model, "text_model" if is_text else "vision_model", model)
     saved_as = getattr(encoder.config, "architectures", None) or ()
     if getattr(encoder.config, "is_encoder_decoder", False) or any(name.endswith("EncoderModel") for name in saved_as):
@@ -87,7 +87,7 @@ def _with_own_head(
         )
     numbers = {label: index for index, label in enumerate(labels)}
     model, loading = load_module(
-        family, checkpoint, config.model, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=numbers
+        family, checkpoint, config, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=numbers
     )
     if pad_token_id is not None:
         # By it a decoder finds the last token of a text, so it has to be what the task pads with.

@@ -30,7 +30,7 @@ def load_language_model(checkpoint: Checkpoint, config: RunConfig, section: Caus
         )
     try:
         tokenizer = load_tokenizer(checkpoint)
-        model, loading = load_module(AutoModelForCausalLM, checkpoint, config.model)
+        model, loading = load_module(AutoModelForCausalLM, checkpoint, config)
     except UNREADABLE as error:
         raise ModelError(f"model.name: cannot load {checkpoint.name}: {one_line(error)}") from error
     names = [name for name, _ in model.named_parameters()]

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, BitsAndBytesConfig
 
-from fedlora.common.config import ModelSection
+from fedlora.common.config import RunConfig
 from fedlora.common.errors import ModelError
 from fedlora.training import tasks
 from fedlora.training.checkpoint import OPTIONS, Checkpoint
+from fedlora.training.devices import ALL_GPUS
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +49,19 @@ class Loading:
     mismatched: frozenset[str]
 
 
-def load_module(family: Any, checkpoint: Checkpoint, section: ModelSection, **settings: Any) -> tuple[Any, Loading]:
+def load_module(family: Any, checkpoint: Checkpoint, config: RunConfig, **settings: Any) -> tuple[Any, Loading]:
     """Return the checkpoint as a model of an AutoModel `family`, and what its files lack.
+
+    It is on the CPU, unless it is quantised or is to be spread over all GPUs.
 
     Raises:
         ModelError: it is to be quantised, and cannot be here.
     """
+    section = config.model
     if section.quantization != "none":
         settings |= _quantised(section.quantization)
+    if config.train.device == ALL_GPUS and torch.cuda.is_available():
+        settings["device_map"] = "balanced"
     model, info = family.from_pretrained(
         str(checkpoint.folder),
         dtype=getattr(torch, section.dtype),

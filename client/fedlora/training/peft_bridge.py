@@ -67,7 +67,7 @@ class ResidentModel:
 
     @torch.no_grad()
     def taken_out_of_base(self, init: str) -> Adapter:
-        """Return a first adapter whose pairs are the base weights' principal part ("pissa") or of their Q and R ("olora").
+        """Return a first adapter of pairs out of the base weights: their principal part ("pissa"), or of Q and R ("olora").
 
         The base weights stay as they are: the adapter says what is to be taken out of them, as a change that travels
         with it, so that every client has the same to the last bit.
@@ -83,7 +83,7 @@ class ResidentModel:
             layer.get_base_layer().weight.data = original
         adapter = self.read()
         taken = {
-            path: LoraLayer(layer.A, -layer.B * layer.scaling, 1.0, is_embedding=layer.is_embedding)
+            path: LoraLayer(layer.A.clone(), -layer.B * layer.scaling, 1.0, is_embedding=layer.is_embedding)
             for path, layer in adapter.layers.items()
         }
         return replace(adapter, base_change=taken)
@@ -110,7 +110,8 @@ class ResidentModel:
 
     def is_finite(self) -> bool:
         """Return whether every number in the adapter is."""
-        return bool(torch.stack([parameter.detach().isfinite().all() for parameter in self._named.values()]).all())
+        found = [parameter.detach().isfinite().all() for parameter in self._named.values()]
+        return bool(torch.stack([one.to(found[0].device) for one in found]).all())
 
     def read(self) -> Adapter:
         """Return a copy of the adapter in the model, with the ranks and the configuration it was loaded with.

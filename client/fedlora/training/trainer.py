@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedlora.common.config import TrainSection
-from fedlora.common.errors import ConfigError, FedloraError
+from fedlora.common.errors import FedloraError
 from fedlora.common.messages import INTERRUPTED
 from fedlora.training.optimizer_state import Moments, read_moments, set_moments
 from fedlora.training.peft_bridge import ResidentModel
@@ -276,20 +276,6 @@ class LocalTrainer(Generic[P]):
         if self._autocast is not None:
             return torch.autocast(self.device.type, dtype=self._autocast)
         return contextlib.nullcontext()
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" is CUDA where there is one, else Apple's GPU, else the CPU.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, is_here in has.items() if is_here))
-    if not has[name]:
-        raise ConfigError(f"train.device is {name!r}, but torch finds none here; use auto or cpu")
-    return torch.device(name)
 
 
 def _autocast_dtype(precision: str, device: torch.device, *, weights: torch.dtype) -> torch.dtype | None:

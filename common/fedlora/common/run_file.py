@@ -64,12 +64,12 @@ def parse_run(table: Table, overrides: Iterable[str] = (), *, origin: str = "run
 
 
 def require_labels(config: RunConfig, *, origin: str = "") -> None:
-    """Check that a run names its labels; `origin` names its source in errors.
+    """Check that a classification names its labels; `origin` names its source in errors.
 
     Raises:
         ConfigError: it does not, and a deployment cannot find them out.
     """
-    if not config.data.labels:
+    if config.task.kind.endswith("_classification") and not config.data.labels:
         raise ConfigError(
             f"{origin and f'{origin}: '}data.labels is empty; a deployment must name the labels, because they do not "
             'leave the sites: labels = ["cat", "dog"] under [data]'

@@ -8,6 +8,9 @@ from fedlora.common.config.section import Count, Fraction, NonNegative, Positive
 
 _Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
+Device = Literal["auto", "cpu", "cuda", "cuda_all", "mps"]
+DEVICES = "auto takes cuda, else mps, else cpu; cuda_all spreads the layers of one model over all GPUs"
+
 # These take what A and B start from out of the base weights.
 BASE_CHANGING_INITS = ("pissa", "olora")
 _DATA_INITS = ("eva", "corda", "lora_ga")
@@ -90,7 +93,7 @@ class TrainSection(Section):
         "auto",
         description='of the computation (autocast); "auto": bfloat16 where CUDA has it, else float32',
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto takes cuda, else mps, else cpu")
+    device: Device = Field("auto", description=DEVICES)
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> "TrainSection":
