@@ -22,6 +22,8 @@ import default_run
 import endurance
 import engine_comparison
 import help_command
+import language_speed
+import plan_memory
 import round_overhead
 import trainer_speed
 import transfer_speed
@@ -33,8 +35,13 @@ from rich.console import Console
 _BENCHMARKS = {
     "help": ("fedlora --help", help_command.figures),
     "trainer": ("LocalTrainer against a bare loop", trainer_speed.figures),
+    "language": (
+        "Language models: LocalTrainer against a bare loop, and what each option buys",
+        language_speed.figures,
+    ),
     "default": ("The default run", default_run.figures),
     "engines": ("In process against Ray, do-nothing clients and the default run", engine_comparison.figures),
+    "plan": ("Memory that is planned, against the profiler's", plan_memory.figures),
     "aggregation-matrix": ("Aggregation methods on one matrix", aggregation_one_matrix.figures),
     "aggregation-adapter": ("Aggregation of whole adapters from disk", aggregation_whole_adapter.figures),
     "aggregation-clients": ("Aggregation of 100 and 1,000 clients from disk", aggregation_many_clients.figures),

@@ -149,7 +149,10 @@ def test_a_loss_that_is_no_number_is_answered_without_an_adapter(make_bench: Mak
 def test_an_adapter_of_a_larger_rank_is_refused(make_bench: MakeBench) -> None:
     other = initial_of(make_bench(lora={"rank": 8, "alpha": 32}))
     workbench = make_bench()
-    for answer in (lambda: workbench.train("chalk", training(other)), lambda: workbench.evaluate("chalk", evaluation(other))):
+    for answer in (
+        lambda: workbench.train("chalk", training(other)),
+        lambda: workbench.evaluate("chalk", evaluation(other)),
+    ):
         with pytest.raises(AdapterError, match=r"the run has \(4, 32\)"):
             answer()
 
@@ -158,7 +161,9 @@ def test_shards_divide_the_held_out_set_and_their_scores_add_up(make_bench: Make
     workbench = make_bench()
     adapter = workbench.train("chalk", training(initial_of(workbench))).adapter
     whole = workbench.evaluate("chalk", evaluation(adapter, predict=True))
-    parts = [workbench.evaluate("chalk", evaluation(adapter, shard=shard, num_shards=5, predict=True)) for shard in range(5)]
+    parts = [
+        workbench.evaluate("chalk", evaluation(adapter, shard=shard, num_shards=5, predict=True)) for shard in range(5)
+    ]
 
     predictions = [pair for part in parts for pair in part.predictions.items()]
     assert sorted(predictions) == sorted(whole.predictions.items())

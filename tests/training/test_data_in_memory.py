@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedlora.common.config import DataSection
 from fedlora.common.errors import DataError
-from fedlora.training.data import federated_data_from
+from fedlora.training.data import Examples, federated_data_from
+from fedlora.training.data.examples import Conversation, Turn
 
 TEXTS = [(f"text {number}", number % 3) for number in range(20)]
 GREY = np.full((6, 4), 9, np.uint8)
@@ -118,3 +120,75 @@ def test_a_label_index_beyond_the_labels_is_refused() -> None:
 def test_pictures_without_a_size_are_the_programmers_mistake() -> None:
     with pytest.raises(ValueError, match="pictures need image_size"):
         federated_data_from({"a": [(GREY, 0), (GREY, 1)]})
+
+
+def conversations(examples: Examples) -> list[tuple[str, list[tuple[str, str]]]]:
+    return [
+        (given.style, [(turn.role, turn.content) for turn in given.turns])
+        for given in examples.inputs
+        if isinstance(given, Conversation)
+    ]
+
+
+def test_a_language_model_takes_pairs_texts_conversations_and_rows_of_any_format() -> None:
+    asked, answered = [{"role": "user", "content": "Q"}], [{"role": "assistant", "content": "A"}]
+    own = Conversation((Turn("user", "x"), Turn("assistant", "y")), style="chat")
+
+    data = federated_data_from(
+        {
+            "a": [("2 + 2 = ", "4"), ("2 + 3 = ", "5")],
+            "b": ["a text", own, {"instruction": "do", "output": "done"}, {"messages": [*asked, *answered]}],
+            "c": [(asked, answered)],
+        },
+        {"sums": [("1 + 1 = ", "2")]},
+        kind="causal_lm",
+        validation=0.0,
+    )
+
+    assert data.labels == ()
+    assert [len(client.training) for client in data.clients.values()] == [2, 4, 1]
+    assert conversations(data.clients["a"].training)[0] == ("plain", [("user", "2 + 2 = "), ("assistant", "4")])
+    assert conversations(data.clients["b"].training) == [
+        ("plain", [("assistant", "a text")]),
+        ("chat", [("user", "x"), ("assistant", "y")]),
+        ("instruction", [("user", "do"), ("assistant", "done")]),
+        ("chat", [("user", "Q"), ("assistant", "A")]),
+    ]
+    assert conversations(data.clients["c"].training) == [("chat", [("user", "Q"), ("assistant", "A")])]
+    assert data.test.groups.tolist() == ["sums"]
+    assert set(data.clients["a"].training.labels.tolist()) == {0}
+
+
+def test_the_columns_of_rows_for_a_language_model_are_those_of_the_runs_section() -> None:
+    columns = DataSection(prompt="question", completion="reply")
+    data = federated_data_from({"a": [{"question": "Q", "reply": "A"}]}, kind="causal_lm", data=columns, validation=0.0)
+    assert conversations(data.clients["a"].training) == [("plain", [("user", "Q"), ("assistant", "A")])]
+
+
+def test_a_task_of_ones_own_takes_rows_as_they_are_or_labelled_pairs() -> None:
+    rows = [{"age": age, "dose": age / 2} for age in range(10)]
+    data = federated_data_from({"a": rows}, rows[:2], kind="own", validation=0.2)
+    held = data.clients["a"]
+    assert data.labels == ()
+    assert sorted(given["age"] for given in (*held.training.inputs, *held.validation.inputs)) == list(range(10))
+    assert data.test.inputs == rows[:2]
+    assert federated_data_from({"a": TEXTS}, kind="own").labels == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("kind", "data_set", "message"),
+    [
+        (
+            "causal_lm",
+            [("Q", "A"), 5],
+            "client 'a', example 1: a int; expected a pair .prompt, answer., a text, a Conv",
+        ),
+        ("causal_lm", [("Q", " ")], "client 'a', example 0: the answer is empty"),
+        ("causal_lm", [("Q", 5)], "client 'a', example 0: the answer is 5; expected text"),
+        ("causal_lm", [{"age": 5}], "client 'a', example 0: cannot tell the format by the columns 'age'"),
+        ("own", [{"age": 5}, 5], "client 'a', example 1: a int; expected a mapping, as the first example"),
+    ],
+)
+def test_what_a_kind_of_task_does_not_take_is_refused(kind: Any, data_set: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        federated_data_from({"a": data_set}, kind=kind)

@@ -1,16 +1,18 @@
-"""Texts in .csv and .jsonl files."""
+"""Texts in .csv, .jsonl and .json files."""
 
 import gzip
 from pathlib import Path
 
 import pytest
 
+from fedlora.common.config import DataSection
 from fedlora.common.errors import DataError
+from fedlora.training.data.columns import labelled_texts
 from fedlora.training.data.source import Source
-from fedlora.training.data.tables import Columns, read_table
+from fedlora.training.data.tables import read_text_table
 
-PLAIN = Columns("text", "label", None, None)
-ALL = Columns("text", "label", "ward", "patient")
+PLAIN = DataSection()
+ALL = DataSection(group="ward", split_by="patient")
 
 
 def table(folder: Path, content: str | bytes, name: str = "notes.csv") -> Path:
@@ -18,6 +20,10 @@ def table(folder: Path, content: str | bytes, name: str = "notes.csv") -> Path:
     path = folder / name
     path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
     return path
+
+
+def read_table(path: Path, data: DataSection) -> Source:
+    return labelled_texts(read_text_table(path), data)
 
 
 def values(source: Source) -> list[object]:
@@ -58,8 +64,9 @@ def test_without_group_and_split_by_groups_are_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("note,class\na,b\n", r"notes.csv: no column 'text' \(data.text\); the columns are 'note', 'class'"),
+        ("note,class\na,b\n", r"notes.csv, line 2: no column 'text' \(data.text\); the columns are 'note', 'class'"),
         ("text,label,label\na,b,c\n", "2 columns are named 'label'; rename all but one"),
+        ("text,label,a,a\na,b,c,d\n", "2 columns are named 'a'; rename all but one"),
         ('text,label\n"a\nb",x\nc\n', "line 4: 1 fields; expected 2 as in the header"),
         ("text,label\na,b,c\n", "line 2: 3 fields; expected 2 as in the header"),
         ('text,label\na,x\n"b,y\nc,x\n', r"line 3: malformed \(unexpected end of data\); look at the double quotes"),
@@ -85,6 +92,10 @@ def test_a_csv_that_cannot_be_used_is_refused_with_its_line(tmp_path: Path, cont
         ('["a", 1]\n', "line 1: list; expected an object"),
         ('\n{"text": "a", "class": 1}\n', r"line 2: no column 'label' \(data.label\); the columns are 'text', 'class'"),
         ('{"text": 5, "label": 1}\n', "line 1: 'text' is 5; expected text$"),
+        (
+            '{"text": "' + "a" * 99 + '"}\n{"text": ["' + "b" * 99 + '"]}\n',
+            r"line 2: 'text' is .{60}\.\.\.; expected text$",
+        ),
         ('{"text": "a", "label": 0.5}\n', "line 1: 'label' is 0.5; expected text or a whole number"),
         ('{"text": "a", "label": null}\n', "line 1: 'label' is empty"),
         ('{"text": "\\ud83d", "label": 1}\n', "line 1: 'text' has half a surrogate pair"),
@@ -93,6 +104,34 @@ def test_a_csv_that_cannot_be_used_is_refused_with_its_line(tmp_path: Path, cont
 def test_a_jsonl_that_cannot_be_used_is_refused_with_its_line(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_table(table(tmp_path, content, "notes.jsonl"), PLAIN)
+
+
+@pytest.mark.parametrize("name", ["notes.json", "notes.JSON.gz"])
+def test_a_json_is_one_list_of_objects(tmp_path: Path, name: str) -> None:
+    content = '[{"text": "a",\n "label": 1},\n {"text": "b", "label": 2}]'
+    source = read_table(table(tmp_path, content, name), PLAIN)
+    assert (source.inputs, source.labels.tolist()) == (["a", "b"], ["1", "2"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"text": "a"}, {"text": 5}]', "notes.json, row 2: 'text' is 5; expected text"),
+        ('[{"text": "a"}, 5]', r"notes.json, row 2: int; expected an object such as \{...\}"),
+        ('{"text": "a"}', "notes.json: dict; expected a list of objects"),
+        ('{"text": "a"}\n{"text": "b"}', r"line 2: not JSON \(Extra data.*one object on each line is named .jsonl"),
+        ("[]", "notes.json: no examples in it"),
+    ],
+)
+def test_a_json_that_cannot_be_used_is_refused_with_its_row(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_table(table(tmp_path, content, "notes.json"), PLAIN)
+
+
+def test_a_cell_beyond_what_a_csv_holds_is_refused_with_what_holds_it(tmp_path: Path) -> None:
+    content = "text,label\na,x\n" + "b" * 200_000 + ",y\n"
+    with pytest.raises(DataError, match=r"line 3: malformed \(field larger than field limit.*longer texts as .jsonl"):
+        read_table(table(tmp_path, content), PLAIN)
 
 
 def test_a_missing_optional_column_is_named_by_its_key(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from fedlora.training.partitioning import (
     client_names,
     members,
     partition_by_group,
+    partition_by_size,
     partition_dirichlet,
     partition_iid,
     partition_label_shards,
@@ -132,3 +133,35 @@ def test_more_clients_or_shards_than_examples_are_refused() -> None:
 def test_by_group_without_groups_suggests_iid() -> None:
     with pytest.raises(DataError, match=r'have no groups.*or set partition.by = "iid"'):
         partition_by_group(np.array(["", ""]))
+
+
+@given(num_clients=st.integers(1, 12), extra=st.integers(0, 40), alpha=st.floats(0.01, 100), seed=st.integers(0, 9))
+@few_examples
+def test_by_size_deals_every_example_to_one_client_and_leaves_none_without(
+    num_clients: int, extra: int, alpha: float, seed: int
+) -> None:
+    partition = partition_by_size(
+        num_clients + extra, num_clients=num_clients, alpha=alpha, random=np.random.default_rng(seed)
+    )
+
+    assert len(partition) == num_clients
+    assert_every_example_once(partition, num_clients + extra)
+
+
+def test_by_size_a_small_alpha_gives_most_to_few_and_a_large_one_to_all_as_many() -> None:
+    def sizes(alpha: float) -> list[int]:
+        partition = partition_by_size(10_000, num_clients=8, alpha=alpha, random=np.random.default_rng(1))
+        return sorted(len(rows) for rows in partition.values())
+
+    assert sum(sizes(0.1)[-2:]) > 7_000
+    assert 1_200 < sizes(1e5)[0] <= sizes(1e5)[-1] < 1_300
+
+
+def test_by_size_the_generator_decides_who_holds_what() -> None:
+    def deal(seed: int) -> list[list[int]]:
+        partition = partition_by_size(30, num_clients=4, alpha=1.0, random=np.random.default_rng(seed))
+        return [rows.tolist() for rows in partition.values()]
+
+    assert deal(0) == deal(0) != deal(1)
+    with pytest.raises(DataError, match=r"5 clients for 4 training examples; lower partition.num_clients to 4 or less"):
+        partition_by_size(4, num_clients=5, alpha=1.0, random=np.random.default_rng(0))

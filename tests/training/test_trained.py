@@ -1,39 +1,30 @@
 """The model of a finished run, loaded to be used."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fedlora.adapters import save_adapter, unpack
+sys.path.append(str(Path(__file__).parent))
+
+from finished_runs import language_run, leave, questions, save_language_model, write_run
+
+from fedlora.adapters import unpack
 from fedlora.client.workbench import Workbench
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import AdapterError, ConfigError, ModelError, StoreError
-from fedlora.common.messages import EvaluateRequest, TrainRequest
 from fedlora.common.run_file import to_toml
-from fedlora.training.data import FederatedData, federated_data_from, load_federated_data
+from fedlora.training.data import federated_data_from, load_federated_data
+from fedlora.training.data.examples import Conversation, Turn
 from fedlora.training.trained import load_trained
 
 MakeRun = Callable[..., RunConfig]
-
-
-def write_run(folder: Path, config: RunConfig, data: FederatedData) -> dict[int, int]:
-    """Train one client for a round, leave what a run leaves, and return the predictions on the held-out set."""
-    workbench = Workbench(config, data)
-    client = workbench.client_names[0]
-    initial = workbench._initial
-    receipt = workbench.train(client, TrainRequest("run", 1, 0, config.run.seed, 2, 0, initial))
-    save_adapter(unpack(receipt.adapter), folder / "adapter")
-    (folder / "run.toml").write_text(to_toml(config))
-    described = workbench.describe(client)
-    manifest = {"labels": described.labels, "base_model": {"fingerprint": described.base_model_fingerprint}}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    judged = workbench.evaluate(EvaluateRequest("run", 1, None, 0, 1, True, receipt.adapter))
-    return dict(judged.predictions)
 
 
 @pytest.mark.parametrize("head", ["linear", "auto"])
@@ -110,3 +101,62 @@ def test_a_folder_that_is_no_whole_run_is_one_line(vision_run: MakeRun, tmp_path
         load_trained(tmp_path)
 
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("style", ["chat", "plain"])
+def test_a_trained_language_model_answers_as_it_has_learned(tmp_path: Path, style: Literal["chat", "plain"]) -> None:
+    save_language_model(tmp_path / "model")
+    config = language_run(tmp_path / "model", data={"format": "prompt_completion" if style == "plain" else "auto"})
+    write_run(tmp_path, config, questions(style))
+
+    trained = load_trained(tmp_path)
+
+    texts = ["what colour is the dog ?", "what colour is the sky ?"]
+    assert trained.generate(texts, max_new_tokens=4) == ["red", "blue"]
+    asked = [Conversation((Turn("user", text),), style) for text in texts]
+    assert trained.generate(asked, max_new_tokens=4) == ["red", "blue"]
+    answered = [Conversation((*one.turns, Turn("assistant", "green")), style) for one in asked]
+    assert trained.generate(answered, max_new_tokens=4) == ["red", "blue"]
+    assert trained.generate([]) == []
+    with pytest.raises(ModelError, match=r"no labels to predict; a language model answers with `generate`"):
+        trained.predict(["what"])
+
+
+def test_a_classifier_does_not_generate(vision_run: MakeRun, tmp_path: Path) -> None:
+    config = vision_run()
+    write_run(tmp_path, config, load_federated_data(config))
+    with pytest.raises(ModelError, match=r"no language model; a classifier answers with `predict`"):
+        load_trained(tmp_path).generate(["what"])
+
+
+def test_the_best_rounds_adapter_is_loaded_where_it_is_asked_for(vision_run: MakeRun, tmp_path: Path) -> None:
+    config = vision_run(train={"steps": 10})
+    data = load_federated_data(config)
+    expected = write_run(tmp_path, config, data)
+    with pytest.raises(AdapterError, match=r"no best/adapter_config.json; .* take the newest"):
+        load_trained(tmp_path, adapter="best")
+    (tmp_path / "adapter").rename(tmp_path / "best")
+    workbench = Workbench(config, data)
+    leave(tmp_path, config, workbench, unpack(workbench._initial))
+    pictures = list(np.asarray(data.test.inputs)[..., 0])
+    best = [data.labels[expected[place]] for place in range(len(pictures))]
+    assert load_trained(tmp_path, adapter="best").predict(pictures) == best
+    assert load_trained(tmp_path).predict(pictures) != best
+
+
+def test_a_run_on_quantised_weights_is_loaded_onto_the_checkpoints_own(tmp_path: Path) -> None:
+    save_language_model(tmp_path / "model")
+    config = language_run(tmp_path / "model", train={"steps": 1})
+    write_run(tmp_path, config, questions())
+    quantised = language_run(tmp_path / "model", model={"quantization": "4bit"})
+    (tmp_path / "run.toml").write_text(to_toml(quantised))
+    assert next(load_trained(tmp_path).model.parameters()).dtype == torch.float32
+
+
+def test_rounded_base_weights_stay_the_runs_own_in_float32(tmp_path: Path) -> None:
+    save_language_model(tmp_path / "model")
+    config = language_run(tmp_path / "model", model={"dtype": "bfloat16"}, train={"steps": 1})
+    write_run(tmp_path, config, questions())
+    weight = load_trained(tmp_path).model.get_base_model().lm_head.weight
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, weight.bfloat16().float())

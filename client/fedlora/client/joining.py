@@ -50,7 +50,7 @@ def enrol(address: str, token_text: str, *, name: str, state: Path) -> SiteIdent
     digest = hashlib.sha256(token_text.strip().encode()).hexdigest()
     if SiteIdentity.exists(state) and _used_token(state) == digest:
         return SiteIdentity.load(state)
-    shown = _shown_certificate(address)
+    shown = shown_certificate(address)
     key, certificate = certificates.invitation_pair(token, now=datetime.now(UTC))
     own_key = _own_key(state)
     credentials = Credentials(key, certificate, shown, certificates.SERVER_NAME)
@@ -128,15 +128,19 @@ def _used_token(state: Path) -> str:
         return ""
 
 
-def _shown_certificate(address: str) -> bytes:
-    """Return the certificate that the server shows, PEM; whose it is, the token's fingerprint says afterwards."""
+def shown_certificate(address: str, *, timeout_seconds: float = _SECONDS) -> bytes:
+    """Return the certificate that the server shows, PEM; whose it is, the token's fingerprint says afterwards.
+
+    Raises:
+        RunError: nobody answers there, or not in TLS.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     # With 1.3 the server shows its certificate before it asks for ours, which we do not have yet.
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
     host, port = split_address(address)
-    connection = _connection(host, port, context)
+    connection = _connection(host, port, context, timeout_seconds)
     try:
         connection.connect()
         found = connection.sock.getpeercert(binary_form=True)
@@ -149,15 +153,20 @@ def _shown_certificate(address: str) -> bytes:
     return ssl.DER_cert_to_PEM_cert(cast(bytes, found)).encode()
 
 
-def _connection(host: str, port: int, context: ssl.SSLContext) -> http.client.HTTPSConnection:
-    """Return a connection, through the proxy that gRPC takes too, where one is set and not excepted for this host."""
+def proxy_for(host: str) -> str | None:
+    """Return the proxy that gRPC takes to `host`, None where none is set or the host is excepted."""
     proxies = urllib.request.getproxies()
     proxy = next((proxies[scheme] for scheme in ("grpc", "https", "http") if proxies.get(scheme)), None)
-    if proxy is None or urllib.request.proxy_bypass(host):
-        return http.client.HTTPSConnection(host, port, context=context, timeout=_SECONDS)
+    return None if urllib.request.proxy_bypass(host) else proxy
+
+
+def _connection(host: str, port: int, context: ssl.SSLContext, timeout_seconds: float) -> http.client.HTTPSConnection:
+    proxy = proxy_for(host)
+    if proxy is None:
+        return http.client.HTTPSConnection(host, port, context=context, timeout=timeout_seconds)
     parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     proxy_host, proxy_port = parts.hostname or "", parts.port or 8080
-    connection = http.client.HTTPSConnection(proxy_host, proxy_port, context=context, timeout=_SECONDS)
+    connection = http.client.HTTPSConnection(proxy_host, proxy_port, context=context, timeout=timeout_seconds)
     headers = {}
     if parts.username:
         login = urllib.parse.unquote(f"{parts.username}:{parts.password or ''}")

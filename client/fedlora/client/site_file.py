@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from fedlora.common.config import Count, DataSection, Fraction, RunConfig, Section, TextFormat
 from fedlora.common.config.training import DEVICES, Device
 from fedlora.common.errors import ConfigError
-from fedlora.training.resources import PACKAGE_PREFIX
+from fedlora.training.resources import DATASETS_PREFIX, PACKAGE_PREFIX
 
 
 class SiteSection(Section):
@@ -33,7 +33,8 @@ class SiteSection(Section):
 
 class SiteDataSection(Section):
     path: str = Field(
-        min_length=1, description="image folder, .npz, .csv, .csv.gz, .jsonl, or package:MODULE/FILE; never sent"
+        min_length=1,
+        description="image folder, .npz, .csv, .jsonl, .json, .parquet, package:MODULE/FILE, datasets:NAME; never sent",
     )
     only_group: str | None = Field(None, description="of a source with groups: the examples of this one")
     test: Fraction | None = Field(None, description="share held out for the test, in place of the run's")
@@ -168,7 +169,7 @@ def is_quiet(text: str | None, now: time) -> bool:
 def _located(name: str, beside: Path, *, is_always_path: bool = False) -> str:
     """Return a path of the site file as one that holds from anywhere; a package's or a hub's name stays."""
     path = beside / Path(name).expanduser()
-    is_path = not name.startswith(PACKAGE_PREFIX) and (is_always_path or path.exists())
+    is_path = not name.startswith((PACKAGE_PREFIX, DATASETS_PREFIX)) and (is_always_path or path.exists())
     return str(path.resolve()) if is_path else name
 
 

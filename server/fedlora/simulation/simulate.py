@@ -197,6 +197,8 @@ def _own_data(
         image_size=config.task.image_size if config.task.kind == "image_classification" else None,
         validation=config.data.validation,
         seed=config.run.seed,
+        kind=config.task.kind,
+        data=config.data,
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,12 @@ class Conversation:
 Inputs = Images | list[str] | list[Conversation] | list[Row]
 
 
+def inputs_at(inputs: Inputs, indices: npt.NDArray[np.int64]) -> Inputs:
+    """Return the inputs at `indices`, in their order."""
+    # A list of one kind stays a list of that kind, which its elements' common type does not say.
+    return cast(Inputs, [inputs[index] for index in indices]) if isinstance(inputs, list) else inputs[indices]
+
+
 @dataclass(frozen=True, eq=False)
 class Examples:
     """Labelled examples.
@@ -61,9 +67,7 @@ class Examples:
     def take(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> "Examples":
         """Return the examples at `indices`, in their order."""
         rows = np.asarray(indices, dtype=np.int64)
-        inputs = self.inputs
-        chosen = [inputs[row] for row in rows] if isinstance(inputs, list) else inputs[rows]
-        return Examples(chosen, self.labels[rows], self.groups[rows])
+        return Examples(inputs_at(self.inputs, rows), self.labels[rows], self.groups[rows])
 
     def by_label(self) -> "Examples":
         """Return the same examples ordered by label, in which an evenly spaced sample has all labels in proportion."""

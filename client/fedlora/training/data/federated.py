@@ -2,30 +2,25 @@
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from fedlora.common.config import Dirichlet, Iid, LabelShards, PartitionSection, RunConfig
+from fedlora.common.config import BySize, Dirichlet, Iid, LabelShards, PartitionSection, RunConfig
 from fedlora.common.errors import DataError
 from fedlora.common.random_streams import stream
 from fedlora.training.data.examples import ClientData, Examples, FederatedData
-from fedlora.training.data.image_archive import read_image_archive
-from fedlora.training.data.image_folder import read_image_folder
+from fedlora.training.data.run_source import read_source, vocabulary_of
 from fedlora.training.data.source import Source, enumeration
 from fedlora.training.data.splits import Mask, Strings, held_out_rows, held_out_values
-from fedlora.training.data.tables import Columns, read_table
 from fedlora.training.partitioning import (
     Partition,
     partition_by_group,
+    partition_by_size,
     partition_dirichlet,
     partition_iid,
     partition_label_shards,
 )
-from fedlora.training.resources import resolve_path
-
-TABLE_SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 
 
 def load_federated_data(config: RunConfig) -> FederatedData:
@@ -38,8 +33,9 @@ def load_federated_data(config: RunConfig) -> FederatedData:
     Raises:
         DataError: a source that cannot be used, or a partition that leaves a client without examples.
     """
-    source = read_source(config.data.path, config)
-    vocabulary = config.data.labels or source.vocabulary(config.data.path)
+    deals_by_label = isinstance(config.partition, Dirichlet | LabelShards)
+    source = read_source(config.data.path, config, deals_by_label=deals_by_label)
+    vocabulary = vocabulary_of(source, config)
     examples = source.examples(vocabulary, origin=config.data.path)
     fingerprint = source.fingerprint
     if isinstance(config.data.test, str):
@@ -52,9 +48,9 @@ def load_federated_data(config: RunConfig) -> FederatedData:
         in_test = test_mask(source, fraction=config.data.test, seed=config.run.seed)
         test = examples.take(np.flatnonzero(in_test))
         training_rows = np.flatnonzero(~in_test)
-    dealt = partition(
-        examples.labels[training_rows], examples.groups[training_rows], config.partition, seed=config.run.seed
-    )
+    # Without a vocabulary too, the examples can be dealt out by a column of labels.
+    labels = examples.labels if vocabulary else np.unique(source.labels, return_inverse=True)[1]
+    dealt = partition(labels[training_rows], examples.groups[training_rows], config.partition, seed=config.run.seed)
     clients = deal_out(
         examples,
         {name: training_rows[rows] for name, rows in dealt.items()},
@@ -63,32 +59,6 @@ def load_federated_data(config: RunConfig) -> FederatedData:
         seed=config.run.seed,
     )
     return FederatedData(vocabulary, clients, test.by_label(), fingerprint)
-
-
-def read_source(name: str, config: RunConfig) -> Source:
-    """Return what `name` (a path, or package:MODULE/FILE) holds, of the kind that the run's task needs.
-
-    Raises:
-        DataError: it is missing, of another kind, or unreadable.
-    """
-    path = resolve_path(name, error=DataError)
-    if isinstance(path, str):
-        raise DataError(f"{name}: no such file or folder (looked in {Path.cwd()})")
-    file_name = path.name.lower()
-    is_table = path.is_file() and file_name.endswith(TABLE_SUFFIXES)
-    is_images = path.is_dir() or file_name.endswith(".npz")
-    if config.task.kind == "image_classification":
-        if path.is_dir():
-            return read_image_folder(path, image_size=config.task.image_size)
-        if is_images:
-            return read_image_archive(path, image_size=config.task.image_size)
-        other = 'a table of texts; set task.kind = "sequence_classification", or name' if is_table else "expected"
-        raise DataError(f"{name}: {other} an image folder or an .npz file")
-    if is_table:
-        columns = Columns(config.data.text, config.data.label, config.data.group, config.data.split_by)
-        return read_table(path, columns)
-    other = 'holds pictures; set task.kind = "image_classification", or name' if is_images else "expected"
-    raise DataError(f"{name}: {other} a file in {', '.join(TABLE_SUFFIXES)}")
 
 
 def partition(labels: npt.NDArray[np.int64], groups: Strings, section: PartitionSection, *, seed: int) -> Partition:
@@ -110,6 +80,8 @@ def partition(labels: npt.NDArray[np.int64], groups: Strings, section: Partition
                 shards_per_client=section.shards_per_client,
                 random=random,
             )
+        case BySize():
+            return partition_by_size(len(labels), num_clients=section.num_clients, alpha=section.alpha, random=random)
     return partition_by_group(groups)
 
 

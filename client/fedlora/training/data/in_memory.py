@@ -3,14 +3,24 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fedlora.common.config import DataSection
 from fedlora.common.errors import DataError
-from fedlora.training.data.examples import Examples, FederatedData, Images, Inputs, sorted_vocabulary
+from fedlora.training.data.conversations import conversation_of, plain_text, prompt_and_answer
+from fedlora.training.data.examples import (
+    Conversation,
+    Examples,
+    FederatedData,
+    Images,
+    Inputs,
+    Row,
+    sorted_vocabulary,
+)
 from fedlora.training.data.federated import deal_out
 from fedlora.training.data.pictures import eight_bit, same_channels, square
 from fedlora.training.data.source import checked_vocabulary, label_indices
@@ -18,7 +28,19 @@ from fedlora.training.partitioning import members
 
 Input = str | Image.Image | npt.NDArray[np.uint8]
 Label = int | str
-Dataset = Sequence[tuple[Input, Label]]
+Messages = Sequence[Mapping[str, str]]
+Example = tuple[Input, Label] | tuple[str, str] | tuple[Messages, Messages] | str | Conversation | Row
+Dataset = Sequence[Example]
+Kind = Literal["image_classification", "sequence_classification", "causal_lm", "own"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """An example as the user gave it; `where` names it in errors."""
+
+    where: str
+    group: str
+    example: Any
 
 
 @dataclass(frozen=True)
@@ -35,19 +57,29 @@ def federated_data_from(
     clients: Mapping[str, Dataset],
     test: Dataset | Mapping[str, Dataset] = (),
     *,
+    kind: Kind | None = None,
+    data: DataSection | None = None,
     labels: Sequence[str] | None = None,
     image_size: int | None = None,
     validation: float = 0.1,
     seed: int = 0,
 ) -> FederatedData:
-    """Return federated data from data sets that are already in Python: pairs of an input and its label.
+    """Return federated data from data sets that are already in Python.
 
-    An input is a text, a Pillow picture, or a uint8 array (height, width) or (height, width, 3). A data set is anything
-    with a length and pairs under 0, 1, 2 ..., such as a list, or a torch data set that leaves its pictures as they are.
+    A data set is anything with a length and examples under 0, 1, 2 ..., such as a list, a data set of the library
+    `datasets`, or a torch data set that leaves its pictures as they are. An example is
+
+    - for a classification a pair of an input and its label. An input is a text, a Pillow picture, or a uint8 array
+      (height, width) or (height, width, 3);
+    - for a language model a pair (prompt, answer) of texts or of lists of messages, a text, a `Conversation`, or a
+      mapping with the columns of one of the formats of files;
+    - for a task of one's own any mapping, or a pair as for a classification.
 
     Args:
         clients: each client's data set, by the client's name.
         test: the held-out set; or several by name, which is then the group under which their scores are reported.
+        kind: the run's task.kind; None stands for a classification.
+        data: the run's section, which names the columns of mappings for a language model.
         labels: the vocabulary; a label that is a number is an index into it. Without it, the vocabulary is what the
             clients have, numbers in the order of their value.
         image_size: pixels; pictures are resized to a square of it. Not needed for texts.
@@ -59,26 +91,22 @@ def federated_data_from(
             vocabulary, or fewer than two labels.
         ValueError: pictures without `image_size`.
     """
-    training_pairs = [pair for name, data_set in clients.items() for pair in _pairs(data_set, f"client {name!r}", name)]
-    tests = test if isinstance(test, Mapping) else {"": test}
-    test_pairs = [pair for name, data_set in tests.items() for pair in _pairs(data_set, f"test set {name!r}", name)]
     _require_examples(clients)
-
-    words = [_word(pair, labels) for pair in (*training_pairs, *test_pairs)]
-    num_training = len(training_pairs)
-    vocabulary = tuple(labels) if labels is not None else sorted_vocabulary(words[:num_training])
-    checked_vocabulary(vocabulary, origin="the clients")
-    inputs = _inputs([*training_pairs, *test_pairs], image_size=image_size)
-    training = Examples(
-        inputs[:num_training],
-        label_indices(words[:num_training], vocabulary, origin="the clients"),
-        np.array([pair.group for pair in training_pairs], dtype=np.str_),
-    )
-    held_out = Examples(
-        inputs[num_training:],
-        label_indices(words[num_training:], vocabulary, origin="the test set"),
-        np.array([pair.group for pair in test_pairs], dtype=np.str_),
-    )
+    training_given = [
+        given for name, data_set in clients.items() for given in _given(data_set, f"client {name!r}", name)
+    ]
+    tests = test if isinstance(test, Mapping) else {"": test}
+    test_given = [given for name, data_set in tests.items() for given in _given(data_set, f"test set {name!r}", name)]
+    vocabulary: tuple[str, ...] = ()
+    if kind == "causal_lm":
+        columns = data or DataSection()
+        conversations = [_conversation(given, columns) for given in (*training_given, *test_given)]
+        training, held_out = _without_labels(conversations, training_given, test_given)
+    elif kind == "own" and isinstance(training_given[0].example, Mapping):
+        rows = [_row(given) for given in (*training_given, *test_given)]
+        training, held_out = _without_labels(rows, training_given, test_given)
+    else:
+        vocabulary, training, held_out = _labelled(training_given, test_given, labels, image_size=image_size)
     parts = {str(training.groups[rows[0]]): rows for rows in members(training.groups)}
     return FederatedData(
         labels=vocabulary,
@@ -86,6 +114,63 @@ def federated_data_from(
         test=held_out.by_label(),
         fingerprint=_fingerprint(vocabulary, training, held_out),
     )
+
+
+def _labelled(
+    training: list[Given], test: list[Given], labels: Sequence[str] | None, *, image_size: int | None
+) -> tuple[tuple[str, ...], Examples, Examples]:
+    """Return the vocabulary, and the examples of the clients and of the test set with their labels."""
+    pairs = [_pair(given) for given in (*training, *test)]
+    words = [_word(pair, labels) for pair in pairs]
+    split = len(training)
+    vocabulary = tuple(labels) if labels is not None else sorted_vocabulary(words[:split])
+    checked_vocabulary(vocabulary, origin="the clients")
+    inputs = _inputs(pairs, image_size=image_size)
+    of_clients = label_indices(words[:split], vocabulary, origin="the clients")
+    of_test = label_indices(words[split:], vocabulary, origin="the test set")
+    return (
+        vocabulary,
+        Examples(inputs[:split], of_clients, _groups(training)),
+        Examples(inputs[split:], of_test, _groups(test)),
+    )
+
+
+def _without_labels(
+    inputs: list[Conversation] | list[Row], training: list[Given], test: list[Given]
+) -> tuple[Examples, Examples]:
+    """Return the examples of the clients and of the test set, whose inputs follow one another in `inputs`."""
+    split = len(training)
+    return (
+        Examples(inputs[:split], np.zeros(split, dtype=np.int64), _groups(training)),
+        Examples(inputs[split:], np.zeros(len(test), dtype=np.int64), _groups(test)),
+    )
+
+
+def _groups(given: list[Given]) -> npt.NDArray[np.str_]:
+    return np.array([one.group for one in given], dtype=np.str_)
+
+
+def _conversation(given: Given, columns: DataSection) -> Conversation:
+    match given.example:
+        case Conversation():
+            return given.example
+        case str():
+            return plain_text(given.example, what=given.where)
+        case Mapping():
+            return conversation_of(given.example, columns, where=given.where)
+        case (prompt, answer):
+            of_prompt, of_answer = f"{given.where}: the prompt", f"{given.where}: the answer"
+            return prompt_and_answer(prompt, answer, of_prompt=of_prompt, of_answer=of_answer)
+    raise DataError(
+        f"{given.where}: a {type(given.example).__name__}; expected a pair (prompt, answer), a text, a Conversation, "
+        "or a mapping such as {'messages': [...]}"
+    )
+
+
+def _row(given: Given) -> Row:
+    if not isinstance(given.example, Mapping):
+        raise DataError(f"{given.where}: a {type(given.example).__name__}; expected a mapping, as the first example")
+    return given.example
 
 
 def unlabelled(inputs: Sequence[Input], *, image_size: int | None) -> Examples:
@@ -99,15 +184,16 @@ def unlabelled(inputs: Sequence[Input], *, image_size: int | None) -> Examples:
     return Examples(_inputs(pairs, image_size=image_size), labels, np.full(len(pairs), "", dtype=np.str_))
 
 
-def _pairs(data_set: Dataset, origin: str, group: str) -> list[Pair]:
-    pairs = []
-    for index in range(len(data_set)):  # a torch data set need not end an iteration
-        example: object = data_set[index]
-        where = f"{origin}, example {index}"
-        if not isinstance(example, tuple | list) or len(example) != 2:
-            raise DataError(f"{where}: a {type(example).__name__}; expected a pair (input, label)")
-        pairs.append(Pair(where, group, *example))
-    return pairs
+def _given(data_set: Dataset, origin: str, group: str) -> list[Given]:
+    # By number: a torch data set need not end an iteration.
+    return [Given(f"{origin}, example {index}", group, data_set[index]) for index in range(len(data_set))]
+
+
+def _pair(given: Given) -> Pair:
+    example = given.example
+    if not isinstance(example, tuple | list) or len(example) != 2:
+        raise DataError(f"{given.where}: a {type(example).__name__}; expected a pair (input, label)")
+    return Pair(given.where, given.group, *example)
 
 
 def _require_examples(clients: Mapping[str, Dataset]) -> None:

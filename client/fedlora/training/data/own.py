@@ -7,7 +7,8 @@ import numpy as np
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import DataError
 from fedlora.training.data.examples import FederatedData
-from fedlora.training.data.federated import deal_out, read_source, test_mask
+from fedlora.training.data.federated import deal_out, test_mask
+from fedlora.training.data.run_source import read_source, vocabulary_of
 from fedlora.training.data.source import Source
 
 
@@ -27,7 +28,7 @@ def load_own_data(config: RunConfig, *, client: str, only_group: str | None = No
     source = read_source(config.data.path, config)
     if only_group is not None:
         source = _of_group(source, only_group, origin=config.data.path)
-    vocabulary = config.data.labels or source.vocabulary(config.data.path)
+    vocabulary = vocabulary_of(source, config)
     examples = source.examples(vocabulary, origin=config.data.path)
     fraction = config.data.test if isinstance(config.data.test, float) else 0.0
     in_test = test_mask(source, fraction=fraction, seed=config.run.seed)
@@ -47,7 +48,4 @@ def _of_group(source: Source, group: str, *, origin: str) -> Source:
     if len(rows) == 0:
         found = ", ".join(sorted(set(source.groups.tolist()))[:8]) or "none"
         raise DataError(f"{origin}: no group {group!r} (data.only_group); the groups are {found}")
-    inputs = [source.inputs[row] for row in rows] if isinstance(source.inputs, list) else source.inputs[rows]
-    split_by = None if source.split_by is None else source.split_by[rows]
-    fingerprint = hashlib.sha256(f"{source.fingerprint} {group}".encode()).hexdigest()
-    return Source(inputs, source.labels[rows], source.groups[rows], split_by, fingerprint)
+    return source.take(rows, fingerprint=hashlib.sha256(f"{source.fingerprint} {group}".encode()).hexdigest())

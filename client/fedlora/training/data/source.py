@@ -8,18 +8,18 @@ import numpy as np
 import numpy.typing as npt
 
 from fedlora.common.errors import DataError
-from fedlora.training.data.examples import Examples, Inputs, sorted_vocabulary
+from fedlora.training.data.examples import Examples, Inputs, inputs_at, sorted_vocabulary
 
 NAMED_AT_MOST = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """n labelled examples of one origin.
+    """n examples of one origin.
 
     Attributes:
-        inputs: pictures (n, height, width, channels) uint8, or n texts.
-        labels: (n,), each example's label as a word.
+        inputs: pictures (n, height, width, channels) uint8; or n texts, conversations, or rows.
+        labels: (n,), each example's label as a word; "" where it has none.
         groups: (n,), each example's natural group, "" where there is none.
         split_by: (n,), the values that must not be on both sides of a split; None without such a column.
         fingerprint: hex sha256 over the content.
@@ -42,10 +42,19 @@ class Source:
     def examples(self, vocabulary: tuple[str, ...], *, origin: Path | str) -> Examples:
         """Return the examples, their labels as indices into `vocabulary`.
 
+        Without a vocabulary all indices are 0.
+
         Raises:
             DataError: a label that is not in `vocabulary`.
         """
+        if not vocabulary:
+            return Examples(self.inputs, np.zeros(len(self.groups), dtype=np.int64), self.groups)
         return Examples(self.inputs, label_indices(self.labels.tolist(), vocabulary, origin=origin), self.groups)
+
+    def take(self, rows: npt.NDArray[np.int64], *, fingerprint: str) -> "Source":
+        """Return the examples at `rows`, as a source with a fingerprint of its own."""
+        split_by = None if self.split_by is None else self.split_by[rows]
+        return Source(inputs_at(self.inputs, rows), self.labels[rows], self.groups[rows], split_by, fingerprint)
 
 
 def checked_vocabulary(labels: tuple[str, ...], *, origin: Path | str) -> tuple[str, ...]:

@@ -1,70 +1,55 @@
-"""Texts in a table: .csv and .jsonl, plain or compressed with gzip."""
+"""Rows of a table with the place of each: .csv, .jsonl and .json, plain or compressed with gzip."""
 
 import csv
 import gzip
 import io
 import json
-import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from fedlora.common.errors import DataError
 from fedlora.common.files import sha256_of
-from fedlora.training.data.source import Source, enumeration
-
-SURROGATE = re.compile("[\ud800-\udfff]")
-
-Row = Mapping[str, object]
+from fedlora.training.data.examples import Row
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Which column is which; None where the run has none."""
+class PlacedRow:
+    """A row, and where it stands, such as "notes.csv, line 7", for errors."""
 
-    text: str
-    label: str
-    group: str | None
-    split_by: str | None
-
-    def named(self) -> dict[str, str]:
-        """Return the column under the name that it has in the run file, without those that the run has not."""
-        named = {"text": self.text, "label": self.label, "group": self.group, "split_by": self.split_by}
-        return {f"data.{key}": column for key, column in named.items() if column is not None}
+    where: str
+    row: Row
 
 
-def read_table(path: Path, columns: Columns) -> Source:
-    """Return the texts of a table, UTF-8 with or without a byte order mark. Blank lines are skipped.
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The rows of one origin, one at least.
 
-    A .csv has its columns' names in the first line. A .jsonl has one object on each line, with text under the text's
-    name and text, a whole number or true and false under the others. White space around all but the text is dropped.
+    Attributes:
+        fingerprint: hex sha256 over the content.
+    """
+
+    rows: list[PlacedRow]
+    fingerprint: str
+
+
+def read_text_table(path: Path) -> Table:
+    """Return the rows of a table, UTF-8 with or without a byte order mark. Blank lines are skipped.
+
+    A .csv has its columns' names in the first line, and text in all cells. A .jsonl has one object on each line; a
+    .json is one list of objects.
 
     Raises:
-        DataError: the file cannot be read, a line is malformed, or a value or a column is missing.
+        DataError: the file cannot be read, a line is malformed, or there are no rows.
     """
     content = _content(path)
-    is_csv = path.name.lower().removesuffix(".gz").endswith(".csv")
-    rows = _csv_rows(path, content, columns) if is_csv else _json_rows(path, content)
-    named = columns.named()
-    cells: dict[str, list[str]] = {key: [] for key in named}
-    for line, row in rows:
-        for key, column in named.items():
-            if column not in row:
-                raise DataError(f"{path}, line {line}: {_missing(key, column, list(row))}")
-            cells[key].append(_cell(row[column], column, is_text=key == "data.text", where=f"{path}, line {line}"))
-    texts = cells["data.text"]
-    if not texts:
+    name = path.name.lower().removesuffix(".gz")
+    read = _csv_rows if name.endswith(".csv") else _json_rows if name.endswith(".json") else _json_lines
+    rows = list(read(path, content))
+    if not rows:
         raise DataError(f"{path}: no examples in it")
-    return Source(
-        inputs=texts,
-        labels=np.array(cells["data.label"], dtype=np.str_),
-        groups=np.array(cells.get("data.group", [""] * len(texts)), dtype=np.str_),
-        split_by=np.array(cells["data.split_by"], dtype=np.str_) if columns.split_by is not None else None,
-        fingerprint=sha256_of([path]),
-    )
+    return Table(rows, sha256_of([path]))
 
 
 def _content(path: Path) -> str:
@@ -82,8 +67,8 @@ def _content(path: Path) -> str:
         raise DataError(f"{path}, line {line}: byte 0x{found:02x} is not UTF-8; save the file as UTF-8") from error
 
 
-def _csv_rows(path: Path, content: str, columns: Columns) -> Iterator[tuple[int, Row]]:
-    """Yield the number of the line on which a row begins, and the row."""
+def _csv_rows(path: Path, content: str) -> Iterator[PlacedRow]:
+    """Yield the rows; the place is the line on which a row begins."""
     reader = csv.reader(io.StringIO(content, newline=""), strict=True)
     header: list[str] | None = None
     line = 1
@@ -91,54 +76,58 @@ def _csv_rows(path: Path, content: str, columns: Columns) -> Iterator[tuple[int,
         for fields in reader:
             if header is None and fields:
                 header = fields
-                _check_header(path, header, columns)
+                _refuse_columns_of_one_name(path, header)
             elif header is not None and fields:
                 if len(fields) != len(header):
                     raise DataError(
                         f"{path}, line {line}: {len(fields)} fields; expected {len(header)} as in the header "
                         "(put a text with commas in double quotes)"
                     )
-                yield line, dict(zip(header, fields, strict=True))
+                yield PlacedRow(f"{path}, line {line}", dict(zip(header, fields, strict=True)))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}, line {line}: malformed ({error}); look at the double quotes") from error
+        reason = str(error)
+        remedy = "look at the double quotes"
+        if "field limit" in reason:
+            remedy = "save longer texts as .jsonl"
+        raise DataError(f"{path}, line {line}: malformed ({reason}); {remedy}") from error
 
 
-def _check_header(path: Path, header: list[str], columns: Columns) -> None:
-    for key, column in columns.named().items():
-        if column not in header:
-            raise DataError(f"{path}: {_missing(key, column, header)}")
-        if header.count(column) > 1:
+def _refuse_columns_of_one_name(path: Path, header: list[str]) -> None:
+    for column in header:
+        if column and header.count(column) > 1:
             raise DataError(f"{path}: {header.count(column)} columns are named {column!r}; rename all but one")
 
 
-def _missing(key: str, column: str, existing: list[str]) -> str:
-    return f"no column {column!r} ({key}); the columns are {enumeration(existing)}"
-
-
-def _json_rows(path: Path, content: str) -> Iterator[tuple[int, Row]]:
-    """Yield the number of the line, and its object."""
+def _json_lines(path: Path, content: str) -> Iterator[PlacedRow]:
     # Not splitlines, which would also cut at a line separator inside a text.
     for line, text in enumerate(content.split("\n"), start=1):
         if not text.strip():
             continue
+        where = f"{path}, line {line}"
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {line}: not JSON ({error.msg}, column {error.colno})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {line}: {type(row).__name__}; expected an object such as {{...}}")
-        yield line, row
+            raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
+        yield PlacedRow(where, _object(row, where))
 
 
-def _cell(value: object, column: str, *, is_text: bool, where: str) -> str:
-    if isinstance(value, bool | int) and not is_text:
-        value = json.dumps(value)
-    if value is not None and not isinstance(value, str):
-        expected = "text" if is_text else "text or a whole number"
-        raise DataError(f"{where}: {column!r} is {json.dumps(value, ensure_ascii=False)}; expected {expected}")
-    if value is None or not value.strip():
-        raise DataError(f"{where}: {column!r} is empty; fill it in or remove the line")
-    if SURROGATE.search(value):
-        raise DataError(f"{where}: {column!r} has half a surrogate pair, which is no character; remove it")
-    return value if is_text else value.strip()
+def _json_rows(path: Path, content: str) -> Iterator[PlacedRow]:
+    try:
+        rows = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {error.lineno}: not JSON ({error.msg}, column {error.colno}); "
+            "a file with one object on each line is named .jsonl"
+        ) from error
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: {type(rows).__name__}; expected a list of objects")
+    for number, row in enumerate(rows, start=1):
+        where = f"{path}, row {number}"
+        yield PlacedRow(where, _object(row, where))
+
+
+def _object(row: object, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: {type(row).__name__}; expected an object such as {{...}}")
+    return row

@@ -67,7 +67,7 @@ class DataSection(Section):
     path: str = Field(
         EMBEDDED_DIGITS,
         min_length=1,
-        description="image folder, .npz, .csv, .jsonl, .parquet, package:MODULE/FILE, datasets:NAME/SPLIT",
+        description="image folder, .npz, .csv, .jsonl, .json, .parquet, package:MODULE/FILE, datasets:NAME/SPLIT",
     )
     test: Fraction | str = Field(
         0.2, description="share of each group held out for the test; or the path of a test set"

@@ -1,0 +1,255 @@
+"""What a run will learn from, before it runs: examples as the model reads them, their lengths, and who holds how many.
+
+Of the model only the tokenizer is needed.
+"""
+
+import re
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from transformers import AutoTokenizer
+
+from fedlora.common.config import CausalLm, RunConfig, SequenceClassification
+from fedlora.common.errors import DataError, ModelError
+from fedlora.training.checkpoint import OPTIONS, UNREADABLE, one_line
+from fedlora.training.data import ClientData, Examples, FederatedData, equal_parts, load_federated_data
+from fedlora.training.data.examples import Conversation
+from fedlora.training.data.source import enumeration
+from fedlora.training.resources import resolve_path
+from fedlora.training.tasks.rendering import Encoded, encode_all, render
+
+_EXAMINED = 1000
+_HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of an example's text, and whether its tokens are learned."""
+
+    text: str
+    is_learned: bool
+
+
+@dataclass(frozen=True)
+class ShownExample:
+    """One example.
+
+    Attributes:
+        client, group: whose it is.
+        label: of a classification, else None.
+        facts: more about it, in words, such as its number of tokens.
+        pieces: its text; none of a picture.
+    """
+
+    client: str
+    group: str
+    label: str | None
+    facts: tuple[str, ...]
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Numbers of tokens in `num_examined` examples, begin and end tokens included.
+
+    Attributes:
+        num_cut, num_dropped: those that are longer than `max_length`, or of which that leaves nothing to learn.
+    """
+
+    num_examined: int
+    smallest: int
+    median: float
+    largest: int
+    max_length: int
+    num_cut: int
+    num_dropped: int
+
+
+@dataclass(frozen=True)
+class ClientCounts:
+    """How many examples a client holds, those for training also by label where there are labels."""
+
+    training: int
+    validation: int
+    by_label: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class DataPreview:
+    """What there is to see; `lengths` is None for what has no tokens."""
+
+    clients: Mapping[str, ClientCounts]
+    num_test: int
+    labels: tuple[str, ...]
+    examples: tuple[ShownExample, ...]
+    lengths: Lengths | None
+
+
+def preview_data(config: RunConfig, *, client: str | None = None, num_examples: int = 3) -> DataPreview:
+    """Return a preview of the run's data.
+
+    Args:
+        client: whose examples are shown and examined; None for everyone's.
+        num_examples: how many are shown, spread over clients and over what each has.
+
+    Raises:
+        FedloraError: the data cannot be used, or the tokenizer is missing or cannot render them.
+    """
+    data = load_federated_data(config)
+    if client is not None and client not in data.clients:
+        raise DataError(f"--client: no client is named {client!r}; the run has {enumeration(data.clients)}")
+    chosen = dict(data.clients) if client is None else {client: data.clients[client]}
+    examples, holders = _spread(chosen, _EXAMINED)
+    shown = equal_parts(holders, num_examples)
+    lengths: Lengths | None = None
+    pieces: list[tuple[Piece, ...]]
+    if isinstance(config.task, CausalLm):
+        encoded = _encoded(examples, config.task, tokenizer := _tokenizer(config))
+        fates = [_fate(one, config.task) for one in encoded]
+        counts = [len(one.token_ids) for one in encoded]
+        lengths = _lengths(counts, fates, config.task.max_length)
+        pieces = [pieces_of(_kept(encoded[row], fates[row], config.task), tokenizer) for row in shown]
+        facts = [_conversation_facts(examples.inputs[row], encoded[row], fates[row]) for row in shown]
+    elif isinstance(config.task, SequenceClassification):
+        tokenizer = _tokenizer(config)
+        counts = [len(ids) for ids in tokenizer(list(examples.inputs))["input_ids"]]
+        fates = ["cut" if count > config.task.max_length else "" for count in counts]
+        lengths = _lengths(counts, fates, config.task.max_length)
+        pieces = [(Piece(str(examples.inputs[row]), is_learned=False),) for row in shown]
+        facts = [_with_fate((f"{counts[row]:,} tokens",), fates[row]) for row in shown]
+    else:
+        pieces = [_row_or_nothing(examples.inputs[row]) for row in shown]
+        facts = [_size(examples.inputs[row]) for row in shown]
+    return DataPreview(
+        clients={name: _counts(held, data) for name, held in data.clients.items()},
+        num_test=len(data.test),
+        labels=data.labels,
+        examples=tuple(
+            ShownExample(
+                client=str(holders[row]),
+                group=str(examples.groups[row]),
+                label=data.labels[examples.labels[row]] if data.labels else None,
+                facts=facts[place],
+                pieces=pieces[place],
+            )
+            for place, row in enumerate(shown)
+        ),
+        lengths=lengths,
+    )
+
+
+def pieces_of(encoded: Encoded, tokenizer: Any) -> tuple[Piece, ...]:
+    """Return the text of tokens, in stretches of those that are learned and those that are not."""
+    pieces: list[Piece] = []
+    done, text = 0, ""
+    for is_learned, run in groupby(encoded.is_answer):
+        done += len(list(run))
+        # Decoded by themselves, tokens in the middle of a text may lose the space before them.
+        longer: str = tokenizer.decode(encoded.token_ids[:done], clean_up_tokenization_spaces=False)
+        pieces.append(Piece(longer[len(text) :], is_learned))
+        text = longer
+    return tuple(pieces)
+
+
+def _spread(clients: Mapping[str, ClientData], num_examples: int) -> tuple[Examples, np.ndarray]:
+    """Return training examples, as many of each client and evenly spaced, and the name of each one's holder (n,)."""
+    holders = np.repeat(list(clients), [len(held.training) for held in clients.values()])
+    rows = equal_parts(holders, num_examples)
+    begins = dict(zip(clients, np.cumsum([0, *(len(held.training) for held in clients.values())]), strict=False))
+    parts = [held.training.take(rows[holders[rows] == name] - begins[name]) for name, held in clients.items()]
+    return _joined(parts), holders[rows]
+
+
+def _joined(parts: Sequence[Examples]) -> Examples:
+    inputs: Any = (
+        [given for part in parts for given in part.inputs]
+        if isinstance(parts[0].inputs, list)
+        else np.concatenate([np.asarray(part.inputs) for part in parts])
+    )
+    return Examples(
+        inputs, np.concatenate([part.labels for part in parts]), np.concatenate([part.groups for part in parts])
+    )
+
+
+def _tokenizer(config: RunConfig) -> Any:
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    found = resolve_path(config.model.name, error=ModelError)
+    if isinstance(found, str) and not re.fullmatch(_HUB_ID, found, re.ASCII):
+        raise ModelError(f"model.name: no folder {found} (looked in {Path.cwd()}); expected a folder or a hub id")
+    try:
+        # A hub model by its name: the weights stay where they are.
+        tokenizer = AutoTokenizer.from_pretrained(str(found), revision=config.model.revision, **OPTIONS)
+    except UNREADABLE as error:
+        raise ModelError(f"model.name: cannot load the tokenizer of {config.model.name}: {one_line(error)}") from error
+    # Of a folder with a configuration alone, transformers makes a tokenizer that knows nothing.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ModelError(f"model.name: {config.model.name} holds no vocabulary; save the model's tokenizer with it")
+    return tokenizer
+
+
+def _encoded(examples: Examples, task: CausalLm, tokenizer: Any) -> list[Encoded]:
+    conversations = [given for given in examples.inputs if isinstance(given, Conversation)]
+    return encode_all([render(one, tokenizer, task.chat_template) for one in conversations], tokenizer)
+
+
+def _fate(encoded: Encoded, task: CausalLm) -> str:
+    """Return "cut" or "dropped" for an example that is too long or has nothing to learn, else nothing."""
+    is_long = len(encoded.token_ids) > task.max_length
+    if (is_long and task.too_long == "drop") or not any(encoded.is_answer[1 : task.max_length]):
+        return "dropped"
+    return "cut" if is_long else ""
+
+
+def _kept(encoded: Encoded, fate: str, task: CausalLm) -> Encoded:
+    if fate != "cut":
+        return encoded
+    return Encoded(encoded.token_ids[: task.max_length], encoded.is_answer[: task.max_length])
+
+
+def _conversation_facts(given: object, encoded: Encoded, fate: str) -> tuple[str, ...]:
+    style = given.style if isinstance(given, Conversation) else ""
+    return _with_fate(
+        (style, f"{len(encoded.token_ids):,} tokens", f"{sum(encoded.is_answer[1:]):,} of them learned"), fate
+    )
+
+
+def _with_fate(facts: tuple[str, ...], fate: str) -> tuple[str, ...]:
+    return (*facts, f"too long: {fate}") if fate else facts
+
+
+def _lengths(counts: list[int], fates: list[str], max_length: int) -> Lengths:
+    return Lengths(
+        num_examined=len(counts),
+        smallest=min(counts),
+        median=statistics.median(counts),
+        largest=max(counts),
+        max_length=max_length,
+        num_cut=fates.count("cut"),
+        num_dropped=fates.count("dropped"),
+    )
+
+
+def _row_or_nothing(given: object) -> tuple[Piece, ...]:
+    if not isinstance(given, Mapping):
+        return ()
+    return (Piece("\n".join(f"{column} = {value!r}" for column, value in given.items()), is_learned=False),)
+
+
+def _size(given: object) -> tuple[str, ...]:
+    if not isinstance(given, np.ndarray):
+        return ()
+    height, width, channels = given.shape
+    return (f"{width} x {height} pixels", "grey" if channels == 1 else "colour")
+
+
+def _counts(held: ClientData, data: FederatedData) -> ClientCounts:
+    found = Counter(held.training.labels.tolist())
+    by_label = {label: found[index] for index, label in enumerate(data.labels)}
+    return ClientCounts(len(held.training), len(held.validation), by_label)

@@ -1,0 +1,211 @@
+"""A run's model with its LoRA layers, on the meta device: all shapes and no numbers, from config.json alone."""
+
+import inspect
+import re
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
+
+from fedlora.adapters import Adapter
+from fedlora.common.config import CausalLm, ImageClassification, OwnTask, RunConfig, SequenceClassification
+from fedlora.common.errors import ConfigError, ModelError
+from fedlora.training.checkpoint import OPTIONS, UNREADABLE, one_line
+from fedlora.training.peft_bridge import add_lora
+from fedlora.training.plan.fake import StayingOnMeta, move_to
+from fedlora.training.plan.quantised import quantise
+from fedlora.training.plan.settings import read_settings
+from fedlora.training.pooled_classifier import HEAD, PooledClassifier
+
+ASSUMED_LABELS = 10
+
+_FAMILIES: dict[str, Any] = {
+    "image_classification": AutoModelForImageClassification,
+    "sequence_classification": AutoModelForSequenceClassification,
+    "causal_lm": AutoModelForCausalLM,
+}
+_OWN_HEADS = ("classifier", "pre_classifier", "score")
+_POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
+_FACTOR = r"\.lora_(?:embedding_)?([AB])\b"
+_NUM_BITS = {"8bit": 8, "4bit": 4}
+
+
+@dataclass(frozen=True, eq=False)
+class RunOutline:
+    """A run's model without numbers.
+
+    Attributes:
+        model: on the meta device; what is trained requires gradients.
+        adapter: what travels, in shapes.
+        num_parameters: of the base model, with its heads.
+        num_trained: numbers that are trained.
+        picks_positions: whether the model computes the logits of some positions only when asked to.
+    """
+
+    model: nn.Module
+    adapter: Adapter
+    num_parameters: int
+    num_trained: int
+    picks_positions: bool
+
+
+def outline_of(config: RunConfig, *, trains: Collection[str] = ("A", "B")) -> RunOutline:
+    """Return the outline of a run's model.
+
+    Args:
+        config: the run.
+        trains: the factors of the pairs that are trained.
+
+    Raises:
+        ConfigError: the task is the user's own, of which only the task itself knows.
+        ModelError: config.json is missing or of another kind of model, or the model does not take the run's inputs,
+            its ranks or its target modules.
+    """
+    if isinstance(config.task, OwnTask):
+        raise ConfigError(
+            f"task.kind = own: what {config.task.name!r} gives its model is known when it runs, and cannot be planned; "
+            "a simulation with federation.rounds=1 shows it"
+        )
+    settings = read_settings(config.model)
+    _require_kind(settings, config)
+    try:
+        module, heads = _base_model(settings, config)
+    except UNREADABLE as error:
+        raise unplannable(config, error) from error
+    num_parameters = sum(parameter.numel() for parameter in module.parameters())
+    # In other inits A and B have the same shapes, but are made out of the weights.
+    lora = config.lora.model_copy(update={"init": "default"})
+    with torch.device("meta"), StayingOnMeta(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        resident = add_lora(module, lora, heads=heads, task_type=_task_type(config), name=config.model.name)
+        adapter = resident.read()
+        if config.train.gradient_checkpointing:
+            resident.save_memory()
+    model: nn.Module = resident.peft_model
+    for name, parameter in model.named_parameters():
+        if not set(re.findall(_FACTOR, name)) <= set(trains):
+            parameter.requires_grad = False
+    if config.model.quantization != "none":
+        quantise(model, num_bits=_NUM_BITS[config.model.quantization], without=_unquantised(module, heads))
+    return RunOutline(
+        model,
+        adapter,
+        num_parameters,
+        sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "logits_to_keep" in inspect.signature(module.forward).parameters,
+    )
+
+
+def unplannable(config: RunConfig, error: Exception) -> ModelError:
+    """Return the refusal of a model that cannot be built or gone through without numbers."""
+    size = f" of {config.task.image_size} pixels" if isinstance(config.task, ImageClassification) else ""
+    return ModelError(f"model.name: {config.model.name} cannot be planned on inputs{size}: {one_line(error)}")
+
+
+def example_inputs(config: RunConfig, *, num_examples: int) -> dict[str, Tensor]:
+    """Return the model's inputs for the largest batch of a number of examples, of zeros on the current device."""
+    if isinstance(config.task, ImageClassification):
+        size = config.task.image_size
+        return {"pixel_values": torch.zeros(num_examples, 3, size, size)}
+    input_ids = torch.zeros(num_examples, cast(CausalLm, config.task).max_length, dtype=torch.int64)
+    if config.train.packing:
+        return {"input_ids": input_ids, "position_ids": torch.zeros_like(input_ids)}
+    return {"input_ids": input_ids, "attention_mask": torch.zeros_like(input_ids)}
+
+
+def _base_model(settings: Any, config: RunConfig) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return the run's base model on the meta device, and the modules in it that are trained whole."""
+    num_labels = len(config.data.labels) or ASSUMED_LABELS
+    dtype = getattr(torch, config.model.dtype)
+    if isinstance(config.task, CausalLm):
+        settings.use_cache = False
+        module = _made(AutoModelForCausalLM, settings, dtype)
+        _require_positions(module, settings, config)
+        return module, ()
+    if config.model.head == "auto":
+        settings.num_labels = num_labels
+        settings.pad_token_id = getattr(settings, "pad_token_id", None) or 0
+        model = _made(_FAMILIES[config.task.kind], settings, dtype)
+        _require_positions(model, settings, config)
+        return model, tuple(name for name, _ in model.named_children() if name in _OWN_HEADS)
+    encoder = _encoder(settings, dtype, is_text=isinstance(config.task, SequenceClassification))
+    _require_positions(encoder, settings, config)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        move_to(encoder, "cpu")
+        example = example_inputs(config, num_examples=1)
+        pooled = PooledClassifier(encoder, example, num_labels=num_labels, pooling=config.model.pooling)
+    move_to(pooled, "meta")
+    return pooled, (HEAD,)
+
+
+def _encoder(settings: Any, dtype: torch.dtype, *, is_text: bool) -> nn.Module:
+    """Return the encoder of pictures or texts, as `load_base_model` takes it out of a checkpoint."""
+    model: Any = _made(AutoModel, settings, dtype)
+    encoder = getattr(model, "text_model" if is_text else "vision_model", model)
+    saved_as = getattr(encoder.config, "architectures", None) or ()
+    if getattr(encoder.config, "is_encoder_decoder", False) or any(name.endswith("EncoderModel") for name in saved_as):
+        encoder = model.get_encoder()
+    if "add_pooling_layer" in inspect.signature(type(encoder).__init__).parameters:
+        encoder.pooler = None
+    if hasattr(encoder.config, "mask_ratio"):
+        encoder.config.mask_ratio = 0.0
+    return cast(nn.Module, encoder)
+
+
+def _made(family: Any, settings: Any, dtype: torch.dtype) -> nn.Module:
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return cast(nn.Module, family.from_config(settings, dtype=dtype, **OPTIONS))
+
+
+def _require_kind(settings: Any, config: RunConfig) -> None:
+    name, kind = config.model.name, config.task.kind
+    is_vision = any(hasattr(settings, key) for key in ("image_size", "num_channels", "vision_config"))
+    if kind == "sequence_classification" and is_vision and not hasattr(settings, "text_config"):
+        raise ModelError(f"model.name: {name} is a vision encoder; {kind} needs a text encoder")
+    if kind == "image_classification" and not is_vision:
+        raise ModelError(f"model.name: {name} is no vision encoder; {kind} needs one")
+    needs_class = kind == "causal_lm" or config.model.head == "auto"
+    if needs_class and type(settings) not in _FAMILIES[kind]._model_mapping:
+        what = "causal language model" if kind == "causal_lm" else 'classification class; use head = "linear"'
+        raise ModelError(f"model.name: transformers has for {name} ({settings.model_type}) no {what}")
+
+
+def _require_positions(module: nn.Module, settings: Any, config: RunConfig) -> None:
+    """Refuse texts that are longer than the model's table of positions, or than a language model was made for."""
+    if isinstance(config.task, ImageClassification | OwnTask):
+        return
+    most = getattr(settings, "max_position_embeddings", None)
+    if isinstance(config.task, CausalLm) and isinstance(most, int) and 0 < most < config.task.max_length:
+        raise ModelError(
+            f"task.max_length is {config.task.max_length}; {config.model.name} takes at most {most} tokens"
+        )
+    for path, table in module.named_modules():
+        if isinstance(table, nn.Embedding) and path.rpartition(".")[2] in _POSITION_TABLES:
+            unused = getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
+            if config.task.max_length > (most := table.num_embeddings - unused):
+                raise ModelError(
+                    f"task.max_length is {config.task.max_length}; {config.model.name} takes at most {most} tokens"
+                )
+
+
+def _task_type(config: RunConfig) -> str | None:
+    if isinstance(config.task, CausalLm):
+        return "CAUSAL_LM"
+    return "SEQ_CLS" if isinstance(config.task, SequenceClassification) and config.model.head == "auto" else None
+
+
+def _unquantised(module: Any, heads: tuple[str, ...]) -> list[nn.Module]:
+    """Return what stays as it is beside the layers that are quantised: the heads, and what gives the logits."""
+    output = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    return [*(module.get_submodule(head) for head in heads), *([output] if output is not None else [])]

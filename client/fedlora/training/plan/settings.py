@@ -1,0 +1,91 @@
+"""A checkpoint's config.json, without its weights: from a folder, or the one file fetched from the hub."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers import AutoConfig
+
+from fedlora.common.config import ModelSection
+from fedlora.common.errors import ModelError
+from fedlora.training.checkpoint import OPTIONS, UNREADABLE, one_line
+from fedlora.training.resources import resolve_path
+
+_CONFIG = "config.json"
+_HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
+_HUB_TIMEOUT_SECONDS = 5.0
+
+
+def read_settings(section: ModelSection) -> Any:
+    """Return transformers' configuration of the model that `section` names; of the hub only config.json is fetched.
+
+    Raises:
+        ModelError: there is none, neither here nor on the hub, or it cannot be read.
+    """
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    found = resolve_path(section.name, error=ModelError)
+    path = found / _CONFIG if isinstance(found, Path) else _from_the_hub(found, section.revision)
+    if not path.is_file():
+        raise ModelError(f"model.name: {path.parent} holds no {_CONFIG}; expected a folder that save_pretrained wrote")
+    try:
+        return AutoConfig.from_pretrained(str(path.parent), **OPTIONS)
+    except UNREADABLE as error:
+        raise ModelError(f"model.name: cannot load {section.name}: {one_line(error)}") from error
+
+
+def _from_the_hub(name: str, revision: str | None) -> Path:
+    if not re.fullmatch(_HUB_ID, name, re.ASCII):
+        raise ModelError(
+            f"model.name: no folder {name} (looked in {Path.cwd()}); expected a folder, a hub id such as "
+            "google/vit-base-patch16-224, or package:MODULE/FOLDER"
+        )
+    is_reachable = _is_on_the_hub(name, revision)
+    try:
+        return Path(
+            hf_hub_download(
+                name,
+                _CONFIG,
+                revision=revision,
+                etag_timeout=_HUB_TIMEOUT_SECONDS,
+                local_files_only=not is_reachable,
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"model.name: no folder {name}; its {_CONFIG} is not on this machine, and the hub cannot be reached; "
+            "name a folder with that file"
+        ) from error
+    except EntryNotFoundError as error:
+        raise ModelError(
+            f"model.name: {name} on the hub has no {_CONFIG}; expected a transformers checkpoint"
+        ) from error
+    except OSError as error:
+        raise ModelError(f"model.name: cannot read {_CONFIG} of {name}: {one_line(error)}") from error
+
+
+def _is_on_the_hub(name: str, revision: str | None) -> bool:
+    """Return whether the hub can be reached; it then has the model.
+
+    The download alone would try for half a minute.
+    """
+    try:
+        HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT_SECONDS)
+    except RevisionNotFoundError as error:
+        raise ModelError(f"model.revision: {name} has no revision {revision} on the hub") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"model.name: no folder {name}, and the hub shows no such model; look at the spelling, "
+            "or set HF_TOKEN if it is private or needs its licence accepted"
+        ) from error
+    except Exception:
+        # Refused, timed out, offline by the user's wish: each version of huggingface_hub has other names for these.
+        return False
+    return True
