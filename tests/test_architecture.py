@@ -60,6 +60,7 @@ WITH_FLOWER = (
 WITH_GRPC = (
     "fedlora.v1",
     "fedlora.common.channels",
+    "fedlora.doctor.network",
     "fedlora.server.grpc",
     "fedlora.client.joining", "fedlora.client.line", "fedlora.client.registry_client", "fedlora.client.session",
     "fedlora.client.site", "fedlora.client.transfer",
@@ -69,7 +70,7 @@ WITH_PEFT = (
     "fedlora.training.data_preview",
     "fedlora.training.export", "fedlora.training.flower_round", "fedlora.training.language_model",
     "fedlora.training.merging", "fedlora.training.model_loading",
-    "fedlora.training.peft_bridge", "fedlora.training.peft_check",
+    "fedlora.training.peft_bridge", "fedlora.training.peft_check", "fedlora.training.plan",
     "fedlora.training.tasks",
     "fedlora.training.trained", "fedlora.training.trainer",
 )  # fmt: skip
@@ -100,9 +101,9 @@ RULES = (
         may_not_import=packages_of("server"),
     ),
     Rule(
-        "of the server room only the simulation and the command line know the client",
+        "of the server room only the simulation and the command line, with its doctor, know the client",
         of=packages_of("server"),
-        except_for=("fedlora.simulation", "fedlora.cli"),
+        except_for=("fedlora.simulation", "fedlora.cli", "fedlora.doctor"),
         may_not_import=packages_of("client"),
     ),
     Rule(

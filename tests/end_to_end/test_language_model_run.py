@@ -128,3 +128,12 @@ def test_kept_moments_and_a_start_out_of_the_base_weights_do_not_depend_on_the_w
 def test_a_client_whose_examples_are_all_too_long_is_told_what_to_do(chat_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"all \d+ examples are longer than task\.max_length.*too_long = \"cut\""):
         run(chat_run(task={"max_length": 8}), tmp_path / "run")
+
+
+def test_prompts_and_answers_may_come_from_python(chat_run: MakeRun, tmp_path: Path) -> None:
+    pairs = [("ab", "ba"), ("abc", "cba"), ("cd", "dc"), ("dab", "bad")] * 5
+    config = chat_run(federation={"rounds": 1}, train={"steps": 1})
+    result = simulate(config, out=tmp_path / "run", clients={"a": pairs, "b": pairs[:8]}, test=pairs[:4], num_workers=1)
+    assert sorted(result.reports[-1].clients) == ["a", "b"]
+    assert result.reports[-1].held_out is not None
+    assert result.reports[-1].held_out.overall.num_tokens > 4

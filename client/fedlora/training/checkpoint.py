@@ -26,7 +26,7 @@ UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, ImportError, Attri
 OPTIONS: Mapping[str, Any] = {"trust_remote_code": False}
 
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
-_HUB_TIMEOUT_SECONDS = 5.0
+HUB_TIMEOUT_SECONDS = 5.0
 _SAFETENSORS = ("model.safetensors", "model-*-of-*.safetensors")
 _PICKLED = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -96,13 +96,18 @@ def one_line(error: Exception) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
-def _from_the_hub(name: str, revision: str | None) -> Path:
-    """Return the folder of a hub model in this machine's cache, brought up to date where the hub can be reached."""
+def require_hub_id(name: str) -> None:
+    """Refuse the name of a model that is no folder here and cannot be one of the hub."""
     if not re.fullmatch(_HUB_ID, name, re.ASCII):
         raise ModelError(
             f"model.name: no folder {name} (looked in {Path.cwd()}); expected a folder, a hub id such as "
             "google/vit-base-patch16-224, or package:MODULE/FOLDER"
         )
+
+
+def _from_the_hub(name: str, revision: str | None) -> Path:
+    """Return the folder of a hub model in this machine's cache, brought up to date where the hub can be reached."""
+    require_hub_id(name)
     files = _files_on_the_hub(name, revision)
     weights = _SAFETENSORS if any(file.endswith(".safetensors") for file in files) else _PICKLED
     disable_progress_bars()
@@ -127,7 +132,7 @@ def _files_on_the_hub(name: str, revision: str | None) -> list[str]:
     transformers would try for half a minute to reach it, and tell the terminal so; this gives up after seconds.
     """
     try:
-        siblings = HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT_SECONDS).siblings or []
+        siblings = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_SECONDS).siblings or []
     except RevisionNotFoundError as error:
         raise ModelError(f"model.revision: {name} has no revision {revision} on the hub") from error
     except RepositoryNotFoundError as error:

@@ -14,7 +14,7 @@ from fedlora.training.checkpoint import UNREADABLE, Checkpoint, one_line
 from fedlora.training.model_loading import BaseModel, load_module, load_tokenizer, require_weights, text_fingerprints
 from fedlora.training.pooled_classifier import HEAD, PooledClassifier
 
-_OWN_HEADS = ("classifier", "pre_classifier", "score")
+OWN_HEADS = ("classifier", "pre_classifier", "score")
 _POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 
 
@@ -24,7 +24,7 @@ def load_classifier(checkpoint: Checkpoint, config: RunConfig, labels: tuple[str
     Raises:
         ModelError: it is unreadable, of the wrong kind, or does not take the run's pictures or texts.
     """
-    _require_kind(checkpoint, config)
+    require_kind(checkpoint.settings, config)
     is_text, has_own_head = isinstance(config.task, SequenceClassification), config.model.head == "auto"
     heads: tuple[str, ...] = (HEAD,)
     try:
@@ -44,7 +44,7 @@ def load_classifier(checkpoint: Checkpoint, config: RunConfig, labels: tuple[str
             module = PooledClassifier(module, example, num_labels=len(labels), pooling=config.model.pooling)
     except UNREADABLE as error:
         raise ModelError(f"{_what_it_refuses(checkpoint, config)} ({one_line(error)})") from error
-    _require_room(module, config)
+    require_room(module, config)
     return BaseModel(
         module,
         heads,
@@ -59,6 +59,15 @@ def load_classifier(checkpoint: Checkpoint, config: RunConfig, labels: tuple[str
 def _encoder(checkpoint: Checkpoint, config: RunConfig, *, is_text: bool) -> nn.Module:
     """Return the encoder of pictures or texts, which may be one part of the checkpoint."""
     model, loading = load_module(AutoModel, checkpoint, config)
+    encoder = encoder_part(model, is_text=is_text)
+    own = {id(parameter) for parameter in encoder.parameters()}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in own]
+    require_weights(checkpoint, loading, names, whole=config.lora.modules_to_save)
+    return encoder
+
+
+def encoder_part(model: Any, *, is_text: bool) -> nn.Module:
+    """Return the part of a model that encodes pictures or texts, without a pooling layer of its own."""
     encoder: Any = getattr(model, "text_model" if is_text else "vision_model", model)
     saved_as = getattr(encoder.config, "architectures", None) or ()
     if getattr(encoder.config, "is_encoder_decoder", False) or any(name.endswith("EncoderModel") for name in saved_as):
@@ -67,9 +76,6 @@ def _encoder(checkpoint: Checkpoint, config: RunConfig, *, is_text: bool) -> nn.
         encoder.pooler = None  # we pool ourselves, and LoRA in it would never be trained
     if hasattr(encoder.config, "mask_ratio"):
         encoder.config.mask_ratio = 0.0  # a masked autoencoder would go on hiding most of each picture
-    own = {id(parameter) for parameter in encoder.parameters()}
-    names = [name for name, parameter in model.named_parameters() if id(parameter) in own]
-    require_weights(checkpoint, loading, names, whole=config.lora.modules_to_save)
     return cast(nn.Module, encoder)
 
 
@@ -94,7 +100,7 @@ def _with_own_head(
         model.config.pad_token_id = pad_token_id
     names = [name for name, _ in model.named_parameters()]
     fresh = {*loading.missing, *loading.mismatched}
-    heads = {child for child, _ in model.named_children() if child in _OWN_HEADS}
+    heads = {child for child, _ in model.named_children() if child in OWN_HEADS}
     for path in {key.rpartition(".")[0] for key in fresh} - {""}:
         if all(name in fresh for name in names if name.startswith(f"{path}.")):
             heads.add(path)
@@ -132,16 +138,17 @@ def _pad_token_id(tokenizer: Any, settings: Any) -> int:
     return 0
 
 
-def _require_kind(checkpoint: Checkpoint, config: RunConfig) -> None:
-    settings, kind = checkpoint.settings, config.task.kind
-    is_vision = any(hasattr(settings, name) for name in ("image_size", "num_channels", "vision_config"))
+def require_kind(settings: Any, config: RunConfig) -> None:
+    """Refuse, by transformers' configuration of it, a model of pictures for texts and the other way round."""
+    name, kind = config.model.name, config.task.kind
+    is_vision = any(hasattr(settings, key) for key in ("image_size", "num_channels", "vision_config"))
     if kind == "sequence_classification" and is_vision and not hasattr(settings, "text_config"):
-        raise ModelError(f"model.name: {checkpoint.name} is a vision encoder; {kind} needs a text encoder")
+        raise ModelError(f"model.name: {name} is a vision encoder; {kind} needs a text encoder")
     if kind == "image_classification" and not is_vision:
-        raise ModelError(f"model.name: {checkpoint.name} is no vision encoder; {kind} needs one")
+        raise ModelError(f"model.name: {name} is no vision encoder; {kind} needs one")
 
 
-def _require_room(module: nn.Module, config: RunConfig) -> None:
+def require_room(module: nn.Module, config: RunConfig) -> None:
     """Refuse texts that are longer than the model's table of positions."""
     if not isinstance(config.task, SequenceClassification):
         return

@@ -35,9 +35,7 @@ def load_language_model(checkpoint: Checkpoint, config: RunConfig, section: Caus
         raise ModelError(f"model.name: cannot load {checkpoint.name}: {one_line(error)}") from error
     names = [name for name, _ in model.named_parameters()]
     require_weights(checkpoint, loading, names, whole=config.lora.modules_to_save)
-    most = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(most, int) and 0 < most < section.max_length:
-        raise ModelError(f"task.max_length is {section.max_length}; {checkpoint.name} takes at most {most} tokens")
+    require_positions(model.config, section, checkpoint.name)
     num_embeddings = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > num_embeddings:
         raise ModelError(
@@ -65,6 +63,13 @@ def load_language_model(checkpoint: Checkpoint, config: RunConfig, section: Caus
         tokenizer=tokenizer,
         fingerprints=text_fingerprints(tokenizer, section.chat_template),
     )
+
+
+def require_positions(settings: Any, section: CausalLm, name: str) -> None:
+    """Refuse examples that are longer than a language model was made for, by transformers' configuration of it."""
+    most = getattr(settings, "max_position_embeddings", None)
+    if isinstance(most, int) and 0 < most < section.max_length:
+        raise ModelError(f"task.max_length is {section.max_length}; {name} takes at most {most} tokens")
 
 
 @torch.no_grad()

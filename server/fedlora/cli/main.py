@@ -8,6 +8,7 @@ import typer
 
 from fedlora.cli.adapters import adapters_app
 from fedlora.cli.client import client_app
+from fedlora.cli.data import data_app
 from fedlora.cli.server import server_app, sites_app
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app.add_typer(server_app, name="server")
 app.add_typer(sites_app, name="sites")
 app.add_typer(client_app, name="client")
 app.add_typer(adapters_app, name="adapters")
+app.add_typer(data_app, name="data")
 
 
 @app.callback(invoke_without_command=True)
@@ -72,6 +74,24 @@ def simulate(
 
 
 @app.command()
+def plan(
+    run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the run file; may be repeated."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
+) -> None:
+    """Say what a run would take, memory, bytes and seconds, without its weights or data; and refuse what cannot work.
+
+    Only the model's config.json is read, or fetched. On a machine without CUDA: --set train.device=cuda.
+    """
+    from fedlora.cli.plan import run_plan
+
+    run_plan(run, tuple(overrides or ()), as_json=as_json)
+
+
+@app.command()
 def aggregate(
     folders: Annotated[
         list[Path],
@@ -112,6 +132,48 @@ def aggregate(
     from fedlora.cli.aggregate import Options, run_aggregate
 
     run_aggregate(Options(tuple(folders), out, method, tuple(settings or ()), weights, rank, as_json))
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run with a finished round.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write: a new or an empty one.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write the whole model, the adapter worked into its weights.")
+    ] = False,
+    adapter: Annotated[
+        str, typer.Option(metavar="WHICH", help="The run's newest adapter, or that of its best round: newest or best.")
+    ] = "newest",
+) -> None:
+    """Write a run's adapter as a folder for PEFT, or with --merge the whole model for transformers.
+
+    Tokenizer, chat template and a model card are in it. What is merged is tried against the adapter on
+    its base model, and refused if it acts otherwise.
+    """
+    from fedlora.cli.export import Options, run_export
+
+    run_export(Options(run_folder, out, merge, adapter))
+
+
+@app.command()
+def doctor(
+    path: Annotated[
+        Path | None,
+        typer.Argument(metavar="[SITE.toml|RUN.toml|RUN_DIR]", help="What this machine is meant for."),
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Try the way to this server too, as the site of SITE.toml.")
+    ] = None,
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where a server would listen here.")] = "[::]:8470",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, and nothing else.")] = False,
+) -> None:
+    """Look at what runs need of this machine: packages, GPU, disks, certificates, the way to the server.
+
+    Each finding is one line, and a problem has the command that cures it; with any, the exit status is 1.
+    """
+    from fedlora.cli.doctor import Options, run_doctor
+
+    run_doctor(Options(path, server, listen, as_json))
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ from fedlora.adapters import Adapter
 from fedlora.common.config import CausalLm, ImageClassification, OwnTask, RunConfig, SequenceClassification
 from fedlora.common.errors import ConfigError, ModelError
 from fedlora.training.checkpoint import OPTIONS, UNREADABLE, one_line
+from fedlora.training.classifiers import OWN_HEADS, encoder_part, require_kind, require_room
+from fedlora.training.language_model import require_positions
 from fedlora.training.peft_bridge import add_lora
 from fedlora.training.plan.fake import StayingOnMeta, move_to
 from fedlora.training.plan.quantised import quantise
@@ -34,8 +36,6 @@ _FAMILIES: dict[str, Any] = {
     "sequence_classification": AutoModelForSequenceClassification,
     "causal_lm": AutoModelForCausalLM,
 }
-_OWN_HEADS = ("classifier", "pre_classifier", "score")
-_POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 _FACTOR = r"\.lora_(?:embedding_)?([AB])\b"
 _NUM_BITS = {"8bit": 8, "4bit": 4}
 
@@ -77,7 +77,7 @@ def outline_of(config: RunConfig, *, trains: Collection[str] = ("A", "B")) -> Ru
             "a simulation with federation.rounds=1 shows it"
         )
     settings = read_settings(config.model)
-    _require_kind(settings, config)
+    _require_class(settings, config)
     try:
         module, heads = _base_model(settings, config)
     except UNREADABLE as error:
@@ -129,17 +129,17 @@ def _base_model(settings: Any, config: RunConfig) -> tuple[nn.Module, tuple[str,
     dtype = getattr(torch, config.model.dtype)
     if isinstance(config.task, CausalLm):
         settings.use_cache = False
+        require_positions(settings, config.task, config.model.name)
         module = _made(AutoModelForCausalLM, settings, dtype)
-        _require_positions(module, settings, config)
         return module, ()
     if config.model.head == "auto":
         settings.num_labels = num_labels
         settings.pad_token_id = getattr(settings, "pad_token_id", None) or 0
         model = _made(_FAMILIES[config.task.kind], settings, dtype)
-        _require_positions(model, settings, config)
-        return model, tuple(name for name, _ in model.named_children() if name in _OWN_HEADS)
-    encoder = _encoder(settings, dtype, is_text=isinstance(config.task, SequenceClassification))
-    _require_positions(encoder, settings, config)
+        require_room(model, config)
+        return model, tuple(name for name, _ in model.named_children() if name in OWN_HEADS)
+    encoder = encoder_part(_made(AutoModel, settings, dtype), is_text=isinstance(config.task, SequenceClassification))
+    require_room(encoder, config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         move_to(encoder, "cpu")
         example = example_inputs(config, num_examples=1)
@@ -148,55 +148,18 @@ def _base_model(settings: Any, config: RunConfig) -> tuple[nn.Module, tuple[str,
     return pooled, (HEAD,)
 
 
-def _encoder(settings: Any, dtype: torch.dtype, *, is_text: bool) -> nn.Module:
-    """Return the encoder of pictures or texts, as `load_base_model` takes it out of a checkpoint."""
-    model: Any = _made(AutoModel, settings, dtype)
-    encoder = getattr(model, "text_model" if is_text else "vision_model", model)
-    saved_as = getattr(encoder.config, "architectures", None) or ()
-    if getattr(encoder.config, "is_encoder_decoder", False) or any(name.endswith("EncoderModel") for name in saved_as):
-        encoder = model.get_encoder()
-    if "add_pooling_layer" in inspect.signature(type(encoder).__init__).parameters:
-        encoder.pooler = None
-    if hasattr(encoder.config, "mask_ratio"):
-        encoder.config.mask_ratio = 0.0
-    return cast(nn.Module, encoder)
-
-
 def _made(family: Any, settings: Any, dtype: torch.dtype) -> nn.Module:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return cast(nn.Module, family.from_config(settings, dtype=dtype, **OPTIONS))
 
 
-def _require_kind(settings: Any, config: RunConfig) -> None:
-    name, kind = config.model.name, config.task.kind
-    is_vision = any(hasattr(settings, key) for key in ("image_size", "num_channels", "vision_config"))
-    if kind == "sequence_classification" and is_vision and not hasattr(settings, "text_config"):
-        raise ModelError(f"model.name: {name} is a vision encoder; {kind} needs a text encoder")
-    if kind == "image_classification" and not is_vision:
-        raise ModelError(f"model.name: {name} is no vision encoder; {kind} needs one")
-    needs_class = kind == "causal_lm" or config.model.head == "auto"
-    if needs_class and type(settings) not in _FAMILIES[kind]._model_mapping:
+def _require_class(settings: Any, config: RunConfig) -> None:
+    require_kind(settings, config)
+    kind = config.task.kind
+    if (kind == "causal_lm" or config.model.head == "auto") and type(settings) not in _FAMILIES[kind]._model_mapping:
         what = "causal language model" if kind == "causal_lm" else 'classification class; use head = "linear"'
-        raise ModelError(f"model.name: transformers has for {name} ({settings.model_type}) no {what}")
-
-
-def _require_positions(module: nn.Module, settings: Any, config: RunConfig) -> None:
-    """Refuse texts that are longer than the model's table of positions, or than a language model was made for."""
-    if isinstance(config.task, ImageClassification | OwnTask):
-        return
-    most = getattr(settings, "max_position_embeddings", None)
-    if isinstance(config.task, CausalLm) and isinstance(most, int) and 0 < most < config.task.max_length:
-        raise ModelError(
-            f"task.max_length is {config.task.max_length}; {config.model.name} takes at most {most} tokens"
-        )
-    for path, table in module.named_modules():
-        if isinstance(table, nn.Embedding) and path.rpartition(".")[2] in _POSITION_TABLES:
-            unused = getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
-            if config.task.max_length > (most := table.num_embeddings - unused):
-                raise ModelError(
-                    f"task.max_length is {config.task.max_length}; {config.model.name} takes at most {most} tokens"
-                )
+        raise ModelError(f"model.name: transformers has for {config.model.name} ({settings.model_type}) no {what}")
 
 
 def _task_type(config: RunConfig) -> str | None:

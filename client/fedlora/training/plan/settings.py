@@ -1,6 +1,5 @@
 """A checkpoint's config.json, without its weights: from a folder, or the one file fetched from the hub."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,10 @@ from transformers import AutoConfig
 
 from fedlora.common.config import ModelSection
 from fedlora.common.errors import ModelError
-from fedlora.training.checkpoint import OPTIONS, UNREADABLE, one_line
+from fedlora.training.checkpoint import HUB_TIMEOUT_SECONDS, OPTIONS, UNREADABLE, one_line, require_hub_id
 from fedlora.training.resources import resolve_path
 
 _CONFIG = "config.json"
-_HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
-_HUB_TIMEOUT_SECONDS = 5.0
 
 
 def read_settings(section: ModelSection) -> Any:
@@ -42,11 +39,7 @@ def read_settings(section: ModelSection) -> Any:
 
 
 def _from_the_hub(name: str, revision: str | None) -> Path:
-    if not re.fullmatch(_HUB_ID, name, re.ASCII):
-        raise ModelError(
-            f"model.name: no folder {name} (looked in {Path.cwd()}); expected a folder, a hub id such as "
-            "google/vit-base-patch16-224, or package:MODULE/FOLDER"
-        )
+    require_hub_id(name)
     is_reachable = _is_on_the_hub(name, revision)
     try:
         return Path(
@@ -54,7 +47,7 @@ def _from_the_hub(name: str, revision: str | None) -> Path:
                 name,
                 _CONFIG,
                 revision=revision,
-                etag_timeout=_HUB_TIMEOUT_SECONDS,
+                etag_timeout=HUB_TIMEOUT_SECONDS,
                 local_files_only=not is_reachable,
             )
         )
@@ -77,7 +70,7 @@ def _is_on_the_hub(name: str, revision: str | None) -> bool:
     The download alone would try for half a minute.
     """
     try:
-        HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT_SECONDS)
+        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
     except RevisionNotFoundError as error:
         raise ModelError(f"model.revision: {name} has no revision {revision} on the hub") from error
     except RepositoryNotFoundError as error:
