@@ -6,7 +6,9 @@ import math
 import re
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,13 +16,14 @@ from rich.console import Console
 from fedlora.cli.live import print_outcome, progress_view
 from fedlora.cli.run_view import RunView, advance, curve, run_panel, seconds_left
 from fedlora.common.aggregation_report import AggregationReport
-from fedlora.common.messages import Score
+from fedlora.common.messages import Generated, Score
 from fedlora.server.events import EvaluationStarted, Event, RoundEnded, RoundStarted, RunStarted, UpdateArrived
 from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
 
 CLIENTS = ("mnist", "serif")
 TITLES = {"title": "digits", "metric_name": "accuracy"}
 STARTED = RunStarted(CLIENTS, 2, 0, ())
+LONG_FOLDER = Path("runs/a-long-name-for-a-folder/that-must-not-be-broken/across-two-lines/digits")
 
 
 def report(number: int, *, refused: str = "", clients: tuple[str, ...] = CLIENTS) -> RoundReport:
@@ -78,6 +81,48 @@ def test_without_a_terminal_there_is_a_line_for_the_start_and_for_each_round() -
         "round 1/2  accuracy 30.0 %  loss 2.00  error of the average 0.210 -> 0.170  10 s",
         "round 2/2  accuracy 50.0 %  loss 1.00  error of the average 0.210 -> 0.170  10 s",
     ]
+
+
+def language_report(number: int, *, loss: float, **changes: Any) -> RoundReport:
+    """Return a round of a language model whose adapter has `loss` per token on held-out and validation examples."""
+    score = Score(100, loss, 1 / loss, 4000)
+    part = ClientReport(50, 8, loss, Score(20, loss + 1, 0.5, 800), Score(20, loss, 0.5, 800), {}, num_tokens=1000)
+    clients = {} if number == 0 else dict.fromkeys(CLIENTS, part)
+    return replace(report(number), held_out=HeldOutReport(score, {}, True), clients=clients, **changes)
+
+
+def language_run() -> tuple[RoundReport, ...]:
+    """Return a run of three rounds whose second adapter is the best."""
+    last = {"validation": Score(40, 3.5, 0.5, 1600), "ended_early": True}
+    return (
+        language_report(0, loss=4.0),
+        language_report(1, loss=3.0),
+        language_report(2, loss=1.5),
+        language_report(3, loss=2.0, **last),
+    )
+
+
+def test_a_language_model_has_its_perplexity_in_every_line() -> None:
+    start, *rounds = language_run()
+    lines = logged([RunStarted(CLIENTS, 9, 0, ()), *map(RoundEnded, (start, *rounds))])
+    assert lines[1].startswith("start      accuracy 25.0 %  perplexity 54.6  1.0 s")
+    assert "perplexity 7.39  loss 2.00" in lines[4]
+    assert "ended early" in lines[4]
+
+
+def test_panel_of_a_language_model_tells_perplexity_and_the_best_round() -> None:
+    text = panel_text(view_after([RunStarted(CLIENTS, 9, 0, ()), *map(RoundEnded, language_run())]))
+    assert re.search(r"perplexity +7\.39 .* from 54\.6", text)
+    assert re.search(r"validation loss +3\.50 .* best after round 1", text)
+    assert "ended early after round 3 of 9" in text
+
+
+def test_the_metric_is_named_as_soon_as_the_clients_are_known() -> None:
+    file = io.StringIO()
+    with progress_view(title="t", metric_name=lambda: "f1", console=Console(file=file, width=40)) as listener:
+        for event in whole_run()[:3]:
+            listener(event)
+    assert "start      f1 0.100" in file.getvalue()
 
 
 def test_a_refusal_is_logged_once_with_its_reason() -> None:
@@ -184,14 +229,14 @@ def test_interrupted_run_is_shown_as_stopped() -> None:
     assert "stopped in round 1 of 2" in file.getvalue().rpartition("╭")[2]
 
 
-def outcome(*reports: RoundReport) -> str:
+def outcome(*reports: RoundReport, out_dir: Path = LONG_FOLDER) -> str:
     console = Console(file=io.StringIO(), width=80)
     with console.capture() as capture:
         print_outcome(
             console,
             reports=reports,
             metric_name="accuracy",
-            out_dir=Path("runs/a-long-name-for-a-folder/that-must-not-be-broken/across-two-lines/digits"),
+            out_dir=out_dir,
             load_code='trained = load_trained("[red]x")\n',
             seconds=75.0,
         )
@@ -206,6 +251,28 @@ def test_outcome_shows_groups_before_and_after_and_how_to_go_on() -> None:
     assert "1 update;" in text
     assert "across-two-lines/digits/report.html" in text
     assert text.endswith('\n  trained = load_trained("[red]x")\n')
+
+
+def test_outcome_of_a_language_model_has_perplexity_answers_and_the_best_round() -> None:
+    start, first, second, last = language_run()
+    answered = [Generated(16, exact, rouge) for exact, rouge in ((0.0, 0.1), (0.25, 0.5))]
+    start, last = (
+        replace(each, held_out=replace(each.held_out, generated_overall=answers))
+        for each, answers in zip((start, last), answered, strict=True)
+    )
+    text = outcome(start, first, second, last)
+    assert re.search(r"^all examples +100 +25.0 % +50.0 % +\+25.0 +54.6 +7.39$", text, flags=re.MULTILINE)
+    assert re.search(
+        r"^answers +exact match 0.0 % -> 25.0 %, ROUGE-L 0.100 -> 0.500, on 16 prompts$", text, re.MULTILINE
+    )
+    assert re.search(r"^best round +1: validation loss 2.50 \(3.50 after round 3\)$", text, flags=re.MULTILINE)
+    assert re.search(r"^ended early +after round 3", text, flags=re.MULTILINE)
+
+
+def test_outcome_names_the_folder_of_the_best_round_where_there_is_one(tmp_path: Path) -> None:
+    assert "best round's" not in outcome(*language_run(), out_dir=tmp_path)
+    (tmp_path / "best").mkdir()
+    assert f"best round's  {tmp_path / 'best'}" in outcome(*language_run(), out_dir=tmp_path)
 
 
 def test_outcome_of_many_groups_shows_both_ends() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -54,8 +55,9 @@ def held(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-def status_after(folder: Path, *events: Event, phase: str) -> Status:
+def status_after(folder: Path, *events: Event, phase: str, metric: str = "accuracy") -> Status:
     """Return the status when a server has heard these events, as another process reads it."""
+    (folder / "manifest.json").write_text(json.dumps({"metric": metric}))
     deadline = time.monotonic() + DEADLINE_SECONDS
     with StatusFile(folder, RunConfig()) as status_file:
         status_file.listening(8470)
@@ -105,6 +107,22 @@ def test_after_a_round_there_is_what_came_of_it(held: Path) -> None:
         "  accuracy  75.0 % after round 1",
         "  error     0.210 -> 0.170 of the average",
         "  last took training 9.0 s, storing 1.0 s",
+    ]
+
+
+def test_of_a_language_model_there_are_perplexity_and_the_best_round(held: Path) -> None:
+    scores = [Score(20, loss, 0.3, 700) for loss in (3.0, 2.0, 2.5)]
+    ended = []
+    for number in (1, 2):
+        clients = {"north": ClientReport(50, 8, 0.5, scores[number - 1], None, {})}
+        held_out = HeldOutReport(scores[number], {}, is_complete=True)
+        ended.append(replace(report(number), clients=clients, held_out=held_out))
+    ended[1] = replace(ended[1], validation=scores[2], ended_early=True)
+    status = status_after(held, STARTED, *map(RoundEnded, ended), phase="between rounds", metric="token accuracy")
+    assert lines(status)[2:5] == [
+        "  token accuracy 30.0 %, perplexity 12.2 after round 2",
+        "  best      round 1, by the validation loss 2.00",
+        "  ended     early, after round 2: the validation loss had not become lower",
     ]
 
 

@@ -2,110 +2,21 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from html.parser import HTMLParser
-from typing import Any
+import sys
+from pathlib import Path
 
 import pytest
 
-from fedlora.common.aggregation_report import AggregationReport, LayerReport
+sys.path.append(str(Path(__file__).parent))
+
+from report_pages import DOMAINS, Page, aggregation, client, finished, held_out, render, start, text_of
+
 from fedlora.common.messages import Score
-from fedlora.server.report import ShownExample, render_report
+from fedlora.server.report import ShownExample
 from fedlora.server.report.layers import by_module
 from fedlora.server.report.numbers import client_gains, group_gains, mean_loss, refusals, total_gains
 from fedlora.server.report.wording import duration_text, error_texts, gain_text, ranges_text, significant, size_text
 from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
-
-DOMAINS = ("mnist", "serif")
-LAYERS = tuple(f"encoder.layer.{block}.attention.{module}" for block in range(2) for module in ("query", "value"))
-
-
-def held_out(metrics: Mapping[str, float], *, is_complete: bool = True) -> HeldOutReport:
-    groups = {name: Score(100, 1.0, metric) for name, metric in metrics.items()}
-    overall = Score(100 * len(groups), 1.0, sum(metrics.values()) / len(metrics))
-    return HeldOutReport(overall, groups, is_complete)
-
-
-def aggregation(before: float = 0.2, after: float = 0.18, *, paths: tuple[str, ...] = LAYERS) -> AggregationReport:
-    moved = 0.02 if before != after else 0.0
-    layer = LayerReport(1.5, before, after, 0.1, 0.1, 0.2, 0.5, moved, 0.0, 0.99, 1.0, 3.2)
-    method = "lora_fair" if before != after else "fedit"
-    return AggregationReport(method, before, after, 0.1, 0.1, 0.2, 0.5, moved, 0.0, dict.fromkeys(paths, layer))
-
-
-def client(loss: float = 1.0, *, before: float = 0.1, after: float = 0.5, validates: bool = True) -> ClientReport:
-    own = (Score(64, 1.0, before), Score(64, 0.9, after)) if validates else (None, None)
-    seconds = {"forward": 1.0, "backward": 2.0, "optimizer": 0.5, "training": 4.0, "validation": 0.5}
-    return ClientReport(1000, 8, loss, own[0], own[1], seconds)
-
-
-def start(metrics: Mapping[str, float] | None = None) -> RoundReport:
-    score = held_out(metrics or dict.fromkeys(DOMAINS, 0.1))
-    return RoundReport(0, (), {}, {}, None, score, 0, 0, {"evaluation": 5.0, "storing": 0.1})
-
-
-def finished(number: int, clients: Mapping[str, ClientReport] | None = None, **changes: Any) -> RoundReport:
-    """Return the report of a round after the start; `changes` are fields of it."""
-    clients = {name: client() for name in DOMAINS} if clients is None else clients
-    refused: Mapping[str, str] = changes.get("refused", {})
-    fields: dict[str, Any] = {
-        "refused": {},
-        "cohort": tuple(sorted({*clients, *refused})),
-        "aggregation": aggregation(),
-        "held_out": held_out(dict.fromkeys(DOMAINS, 0.1 + 0.2 * number)),
-        "bytes_down": 1_000_000,
-        "bytes_up": 900_000,
-        "seconds": {"training": 10.0, "aggregation": 0.2, "evaluation": 2.0, "storing": 0.1},
-    }
-    return RoundReport(round=number, clients=clients, **(fields | changes))
-
-
-def render(*reports: RoundReport, **changes: Any) -> str:
-    fields: dict[str, Any] = {
-        "title": "digits",
-        "subtitle": "2 clients, rank 8",
-        "metric_name": "accuracy",
-        "num_rounds": max(1, len(reports) - 1),
-        "config_toml": '[run]\nname = "digits"\n',
-    }
-    return render_report(reports=reports, **(fields | changes))
-
-
-class Page(HTMLParser):
-    """A page's tags with their attributes, and its text; fails where tags do not close in order."""
-
-    VOID = ("meta", "img", "br")
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(html)
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not self._open or self._open[-1] != "style":
-            self.text += " " + " ".join(data.split())
-
-    def named(self, *tags: str) -> Iterator[dict[str, str]]:
-        return (attributes for tag, attributes in self.tags if tag in tags)
-
-
-def text_of(*reports: RoundReport, **changes: Any) -> str:
-    return Page(render(*reports, **changes)).text.replace("\N{NO-BREAK SPACE}", " ")
-
 
 RUN = (start(), finished(1), finished(2), finished(3, refused={"site-9": "norm_too_large: 812 times the median"}))
 
@@ -170,7 +81,7 @@ def test_page_fetches_nothing_and_runs_nothing(page: str) -> None:
 
 def test_every_colour_of_a_chart_follows_the_theme(page: str) -> None:
     charts = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(charts) == 10
+    assert len(charts) == 12
     assert not [colour for chart in charts for colour in re.findall(r"(?:fill|stroke): ?#\w+", chart)]
     used = set(re.findall(r"var\(--(\w+)\)", page))
     light, dark = re.findall(r":root \{(.*?)\}", page, flags=re.DOTALL)

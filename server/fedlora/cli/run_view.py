@@ -20,8 +20,10 @@ from fedlora.server.events import (
     UpdateArrived,
     Waiting,
 )
-from fedlora.server.report.numbers import mean_loss, round_seconds, trained
+from fedlora.server.report.numbers import is_of_tokens, mean_loss, perplexity, round_seconds, trained
+from fedlora.server.report.validation import best_of, validation_by_round
 from fedlora.server.report.wording import (
+    PERPLEXITY,
     bytes_text,
     count_text,
     duration_text,
@@ -79,7 +81,8 @@ def advance(view: RunView, event: Event, *, now: float) -> RunView:
         case RunStarted():
             refused = tuple(refusal for report in event.reports for refusal in _refused(report))
             started = replace(view, clients=event.clients, num_rounds=event.num_rounds, reports=event.reports)
-            phase = "finished" if event.next_round > event.num_rounds else "starting"
+            is_over = event.next_round > event.num_rounds or any(report.ended_early for report in event.reports)
+            phase = "finished" if is_over else "starting"
             return replace(started, refused=refused, phase=phase, waiting_for="", round_began=now)
         case RoundStarted():
             waiting = tuple(client for client in event.cohort if client not in event.recovered)
@@ -95,7 +98,8 @@ def advance(view: RunView, event: Event, *, now: float) -> RunView:
         case RoundEnded():
             # Who never answered is refused without an event of its own.
             unheard = tuple(refusal for refusal in _refused(event.report) if refusal not in view.refused)
-            phase = "finished" if event.report.round == view.num_rounds else "between rounds"
+            is_last = event.report.round == view.num_rounds or event.report.ended_early
+            phase = "finished" if is_last else "between rounds"
             ended = replace(view, reports=(*view.reports, event.report), refused=view.refused + unheard)
             return replace(ended, cohort=(), waiting=(), phase=phase, round_began=now)
         case SiteChanged():
@@ -183,6 +187,8 @@ def plain_lines(before: RunView, view: RunView, event: Event) -> list[str]:
 def _times(view: RunView, *, now: float, num_seconds: float) -> str:
     passed = duration_text(num_seconds)
     if view.phase == "finished":
+        if view.reports and view.reports[-1].ended_early:
+            return f"ended early after round {view.reports[-1].round} of {view.num_rounds}, {passed}"
         return f"{count_text(view.num_rounds, 'round')} finished, {passed}"
     at = f"round {view.round} of {view.num_rounds}" if view.round else "before the first round"
     if view.phase == "stopped":
@@ -201,11 +207,17 @@ def _rows(view: RunView) -> Iterator[tuple[str, Text]]:
         if len(scores) > 1:
             score.append(f"  from {score_text(scores[0], view.metric_name)}", style="dim")
         yield view.metric_name, score
+        if is_of_tokens(view.reports):
+            losses = [report.held_out.overall.loss for report in view.reports if report.held_out is not None]
+            yield PERPLEXITY, _perplexity(losses)
     if rounds := trained(view.reports):
         losses = [mean_loss(report) for report in rounds]
         yield "loss", Text.assemble((f"{loss_text(losses[-1]):<7}", "bold"), "  ", (curve(losses), "yellow"))
         if (aggregation := rounds[-1].aggregation) is not None:
             yield "error of average", _errors(aggregation.error_before, aggregation.error_after)
+        validation = validation_by_round(view.reports)
+        if (best := best_of(validation)) is not None:
+            yield "validation loss", _validation([score.loss for score in validation.values()], best)
     if view.sites:
         if rounds:
             yield "last round", Text(_moved(rounds[-1]))
@@ -218,6 +230,17 @@ def _rows(view: RunView) -> Iterator[tuple[str, Text]]:
         at, client, reason = view.refused[-1]
         earlier = f", and {len(view.refused) - 1} earlier" if len(view.refused) > 1 else ""
         yield "refused", Text(f"{client} in round {at}: {reason_text(reason)}{earlier}", style="red")
+
+
+def _perplexity(losses: Sequence[float]) -> Text:
+    first, last = (score_text(perplexity(loss), PERPLEXITY) for loss in (losses[0], losses[-1]))
+    text = Text.assemble((f"{last:<7}", "bold"), "  ", (curve(losses), "bright_blue"))
+    return text.append(f"  from {first}", style="dim") if len(losses) > 1 else text
+
+
+def _validation(losses: Sequence[float], best: int) -> Text:
+    text = Text.assemble((f"{loss_text(losses[-1]):<7}", "bold"), "  ", (curve(losses), "green"))
+    return text.append(f"  best after round {best}" if best else "  best at the start", style="dim")
 
 
 def _errors(before: float, after: float) -> Text:
@@ -253,12 +276,17 @@ def _moved(report: RoundReport) -> str:
 def _report_line(view: RunView, report: RoundReport) -> str:
     parts = [_round_name(view, report.round)]
     if report.held_out is not None:
-        parts.append(f"{view.metric_name} {score_text(report.held_out.overall.metric, view.metric_name)}")
+        overall = report.held_out.overall
+        parts.append(f"{view.metric_name} {score_text(overall.metric, view.metric_name)}")
+        if overall.num_tokens:
+            parts.append(f"{PERPLEXITY} {score_text(perplexity(overall.loss), PERPLEXITY)}")
     if report.round > 0:
         parts.append(f"loss {loss_text(mean_loss(report))}")
     if report.aggregation is not None:
         before, after = error_texts(report.aggregation.error_before, report.aggregation.error_after)
         parts.append(f"error of the average {before} -> {after}")
+    if report.ended_early:
+        parts.append("ended early")
     if report.refused:
         parts.append(f"{len(report.clients)} of {count_text(len(report.cohort), 'update')}")
     return "  ".join([*parts, duration_text(round_seconds(report))])

@@ -10,7 +10,15 @@ from rich.text import Text
 
 from fedlora.cli.status_file import Status
 from fedlora.server.authority import SiteRecord
-from fedlora.server.report.wording import bytes_text, count_text, duration_text, error_texts, score_text
+from fedlora.server.report.wording import (
+    PERPLEXITY,
+    bytes_text,
+    count_text,
+    duration_text,
+    error_texts,
+    loss_text,
+    score_text,
+)
 
 
 def status_lines(status: Status) -> Iterator[str]:
@@ -33,7 +41,15 @@ def status_lines(status: Status) -> Iterator[str]:
         accepted = f"{count_text(totals['accepted'], 'update')} accepted, {totals['refused']} refused"
         yield f"  so far    {count_text(totals['rounds'], 'round')}, {accepted}, {moved}"
     if found["metric"] is not None:
-        yield f"  accuracy  {score_text(found['metric'], 'accuracy')} after round {found['last_round']}"
+        name, beside = found.get("metric_name", "metric"), ""
+        if found.get("perplexity") is not None:
+            beside = f", {PERPLEXITY} {score_text(found['perplexity'], PERPLEXITY)}"
+        yield f"  {name:<9} {score_text(found['metric'], name)}{beside} after round {found['last_round']}"
+    if found.get("best_round") is not None:
+        which = f"round {found['best_round']}" if found["best_round"] else "the start, before any round"
+        yield f"  best      {which}, by the validation loss {loss_text(found['best_validation_loss'])}"
+    if found.get("ended_early"):
+        yield f"  ended     early, after round {found['last_round']}: the validation loss had not become lower"
     if found["error_before"] is not None and found["error_after"] is not None:
         yield f"  error     {' -> '.join(error_texts(found['error_before'], found['error_after']))} of the average"
     if found["seconds"]:

@@ -4,6 +4,7 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -54,7 +55,7 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
     out = choose_folder(config, options.out, resume=options.resume)
     began = time.perf_counter()
     try:
-        with progress_view(title=config.run.name, metric_name="accuracy", console=console) as listener:
+        with progress_view(title=config.run.name, metric_name=partial(_metric_name, out), console=console) as listener:
             result = simulate(
                 config,
                 out=out,
@@ -70,17 +71,23 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
         print(f"interrupted; {remedy if has_begun else 'nothing was written yet'}", file=sys.stderr)
         raise typer.Exit(_INTERRUPTED) from None
     seconds = time.perf_counter() - began
-    # Imports torch, which the run has done by now.
     from fedlora.server.outcome import load_code
 
     print_outcome(
         console,
         reports=result.reports,
-        metric_name="accuracy",
+        metric_name=_metric_name(result.folder),
         out_dir=result.folder,
         load_code=load_code(result.folder, config),
         seconds=seconds,
     )
+
+
+def _metric_name(folder: Path) -> str:
+    # Imports torch, which the run has done before it has met its clients.
+    from fedlora.server.outcome import metric_name
+
+    return metric_name(folder)
 
 
 def _config(options: Options) -> RunConfig:

@@ -15,6 +15,7 @@ from types import TracebackType
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
 from fedlora.common.files import write_file
+from fedlora.common.messages import Score
 from fedlora.common.run_folder import LOCK_FILE, STATUS_FILE
 from fedlora.server.events import (
     EvaluationStarted,
@@ -26,6 +27,8 @@ from fedlora.server.events import (
     UpdateArrived,
     Waiting,
 )
+from fedlora.server.report.numbers import perplexity
+from fedlora.server.report.validation import best_of, validation_by_round
 from fedlora.server.round_report import RoundReport
 
 Status = dict[str, object]
@@ -42,7 +45,10 @@ class _Known:
     cohort: tuple[str, ...] = ()
     accepted: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    metric_name: str = "metric"
     last: RoundReport | None = None
+    reports: list[RoundReport] = field(default_factory=list)
+    validation: dict[int, Score] = field(default_factory=dict)
     totals: Counter[str] = field(default_factory=Counter)
 
 
@@ -84,6 +90,11 @@ class StatusFile:
         """Take an event of the run."""
         with self._lock:
             _take(self._known, event)
+            if isinstance(event, RunStarted):
+                # Imports torch, which the server has done before it has met its sites.
+                from fedlora.server.outcome import metric_name
+
+                self._known.metric_name = metric_name(self._path.parent)
         self._changed.set()
 
     def _write_changes(self) -> None:
@@ -102,6 +113,8 @@ class StatusFile:
         known = self._known
         last = known.last
         held_out = last.held_out if last is not None else None
+        overall = held_out.overall if held_out is not None else None
+        best = best_of(known.validation)
         aggregation = last.aggregation if last is not None else None
         return {
             "run": self._config.run.name,
@@ -116,7 +129,12 @@ class StatusFile:
             "accepted": known.accepted,
             "refused": known.refused,
             "last_round": None if last is None else last.round,
-            "metric": None if held_out is None else _finite(held_out.overall.metric),
+            "metric_name": known.metric_name,
+            "metric": None if overall is None else _finite(overall.metric),
+            "perplexity": None if overall is None or not overall.num_tokens else _finite(perplexity(overall.loss)),
+            "best_round": best,
+            "best_validation_loss": None if best is None else known.validation[best].loss,
+            "ended_early": last is not None and last.ended_early,
             "error_before": None if aggregation is None else _finite(aggregation.error_before),
             "error_after": None if aggregation is None else _finite(aggregation.error_after),
             "seconds": {} if last is None else dict(last.seconds),
@@ -165,8 +183,7 @@ def _take(known: _Known, event: Event) -> None:
         case RunStarted():
             known.waiting_for = ""
             known.round = event.next_round
-            for report in event.reports:
-                _count(known, report)
+            _count(known, *event.reports)
         case RoundStarted():
             known.phase, known.round, known.waiting_for = "training", event.round, ""
             known.cohort, known.accepted, known.refused = event.cohort, list(event.recovered), {}
@@ -182,12 +199,15 @@ def _take(known: _Known, event: Event) -> None:
             known.phase = "between rounds"
 
 
-def _count(known: _Known, report: RoundReport) -> None:
-    known.last = report
-    known.totals.update(
-        rounds=int(report.round > 0),
-        accepted=len(report.clients),
-        refused=len(report.refused),
-        bytes_down=report.bytes_down,
-        bytes_up=report.bytes_up,
-    )
+def _count(known: _Known, *reports: RoundReport) -> None:
+    for report in reports:
+        known.last = report
+        known.totals.update(
+            rounds=int(report.round > 0),
+            accepted=len(report.clients),
+            refused=len(report.refused),
+            bytes_down=report.bytes_down,
+            bytes_up=report.bytes_up,
+        )
+    known.reports += reports
+    known.validation = validation_by_round(known.reports)

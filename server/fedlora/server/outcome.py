@@ -7,6 +7,7 @@ from typing import cast
 from fedlora.common.config import RunConfig
 from fedlora.common.messages import SiteDescription
 from fedlora.common.run_file import to_toml
+from fedlora.common.run_folder import BEST_FOLDER
 from fedlora.server.report import Holding, Holdings, ShownAnswer, ShownExample, render_report
 from fedlora.server.round_report import RoundReport
 from fedlora.server.store import RunFolder
@@ -79,9 +80,10 @@ def load_code(folder: Path, config: RunConfig) -> str:
         "causal_lm": ("", 'generate(["a question"])'),
         "own": ("", "model  # takes what the task makes of examples: trained.task.prepare, .collate"),
     }[config.task.kind]
+    best = '  # with adapter="best": that of the best round' if (folder / BEST_FOLDER).is_dir() else ""
     return (
         f"{imported}from fedlora.training.trained import load_trained\n\n"
-        f'trained = load_trained("{folder}")\n'
+        f'trained = load_trained("{folder}"){best}\n'
         f"trained.{use}"
     )
 

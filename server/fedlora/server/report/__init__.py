@@ -3,6 +3,8 @@
 matplotlib is imported by the first chart, so that importing this package costs nothing.
 """
 
+from fedlora.server.report.answers import ShownAnswer
+from fedlora.server.report.holdings import Holding, Holdings
 from fedlora.server.report.page import ShownExample, render_report
 
-__all__ = ["ShownExample", "render_report"]
+__all__ = ["Holding", "Holdings", "ShownAnswer", "ShownExample", "render_report"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fedlora.server.report.markup import Html, escape, trusted
-from fedlora.server.report.wording import is_percentage
+from fedlora.server.report.wording import PERPLEXITY, is_percentage, significant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +37,9 @@ WIDTH = 420
 
 # With more dots on a curve they would touch.
 MOST_DOTS = 40
+
+# From so many times the smallest value on, perplexities stand on a logarithmic axis.
+_WIDE = 8
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -68,8 +71,8 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def themed_svg(paint: Callable[["Figure"], None], *, height: int, description: str) -> Html:
-    """Return what `paint` draws as an SVG element, `height` CSS pixels high on WIDTH, described for screen readers."""
+def themed_svg(paint: Callable[["Figure"], None], *, height: int, description: str, width: int = WIDTH) -> Html:
+    """Return what `paint` draws as an SVG element of so many CSS pixels, described for screen readers."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -78,18 +81,18 @@ def themed_svg(paint: Callable[["Figure"], None], *, height: int, description: s
         # Only the layout needs the glyph, and gets a box in its place; the browser has its own fonts.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcParams["svg.hashsalt"] = description  # Ids must differ between the drawings of one page.
-        drawing = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained", facecolor="none")
+        drawing = Figure(figsize=(width / 72, height / 72), layout="constrained", facecolor="none")
         paint(drawing)
         drawing.savefig(buffer, format="svg", metadata={"Date": None})
-    return trusted(_themed(buffer.getvalue(), height=height, description=description))
+    return trusted(_themed(buffer.getvalue(), size=(width, height), description=description))
 
 
-def _themed(svg: str, *, height: int, description: str) -> str:
+def _themed(svg: str, *, size: tuple[int, int], description: str) -> str:
     body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     body = re.sub(r' id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|\w*Collection)_\d+"', "", body)
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, f"var(--{variable})")
-    opening = f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(description)}">'
+    opening = f'<svg class="chart" viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(description)}">'
     return opening + body[body.index(">") + 1 :].strip()
 
 
@@ -110,10 +113,23 @@ def amount_axis(axes: "Axes", top: float) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
 
 
+def mark_round(axes: "Axes", at: int, words: str) -> None:
+    """Mark a round by a dashed line, with words above it."""
+    axes.axvline(at, color=QUIET, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
+    place, points = (at, 1), "offset points"
+    axes.annotate(words, place, (0, 3), ("data", "axes fraction"), points, color=QUIET, ha="center", va="bottom")
+
+
 def score_axis(axes: "Axes", values: list[float], metric_name: str, *, horizontal: bool = False) -> None:
-    """Let an axis show the metric, wide enough for the values, and for accuracy no wider than 0 to 100 %."""
+    """Let an axis show the metric, wide enough for the values.
+
+    For accuracy it is no wider than 0 to 100 %; for perplexities that span much it is logarithmic.
+    """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+    if metric_name == PERPLEXITY and values and max(values) > _WIDE * min(values) > 0:
+        _logarithmic_axis(axes, min(values), max(values), horizontal=horizontal)
+        return
     axis = axes.xaxis if horizontal else axes.yaxis
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     pad = max(0.08 * (high - low), 0.02)
@@ -123,6 +139,18 @@ def score_axis(axes: "Axes", values: list[float], metric_name: str, *, horizonta
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
     axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     (axes.set_xlim if horizontal else axes.set_ylim)(low, high)
+
+
+def _logarithmic_axis(axes: "Axes", low: float, high: float, *, horizontal: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis = axes.xaxis if horizontal else axes.yaxis
+    (axes.set_xscale if horizontal else axes.set_yscale)("log")
+    pad = (high / low) ** 0.08
+    (axes.set_xlim if horizontal else axes.set_ylim)(low / pad, high * pad)
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,), numticks=9))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else significant(value, 1)))
 
 
 def dot_size(num_dots: int) -> float:

@@ -90,3 +90,17 @@ def legend(keys: Iterable[tuple[str, str]]) -> Html:
 def details(summary: str, *content: str) -> Html:
     """Return content that opens on a click."""
     return element("details", element("summary", summary), *content)
+
+
+NOTHING = Html("")
+
+
+def section(title: str, *content: str) -> Html:
+    """Return a section under its heading."""
+    return element("section", element("h2", title), *content)
+
+
+def paragraph(*texts: str) -> Html:
+    """Return the sentences that are not empty as one paragraph, or nothing."""
+    words = " ".join(text for text in texts if text)
+    return element("p", prose(words)) if words else NOTHING

@@ -1,8 +1,8 @@
 """The numbers that a report and a terminal show, drawn from the round reports. Pure."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from fedlora.common.aggregation_report import AggregationReport, LayerReport
 from fedlora.common.messages import Score
@@ -10,6 +10,8 @@ from fedlora.server.round_report import ClientReport, RoundReport
 
 WALL_PHASES = ("training", "aggregation", "evaluation", "storing")
 CLIENT_PHASES = ("forward", "backward", "optimizer")
+
+Measure = Callable[[Score], float]
 
 
 @dataclass(frozen=True)
@@ -58,27 +60,59 @@ def judged(reports: Iterable[RoundReport]) -> list[RoundReport]:
     return [report for report in reports if report.held_out is not None]
 
 
-def overall_gain(reports: Sequence[RoundReport]) -> Gain | None:
+def metric_of(score: Score) -> float:
+    """Return the score's metric, the measure that is meant where none is named."""
+    return score.metric
+
+
+def loss_of(score: Score) -> float:
+    """Return the score's loss."""
+    return score.loss
+
+
+def perplexity(loss: float) -> float:
+    """Return the perplexity of a mean loss per token, which is its exponential."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def as_perplexity(gain: Gain) -> Gain:
+    """Return the gain in perplexity of a gain in loss per token."""
+    before, after = (None if loss is None else perplexity(loss) for loss in (gain.before, gain.after))
+    return replace(gain, before=before, after=after)
+
+
+def is_of_tokens(reports: Iterable[RoundReport]) -> bool:
+    """Return whether scores are means over tokens, as a language model's are."""
+    return any(score.num_tokens > 0 for report in reports for score in _scores(report))
+
+
+def overall_gain(reports: Sequence[RoundReport], of: Measure = metric_of) -> Gain | None:
     """Return the first and the last overall score on the held-out set; None where there is none."""
     scores = [report.held_out.overall for report in reports if report.held_out is not None]
     if not scores:
         return None
-    return Gain("all examples", scores[-1].num_examples, scores[0].metric, scores[-1].metric if scores[1:] else None)
+    return Gain("all examples", scores[-1].num_examples, of(scores[0]), of(scores[-1]) if scores[1:] else None)
 
 
-def group_gains(reports: Sequence[RoundReport]) -> list[Gain]:
+def group_gains(reports: Sequence[RoundReport], of: Measure = metric_of) -> list[Gain]:
     """Return the first and the last held-out score of each group, in the report's order."""
     tables = [report.held_out.groups for report in reports if report.held_out is not None]
     if not tables:
         return []
     first, last = tables[0], tables[-1] if tables[1:] else {}
     latest = {**first, **last}
-    return [Gain(name, score.num_examples, _metric(first, name), _metric(last, name)) for name, score in latest.items()]
+    return [
+        Gain(name, score.num_examples, *(of(scores[name]) if name in scores else None for scores in (first, last)))
+        for name, score in latest.items()
+    ]
 
 
-def total_gains(reports: Sequence[RoundReport]) -> list[Gain]:
+def total_gains(reports: Sequence[RoundReport], of: Measure = metric_of) -> list[Gain]:
     """Return the held-out scores over all examples, below their mean over groups where that differs."""
-    overall, groups = overall_gain(reports), group_gains(reports)
+    overall, groups = overall_gain(reports, of), group_gains(reports, of)
     if overall is None:
         return []
     mean = mean_gain(groups)
@@ -97,16 +131,16 @@ def mean_gain(gains: Sequence[Gain], *, noun: str = "group") -> Gain:
     )
 
 
-def client_gains(reports: Iterable[RoundReport]) -> list[Gain]:
+def client_gains(reports: Iterable[RoundReport], of: Measure = metric_of) -> list[Gain]:
     """Return each client's score on its own validation examples, before its first and after its last training."""
     first: dict[str, float] = {}
     last: dict[str, tuple[int, float]] = {}
     for report in reports:
         for name, client in report.clients.items():
             if client.before is not None:
-                first.setdefault(name, client.before.metric)
+                first.setdefault(name, of(client.before))
             if client.after is not None:
-                last[name] = client.after.num_examples, client.after.metric
+                last[name] = client.after.num_examples, of(client.after)
     return [Gain(name, last[name][0], first.get(name), last[name][1]) for name in sorted(last)]
 
 
@@ -125,8 +159,14 @@ def client_spread(report: RoundReport) -> Spread | None:
 
 
 def mean_loss(report: RoundReport) -> float:
-    """Return the clients' mean training loss by their number of examples; nan where a client's is, or without any."""
-    return _weighted_mean((client.num_examples, client.loss) for client in report.clients.values())
+    """Return the clients' mean training loss by their number of examples; nan where a client's is, or without any.
+
+    The losses per token of a language model are weighted by the tokens that they are means over.
+    """
+    of_tokens = all(client.num_tokens > 0 for client in report.clients.values())
+    return _weighted_mean(
+        (client.num_tokens if of_tokens else client.num_examples, client.loss) for client in report.clients.values()
+    )
 
 
 def is_corrected(reports: Iterable[RoundReport]) -> bool:
@@ -208,8 +248,14 @@ def loss_range(clients: Mapping[str, ClientReport]) -> tuple[float, float]:
     return (min(losses), max(losses)) if losses else (math.nan, math.nan)
 
 
-def _metric(groups: Mapping[str, Score], name: str) -> float | None:
-    return groups[name].metric if name in groups else None
+def _scores(report: RoundReport) -> Iterator[Score]:
+    """Yield all scores of a round: held out, of the clients, and of their validation after the last round."""
+    if report.held_out is not None:
+        yield report.held_out.overall
+    for client in report.clients.values():
+        yield from (score for score in (client.before, client.after) if score is not None)
+    if report.validation is not None:
+        yield report.validation
 
 
 def _weighted_mean(pairs: Iterable[tuple[int, float]]) -> float:

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from fedlora.server.report import sections, sentences
-from fedlora.server.report.markup import Html, details, element, join, prose, trusted
+from fedlora.server.report.answers import ShownAnswer, answers
+from fedlora.server.report.client_sections import groups
+from fedlora.server.report.holdings import Holdings, who_holds_what
+from fedlora.server.report.markup import NOTHING, Html, details, element, join, prose, section, trusted
 from fedlora.server.round_report import RoundReport
 
 _MOST_CHARACTERS = 400
@@ -44,6 +47,8 @@ def render_report(
     reports: Sequence[RoundReport],
     config_toml: str,
     examples: Sequence[ShownExample] = (),
+    shown_answers: Sequence[ShownAnswer] = (),
+    holdings: Holdings | None = None,
     load_code: str = "",
     versions: Mapping[str, str] | None = None,
 ) -> str:
@@ -52,11 +57,13 @@ def render_report(
     Args:
         title: the run's name.
         subtitle: the run in a line: clients, model, rank, method.
-        metric_name: "accuracy" is shown in percent, any other name as a number.
+        metric_name: an accuracy is shown in percent, any other name as a number.
         num_rounds: that were planned, of which `reports` may hold fewer.
         reports: all rounds so far in their order, at least the start.
         config_toml: the run file.
         examples: held-out examples with their predictions before training and at the end.
+        shown_answers: held-out prompts with the answers generated before training and at the end.
+        holdings: who holds what.
         load_code: the Python that loads the adapter.
         versions: of the software, by name.
 
@@ -75,14 +82,16 @@ def render_report(
     )
     body = element(
         "main",
-        sections.learning(reports, metric_name),
-        sections.groups(reports, metric_name),
+        sections.learning(reports, metric_name, num_rounds=num_rounds),
+        groups(reports, metric_name),
+        answers(reports, shown_answers),
         _gallery(examples),
+        who_holds_what(holdings),
         sections.aggregation(reports),
         sections.time(reports),
         sections.refused(reports),
         _load(load_code),
-        sections.section("Configuration", details("The run file", element("pre", element("code", config_toml)))),
+        section("Configuration", details("The run file", element("pre", element("code", config_toml)))),
     )
     return "<!DOCTYPE html>\n" + element(
         "html", _head(title), element("body", head, body, _versions(versions or {})), lang="en"
@@ -103,8 +112,8 @@ def _head(title: str) -> Html:
 
 def _load(load_code: str) -> Html:
     if not load_code:
-        return sections.NOTHING
-    return sections.section("Load it", element("pre", element("code", load_code)))
+        return NOTHING
+    return section("Load it", element("pre", element("code", load_code)))
 
 
 def _versions(versions: Mapping[str, str]) -> Html:
@@ -125,7 +134,7 @@ def _gallery(examples: Sequence[ShownExample]) -> Html:
         if shown
     )
     explanation = "Above, the true label; below it, what the model says at the end, and said before training."
-    return sections.section("Held-out examples", element("p", explanation), *lists) if examples else sections.NOTHING
+    return section("Held-out examples", element("p", explanation), *lists) if examples else NOTHING
 
 
 def _example(example: ShownExample) -> Html:

@@ -13,6 +13,7 @@ from fedlora.server.report.drawing import (
     PAPER,
     amount_axis,
     dot_size,
+    mark_round,
     rounds_axis,
     score_axis,
     short,
@@ -25,9 +26,11 @@ from fedlora.server.report.numbers import (
     judged,
     loss_range,
     mean_loss,
+    perplexity,
     trained,
 )
-from fedlora.server.report.wording import score_text
+from fedlora.server.report.validation import best_of, validation_by_round
+from fedlora.server.report.wording import PERPLEXITY, score_text
 from fedlora.server.round_report import RoundReport
 
 if TYPE_CHECKING:
@@ -59,12 +62,16 @@ def score_by_round(reports: Sequence[RoundReport], metric_name: str, *, descript
             _end_label(axes, rounds[-1], spreads[-1].mean, metric_name)
         score_axis(axes, values + list(scores.values()), metric_name)
         rounds_axis(axes, min([*rounds, *scores, reports[-1].round]), reports[-1].round)
+        _mark_best(axes, reports)
 
     return themed_svg(paint, height=300, description=description)
 
 
 def loss_by_round(reports: Sequence[RoundReport], *, description: str) -> Html:
-    """Return the clients' training loss over the rounds, mean and spread, and the loss on the held-out set."""
+    """Return the clients' training loss over the rounds, mean and spread, and the averaged adapter's loss.
+
+    That is its loss on the held-out set, and on the clients' own validation examples.
+    """
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
@@ -80,8 +87,33 @@ def loss_by_round(reports: Sequence[RoundReport], *, description: str) -> Html:
         )
         held_out = _finite({r.round: r.held_out.overall.loss for r in reports if r.held_out is not None})
         axes.plot(list(held_out), list(held_out.values()), color=BLUE, marker="o", markersize=dot_size(len(held_out)))
-        amount_axis(axes, 1.08 * max([*filter(math.isfinite, high), *held_out.values()], default=0.0) or 1.0)
-        rounds_axis(axes, min([*rounds, *held_out]), rounds[-1])
+        validation = {at: score.loss for at, score in validation_by_round(reports).items()}
+        axes.plot(list(validation), list(validation.values()), color=GREEN, linewidth=1.4)
+        top = max([*filter(math.isfinite, high), *held_out.values(), *validation.values()], default=0.0)
+        amount_axis(axes, 1.08 * top or 1.0)
+        rounds_axis(axes, min([*rounds, *held_out, *validation]), rounds[-1])
+        _mark_best(axes, reports)
+
+    return themed_svg(paint, height=300, description=description)
+
+
+def perplexity_by_round(reports: Sequence[RoundReport], *, description: str) -> Html:
+    """Return the averaged adapter's perplexity over the rounds: held out, and on the clients' validation examples."""
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.subplots()
+        held_out = {r.round: perplexity(r.held_out.overall.loss) for r in reports if r.held_out is not None}
+        validation = {at: perplexity(score.loss) for at, score in validation_by_round(reports).items()}
+        curves = (_finite(validation), GREEN, 1.4), (_finite(held_out), BLUE, 2.4)
+        for values, colour, width in curves:
+            size = dot_size(len(values)) if colour == BLUE else 0
+            axes.plot(list(values), list(values.values()), color=colour, linewidth=width, marker="o", markersize=size)
+        shown = [value for values, _, _ in curves for value in values.values()]
+        if last := _finite(held_out) or _finite(validation):
+            _end_label(axes, max(last), last[max(last)], PERPLEXITY)
+        score_axis(axes, shown, PERPLEXITY)
+        rounds_axis(axes, min([*held_out, *validation, reports[-1].round]), reports[-1].round)
+        _mark_best(axes, reports)
 
     return themed_svg(paint, height=300, description=description)
 
@@ -132,6 +164,10 @@ def _paint_dumbbells(axes: "Axes", gains: Sequence[Gain], metric_name: str) -> N
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", visible=True)
     score_axis(axes, _values(gains), metric_name, horizontal=True)
+    if metric_name == PERPLEXITY:
+        # What falls is labelled on its left, where the names stand.
+        (low, high), is_log = axes.get_xlim(), axes.get_xscale() == "log"
+        axes.set_xlim(low * (low / high) ** 0.16 if is_log else low - 0.16 * (high - low), high)
 
 
 def _paint_distribution(axes: "Axes", gains: Sequence[Gain], metric_name: str, *, noun: str) -> None:
@@ -164,6 +200,11 @@ def _held_out_line(axes: "Axes", reports: Sequence[RoundReport], scores: dict[in
                 markeredgewidth=1.8,
                 zorder=4,
             )
+
+
+def _mark_best(axes: "Axes", reports: Sequence[RoundReport]) -> None:
+    if (best := best_of(validation_by_round(reports))) is not None:
+        mark_round(axes, best, "best round")
 
 
 def _end_label(axes: "Axes", at: int, score: float, metric_name: str, *, below: bool = False) -> None:

@@ -10,31 +10,51 @@ from fedlora.server.report.aggregation_charts import (
     error_by_layer,
     error_by_round,
 )
+from fedlora.server.report.aggregation_sentences import about_aggregation
 from fedlora.server.report.layers import by_module
-from fedlora.server.report.markup import Html, details, element, figure, join, legend, prose, table
+from fedlora.server.report.local_training import tokens_by_client
+from fedlora.server.report.markup import (
+    NOTHING,
+    Html,
+    details,
+    element,
+    figure,
+    join,
+    legend,
+    paragraph,
+    section,
+    table,
+)
 from fedlora.server.report.numbers import (
-    Gain,
-    client_gains,
+    as_perplexity,
     client_names,
     client_seconds,
     client_spread,
-    group_gains,
     is_corrected,
+    is_of_tokens,
     judged,
-    mean_gain,
+    loss_of,
     mean_loss,
     moved_factor,
     overall_gain,
+    perplexity,
     refusals,
     round_seconds,
-    total_gains,
     trained,
     wall_seconds,
 )
-from fedlora.server.report.score_charts import MOST_NAMED, before_and_after, loss_by_round, score_by_round
+from fedlora.server.report.score_charts import loss_by_round, perplexity_by_round, score_by_round
 from fedlora.server.report.time_charts import phase_keys, time_by_round, time_in_clients
+from fedlora.server.report.validation import (
+    about_best,
+    about_early_end,
+    best_of,
+    validation_by_round,
+)
 from fedlora.server.report.wording import (
+    PERPLEXITY,
     UNKNOWN,
+    amount_text,
     count_text,
     duration_text,
     gain_text,
@@ -49,77 +69,40 @@ from fedlora.server.report.wording import (
 )
 from fedlora.server.round_report import RoundReport
 
-NOTHING = join(())
 
-
-def section(title: str, *content: str) -> Html:
-    """Return a section under its heading."""
-    return element("section", element("h2", title), *content)
-
-
-def paragraph(*texts: str) -> Html:
-    """Return the sentences as one paragraph."""
-    return element("p", prose(" ".join(texts)))
-
-
-def learning(reports: Sequence[RoundReport], metric_name: str) -> Html:
+def learning(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int) -> Html:
     """Return the learning curves."""
     rounds = trained(reports)
     if not rounds:
         return NOTHING
     about_loss = sentences.about_loss(reports)
-    charts = [
-        figure("Training loss by round", loss_by_round(reports, description=about_loss), keys=_loss_keys(reports))
-    ]
+    validates = bool(validation_by_round(reports))
+    on_validation = [("line green", "the averaged adapter on the clients' validation")] if validates else []
+    loss_keys = [*_loss_keys(reports), *on_validation]
+    charts = [figure("Loss by round", loss_by_round(reports, description=about_loss), keys=loss_keys)]
+    about_perplexity = ""
+    held_out_key = [("line blue", "held-out")] if judged(reports) else []
+    if is_of_tokens(reports) and (held_out_key or on_validation):
+        about_perplexity = sentences.about_perplexity(reports)
+        chart = perplexity_by_round(reports, description=about_perplexity)
+        charts.insert(0, figure("Perplexity by round", chart, keys=[*held_out_key, *on_validation]))
     about_scores = sentences.about_scores(reports, metric_name)
     if about_scores:
-        keys = [("line blue", "held-out")] if judged(reports) else []
+        keys = list(held_out_key)
         if spreads := [spread for report in rounds if (spread := client_spread(report)) is not None]:
-            keys.append(("line green", "clients' own validation, mean"))
+            keys.append(("line green", "clients' own adapters on their validation, mean"))
             if any(spread.lowest_client != spread.highest_client for spread in spreads):
                 keys.append(("band square green", "lowest to highest"))
         chart = score_by_round(reports, metric_name, description=" ".join(about_scores))
-        charts.insert(0, figure(f"{metric_name.capitalize()} by round", chart, keys=keys))
+        charts.insert(0, figure(f"{_capital(metric_name)} by round", chart, keys=keys))
     return section(
         "Learning",
         paragraph(*about_scores),
-        paragraph(about_loss),
+        paragraph(about_perplexity, about_loss),
+        paragraph(about_best(reports), about_early_end(reports, num_rounds=num_rounds)),
         element("div", *charts, class_="pair"),
         details("Every round in numbers", _rounds_table(reports, metric_name)),
     )
-
-
-def groups(reports: Sequence[RoundReport], metric_name: str) -> Html:
-    """Return the held-out score by group and the clients' own validation, before and after."""
-    gains, clients = group_gains(reports), client_gains(reports)
-    content: list[Html] = []
-    if len(gains) > 1:
-        content += [
-            paragraph(sentences.about_groups(gains, metric_name)),
-            _gains(
-                gains,
-                metric_name,
-                title=f"Held-out {metric_name} by group",
-                noun="group",
-                totals=total_gains(reports),
-            ),
-        ]
-    if len(clients) > 1:
-        content += [
-            element("h3", "Each client on its own validation examples"),
-            paragraph(
-                "Before its first local training and after its last one: the client's own adapter, before averaging.",
-                sentences.about_groups(clients, metric_name),
-            ),
-            _gains(
-                clients,
-                metric_name,
-                title=f"Own validation {metric_name} by client",
-                noun="client",
-                totals=[mean_gain(clients, noun="client")],
-            ),
-        ]
-    return section("By group and client" if len(gains) > 1 else "By client", *content) if content else NOTHING
 
 
 def aggregation(reports: Sequence[RoundReport]) -> Html:
@@ -128,7 +111,7 @@ def aggregation(reports: Sequence[RoundReport]) -> Html:
     if not layers:
         return NOTHING
     last = max(layers)
-    meaning, *numbers = sentences.about_aggregation(reports)
+    meaning, *numbers = about_aggregation(reports)
     corrected = is_corrected(reports)
     keys = [("orange", "plain averaging"), ("blue", "after the correction")][: 2 if corrected else 1]
     chart = error_by_round(reports, description=numbers[0], with_after=corrected)
@@ -181,8 +164,16 @@ def facts(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int) 
         change = f"{gain_text(gain.before, gain.after, metric_name)}{points}" if gain.after is not None else ""
         latest = gain.after if gain.after is not None else gain.before
         entries.append((f"held-out {metric_name}", score_text(latest, metric_name), change))
+    losses = overall_gain(reports, loss_of) if is_of_tokens(reports) else None
+    if losses is not None and losses.after is not None:
+        shown = as_perplexity(losses)
+        before = f"from {score_text(shown.before, PERPLEXITY)}"
+        entries.append((f"held-out {PERPLEXITY}", score_text(shown.after, PERPLEXITY), before))
     rounds, seconds = trained(reports), [round_seconds(report) for report in reports]
     entries.append(("rounds", f"{len(rounds)} of {num_rounds}", ""))
+    if rounds and (best := best_of(validation_by_round(reports))):
+        ended = ", ended early" if reports[-1].ended_early else ""
+        entries[-1] = ("rounds", entries[-1][1], f"{best} is the best{ended}")
     last = f"{duration_text(seconds[-1])} for the last round" if rounds else ""
     entries.append(("time", duration_text(sum(seconds)), last))
     if rounds:
@@ -191,6 +182,8 @@ def facts(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int) 
         entries.insert(-1, ("clients", str(len(client_names(rounds))), note))
         down, up = sum(report.bytes_down for report in rounds), sum(report.bytes_up for report in rounds)
         entries.append(("adapters sent", size_text(down + up), f"{size_text(down)} down, {size_text(up)} up"))
+    if tokens := sum(tokens_by_client(reports).values()):
+        entries.append(("answer tokens", amount_text(tokens), "trained on, by all clients"))
     return element(
         "dl",
         *(
@@ -199,30 +192,6 @@ def facts(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int) 
         ),
         class_="facts",
     )
-
-
-def _gains(gains: Sequence[Gain], metric_name: str, *, title: str, noun: str, totals: Sequence[Gain]) -> Html:
-    description = f"{title}: " + sentences.about_groups(gains, metric_name)
-    is_over = any(gain.after is not None for gain in gains)
-    ring = "" if len(gains) > MOST_NAMED else "ring "
-    keys = [(f"{ring}grey", "before"), ("blue", "after")][: 2 if is_over else 1]
-    chart = before_and_after(gains, metric_name, noun=noun, description=description)
-    unit = "gain, points" if is_percentage(metric_name) else "gain"
-    num_columns = 5 if is_over else 3
-    rows = [_gain_row(gain, metric_name)[:num_columns] for gain in (*gains, *totals)]
-    head = (noun, "examples", "before", "after", unit)[:num_columns]
-    numbers = table(f"{title}, in numbers", head, rows, num_total_rows=len(totals))
-    return element("div", figure(title, chart, keys=keys), numbers, class_="pair")
-
-
-def _gain_row(gain: Gain, metric_name: str) -> list[str]:
-    return [
-        gain.name or "(no name)",
-        f"{gain.num_examples:,}",
-        score_text(gain.before, metric_name),
-        score_text(gain.after, metric_name),
-        gain_text(gain.before, gain.after, metric_name),
-    ]
 
 
 def _layers(layers: Mapping[str, LayerReport], at: int, *, with_after: bool) -> Html:
@@ -284,20 +253,32 @@ def _loss_keys(reports: Sequence[RoundReport]) -> list[tuple[str, str]]:
 
 
 def _rounds_table(reports: Sequence[RoundReport], metric_name: str) -> Html:
+    of_tokens, validation = is_of_tokens(reports), validation_by_round(reports)
     rows = []
     for report in reports:
         held_out, errors = report.held_out, report.aggregation
-        rows.append(
-            (
-                str(report.round),
-                score_text(held_out.overall.metric, metric_name) if held_out else UNKNOWN,
-                f"{held_out.overall.num_examples:,}" if held_out else UNKNOWN,
-                loss_text(mean_loss(report)) if report.clients else UNKNOWN,
-                significant(errors.error_before, 4) if errors else UNKNOWN,
-                significant(errors.error_after, 4) if errors else UNKNOWN,
-                f"{len(report.clients)} of {len(report.cohort)}" if report.cohort else UNKNOWN,
-                duration_text(round_seconds(report)),
-            )
-        )
-    head = ("round", metric_name, "examples", "training loss", "error before", "after", "updates", "time")
+        row = [
+            str(report.round),
+            score_text(held_out.overall.metric, metric_name) if held_out else UNKNOWN,
+            f"{held_out.overall.num_examples:,}" if held_out else UNKNOWN,
+            loss_text(mean_loss(report)) if report.clients else UNKNOWN,
+            significant(errors.error_before, 4) if errors else UNKNOWN,
+            significant(errors.error_after, 4) if errors else UNKNOWN,
+            f"{len(report.clients)} of {len(report.cohort)}" if report.cohort else UNKNOWN,
+            duration_text(round_seconds(report)),
+        ]
+        if validation:
+            row.insert(4, loss_text(validation[report.round].loss) if report.round in validation else UNKNOWN)
+        if of_tokens:
+            row.insert(2, score_text(perplexity(held_out.overall.loss), PERPLEXITY) if held_out else UNKNOWN)
+        rows.append(row)
+    head = ["round", metric_name, "examples", "training loss", "error before", "after", "updates", "time"]
+    if validation:
+        head.insert(4, "validation loss")
+    if of_tokens:
+        head.insert(2, PERPLEXITY)
     return table("Rounds", head, rows)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -3,15 +3,17 @@
 import math
 from collections.abc import Sequence
 
-from fedlora.common.aggregation_report import AggregationReport
 from fedlora.server.report.drawing import MOST_DOTS
+from fedlora.server.report.local_training import narrowed_rounds
 from fedlora.server.report.numbers import (
     Gain,
+    as_perplexity,
     client_gains,
     client_seconds,
     client_spread,
     clients_without_finite_loss,
-    is_corrected,
+    is_of_tokens,
+    loss_of,
     mean_gain,
     mean_loss,
     overall_gain,
@@ -21,51 +23,40 @@ from fedlora.server.report.numbers import (
     wall_seconds,
 )
 from fedlora.server.report.wording import (
+    PERPLEXITY,
     count_text,
     duration_text,
-    error_texts,
     gain_text,
     is_percentage,
     list_text,
     loss_text,
-    percent_text,
     ranges_text,
     score_text,
     share_text,
-    significant,
     size_text,
 )
 from fedlora.server.round_report import RoundReport
-
-METHOD_NAMES = {
-    "fedit": "FedIT (the plain mean of A and of B)",
-    "ffa_lora": "FFA-LoRA (A frozen, the mean of B)",
-    "flora": "FLoRA",
-    "flex_lora": "FlexLoRA",
-    "fedex_lora": "FedEx-LoRA",
-    "rolora": "RoLoRA (A and B in turn)",
-    "lora_fair": "LoRA-FAIR",
-    "lora_fair_cosine": "LoRA-FAIR by the cosine",
-    "lora_fair_two_sided": "two-sided LoRA-FAIR",
-}
 
 
 def headline(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int) -> str:
     """Return the run's outcome in one sentence."""
     rounds = len(trained(reports))
     within = count_text(rounds, "round") if rounds >= num_rounds else f"{rounds} of the {num_rounds} planned rounds"
+    of_tokens = is_of_tokens(reports)
     if (gain := overall_gain(reports)) is not None:
         where = f"{metric_name} on held-out examples"
         if gain.after is None:
             end = "No round is finished yet." if not rounds else "It was not judged again."
             return f"{_capital(where)} is {score_text(gain.before, metric_name)} before training. {end}"
-        return f"{_capital(where)} {_change(gain, metric_name)} in {within}."
+        beside = _beside(overall_gain(reports, loss_of)) if of_tokens else ""
+        return f"{_capital(where)} {_change(gain, metric_name)}{beside} in {within}."
     if clients := client_gains(reports):
         gain = mean_gain(clients)
         where = f"{metric_name} on the clients' own validation examples"
         if gain.before is None:
             return f"{_capital(where)} was {score_text(gain.after, metric_name)} after their last local training."
-        return f"{_capital(where)} {_change(gain, metric_name)} in {within}."
+        beside = _beside(mean_gain(client_gains(reports, loss_of))) if of_tokens else ""
+        return f"{_capital(where)} {_change(gain, metric_name)}{beside} in {within}."
     if not rounds:
         return "No round is finished yet."
     return f"{_capital(within)} finished. There is no held-out set and no validation, so there is no score to show."
@@ -107,74 +98,52 @@ def about_loss(reports: Sequence[RoundReport]) -> str:
     return text
 
 
+def about_perplexity(reports: Sequence[RoundReport]) -> str:
+    """Return what perplexity is, and what it did on the held-out examples."""
+    meaning = (
+        "Perplexity is the exponential of the loss per answer token: among so many equally likely tokens the model "
+        "hesitates at each."
+    )
+    losses = overall_gain(reports, loss_of)
+    if losses is None or losses.after is None:
+        return meaning
+    return f"{meaning} On held-out examples it {_change(as_perplexity(losses), PERPLEXITY)}."
+
+
+def about_memory(reports: Sequence[RoundReport]) -> str:
+    """Return where want of memory made forward passes narrower than asked for; nothing where it did not."""
+    narrowed = narrowed_rounds(reports)
+    if not narrowed:
+        return ""
+    cases = []
+    for name, sizes in narrowed.items():
+        taken = list_text(map(str, sorted(set(sizes.values()))))
+        cases.append(f"{name} in round{'s' if len(sizes) > 1 else ''} {ranges_text(sizes)} ({taken} a forward pass)")
+    return (
+        f"Memory did not suffice for as many examples a forward pass as asked for, and fewer were taken: "
+        f"{list_text(cases)}. Their gradients add up to the same step, but not to the last bit: another run of this "
+        "run file may differ in its last digits."
+    )
+
+
 def about_groups(gains: Sequence[Gain], metric_name: str) -> str:
     """Return who gained most and least."""
     moved = [(gain, gain.after - gain.before) for gain in gains if gain.after is not None and gain.before is not None]
     if not moved:
         return "Scores before training."
-    moved.sort(key=lambda pair: pair[1])
+    worse, sign = ("higher", -1) if metric_name == PERPLEXITY else ("lower", 1)
+    moved.sort(key=lambda pair: sign * pair[1])
     (least, _), (most, _) = moved[0], moved[-1]
     unit = " points" if is_percentage(metric_name) else ""
     if len(moved) == 1:
         return f"{least.name} gained {gain_text(least.before, least.after, metric_name)}{unit}."
-    fell = sum(change < 0 for _, change in moved)
+    fell = sum(sign * change < 0 for _, change in moved)
     text = (
         f"Most was gained by {most.name} ({gain_text(most.before, most.after, metric_name)}{unit}), "
         f"least by {least.name} ({gain_text(least.before, least.after, metric_name)}{unit})."
     )
     return text + (
-        f" {fell} of {len(moved)} ended lower than they began." if fell else " None ended lower than it began."
-    )
-
-
-def about_aggregation(reports: Sequence[RoundReport]) -> list[str]:
-    """Return how far plain averaging was off, and what the correction changed about it."""
-    aggregations = [report.aggregation for report in reports if report.aggregation is not None]
-    last = aggregations[-1]
-    before, after = error_texts(last.error_before, last.error_after)
-    notes = [f"Before averaging: {note}." for note in last.notes]
-    meaning = (
-        "Averaging A and B separately does not give the average of the clients' products B·A. The error is the "
-        "distance between the two, relative to the size of that exact average."
-    )
-    if not is_corrected(reports):
-        return [
-            meaning,
-            f"In the last round it was {before}. {METHOD_NAMES.get(last.method, last.method)} leaves it as it is.",
-            _reach(last),
-            *notes,
-        ]
-    lowered = sum(report.error_after < report.error_before for report in aggregations)
-    raised = sum(report.error_after > report.error_before for report in aggregations)
-    counted = f"It was smaller than before in {lowered} of {count_text(len(aggregations), 'round')}" + (
-        f", and larger in {raised}." if raised else "."
-    )
-    name = METHOD_NAMES.get(last.method, last.method)
-    removed = _share_removed(last.error_before, last.error_after)
-    return [
-        meaning,
-        f"In the last round it was {before}, and {after} after {name}'s correction{removed}. {counted} "
-        f"To get there, {_movements(last)}.",
-        _reach(last),
-        *notes,
-        "A smaller error is not by itself a better model; for that, compare runs.",
-    ]
-
-
-def _movements(aggregation: AggregationReport) -> str:
-    moved = [("B", aggregation.moved_B), ("A", aggregation.moved_A)]
-    parts = [f"{factor} moved by {percent_text(share)} of its own norm" for factor, share in moved if share > 0]
-    return " and ".join(parts) or "neither A nor B moved: the difference went into the base weights"
-
-
-def _reach(aggregation: AggregationReport) -> str:
-    """Return how much any correction could have done."""
-    if not 0 < aggregation.error_before < math.inf:
-        return ""
-    return (
-        f"The best pair of this rank has an error of {significant(aggregation.floor, 3)}. Of the error of plain "
-        f"averaging, the best B alone would remove {percent_text(aggregation.reach_B)}, the best A alone "
-        f"{percent_text(aggregation.reach_A)}, both together {percent_text(aggregation.reach_both)}."
+        f" {fell} of {len(moved)} ended {worse} than they began." if fell else f" None ended {worse} than it began."
     )
 
 
@@ -254,6 +223,13 @@ def _about_peak(reports: Sequence[RoundReport], metric_name: str) -> str:
     return f"The highest score was {score_text(scores[peak].overall.metric, metric_name)} after round {peak}{on}."
 
 
+def _beside(losses: Gain | None) -> str:
+    """Return what perplexity did, to follow what the metric did."""
+    if losses is None or losses.before is None or losses.after is None:
+        return ""
+    return f", and perplexity {_change(as_perplexity(losses), PERPLEXITY)},"
+
+
 def _change(gain: Gain, metric_name: str) -> str:
     before, after = score_text(gain.before, metric_name), score_text(gain.after, metric_name)
     if before == after:
@@ -261,15 +237,6 @@ def _change(gain: Gain, metric_name: str) -> str:
     change = (gain.after or 0.0) - (gain.before or 0.0)
     verb = "went" if not math.isfinite(change) else "rose" if change > 0 else "fell"
     return f"{verb} from {before} to {after}"
-
-
-def _share_removed(before: float, after: float) -> str:
-    if not (math.isfinite(before) and math.isfinite(after) and before > 0):
-        return ""
-    share = 1 - after / before
-    if share == 0:
-        return ""
-    return f" ({percent_text(abs(share))} {'less' if share > 0 else 'more'})"
 
 
 def _capital(text: str) -> str:

@@ -5,13 +5,21 @@ from collections.abc import Iterable
 
 UNKNOWN = "-"
 
+# The exponential of a loss per token, shown beside the metric of a language model; it is better lower.
+PERPLEXITY = "perplexity"
+
 
 def score_text(value: float | None, metric_name: str) -> str:
-    """Return a metric's value: accuracy in percent, any other with three digits after the point."""
+    """Return a metric's value: accuracy in percent, any other with three digits after the point.
+
+    Perplexity, of which a random model has thousands, has three significant digits.
+    """
     if value is None:
         return UNKNOWN
     if not math.isfinite(value):
         return "not finite"
+    if metric_name == PERPLEXITY:
+        return significant(value, 3)
     return f"{100 * value:.1f} %" if is_percentage(metric_name) else f"{value:.3f}"
 
 
@@ -19,6 +27,9 @@ def gain_text(before: float | None, after: float | None, metric_name: str) -> st
     """Return what was gained with its sign, in percentage points for accuracy."""
     if before is None or after is None:
         return UNKNOWN
+    if metric_name == PERPLEXITY:
+        change = after - before
+        return f"{'+' if change >= 0 else ''}{significant(change, 3)}" if math.isfinite(change) else UNKNOWN
     factor, digits = (100, 1) if is_percentage(metric_name) else (1, 3)
     # The difference of what is printed beside it, so that a reader's own subtraction agrees.
     gain = round(factor * after, digits) - round(factor * before, digits)
@@ -27,7 +38,7 @@ def gain_text(before: float | None, after: float | None, metric_name: str) -> st
 
 def is_percentage(metric_name: str) -> bool:
     """Return whether the metric is a share that reads better in percent."""
-    return metric_name == "accuracy"
+    return metric_name in ("accuracy", "exact match") or metric_name.endswith(" accuracy")
 
 
 def loss_text(value: float) -> str:
@@ -97,6 +108,14 @@ def size_text(size_bytes: int) -> str:
 def count_text(count: int, noun: str) -> str:
     """Return a count with its noun, which takes an s in the plural."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def amount_text(count: int) -> str:
+    """Return a large count shortly, with three significant digits from a million on."""
+    for power, name in ((9, "billion"), (6, "million")):
+        if count >= 10**power:
+            return f"{significant(count / 10**power, 3)} {name}"
+    return f"{count:,}"
 
 
 def reason_text(reason: str) -> str:
