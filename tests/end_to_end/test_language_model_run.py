@@ -64,6 +64,7 @@ def test_answers_are_generated_before_the_first_round_and_after_the_last(finishe
         for report in finished.reports
     ]  # fmt: skip
     assert counts == [6, 0, 0, 6]
+    assert "Some of them" in (finished.folder / "report.html").read_text()
     last = finished.reports[-1].held_out
     assert last is not None
     assert set(last.generated) <= {"de", "en", "fr"}

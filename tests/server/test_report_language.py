@@ -89,6 +89,16 @@ def test_groups_have_their_perplexity_beside_the_accuracy(text: str) -> None:
     assert f"{math.exp(6.0):.0f} {math.exp(2.6):.1f}" in text
 
 
+def test_groups_may_differ_in_perplexity_alone() -> None:
+    def nothing_right(report: RoundReport) -> RoundReport:
+        assert report.held_out is not None
+        groups = {name: replace(part, metric=0.0) for name, part in report.held_out.groups.items()}
+        uneven = {**groups, "east": Score(3, 9.0, 0.0, 20)}
+        return replace(report, held_out=HeldOutReport(merge_scores(list(uneven.values())), uneven, True))
+
+    assert "all examples 83 0.0 % 0.0 %" in text_of(*map(nothing_right, run()))
+
+
 def test_best_round_is_named_and_marked_in_the_curves(text: str) -> None:
     assert (
         "The best round by the clients' validation loss is round 3, with 2.50 per token against 2.60 after round 4; "
@@ -116,7 +126,7 @@ def test_a_run_that_only_becomes_worse_has_no_best_round() -> None:
 def test_early_end_is_said_with_its_reason() -> None:
     text = text_of(*run((6.0, 2.5, 2.6, 2.7), ended_early=True), num_rounds=30)
     assert "ended early, after round 3 of 30: the clients' validation loss had not become lower for 2 rounds." in text
-    assert "1 is the best, ended early" in text
+    assert "best by validation: 1, ended early" in text
     assert "ended early" not in text_of(*run())
 
 

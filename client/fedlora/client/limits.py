@@ -39,5 +39,6 @@ def allowed_evaluation(receipt: EvaluateReceipt, limits: LimitsSection, *, site:
         receipt,
         groups={site: merge_scores(scores)} if scores else {},
         predictions={},
+        answers={},
         generated={site: merge_generated(generated)} if generated else {},
     )

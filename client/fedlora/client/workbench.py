@@ -39,6 +39,7 @@ from fedlora.training.devices import ALL_GPUS, choose_device
 from fedlora.training.optimizer_state import MomentsFolder
 from fedlora.training.peft_bridge import add_lora
 from fedlora.training.tasks import CausalLm, Prepared
+from fedlora.training.tasks.causal_lm import PreparedConversations
 from fedlora.training.tasks.generation import is_exact_match, rouge_l
 from fedlora.training.trainer import Evaluation, LocalTrainer
 
@@ -178,26 +179,30 @@ class Workbench:
             indices = self._sample("validation", client, request.num_examples)
             score, _ = self._judge(client, indices)
             return EvaluateReceipt(request.run, request.round, 0, {} if score is None else {client: score})
-        examples = self._examples("test", "")
-        every = self._sample("test", "", request.num_examples)
-        shard, groups = every[request.shard :: request.num_shards], examples.groups
+        every, groups = self._sample("test", "", request.num_examples), self._examples("test", "").groups
+        shard = every[request.shard :: request.num_shards]
         judged = self._trainer.evaluate(self._prepare("test", ""), shard, batch_size=self._config.evaluation.batch_size)
         predictions = dict(zip(shard.tolist(), judged.predictions.tolist(), strict=True))
-        asked = equal_parts(groups[shard], request.num_generated)
+        generated, answers = self._generated(shard[equal_parts(groups[shard], request.num_generated)])
         return EvaluateReceipt(
             request.run,
             request.round,
             request.shard,
             {str(group): _score(judged, groups[shard] == group) for group in np.unique(groups[shard])},
             predictions if request.with_predictions and self._data.labels else {},
-            self._generated(examples.take(shard[asked])),
+            generated,
+            answers,
         )
 
-    def _generated(self, examples: Examples) -> dict[str, Generated]:
-        """Return by group how the loaded adapter's own answers compare with the given ones."""
-        task = self._base.task
-        if len(examples) == 0 or not isinstance(task, CausalLm):
-            return {}
+    def _generated(self, places: np.ndarray) -> tuple[dict[str, Generated], dict[int, str]]:
+        """Return how the loaded adapter's own answers to some held-out examples compare, by group, and the answers.
+
+        The answers are by the examples' places in the whole held-out set, also those that are too long counted.
+        """
+        task, prepared = self._base.task, self._prepare("test", "")
+        if len(places) == 0 or not isinstance(task, CausalLm):
+            return {}, {}
+        examples = self._examples("test", "").take(places)
         self._resident.set_training(False)
         answers = task.answers(
             self._resident.peft_model,
@@ -205,12 +210,13 @@ class Workbench:
             max_new_tokens=self._config.evaluation.max_new_tokens,
         )
         references = [cast(Conversation, given).turns[-1].content for given in examples.inputs]
-        pairs = list(zip(answers, references, strict=True))
         parts: dict[str, list[Generated]] = {}
-        for group, (answer, reference) in zip(examples.groups.tolist(), pairs, strict=True):
+        for group, answer, reference in zip(examples.groups.tolist(), answers, references, strict=True):
             compared = Generated(1, float(is_exact_match(answer, reference)), rouge_l(answer, reference))
             parts.setdefault(group, []).append(compared)
-        return {group: merge_generated(found) for group, found in sorted(parts.items())}
+        by_group = {group: merge_generated(found) for group, found in sorted(parts.items())}
+        whole = cast(PreparedConversations, prepared).kept[places].tolist()
+        return by_group, dict(zip(whole, answers, strict=True))
 
     def _judge(self, client: str, indices: np.ndarray) -> tuple[Score | None, float]:
         """Return the score of the model's adapter on validation examples of `client`, and the seconds it took."""

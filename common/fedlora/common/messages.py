@@ -173,7 +173,10 @@ class EvaluateRequest:
 
 @dataclass(frozen=True)
 class EvaluateReceipt:
-    """Scores by group; predicted labels by position in the held-out set, and generated answers, where asked for."""
+    """Scores by group; predicted labels by position in the held-out set, and generated answers, where asked for.
+
+    `answers` are these as text, by position; they do not leave a site.
+    """
 
     run: str
     round: int
@@ -181,6 +184,7 @@ class EvaluateReceipt:
     groups: Mapping[str, Score]
     predictions: Mapping[int, int] = field(default_factory=dict)
     generated: Mapping[str, Generated] = field(default_factory=dict)
+    answers: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

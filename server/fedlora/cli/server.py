@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -176,11 +177,11 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
         print(f"{config.run.name}: loading", flush=True)
         from fedlora.server.grpc.grid import RunStopped
         from fedlora.server.grpc.serve import serve
-        from fedlora.server.outcome import load_code, write_report
+        from fedlora.server.outcome import load_code, metric_name, write_report
         from fedlora.server.store import RunFolder
 
         with (
-            progress_view(title=config.run.name, metric_name="accuracy", console=console) as view,
+            progress_view(title=config.run.name, metric_name=partial(metric_name, out), console=console) as view,
             StatusFile(out, config) as status_file,
         ):
 
@@ -211,7 +212,7 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
     print_outcome(
         console,
         reports=() if checkpoint is None else checkpoint.reports,
-        metric_name="accuracy",
+        metric_name=metric_name(out),
         out_dir=out,
         load_code=load_code(out, config),
         seconds=time.perf_counter() - began,

@@ -32,8 +32,10 @@ def judge(
     num_examples: int | None,
     num_generated: int = 0,
     patience: float,
-) -> tuple[HeldOutReport | None, dict[int, int]]:
-    """Return the adapter's score, and the predicted labels by place in the held-out set where all of it is judged.
+) -> tuple[HeldOutReport | None, dict[int, int], dict[int, str]]:
+    """Return the adapter's score, and by place in the held-out set predicted labels and generated answers.
+
+    The labels are there where all of the set is judged, and the answers where some were asked for.
 
     Where each site has a held-out set of its own, the sites that are there judge on theirs, and the groups are the
     sites. Otherwise the shards depend on the number of examples alone, so that the score does not depend on the
@@ -58,7 +60,7 @@ def judge(
             adapter=pack(adapter),
             num_generated=num_generated,
         )
-        return _judge_at_sites(federation, asked_of_sites, patience=patience), {}
+        return _judge_at_sites(federation, asked_of_sites, patience=patience), {}, {}
     sites = list(federation.sites.values())
     size = num_examples or federation.num_held_out
     request = EvaluateRequest(
@@ -87,7 +89,8 @@ def judge(
     groups = {group: merge_scores(scores) for group, scores in sorted(by_group.items())}
     predictions = {place: label for receipt in receipts for place, label in receipt.predictions.items()}
     report = _report(groups, [receipt.generated for receipt in receipts], is_complete=num_examples is None)
-    return report, dict(sorted(predictions.items()))
+    texts = {place: text for receipt in receipts for place, text in receipt.answers.items()}
+    return report, dict(sorted(predictions.items())), dict(sorted(texts.items()))
 
 
 def validate(

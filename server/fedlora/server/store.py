@@ -14,6 +14,7 @@
         plan.json             the round's clients
         updates/NAME-HASH.*   each accepted update (.safetensors) and its receipt (.json), until the round is over
         predictions.json      predicted labels of the held-out set, where the whole of it was judged
+        answers.json          generated answers to some of it, of a simulated language model
         adapter.safetensors   the global adapter after the round, packed; kept for the last two rounds
         report.json           its RoundReport. Once this file is there, the round is over.
 
@@ -63,6 +64,7 @@ _PLAN = Codec(Plan)
 _RECEIPT = Codec(TrainReceipt)
 _SITES = TypeAdapter(dict[str, SiteDescription])
 _PREDICTIONS = TypeAdapter(dict[int, int])
+_ANSWERS = TypeAdapter(dict[int, str])
 
 
 @dataclass(frozen=True)
@@ -174,12 +176,20 @@ class RunFolder:
         """Return the predicted labels by place in the held-out set, empty where not all of it was judged."""
         return _read(self._round(number) / "predictions.json", _PREDICTIONS.validate_json) or {}
 
-    def write_checkpoint(self, number: int, adapter: Adapter, *, predictions: Mapping[int, int]) -> str:
-        """Write the global adapter after a round, and the predictions if there are any; return the adapter's sha256."""
+    def answers(self, number: int) -> dict[int, str]:
+        """Return the generated answers by place in the held-out set, empty where none were asked for."""
+        return _read(self._round(number) / "answers.json", _ANSWERS.validate_json) or {}
+
+    def write_checkpoint(
+        self, number: int, adapter: Adapter, *, predictions: Mapping[int, int], answers: Mapping[int, str] | None = None
+    ) -> str:
+        """Write the global adapter after a round, and what was predicted and answered; return the adapter's sha256."""
         packed = pack(adapter)
         write_file(self._round(number) / "adapter.safetensors", packed)
         if predictions:
             write_file(self._round(number) / "predictions.json", json.dumps(dict(predictions)) + "\n")
+        if answers:
+            write_file(self._round(number) / "answers.json", json.dumps(dict(answers)) + "\n")
         return hashlib.sha256(packed).hexdigest()
 
     def complete(self, report: RoundReport, adapter: Adapter) -> None:

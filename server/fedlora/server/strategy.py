@@ -178,9 +178,10 @@ class LoraStrategy:
         patience = self._config.federation.patience
         held_out: HeldOutReport | None = None
         predictions: dict[int, int] = {}
+        answers: dict[int, str] = {}
         if num_examples != 0:
             self._listener(EvaluationStarted(number))
-            held_out, predictions = judge(
+            held_out, predictions, answers = judge(
                 federation,
                 adapter,
                 round=number,
@@ -193,7 +194,7 @@ class LoraStrategy:
             validation = validate(federation, adapter, round=number, num_examples=budget, patience=patience)
         judged = time.perf_counter()
         announce("write checkpoint")
-        adapter_sha256 = self._folder.write_checkpoint(number, adapter, predictions=predictions)
+        adapter_sha256 = self._folder.write_checkpoint(number, adapter, predictions=predictions, answers=answers)
         storing = seconds.get("storing", 0.0) + time.perf_counter() - judged
         received = collected.receipts
         bytes_down, bytes_up = self._bytes_moved(federation.grid, collected)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fedlora.common.config import RunConfig
 from fedlora.server.outcome import write_report
-from fedlora.server.report import ShownExample
+from fedlora.server.report import ShownAnswer, ShownExample
 from fedlora.server.round_report import RoundReport
 from fedlora.server.store import RunFolder
 from fedlora.simulation.holdings import holdings_of
@@ -24,8 +24,16 @@ def write_simulation_report(
 ) -> None:
     """Write report.html over the rounds so far, with who holds what and some of the held-out examples."""
     examples = _gallery(data, before=folder.predictions(0), after=folder.predictions(reports[-1].round))
-    holdings = holdings_of(data, config)
-    write_report(folder, config, reports, num_clients=len(data.clients), examples=examples, holdings=holdings)
+    last = reports[-1].round
+    write_report(
+        folder,
+        config,
+        reports,
+        num_clients=len(data.clients),
+        examples=examples,
+        shown_answers=_answers(data, before=folder.answers(0), after=folder.answers(last) if last else {}),
+        holdings=holdings_of(data, config),
+    )
 
 
 def _gallery(data: FederatedData, *, before: Mapping[int, int], after: Mapping[int, int]) -> list[ShownExample]:
@@ -41,6 +49,17 @@ def _gallery(data: FederatedData, *, before: Mapping[int, int], after: Mapping[i
     wrong = [place for place in judged if after[place] != labels[place]]
     chosen = [place for places in (learned, wrong) for place in _varied(data.test, places)]
     return [_shown(data, place, before=before[place], after=after[place]) for place in chosen]
+
+
+def _answers(data: FederatedData, *, before: Mapping[int, str], after: Mapping[int, str]) -> list[ShownAnswer]:
+    """Return some of the held-out prompts with what was answered to them, of varied groups."""
+    shown = []
+    for place in _varied(data.test, sorted(before.keys() | after.keys())):
+        given = data.test.inputs[place]
+        if isinstance(given, Conversation):
+            group, reference = str(data.test.groups[place]), given.turns[-1].content
+            shown.append(ShownAnswer(group, _text(given), reference, before.get(place), after.get(place)))
+    return shown
 
 
 def _varied(test: Examples, places: Sequence[int]) -> list[int]:

@@ -111,14 +111,14 @@ def group_gains(reports: Sequence[RoundReport], of: Measure = metric_of) -> list
 
 
 def total_gains(reports: Sequence[RoundReport], of: Measure = metric_of) -> list[Gain]:
-    """Return the held-out scores over all examples, below their mean over groups where that differs."""
-    overall, groups = overall_gain(reports, of), group_gains(reports, of)
+    """Return the held-out scores over all examples, below their mean over groups where the metric's differs.
+
+    So there are as many of any measure as of the metric, beside which it may be shown.
+    """
+    overall = overall_gain(reports, of)
     if overall is None:
         return []
-    mean = mean_gain(groups)
-    pairs = (mean.before, overall.before), (mean.after, overall.after)
-    is_same = len(groups) < 2 or all(a == b or (a and b and math.isclose(a, b, abs_tol=1e-6)) for a, b in pairs)
-    return [overall] if is_same else [mean, overall]
+    return [mean_gain(group_gains(reports, of)), overall] if _groups_differ(reports) else [overall]
 
 
 def mean_gain(gains: Sequence[Gain], *, noun: str = "group") -> Gain:
@@ -246,6 +246,16 @@ def loss_range(clients: Mapping[str, ClientReport]) -> tuple[float, float]:
     """Return the lowest and the highest finite training loss; nan without any."""
     losses = [client.loss for client in clients.values() if math.isfinite(client.loss)]
     return (min(losses), max(losses)) if losses else (math.nan, math.nan)
+
+
+def _groups_differ(reports: Sequence[RoundReport]) -> bool:
+    """Return whether the metric's mean over groups is another than that over all examples."""
+    overall, groups = overall_gain(reports), group_gains(reports)
+    if overall is None or len(groups) < 2:
+        return False
+    mean = mean_gain(groups)
+    pairs = (mean.before, overall.before), (mean.after, overall.after)
+    return not all(a == b or (a and b and math.isclose(a, b, abs_tol=1e-6)) for a, b in pairs)
 
 
 def _scores(report: RoundReport) -> Iterator[Score]:

@@ -173,7 +173,7 @@ def facts(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int) 
     entries.append(("rounds", f"{len(rounds)} of {num_rounds}", ""))
     if rounds and (best := best_of(validation_by_round(reports))):
         ended = ", ended early" if reports[-1].ended_early else ""
-        entries[-1] = ("rounds", entries[-1][1], f"{best} is the best{ended}")
+        entries[-1] = ("rounds", entries[-1][1], f"best by validation: {best}{ended}")
     last = f"{duration_text(seconds[-1])} for the last round" if rounds else ""
     entries.append(("time", duration_text(sum(seconds)), last))
     if rounds:
