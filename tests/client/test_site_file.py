@@ -20,7 +20,10 @@ path = "north.csv"
 only_group = "ward 3"
 test = 0.25
 validation = 0
+format = "prompt_completion"
 text = "note"
+prompt = "question"
+completion = "reply"
 label = "diagnosis"
 group = "ward"
 split_by = "patient"
@@ -79,7 +82,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "site": {"name": "north", "state": "elsewhere"},
         "data": {
             "path": "north.csv", "only_group": "ward 3", "test": 0.25, "validation": 0.0,
-            "text": "note", "label": "diagnosis", "group": "ward", "split_by": "patient",
+            "format": "prompt_completion", "text": "note", "prompt": "question", "completion": "reply",
+            "label": "diagnosis", "group": "ward", "split_by": "patient",
         },
         "model": {"path": "base"},
         "limits": {
@@ -114,7 +118,10 @@ def test_a_byte_order_mark_is_no_matter(tmp_path: Path) -> None:
         (LEAST + '[limits]\nquiet_hours = "at night"\n', ["limits.quiet_hours is 'at night'; expected two times of"]),
         (LEAST + "test = 1.0\n", ["data.test is 1.0: input should be less than 1"]),
         (LEAST + 'test = "test.csv"\n', ["data.test is 'test.csv': input should be a valid number"]),
-        (LEAST + '[worker]\ndevice = "tpu"\n', ["worker.device is 'tpu': input should be 'auto', 'cpu', 'cuda' or"]),
+        (
+            LEAST + '[worker]\ndevice = "tpu"\n',
+            ["worker.device is 'tpu': input should be 'auto', 'cpu', 'cuda', 'cuda_all' or"],
+        ),
         (LEAST + "[worker]\ngpu = 0\n", ["worker.gpu is 0: input should be a valid string"]),
         ('worker = "cpu"\n' + LEAST, ["worker is 'cpu'; expected a section: [worker] and its keys below"]),
         ('[site]\nname = ".."\n[data]\npath = "x"\n', ["site.name is '..'; expected a name without slash or leading"]),
