@@ -11,6 +11,7 @@ import argparse
 import csv
 import gzip
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -62,6 +63,8 @@ def make_chat(file: Path) -> None:
 
 def make_smollm2(folder: Path) -> None:
     """Write SmolLM2-135M-Instruct, of 4 bits in its package, as a folder that transformers loads, in bfloat16."""
+    if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
+        raise SystemExit(f"error: {' and '.join(missing)} not installed: pip install gguf accelerate")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
