@@ -49,33 +49,17 @@ def judge(
     Raises:
         RunError: a site could not answer.
     """
+    request = _unsharded(federation, adapter, round=round, num_examples=num_examples)
+    request = replace(request, num_generated=num_generated)
     if federation.has_own_held_out:
-        asked_of_sites = EvaluateRequest(
-            run=federation.run_id,
-            round=round,
-            num_examples=num_examples,
-            shard=0,
-            num_shards=1,
-            with_predictions=False,
-            adapter=pack(adapter),
-            num_generated=num_generated,
-        )
-        return _judge_at_sites(federation, asked_of_sites, patience=patience), {}, {}
+        return _judge_at_sites(federation, request, patience=patience), {}, {}
     sites = list(federation.sites.values())
     size = num_examples or federation.num_held_out
-    request = EvaluateRequest(
-        run=federation.run_id,
-        round=round,
-        num_examples=num_examples,
-        shard=0,
-        num_shards=math.ceil(size / _SHARD_EXAMPLES),
-        with_predictions=num_examples is None,
-        adapter=pack(adapter),
-        num_generated=num_generated,
-    )
+    num_shards = math.ceil(size / _SHARD_EXAMPLES)
+    request = replace(request, num_shards=num_shards, with_predictions=num_examples is None)
     asked = {
         f"shard {shard}": Addressed(sites[shard % len(sites)].node, partial(_shard_request, request, shard))
-        for shard in range(request.num_shards)
+        for shard in range(num_shards)
     }
     answers = ask(federation.grid, asked, message_type=MessageType.EVALUATE, expected=EvaluateReceipt)
     receipts = sorted((expect(answer) for answer in answers), key=lambda receipt: receipt.shard)
@@ -100,16 +84,7 @@ def validate(
 
     It is over the clients that answered, and None where none did or none has any.
     """
-    request = EvaluateRequest(
-        run=federation.run_id,
-        round=round,
-        num_examples=num_examples,
-        shard=0,
-        num_shards=1,
-        with_predictions=False,
-        adapter=pack(adapter),
-        of_validation=True,
-    )
+    request = replace(_unsharded(federation, adapter, round=round, num_examples=num_examples), of_validation=True)
     there = [name for name in federation.expected(patience) if federation.sites[name].description.num_validation > 0]
     scores = [
         score
@@ -117,6 +92,19 @@ def validate(
         for score in receipt.groups.values()
     ]
     return merge_scores(scores) if scores else None
+
+
+def _unsharded(federation: Federation, adapter: Adapter, *, round: int, num_examples: int | None) -> EvaluateRequest:
+    """Return a request to judge the adapter in one piece."""
+    return EvaluateRequest(
+        run=federation.run_id,
+        round=round,
+        num_examples=num_examples,
+        shard=0,
+        num_shards=1,
+        with_predictions=False,
+        adapter=pack(adapter),
+    )
 
 
 def _judge_at_sites(federation: Federation, request: EvaluateRequest, *, patience: float) -> HeldOutReport | None:
