@@ -21,8 +21,13 @@ TIMES = ("seconds",)
 
 
 @pytest.fixture
-def small_run(run_file: RunFile) -> Path:
-    return run_file("train.steps=2", "partition.by=iid", "partition.num_clients=2")
+def rounds() -> int:
+    return 2
+
+
+@pytest.fixture
+def small_run(run_file: RunFile, rounds: int) -> Path:
+    return run_file("train.steps=2", "partition.by=iid", "partition.num_clients=2", f"federation.rounds={rounds}")
 
 
 @pytest.fixture
@@ -50,6 +55,8 @@ def without_times(value: object) -> object:
     return value
 
 
+# Each death costs the ten seconds of a new start: about 20 in one round, 35 in two.
+@pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_killed_at_every_file_it_writes_gives_the_same_adapter(
     small_run: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -69,6 +76,7 @@ def test_a_run_killed_at_every_file_it_writes_gives_the_same_adapter(
         "report.json",
         "rounds.jsonl",
         "report.html",
+        "best/best.json",
     ):
         assert any(expected in death for death in deaths), expected
     assert published(out) == published(uninterrupted)
