@@ -37,7 +37,7 @@ def set_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
     """Return a function that sets the hub's address; nothing is in its cache yet."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(checkpoint, "_HUB_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(checkpoint, "HUB_TIMEOUT_SECONDS", 0.3)
 
     def set_address(address: str) -> None:
         monkeypatch.setattr(constants, "ENDPOINT", address)
