@@ -6,7 +6,7 @@ finds its batches collated and does what transformers' own loss does. Which of t
 pair. That they do the same work is checked: equal losses. "text" learns every token, "chat" the last tenth of each
 example, of which LocalTrainer computes no other logits. Lengths vary from a quarter to the whole of the longest.
 
-Then the same steps with one option each, in turn with the plain ones.
+Then the same steps with one option each, one after the other.
 """
 
 import gc
