@@ -108,7 +108,7 @@ def require_hub_id(name: str) -> None:
 def _from_the_hub(name: str, revision: str | None) -> Path:
     """Return the folder of a hub model in this machine's cache, brought up to date where the hub can be reached."""
     require_hub_id(name)
-    files = _files_on_the_hub(name, revision)
+    files = files_on_the_hub(name, revision)
     weights = _SAFETENSORS if any(file.endswith(".safetensors") for file in files) else _PICKLED
     disable_progress_bars()
     try:
@@ -126,7 +126,7 @@ def _from_the_hub(name: str, revision: str | None) -> Path:
         raise ModelError(f"model.name: cannot download {name}: {one_line(error)}") from error
 
 
-def _files_on_the_hub(name: str, revision: str | None) -> list[str]:
+def files_on_the_hub(name: str, revision: str | None) -> list[str]:
     """Return the names of a hub model's files, none where the hub cannot be reached.
 
     transformers would try for half a minute to reach it, and tell the terminal so; this gives up after seconds.

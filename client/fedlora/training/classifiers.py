@@ -28,7 +28,7 @@ def load_classifier(checkpoint: Checkpoint, config: RunConfig, labels: tuple[str
     is_text, has_own_head = isinstance(config.task, SequenceClassification), config.model.head == "auto"
     heads: tuple[str, ...] = (HEAD,)
     try:
-        tokenizer = load_tokenizer(checkpoint) if is_text else None
+        tokenizer = load_tokenizer(checkpoint.folder, name=checkpoint.name) if is_text else None
         task, example, pad_token_id = _task(checkpoint, config, tokenizer)
         if has_own_head:
             module, heads = _with_own_head(checkpoint, config, labels, pad_token_id=pad_token_id)

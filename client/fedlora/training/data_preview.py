@@ -3,30 +3,27 @@
 Of the model only the tokenizer is needed.
 """
 
-import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import transformers
-from transformers import AutoTokenizer
 
 from fedlora.common.config import CausalLm, RunConfig, SequenceClassification
 from fedlora.common.errors import DataError, ModelError
-from fedlora.training.checkpoint import OPTIONS, UNREADABLE, one_line
+from fedlora.training.checkpoint import UNREADABLE, one_line, require_hub_id
 from fedlora.training.data import ClientData, Examples, FederatedData, equal_parts, load_federated_data
 from fedlora.training.data.examples import Conversation
 from fedlora.training.data.source import enumeration
+from fedlora.training.model_loading import load_tokenizer
 from fedlora.training.resources import resolve_path
-from fedlora.training.tasks.rendering import Encoded, encode_all, render
+from fedlora.training.tasks.rendering import Encoded, encode_all, fitted, render
 
 _EXAMINED = 1000
-_HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 
 
 @dataclass(frozen=True)
@@ -112,10 +109,12 @@ def preview_data(config: RunConfig, *, client: str | None = None, num_examples: 
     pieces: list[tuple[Piece, ...]]
     if isinstance(config.task, CausalLm):
         encoded = _encoded(examples, config.task, tokenizer := _tokenizer(config))
-        fates = [_fate(one, config.task) for one in encoded]
+        task = config.task
+        kept = [fitted(one, max_length=task.max_length, cuts=task.too_long == "cut") for one in encoded]
+        fates = [_fate(one, left) for one, left in zip(encoded, kept, strict=True)]
         counts = [len(one.token_ids) for one in encoded]
         lengths = _lengths(counts, fates, config.task.max_length)
-        pieces = [pieces_of(_kept(encoded[row], fates[row], config.task), tokenizer) for row in shown]
+        pieces = [pieces_of(kept[row] or encoded[row], tokenizer) for row in shown]
         facts = [_conversation_facts(examples.inputs[row], encoded[row], fates[row]) for row in shown]
     elif isinstance(config.task, SequenceClassification):
         tokenizer = _tokenizer(config)
@@ -180,18 +179,14 @@ def _joined(parts: Sequence[Examples]) -> Examples:
 
 def _tokenizer(config: RunConfig) -> Any:
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    found = resolve_path(config.model.name, error=ModelError)
-    if isinstance(found, str) and not re.fullmatch(_HUB_ID, found, re.ASCII):
-        raise ModelError(f"model.name: no folder {found} (looked in {Path.cwd()}); expected a folder or a hub id")
+    name = config.model.name
+    found = resolve_path(name, error=ModelError)
+    if isinstance(found, str):
+        require_hub_id(found)
     try:
-        # A hub model by its name: the weights stay where they are.
-        tokenizer = AutoTokenizer.from_pretrained(str(found), revision=config.model.revision, **OPTIONS)
+        return load_tokenizer(found, name=name, revision=config.model.revision)
     except UNREADABLE as error:
-        raise ModelError(f"model.name: cannot load the tokenizer of {config.model.name}: {one_line(error)}") from error
-    # Of a folder with a configuration alone, transformers makes a tokenizer that knows nothing.
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ModelError(f"model.name: {config.model.name} holds no vocabulary; save the model's tokenizer with it")
-    return tokenizer
+        raise ModelError(f"model.name: cannot load the tokenizer of {name}: {one_line(error)}") from error
 
 
 def _encoded(examples: Examples, task: CausalLm, tokenizer: Any) -> list[Encoded]:
@@ -199,18 +194,11 @@ def _encoded(examples: Examples, task: CausalLm, tokenizer: Any) -> list[Encoded
     return encode_all([render(one, tokenizer, task.chat_template) for one in conversations], tokenizer)
 
 
-def _fate(encoded: Encoded, task: CausalLm) -> str:
-    """Return "cut" or "dropped" for an example that is too long or has nothing to learn, else nothing."""
-    is_long = len(encoded.token_ids) > task.max_length
-    if (is_long and task.too_long == "drop") or not any(encoded.is_answer[1 : task.max_length]):
+def _fate(encoded: Encoded, kept: Encoded | None) -> str:
+    """Return "cut" or "dropped" for an example of which not all, or nothing, is kept for training; else nothing."""
+    if kept is None:
         return "dropped"
-    return "cut" if is_long else ""
-
-
-def _kept(encoded: Encoded, fate: str, task: CausalLm) -> Encoded:
-    if fate != "cut":
-        return encoded
-    return Encoded(encoded.token_ids[: task.max_length], encoded.is_answer[: task.max_length])
+    return "cut" if len(kept.token_ids) < len(encoded.token_ids) else ""
 
 
 def _conversation_facts(given: object, encoded: Encoded, fate: str) -> tuple[str, ...]:

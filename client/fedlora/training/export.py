@@ -24,6 +24,7 @@ from transformers import AutoTokenizer
 from fedlora.adapters.peft_format import CONFIG_FILE, TENSOR_FILE
 from fedlora.common.config import ImageClassification, RunConfig
 from fedlora.common.errors import ConfigError, ModelError, StoreError
+from fedlora.common.files import require_free
 from fedlora.common.published import move_folder
 from fedlora.training.checkpoint import OPTIONS, UNREADABLE, Checkpoint, find_checkpoint, one_line
 from fedlora.training.finished_run import FinishedRun
@@ -76,7 +77,7 @@ def export_run(run: FinishedRun, out: Path, history: History, *, merge: bool) ->
         FedloraError: `out` is taken or cannot be written, the base model cannot be loaded, or the merged model does
             not act like the adapter on its base. Nothing is written.
     """
-    _require_free(out)
+    require_free(out)
     if merge and run.config.model.quantization != "none":
         raise ConfigError(
             f'model.quantization is "{run.config.model.quantization}": an adapter cannot be merged into quantised '
@@ -120,16 +121,6 @@ def export_run(run: FinishedRun, out: Path, history: History, *, merge: bool) ->
         write_card(card, history, folder)
         size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Exported(out, base_model, is_on_hub, check, size_bytes)
-
-
-def _require_free(out: Path) -> None:
-    try:
-        is_free = not os.path.lexists(out) or (out.is_dir() and next(out.iterdir(), None) is None)
-    except OSError as error:
-        raise StoreError(f"--out {out}: cannot be read ({error.strerror}); choose another folder") from error
-    if not is_free:
-        what = "is not empty" if out.is_dir() else "is a file"
-        raise StoreError(f"--out {out}: {what}; expected a new or an empty folder, nothing is overwritten")
 
 
 @contextmanager

@@ -11,8 +11,6 @@ from fedlora.common.errors import AdapterError, ModelError, StoreError
 from fedlora.common.run_file import load_run
 from fedlora.common.run_folder import ADAPTER_FOLDER, BEST_FOLDER, MANIFEST_FILE, RUN_FILE
 
-BEST_RECORD = "best/best.json"
-
 Choice = Literal["newest", "best"]
 
 

@@ -29,7 +29,7 @@ def load_language_model(checkpoint: Checkpoint, config: RunConfig, section: Caus
             f"{section.kind} needs one"
         )
     try:
-        tokenizer = load_tokenizer(checkpoint)
+        tokenizer = load_tokenizer(checkpoint.folder, name=checkpoint.name)
         model, loading = load_module(AutoModelForCausalLM, checkpoint, config)
     except UNREADABLE as error:
         raise ModelError(f"model.name: cannot load {checkpoint.name}: {one_line(error)}") from error

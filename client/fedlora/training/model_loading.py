@@ -5,6 +5,7 @@ import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,15 +75,21 @@ def load_module(family: Any, checkpoint: Checkpoint, config: RunConfig, **settin
     return model, Loading(frozenset(info["missing_keys"]), frozenset(mismatched))
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """Return the checkpoint's tokenizer.
+def load_tokenizer(source: Path | str, *, name: str, revision: str | None = None) -> Any:
+    """Return the tokenizer in a checkpoint's folder, or that of a hub model, whose weights stay where they are.
+
+    Args:
+        source: the folder, or the hub's id.
+        name: as the run file has it, for errors.
+        revision: of a hub model.
 
     Raises:
         ModelError: it has none.
     """
-    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder), **OPTIONS)
+    tokenizer = AutoTokenizer.from_pretrained(str(source), revision=revision, **OPTIONS)
+    # Of a folder with a configuration alone, transformers makes a tokenizer that knows nothing.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ModelError(f"model.name: {checkpoint.name} holds no vocabulary; save the model's tokenizer with it")
+        raise ModelError(f"model.name: {name} holds no vocabulary; save the model's tokenizer with it")
     return tokenizer
 
 

@@ -104,3 +104,14 @@ def sha256_of(paths: Iterable[Path]) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def require_free(out: Path) -> None:
+    """Raise StoreError if there is something at `out`, the folder that a command is to write, or it cannot be seen."""
+    try:
+        is_free = not os.path.lexists(out) or (out.is_dir() and next(out.iterdir(), None) is None)
+    except OSError as error:
+        raise StoreError(f"--out {out}: cannot be read ({error.strerror}); choose another folder") from error
+    if not is_free:
+        what = "is not empty" if out.is_dir() else "is a file"
+        raise StoreError(f"--out {out}: {what}; expected a new or an empty folder, nothing is overwritten")

@@ -21,7 +21,8 @@ from fedlora.cli.method_options import method_from, settings_of, settings_text, 
 from fedlora.cli.rank_limit import RankLimit, limit_rank
 from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.codec import Codec
-from fedlora.common.errors import AdapterError, StoreError
+from fedlora.common.errors import AdapterError
+from fedlora.common.files import require_free
 from fedlora.server.report.wording import count_text, list_text, percent_text, share_text, size_text
 
 _WIDTH_WITHOUT_TERMINAL = 100
@@ -85,7 +86,7 @@ def run_aggregate(options: Options) -> None:
     method = method_from(options.method, options.settings)
     folders = name_clients(options.folders)
     weights = weights_from(options.weights, list(folders))
-    _require_free(options.out)
+    require_free(options.out)
     adapters = {client: open_adapter(folder) for client, folder in folders.items()}
     check_alike(folders, adapters)
     result = _aggregated(folders, adapters, weights=weights, method=method)
@@ -112,17 +113,6 @@ def run_aggregate(options: Options) -> None:
         print(Codec(Outcome).dump(outcome))
     else:
         _print_outcome(outcome, method)
-
-
-def _require_free(out: Path) -> None:
-    """Raise StoreError if there is something at `out`, or what is there cannot be seen."""
-    try:
-        is_free = not os.path.lexists(out) or (out.is_dir() and next(out.iterdir(), None) is None)
-    except OSError as error:
-        raise StoreError(f"--out {out}: cannot be read ({error.strerror}); choose another folder") from error
-    if not is_free:
-        what = "is not empty" if out.is_dir() else "is a file"
-        raise StoreError(f"--out {out}: {what}; expected a new or an empty folder, nothing is overwritten")
 
 
 def _aggregated(

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import cast
 
 from fedlora.common.errors import ConfigError, StoreError
-from fedlora.common.run_folder import MANIFEST_FILE
+from fedlora.common.run_folder import BEST_RECORD, MANIFEST_FILE
 from fedlora.server.report.wording import size_text
 from fedlora.server.round_report import CODEC, RoundReport
 from fedlora.server.rounds import validation_scores
 from fedlora.server.store import ROUNDS_FILE
 from fedlora.training.export import Exported, export_run
-from fedlora.training.finished_run import BEST_RECORD, Choice, FinishedRun, open_finished
+from fedlora.training.finished_run import Choice, FinishedRun, open_finished
 from fedlora.training.model_card import History
 
 _CHOICES = ("newest", "best")

@@ -40,7 +40,7 @@ from fedlora.common.errors import StoreError
 from fedlora.common.files import client_file_name, link_file, write_file
 from fedlora.common.messages import Score, SiteDescription, TrainReceipt
 from fedlora.common.packed_file import PackedFile, wire_bytes
-from fedlora.common.run_folder import ADAPTER_FOLDER, BEST_FOLDER, MANIFEST_FILE, SITES_FILE
+from fedlora.common.run_folder import ADAPTER_FOLDER, BEST_FOLDER, BEST_RECORD, MANIFEST_FILE, SITES_FILE
 from fedlora.server.round_report import CODEC, RoundReport
 
 logger = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ class RunFolder:
     def write_best(self, number: int, adapter: Adapter, score: Score) -> None:
         """Record the best round so far, unless it is recorded."""
         note = {"round": number, "loss": score.loss, "metric": score.metric}
-        record = self.path / BEST_FOLDER / "best.json"
+        record = self.path / BEST_RECORD
         if _read(record, json.loads) != note:
             save_adapter(adapter, self.path / BEST_FOLDER)
             write_file(record, json.dumps(note) + "\n")

@@ -4,18 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 from transformers import AutoConfig
 
 from fedlora.common.config import ModelSection
 from fedlora.common.errors import ModelError
-from fedlora.training.checkpoint import HUB_TIMEOUT_SECONDS, OPTIONS, UNREADABLE, one_line, require_hub_id
+from fedlora.training.checkpoint import (
+    HUB_TIMEOUT_SECONDS,
+    OPTIONS,
+    UNREADABLE,
+    files_on_the_hub,
+    one_line,
+    require_hub_id,
+)
 from fedlora.training.resources import resolve_path
 
 _CONFIG = "config.json"
@@ -40,7 +45,7 @@ def read_settings(section: ModelSection) -> Any:
 
 def _from_the_hub(name: str, revision: str | None) -> Path:
     require_hub_id(name)
-    is_reachable = _is_on_the_hub(name, revision)
+    is_reachable = bool(files_on_the_hub(name, revision))
     try:
         return Path(
             hf_hub_download(
@@ -62,23 +67,3 @@ def _from_the_hub(name: str, revision: str | None) -> Path:
         ) from error
     except OSError as error:
         raise ModelError(f"model.name: cannot read {_CONFIG} of {name}: {one_line(error)}") from error
-
-
-def _is_on_the_hub(name: str, revision: str | None) -> bool:
-    """Return whether the hub can be reached; it then has the model.
-
-    The download alone would try for half a minute.
-    """
-    try:
-        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
-    except RevisionNotFoundError as error:
-        raise ModelError(f"model.revision: {name} has no revision {revision} on the hub") from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"model.name: no folder {name}, and the hub shows no such model; look at the spelling, "
-            "or set HF_TOKEN if it is private or needs its licence accepted"
-        ) from error
-    except Exception:
-        # Refused, timed out, offline by the user's wish: each version of huggingface_hub has other names for these.
-        return False
-    return True

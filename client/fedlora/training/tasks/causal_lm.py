@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from fedlora.training.data.examples import Conversation, Examples
 from fedlora.training.tasks.generation import generate_answers
-from fedlora.training.tasks.rendering import Encoded, encode_all, render, render_prompt
+from fedlora.training.tasks.rendering import Encoded, encode_all, fitted, render, render_prompt
 from fedlora.training.tasks.task import Batch
 
 _IGNORED = -100
@@ -90,9 +90,14 @@ class CausalLm:
         """
         conversations = cast(Sequence[Conversation], examples.inputs)
         rendered = [render(conversation, self.tokenizer, self.chat_template) for conversation in conversations]
-        encoded = [self._fitted(found) for found in (encode_all(rendered, self.tokenizer) if rendered else [])]
-        kept = [place for place, found in enumerate(encoded) if found is not None]
-        fitting = [found for found in encoded if found is not None]
+        encoded = encode_all(rendered, self.tokenizer)
+        kept: list[int] = []
+        fitting: list[Encoded] = []
+        for place, found in enumerate(encoded):
+            left = fitted(found, max_length=self._max_length, cuts=self._cuts)
+            if left is not None:
+                kept.append(place)
+                fitting.append(left)
         return PreparedConversations(
             [torch.tensor(found.token_ids) for found in fitting],
             [torch.tensor(found.is_answer) for found in fitting],
@@ -121,7 +126,12 @@ class CausalLm:
                 [token for token, learned in zip(encoded.token_ids, encoded.is_answer, strict=True) if learned][-1]
             )
         return generate_answers(
-            model, self.tokenizer, self.prompts(conversations), max_new_tokens=max_new_tokens, stops=stops
+            model,
+            self.tokenizer,
+            self.prompts(conversations),
+            max_new_tokens=max_new_tokens,
+            stops=stops,
+            pad_token_id=self._pad_token_id,
         )
 
     def collate(
@@ -193,14 +203,6 @@ class CausalLm:
         logits = output if self._picks_positions else output[:, cast(LanguageBatch, batch).positions]
         is_learned = batch.targets != _IGNORED
         return logits[is_learned], batch.targets[is_learned]
-
-    def _fitted(self, found: Encoded) -> Encoded | None:
-        """Return an example that is not too long and has something to learn behind its first token, or None."""
-        if len(found.token_ids) > self._max_length:
-            if not self._cuts:
-                return None
-            found = Encoded(found.token_ids[: self._max_length], found.is_answer[: self._max_length])
-        return found if any(found.is_answer[1:]) else None
 
 
 def _rows(lengths: Sequence[int]) -> list[list[int]]:

@@ -12,7 +12,13 @@ _BATCH_SIZE = 16
 
 @torch.no_grad()
 def generate_answers(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stops: Collection[int]
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stops: Collection[int],
+    pad_token_id: int,
 ) -> list[str]:
     """Return the likeliest continuation of each prompt, token by token, as text without special tokens.
 
@@ -20,14 +26,14 @@ def generate_answers(
         model: a causal language model in evaluation mode.
         prompts: token ids, at least one each.
         stops: token ids after which an answer is over.
+        pad_token_id: what shorter prompts are padded with; it is masked out.
     """
     device = model.get_input_embeddings().weight.device
-    pad = next((found for found in (tokenizer.pad_token_id, tokenizer.eos_token_id) if found is not None), 0)
     answers: list[str] = []
     for begin in range(0, len(prompts), _BATCH_SIZE):
         chosen = [torch.tensor(list(prompt)) for prompt in prompts[begin : begin + _BATCH_SIZE]]
         # To the left, so that all answers begin at the same place.
-        input_ids = pad_sequence(chosen, batch_first=True, padding_value=pad, padding_side="left").to(device)
+        input_ids = pad_sequence(chosen, batch_first=True, padding_value=pad_token_id, padding_side="left").to(device)
         mask = pad_sequence([torch.ones_like(ids) for ids in chosen], batch_first=True, padding_side="left").to(device)
         written = model.generate(
             input_ids=input_ids,
@@ -35,7 +41,7 @@ def generate_answers(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             use_cache=True,
-            pad_token_id=pad,
+            pad_token_id=pad_token_id,
             eos_token_id=sorted(stops) or None,
             # A checkpoint's own defaults for sampling have no meaning here, and transformers would warn of them.
             temperature=None,

@@ -105,6 +105,18 @@ def encode_all(texts: Sequence[Rendered], tokenizer: Any) -> list[Encoded]:
     return [encoded[place] for place in range(len(texts))]
 
 
+def fitted(encoded: Encoded, *, max_length: int, cuts: bool) -> Encoded | None:
+    """Return what is left of a text of which at most `max_length` tokens are trained on, None where that is nothing.
+
+    A longer one is cut at its end, or without `cuts` left out; and so is what has no answer behind its first token.
+    """
+    if len(encoded.token_ids) > max_length:
+        if not cuts:
+            return None
+        encoded = Encoded(encoded.token_ids[:max_length], encoded.is_answer[:max_length])
+    return encoded if any(encoded.is_answer[1:]) else None
+
+
 def _encoded(text: Rendered, ids: list[int], offsets: list[tuple[int, int]], *, end_id: int | None) -> Encoded:
     is_answer = [
         end > begin and any(end > first and begin < last for first, last in text.answers) for begin, end in offsets
