@@ -12,7 +12,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from report_pages import Page, aggregation, finished, start
+from report_pages import Page, aggregation, finished, start, text_with_charts
 from report_pages import render as render_any
 from report_pages import text_of as text_of_any
 
@@ -76,7 +76,7 @@ def render(*reports: RoundReport, **changes: Any) -> str:
 @pytest.fixture(scope="module")
 def text() -> str:
     """Return the words of the page of a run whose third round is the best."""
-    return text_of(*run())
+    return text_with_charts(*run(), metric_name="token accuracy").replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
 
 
 def test_headline_says_what_accuracy_and_perplexity_did(text: str) -> None:
@@ -182,7 +182,7 @@ def test_narrowed_forward_passes_are_said_to_cost_the_last_bit() -> None:
     ],
 )
 def test_incomplete_runs_of_a_language_model_have_a_report_too(change: Mapping[str, Any]) -> None:
-    assert "digits" in text_of(*(replace(report, **change) if report.round else report for report in run()))
+    assert "digits" in text_with_charts(*(replace(report, **change) if report.round else report for report in run()))
 
 
 def test_without_held_out_set_the_clients_validation_has_perplexity() -> None:
