@@ -3,13 +3,17 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedlora.common.run_file import load_run
 from fedlora.simulation import preset
+
+Run = Callable[..., Any]
 
 HEAVY = ("torch", "transformers", "peft", "flwr", "ray", "pydantic", "numpy", "matplotlib", "safetensors", "PIL")
 IMPORTED_BY = """
@@ -24,18 +28,25 @@ print("imported:", *(name for name in {heavy} if name in sys.modules))
 """
 
 
-def fedlora(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def installed(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Return what the installed command did in `folder`."""
     command = [str(Path(sys.executable).with_name("fedlora")), *arguments]
     environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the empty folder that the command runs in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def errors(done: Any) -> list[str]:
     """Return the lines on stderr of a command that failed with our own error."""
-    assert done.returncode == 1
-    assert done.stdout == ""
-    return done.stderr.splitlines()
+    assert done.code == 1
+    assert done.out == ""
+    return done.err.splitlines()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["simulate", "--help"], ["--version"]])
@@ -48,8 +59,9 @@ def test_help_and_version_import_nothing_heavy(arguments: list[str], tmp_path: P
 
 
 def test_help_names_the_verbs_and_every_option(tmp_path: Path) -> None:
-    overview, verb = fedlora(tmp_path, "--help"), fedlora(tmp_path, "simulate", "--help")
+    overview, verb = installed(tmp_path, "--help"), installed(tmp_path, "simulate", "--help")
     assert (overview.returncode, verb.returncode) == (0, 0)
+    assert "Usage: fedlora" in overview.stdout
     assert "simulate" in overview.stdout
     options = ("--set", "--preset", "--out", "--engine", "--workers", "--resume", "--print-config")
     assert all(option in verb.stdout for option in options)
@@ -57,7 +69,7 @@ def test_help_names_the_verbs_and_every_option(tmp_path: Path) -> None:
 
 
 def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
-    done = fedlora(tmp_path, "--version")
+    done = installed(tmp_path, "--version")
     assert (done.returncode, done.stdout) == (0, f"fedlora {version('fedlora')}\n")
 
 
@@ -73,12 +85,12 @@ def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
         ["simulate", "a.toml", "b.toml"],
     ],
 )
-def test_a_command_that_makes_no_sense_is_a_usage_error(arguments: list[str], tmp_path: Path) -> None:
-    done = fedlora(tmp_path, *arguments)
-    assert done.returncode == 2
-    assert "Usage: fedlora" in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
+def test_a_command_that_makes_no_sense_is_a_usage_error(fedlora: Run, arguments: list[str], folder: Path) -> None:
+    done = fedlora(*arguments)
+    assert done.code == 2
+    assert "Usage: " in done.out + done.err
+    assert "Traceback" not in done.err
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -98,41 +110,41 @@ def test_a_command_that_makes_no_sense_is_a_usage_error(arguments: list[str], tm
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_a_user_can_mend_is_one_line_and_nothing_is_written(
-    arguments: list[str], line: str, tmp_path: Path
+    fedlora: Run, arguments: list[str], line: str, folder: Path
 ) -> None:
-    (error,) = errors(fedlora(tmp_path, "simulate", *arguments))
+    (error,) = errors(fedlora("simulate", *arguments))
     assert error.startswith("error: ")
     assert line in error
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
-def test_each_finding_in_a_run_file_is_a_line_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text('[lora]\nrank = "x"\nalfa = 3\n')
-    assert errors(fedlora(tmp_path, "simulate", "run.toml")) == [
+def test_each_finding_in_a_run_file_is_a_line_of_its_own(fedlora: Run, folder: Path) -> None:
+    (folder / "run.toml").write_text('[lora]\nrank = "x"\nalfa = 3\n')
+    assert errors(fedlora("simulate", "run.toml")) == [
         "error: run.toml: lora.rank is 'x': input should be a valid integer",
         "error: run.toml: lora.alfa: unknown key; did you mean lora.alpha?",
     ]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["run.toml"]
+    assert [entry.name for entry in folder.iterdir()] == ["run.toml"]
 
 
-def test_a_folder_that_holds_other_files_is_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "thesis.tex").touch()
-    (error,) = errors(fedlora(tmp_path, "simulate", "--out", "x"))
+def test_a_folder_that_holds_other_files_is_not_touched(fedlora: Run, folder: Path) -> None:
+    (folder / "x").mkdir()
+    (folder / "x" / "thesis.tex").touch()
+    (error,) = errors(fedlora("simulate", "--out", "x"))
     assert error == "error: x is not empty and holds no run; choose another folder with --out"
-    assert [entry.name for entry in (tmp_path / "x").iterdir()] == ["thesis.tex"]
+    assert [entry.name for entry in (folder / "x").iterdir()] == ["thesis.tex"]
 
 
-def test_the_printed_run_is_a_file_that_gives_the_same_run(tmp_path: Path) -> None:
+def test_the_printed_run_is_a_file_that_gives_the_same_run(fedlora: Run, folder: Path) -> None:
     for arguments, expected in [
         ([], preset("digits")),
         (["--preset", "emoji", "--set", "train.epochs=0.5"], preset("emoji", "train.epochs=0.5")),
     ]:
-        done = fedlora(tmp_path, "simulate", "--print-config", *arguments)
-        assert (done.returncode, done.stderr) == (0, "")
-        (tmp_path / "run.toml").write_text(done.stdout)
-        assert load_run(tmp_path / "run.toml") == expected
-    assert [entry.name for entry in tmp_path.iterdir()] == ["run.toml"]
+        done = fedlora("simulate", "--print-config", *arguments)
+        assert (done.code, done.err) == (0, "")
+        (folder / "run.toml").write_text(done.out)
+        assert load_run(folder / "run.toml") == expected
+    assert [entry.name for entry in folder.iterdir()] == ["run.toml"]
 
 
 def test_the_command_is_the_module_too(tmp_path: Path) -> None:
