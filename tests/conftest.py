@@ -1,6 +1,8 @@
 """Tiny real models and data for all tests: random weights from fixed seeds, saved as a user has them."""
 
 import json
+import os
+import re
 import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +13,20 @@ import pytest
 from fedlora.common.config import RunConfig
 
 MakeRun = Callable[..., RunConfig]
+
+# What a caller has exported changes what libraries and terminals do. Where files are kept (HF_HOME) does not.
+_CALLERS = re.compile(
+    r"(HF_(?!HOME$|HUB_CACHE$)|TRANSFORMERS_|FLWR_|RAY_|GRPC_|LC_).*|(HTTPS?|GRPC|ALL|NO)_PROXY|COLUMNS|LINES|TERM"
+    r"|NO_COLOR|FORCE_COLOR|CLICOLOR.*|TTY_.*|LANG|LANGUAGE|TZ|PYTHON(WARNINGS|IOENCODING|UTF8|DEVMODE)",
+    re.IGNORECASE,
+)
+
+
+def pytest_configure() -> None:
+    """Forget the caller's environment; here, because some libraries read it once, when they are imported."""
+    for name in filter(_CALLERS.fullmatch, list(os.environ)):
+        del os.environ[name]
+
 
 WORDS = ("good", "great", "fine", "bad", "poor", "awful", "the", "a", "film", "was", "not", "and", "very")
 

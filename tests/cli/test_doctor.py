@@ -40,9 +40,7 @@ DAY = timedelta(days=1)
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the hub out of reach at once, wherever the tests run."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    for name in ("https_proxy", "http_proxy", "grpc_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
 @pytest.fixture

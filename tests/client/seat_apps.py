@@ -4,6 +4,7 @@ It notes each training in the folder that SEAT_FOLDER names. A file `order` ther
 """
 
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,18 @@ def _obey(folder: Path) -> Failure | None:
     (folder / "order").unlink()
     if order == "die":
         os._exit(4)
+    if order.startswith("speak"):
+        print("printed \u2713")
+        print("on standard error", file=sys.stderr)
+        os.write(1, b"by a library\n")
+        os.write(2, b"and another")
+        if order == "speak, then die":
+            os._exit(4)
+        return None
+    if order == "shout":
+        for _ in range(1000):
+            os.write(2, b"x" * 4000 + b"\n")
+        return None
     if order == "raise":
         raise ValueError("as was asked")
     if order in ("loop", "loop, then linger"):

@@ -303,8 +303,11 @@ def test_workers_in_endless_loops_vanish_with_their_killed_parent(tmp_path: Path
 def test_a_script_that_starts_itself_again_in_its_workers_is_told_what_is_missing() -> None:
     command = [sys.executable, str(HERE / "unguarded_script.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=2 * DEADLINE_SECONDS, check=True)
-    assert 'put the call under: if __name__ == "__main__":' in done.stderr
-    assert done.stdout == "the worker process died (exit code 1)\n"
+    assert done.stdout == (
+        "the worker process died (exit code 1); it said last: fedlora.common.errors.RunError: a simulation was started "
+        'while its own workers were starting; put the call under: if __name__ == "__main__":\n'
+    )
+    assert "workers: fedlora.common.errors.RunError: a simulation was started" in done.stderr
 
 
 def test_there_are_never_more_workers_than_nodes() -> None:

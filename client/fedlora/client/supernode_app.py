@@ -9,16 +9,15 @@ import os
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message, MessageType
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 
-from fedlora.client.app import make_client_app
 from fedlora.client.limits import allowed_evaluation, allowed_training, allows_base_model
 from fedlora.client.site_file import SiteConfig, for_site, is_quiet, load_site, state_folder
 from fedlora.client.source import OwnSite, WorkbenchSource
-from fedlora.client.workbench import Workbench
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, FedloraError, ModelError, RunError
 from fedlora.common.messages import (
@@ -32,6 +31,10 @@ from fedlora.common.messages import (
 from fedlora.common.records import from_record, kind_of, to_record
 from fedlora.common.run_file import parse_toml
 from fedlora.common.run_folder import RUN_FILE
+from fedlora.training.bitsandbytes_door import spare_bitsandbytes
+
+if TYPE_CHECKING:
+    from fedlora.client.workbench import Workbench
 
 # Below Flower's own logger, which is what the SuperNode shows.
 logger = logging.getLogger(f"flwr.{__name__}")
@@ -76,6 +79,10 @@ def _answer(message: Message, context: Context) -> object:
         return Failure("quiet_hours", f"limits.quiet_hours = {site.limits.quiet_hours}: no training now")
     if site.worker.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = site.worker.gpu
+    spare_bitsandbytes()
+    # Here, because it imports PEFT.
+    from fedlora.client.app import make_client_app
+
     work = make_client_app(lambda: _load(run, site, path), key=f"{path} {run!r}", explain_failures=True)
     # A SuperNode of a Flower project may have a partition-id; a site is not a partition.
     return _allowed(work(message, replace(context, node_config={})), run, site)
@@ -95,7 +102,7 @@ def _run(message: Message) -> RunConfig:
     return parse_toml(str(record[RUN_FILE]), origin="the server's run")
 
 
-def _load(run: RunConfig, site: SiteConfig, path: Path) -> Workbench:
+def _load(run: RunConfig, site: SiteConfig, path: Path) -> "Workbench":
     """Return the workbench of this site.
 
     Raises:

@@ -15,6 +15,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedlora.client import interruption
+from fedlora.client.worker_output import write_into
 
 # Flower's codes for an error reply.
 APP_RAISED = 2
@@ -27,11 +28,16 @@ Request = tuple[Message, Context]
 Answer = tuple[Message, RecordDict]
 
 
-def serve(connection: Connection, make_app: Callable[[], ClientApp], environment: Mapping[str, str]) -> None:
+def serve(
+    connection: Connection, output: Connection, make_app: Callable[[], ClientApp], environment: Mapping[str, str]
+) -> None:
     """Answer each (message, context) from `connection` with (reply, the context's new state), until it closes.
 
-    `environment` is set first, such as the CUDA_VISIBLE_DEVICES that gives each worker a GPU of its own.
+    Standard output and error go into `output`. `environment` is set first, such as the CUDA_VISIBLE_DEVICES that gives
+    each worker a GPU of its own.
     """
+    with output:
+        write_into(output.fileno())
     os.environ.update(environment)
     # Ctrl-C reaches the whole process group; the parent decides what becomes of the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

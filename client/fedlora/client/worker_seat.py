@@ -47,9 +47,9 @@ class WorkerSeat:
             reply, state = worker.connection.recv()
         except (EOFError, OSError):
             with self._lock:
-                code = worker.end(is_dying=True) if not self._is_closed else None
+                death = worker.death() if not self._is_closed else "as it was ended"
                 self._worker = None
-            return Failure(WORKER_DIED, f"the worker process died (exit code {code})")
+            return Failure(WORKER_DIED, f"the worker process died {death}")
         if reply.has_error():
             died = reply.error.code == APP_DIED
             return Failure(WORKER_DIED if died else "internal", reply.error.reason or "")

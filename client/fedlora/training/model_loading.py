@@ -1,7 +1,6 @@
 """What loading a base model has in common, whatever it is for: files, types, quantisation, tokenizer, fingerprints."""
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from transformers import AutoTokenizer, BitsAndBytesConfig
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ModelError
 from fedlora.training import tasks
+from fedlora.training.bitsandbytes_door import use_bitsandbytes
 from fedlora.training.checkpoint import OPTIONS, Checkpoint
 from fedlora.training.devices import ALL_GPUS
 
@@ -61,6 +61,8 @@ def load_module(family: Any, checkpoint: Checkpoint, config: RunConfig, **settin
     section = config.model
     if section.quantization != "none":
         settings |= _quantised(section.quantization)
+    elif getattr(checkpoint.settings, "quantization_config", None) is not None:
+        use_bitsandbytes(why=f"model.name: {checkpoint.name}, a quantised checkpoint,")
     if config.train.device == ALL_GPUS and torch.cuda.is_available():
         settings["device_map"] = "balanced"
     model, info = family.from_pretrained(
@@ -146,7 +148,7 @@ def require_weights(checkpoint: Checkpoint, loading: Loading, names: Sequence[st
 
 def _quantised(quantization: str) -> dict[str, Any]:
     """Return what from_pretrained needs for frozen weights of 4 or 8 bits, which it puts where they will stay."""
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not use_bitsandbytes(why=f"model.quantization = {quantization!r}"):
         raise ModelError(
             f"model.quantization = {quantization!r} needs bitsandbytes: pip install 'fedlora[quantized]' on a machine "
             'with a CUDA GPU; or set it to "none"'

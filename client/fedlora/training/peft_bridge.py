@@ -25,6 +25,7 @@ from fedlora.adapters.settings import SHAPE_KEYS, plain_config
 from fedlora.common.config import LoraSection
 from fedlora.common.errors import AdapterError, ModelError
 from fedlora.training.base_weights import BaseWeights
+from fedlora.training.bitsandbytes_door import heed_bitsandbytes
 from fedlora.training.checkpoint import UNREADABLE, one_line
 
 # The query and value projections, as the families of transformers name them.
@@ -203,6 +204,7 @@ def add_lora(
         task_type=cast(Any, task_type),
         fan_in_fan_out=all(_is_transposed(layer) for layer in matched),
     )
+    heed_bitsandbytes()
     with _without_peft_warnings():
         peft_model = get_peft_model(cast(Any, module), peft_config)
     if not isinstance(peft_model, PeftModel):
@@ -220,6 +222,7 @@ def with_saved_adapter(module: nn.Module, folder: Path) -> PeftModel:
     Raises:
         AdapterError: the adapter is damaged, or of another model.
     """
+    heed_bitsandbytes()
     try:
         with _without_peft_warnings():
             return PeftModel.from_pretrained(cast(Any, module), str(folder)).eval()

@@ -7,11 +7,10 @@ import sys
 import warnings
 from pathlib import Path
 
-from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
-from peft.utils import load_peft_weights
 from torch import Tensor, nn
 
 from fedlora.adapters import Adapter, LoraLayer, open_adapter
+from fedlora.training.bitsandbytes_door import spare_bitsandbytes
 from fedlora.training.checkpoint import one_line
 
 
@@ -22,6 +21,10 @@ def peft_refusal(folder: Path) -> str:
     embedding layers of these shapes that have no memory, by the folder's configuration, and must then find each
     tensor of the folder a place, and for each place a tensor.
     """
+    # Here, because `main` has something to do before PEFT is imported.
+    from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
     try:
         adapter = open_adapter(folder)
         config = PeftConfig.from_pretrained(str(folder))
@@ -45,6 +48,7 @@ def peft_refusal(folder: Path) -> str:
 def main(folder: str) -> int:
     """Return the exit status for a folder; a refusal goes to stderr."""
     warnings.simplefilter("ignore")
+    spare_bitsandbytes()
     refusal = peft_refusal(Path(folder))
     if refusal:
         print(refusal, file=sys.stderr)

@@ -10,6 +10,7 @@ from fedlora.cli.adapters import adapters_app
 from fedlora.cli.client import client_app
 from fedlora.cli.data import data_app
 from fedlora.cli.server import server_app, sites_app
+from fedlora.training.bitsandbytes_door import bitsandbytes_spared
 
 app = typer.Typer(
     help="Federated LoRA fine-tuning: train adapters where the data are, average them with LoRA-FAIR's correction.",
@@ -179,7 +180,8 @@ def doctor(
 def main() -> None:
     """Run the command: exit 1 with one line for what a user can mend, a traceback for a bug."""
     try:
-        app()
+        with bitsandbytes_spared():
+            app()
     except Exception as error:
         from fedlora.common.errors import FedloraError
 

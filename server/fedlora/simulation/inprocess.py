@@ -88,7 +88,6 @@ def _gpus() -> list[str]:
 @dataclass(eq=False)
 class _Worker:
     running: WorkerProcess
-    environment: Mapping[str, str]
     message: Message | None = None
 
 
@@ -150,7 +149,7 @@ class InProcessGrid(PolledGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         while len(self._workers) < len(self._environments):
-            self._workers.append(self._start_worker(self._environments[len(self._workers)]))
+            self._workers.append(self._start_worker(len(self._workers)))
         message_ids = []
         for message in messages:
             self._num_messages += 1
@@ -168,8 +167,9 @@ class InProcessGrid(PolledGrid):
             self._collect(_POLL_SECONDS)
         return [self._replies.pop(message_id) for message_id in wanted if message_id in self._replies]
 
-    def _start_worker(self, environment: Mapping[str, str]) -> _Worker:
-        return _Worker(self._starter.start(self._make_app, environment), environment)
+    def _start_worker(self, place: int) -> _Worker:
+        name = f"worker {place + 1}" if len(self._environments) > 1 else "worker"
+        return _Worker(self._starter.start(self._make_app, self._environments[place], name=name))
 
     def _dispatch(self) -> None:
         """Give each idle worker the first waiting message whose node has no message at work."""
@@ -204,13 +204,14 @@ class InProcessGrid(PolledGrid):
 
     def _replace(self, worker: _Worker) -> None:
         """Start another process in the place of a dead one, and answer its message with an error."""
-        code = worker.running.end(is_dying=True)
+        death = worker.running.death()
         if worker.message is None:
             self._num_idle_deaths += 1
             if self._num_idle_deaths >= _MAX_IDLE_DEATHS:
-                raise RunError(f"workers die as they start (exit code {code}); see their output above")
+                raise RunError(f"workers die as they start {death}")
         else:
-            died = Error(APP_DIED, f"the worker process died (exit code {code})")
+            died = Error(APP_DIED, f"the worker process died {death}")
             reply = Message(died, reply_to=worker.message)
             self._replies[worker.message.metadata.message_id] = reply
-        self._workers[self._workers.index(worker)] = self._start_worker(worker.environment)
+        place = self._workers.index(worker)
+        self._workers[place] = self._start_worker(place)

@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedlora.common.errors import ConfigError
+from fedlora.training.bitsandbytes_door import spare_bitsandbytes
 
 # Flower and Ray otherwise report their use over the network, and Ray warns of what a later version will do.
 _ENVIRONMENT = {
@@ -82,6 +83,7 @@ class ResidentApp(ClientApp):
 def _resident_app(reference: Any) -> ClientApp:
     import ray
 
+    spare_bitsandbytes()
     make_client_app: Callable[[], ClientApp] = ray.get(reference)
     return make_client_app()
 

@@ -1,0 +1,87 @@
+"""Without quantisation no command imports bitsandbytes, however loud it is, and standard error stays empty."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+RunFile = Callable[..., Path]
+
+PACKAGE = """
+import atexit, os, pathlib, sys
+pathlib.Path(__file__).with_name("imported").touch()
+print("Failed to load CPU gemm_4bit_forward", file=sys.stderr)
+print("on standard output too")
+os.write(2, b"and a library's own words\\n")
+atexit.register(os.write, 2, b"goodbye\\n")
+__version__ = "0.50.0"
+"""
+
+
+@pytest.fixture
+def loud(tmp_path: Path) -> Path:
+    """Return the folder of a package of that name which says things, and notes there that it was imported."""
+    folder = tmp_path / "path" / "bitsandbytes"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(PACKAGE)
+    return folder
+
+
+def python(loud: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Return how Python ended with the loud package first on the path."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=loud.parents[1],
+        env=os.environ | {"PYTHONPATH": str(loud.parent)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_no_command_imports_it(loud: Path, run_file: RunFile) -> None:
+    run = run_file("federation.rounds=1")
+    for arguments in (
+        ("--help",),
+        ("plan", run),
+        ("simulate", run, "--out", "out", "--workers", "2"),
+        ("doctor", "out"),
+        ("export", "out", "--merge", "--out", "merged"),
+    ):
+        done = python(loud, "-m", "fedlora.cli", *arguments)
+        assert (done.returncode, done.stderr) == (0, ""), arguments
+        assert "on standard output too" not in done.stdout
+        assert not (loud / "imported").exists(), arguments
+    done = python(loud, "-m", "fedlora.training.peft_check", loud.parents[1] / "out" / "adapter")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_peft_learns_of_it_from_who_needs_it_and_code_of_the_users_own_may_import_it(loud: Path) -> None:
+    done = python(
+        loud,
+        "-c",
+        "from fedlora.training.bitsandbytes_door import heed_bitsandbytes, spare_bitsandbytes, use_bitsandbytes\n"
+        "spare_bitsandbytes()\n"
+        "import peft.helpers, peft.import_utils, sys\n"
+        "assert 'bitsandbytes' not in sys.modules and peft.helpers.bnb is None\n"
+        "import bitsandbytes\n"
+        "assert not peft.import_utils.is_bnb_available()\n"
+        "heed_bitsandbytes()\n"
+        "assert peft.import_utils.is_bnb_available() and peft.helpers.bnb is bitsandbytes\n"
+        "assert use_bitsandbytes(why='the test')\n",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_that_cannot_be_imported_is_one_line_for_who_needs_it(loud: Path) -> None:
+    (loud / "__init__.py").write_text("raise RuntimeError('built for\\nanother CUDA')")
+    lines = "from fedlora.training.bitsandbytes_door import use_bitsandbytes\n"
+    done = python(loud, "-c", f"{lines}use_bitsandbytes(why=\"model.quantization = '4bit'\")")
+    assert done.stderr.splitlines()[-1] == (
+        "fedlora.common.errors.ModelError: model.quantization = '4bit' needs bitsandbytes, which is installed and "
+        "cannot be imported here (RuntimeError: built for another CUDA); try: pip install --upgrade bitsandbytes"
+    )
