@@ -34,7 +34,8 @@ class SiteSection(Section):
 class SiteDataSection(Section):
     path: str = Field(
         min_length=1,
-        description="image folder, .npz, .csv, .jsonl, .json, .parquet, package:MODULE/FILE, datasets:NAME; never sent",
+        description="image folder, .npz, .csv, .tsv, .jsonl, .json, .parquet, package:MODULE/FILE, datasets:NAME; "
+        "never sent",
     )
     only_group: str | None = Field(None, description="of a source with groups: the examples of this one")
     test: Fraction | None = Field(None, description="share held out for the test, in place of the run's")

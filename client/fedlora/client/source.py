@@ -1,5 +1,6 @@
 """What a worker is given to build its workbench from. Light: whoever starts workers needs no torch for it."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,5 +72,16 @@ class WorkbenchSource:
         if self.site is not None:
             data = load_own_data(self.config, client=self.site.name, only_group=self.site.only_group)
             return Workbench(self.config, data, has_own_held_out=True, max_steps=self.site.max_steps, moments=moments)
-        data = self.data or load_federated_data(self.config)
+        data = self.data or _read_again(self.config)
         return Workbench(self.config, data, self.base_model, moments=moments)
+
+
+def _read_again(config: RunConfig) -> FederatedData:
+    """Return the run's data, without the warnings of which whoever started the workers has been told."""
+    data_logger = logging.getLogger("fedlora.training.data")
+    before = data_logger.level
+    data_logger.setLevel(logging.ERROR)
+    try:
+        return load_federated_data(config)
+    finally:
+        data_logger.setLevel(before)

@@ -15,6 +15,7 @@ import transformers
 
 from fedlora.common.config import CausalLm, RunConfig, SequenceClassification
 from fedlora.common.errors import DataError, ModelError
+from fedlora.common.spelling import spelled
 from fedlora.training.checkpoint import UNREADABLE, one_line, require_hub_id
 from fedlora.training.data import ClientData, Examples, FederatedData, equal_parts, load_federated_data
 from fedlora.training.data.examples import Conversation
@@ -100,6 +101,7 @@ def preview_data(config: RunConfig, *, client: str | None = None, num_examples: 
         FedloraError: the data cannot be used, or the tokenizer is missing or cannot render them.
     """
     data = load_federated_data(config)
+    client = None if client is None else spelled(client)
     if client is not None and client not in data.clients:
         raise DataError(f"--client: no client is named {client!r}; the run has {enumeration(data.clients)}")
     chosen = dict(data.clients) if client is None else {client: data.clients[client]}
@@ -159,7 +161,8 @@ def pieces_of(encoded: Encoded, tokenizer: Any) -> tuple[Piece, ...]:
 
 def _spread(clients: Mapping[str, ClientData], num_examples: int) -> tuple[Examples, np.ndarray]:
     """Return training examples, as many of each client and evenly spaced, and the name of each one's holder (n,)."""
-    holders = np.repeat(list(clients), [len(held.training) for held in clients.values()])
+    names = np.array(list(clients), dtype=np.object_)
+    holders = np.repeat(names, [len(held.training) for held in clients.values()])
     rows = equal_parts(holders, num_examples)
     begins = dict(zip(clients, np.cumsum([0, *(len(held.training) for held in clients.values())]), strict=False))
     parts = [held.training.take(rows[holders[rows] == name] - begins[name]) for name, held in clients.items()]

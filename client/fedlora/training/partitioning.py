@@ -12,11 +12,19 @@ Indices = npt.NDArray[np.int64]
 Partition = dict[str, Indices]
 
 
-def members(values: npt.NDArray[np.str_] | npt.NDArray[np.int64]) -> list[Indices]:
+def codes_of(values: npt.NDArray[np.generic]) -> Indices:
+    """Return the place of each of `values` (n,) in the sorted list of those that are distinct, (n,)."""
+    # Python's strings are sorted once each, not once for each example.
+    places = {value: place for place, value in enumerate(sorted(set(values.tolist())))}
+    return np.array([places[value] for value in values.tolist()], dtype=np.int64)
+
+
+def members(values: npt.NDArray[np.generic]) -> list[Indices]:
     """Return for each distinct value, in sorted order, the ascending indices at which it stands in `values` (n,)."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    return np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1) if len(values) else []
+    codes = codes_of(values)
+    order = np.argsort(codes, kind="stable")
+    ordered = codes[order]
+    return np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1) if len(codes) else []
 
 
 def client_names(num_clients: int) -> list[str]:
@@ -25,7 +33,7 @@ def client_names(num_clients: int) -> list[str]:
     return [f"client-{number:0{width}}" for number in range(1, num_clients + 1)]
 
 
-def partition_by_group(groups: npt.NDArray[np.str_]) -> Partition:
+def partition_by_group(groups: npt.NDArray[np.generic]) -> Partition:
     """Return one client for each natural group, under the group's name; `groups` (n,) names each example's.
 
     Raises:

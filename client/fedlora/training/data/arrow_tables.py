@@ -32,16 +32,21 @@ def read_parquet(path: Path) -> Table:
     except ImportError as error:
         raise DataError(f"{path}: a .parquet file needs pyarrow; pip install 'fedlora[parquet]'") from error
     try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: empty, no examples in it; fill it or remove it")
         with pq.ParquetFile(path) as file:
             rows = _placed(str(path), file.iter_batches())
-    except (OSError, pa.ArrowException) as error:
+    # ValueError and OverflowError: a time that Python has no value for.
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read ({_one_line(error)})") from error
     return Table(rows, sha256_of([path]))
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Return whether `save_to_disk` wrote this folder."""
-    return any((folder / file).is_file() for file in (_ONE, _SEVERAL))
+    """Return whether `save_to_disk` wrote this folder; these files alone also lie beside tables of other kinds."""
+    if (folder / _ONE).is_file():
+        return any(folder.glob("*.arrow"))
+    return (folder / _SEVERAL).is_file() and any(folder.glob(f"*/{_ONE}"))
 
 
 def read_saved_dataset(folder: Path) -> Table:
@@ -115,7 +120,7 @@ def _read(library: Any, origin: str, load: Callable[[], Any]) -> Table:
         rows = _placed(origin, batches, names)
     except library.exceptions.DatasetNotFoundError as error:
         raise _NotFoundError(f"{origin}: {_one_line(error)}") from error
-    except (OSError, ValueError, LookupError, library.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, OverflowError, LookupError, library.exceptions.DatasetsError) as error:
         raise DataError(f"{origin}: cannot be read ({_one_line(error)})") from error
     digest = hashlib.sha256()
     for placed in rows:

@@ -1,20 +1,26 @@
 """From the rows of a table to examples: the columns that the run file names."""
 
 import json
-import re
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from fedlora.common.config import DataSection
 from fedlora.common.errors import DataError
+from fedlora.common.spelling import spelled, visible, what_is_no_text
+from fedlora.training.data.bad_rows import for_each
 from fedlora.training.data.examples import Inputs, Row
 from fedlora.training.data.source import Source, enumeration
 from fedlora.training.data.tables import PlacedRow, Table
 
 _SHOWN_AT_MOST = 60
-_SURROGATE = re.compile("[\ud800-\udfff]")
+# What programs write where a value is missing, in whatever capitals; "none" may be a label, and "NA" a region.
+_MISSING = frozenset(("nan", "-nan", "null", "nat", "<na>", "n/a", "#n/a", "None"))
+_MISSING_LABELS = _MISSING | {"NA"}
+_REMEDY = "fill it in or remove the line"
+
+_WordsOfRow = tuple[str, str, str]
 
 
 def labelled_texts(table: Table, data: DataSection) -> Source:
@@ -23,10 +29,18 @@ def labelled_texts(table: Table, data: DataSection) -> Source:
     White space around all but the text is dropped.
 
     Raises:
-        DataError: a column or a value is missing, or is of another kind.
+        DataError: a column is missing, or values are missing or of another kind: how many, and the first of them.
     """
-    texts = [text_in(placed.row, data.text, key="data.text", where=placed.where) for placed in table.rows]
-    return with_columns(texts, table, data, label_key="data.label")
+    _require_columns(table, {"data.text": data.text})
+
+    def text(placed: PlacedRow) -> str:
+        return text_in(placed.row, data.text, key="data.text", where=placed.where)
+
+    if _lacking(table, columns := _word_columns(data, "data.label")):
+        for_each(table.rows, text)
+        _require_columns(table, columns)
+    found = for_each(table.rows, lambda placed: (text(placed), _words(placed, data, "data.label")))
+    return _source([given for given, _ in found], [words for _, words in found], table, data)
 
 
 def with_columns(inputs: Inputs, table: Table, data: DataSection, *, label_key: str | None) -> Source:
@@ -36,27 +50,47 @@ def with_columns(inputs: Inputs, table: Table, data: DataSection, *, label_key: 
         label_key: what names the labels' column, for errors; None to do without labels.
 
     Raises:
-        DataError: a column or a value is missing, or is of another kind.
+        DataError: a column is missing, or values are missing or of another kind: how many, and the first of them.
     """
-    nothing = np.full(len(table.rows), "", dtype=np.str_)
-    return Source(
-        inputs=inputs,
-        labels=nothing if label_key is None else _words(table.rows, data.label, label_key),
-        groups=nothing if data.group is None else _words(table.rows, data.group, "data.group"),
-        split_by=None if data.split_by is None else _words(table.rows, data.split_by, "data.split_by"),
-        fingerprint=table.fingerprint,
-    )
+    _require_columns(table, _word_columns(data, label_key))
+    return _source(inputs, for_each(table.rows, lambda placed: _words(placed, data, label_key)), table, data)
 
 
 def value_in(row: Row, column: str, *, key: str, where: str) -> object:
-    """Return a row's value in a column that is named by `key`.
+    """Return a row's value in a column that is named by `key`, in whichever form of Unicode either is written.
 
     Raises:
         DataError: there is no such column.
     """
-    if column not in row:
-        raise DataError(f"{where}: no column {column!r} ({key}); the columns are {enumeration(row)}")
-    return row[column]
+    if column in row:
+        return row[column]
+    for name, value in row.items():
+        if _is_called(name, column):
+            return value
+    raise DataError(f"{where}: no column {visible(column)} ({key}); the columns are {enumeration(row)}")
+
+
+def has_column(row: Row, column: str) -> bool:
+    """Return whether a row has a column, in whichever form of Unicode either is written."""
+    return column in row or any(_is_called(name, column) for name in row)
+
+
+def _is_called(name: object, column: str) -> bool:
+    return isinstance(name, str) and spelled(name) == spelled(column)
+
+
+def label_in(value: object, labels: Collection[str], what: str) -> str:
+    """Return a label as it is spelled: text, a whole number, true or false.
+
+    Args:
+        labels: the run's, where it names them; one of them counts, even if it is a word for a missing value.
+        what: names the value, for errors.
+
+    Raises:
+        DataError: it is missing, or of another kind.
+    """
+    missing = () if isinstance(value, str) and spelled(value) in labels else _MISSING_LABELS
+    return _word(value, what, missing=missing, remedy=f"{_REMEDY}, or name it in data.labels if it is a label")
 
 
 def text_in(row: Row, column: str, *, key: str, where: str) -> str:
@@ -74,25 +108,72 @@ def checked_text(value: object, what: str) -> str:
         raise DataError(f"{what} is empty; fill it in or remove the line")
     if not isinstance(value, str):
         raise DataError(f"{what} is {shown(value)}; expected text")
-    if _SURROGATE.search(value):
-        raise DataError(f"{what} has half a surrogate pair, which is no character; remove it")
+    if (fault := what_is_no_text(value)) is not None:
+        raise DataError(f"{what} has {fault}; remove it")
     return value
 
 
 def shown(value: object) -> str:
     """Return a value as JSON has it, cut where it is long."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (RecursionError, TypeError, ValueError):  # nested too deeply, a key of another kind, a number too long
+        return f"a {type(value).__name__}"
     return text if len(text) <= _SHOWN_AT_MOST else f"{text[:_SHOWN_AT_MOST]}..."
 
 
-def _words(rows: Iterable[PlacedRow], column: str, key: str) -> npt.NDArray[np.str_]:
-    """Return a column's values, (n,), as words: text without white space around it, whole numbers, true and false."""
-    words = []
-    for placed in rows:
-        value = value_in(placed.row, column, key=key, where=placed.where)
-        if isinstance(value, bool | int):
-            value = json.dumps(value)
-        if value is not None and not isinstance(value, str):
-            raise DataError(f"{placed.where}: {column!r} is {shown(value)}; expected text or a whole number")
-        words.append(checked_text(value, f"{placed.where}: {column!r}").strip())
-    return np.array(words, dtype=np.str_)
+def _require_columns(table: Table, columns: Mapping[str, str]) -> None:
+    """Refuse a table of which no row has one of the columns, by the key that names it."""
+    for key in _lacking(table, columns):
+        first = table.rows[0]
+        value_in(first.row, columns[key], key=key, where=first.where)
+
+
+def _lacking(table: Table, columns: Mapping[str, str]) -> list[str]:
+    """Return the keys of columns that no row has; of a column that only some lack, each of those is refused."""
+    return [key for key, column in columns.items() if not any(has_column(placed.row, column) for placed in table.rows)]
+
+
+def _word_columns(data: DataSection, label_key: str | None) -> dict[str, str]:
+    """Return the columns that hold words, by the keys that name them."""
+    named = {"data.group": data.group, "data.split_by": data.split_by}
+    if label_key is not None:
+        named = {label_key: data.label, **named}
+    return {key: column for key, column in named.items() if column is not None}
+
+
+def _words(placed: PlacedRow, data: DataSection, label_key: str | None) -> _WordsOfRow:
+    """Return a row's label, group and value to split by, "" for what is not asked for."""
+    found = dict.fromkeys(("label", "data.group", "data.split_by"), "")
+    for key, column in _word_columns(data, label_key).items():
+        value, what = value_in(placed.row, column, key=key, where=placed.where), f"{placed.where}: {column!r}"
+        if key == label_key:
+            found["label"] = label_in(value, data.labels, what)
+        else:
+            found[key] = _word(value, what, missing=_MISSING)
+    return found["label"], found["data.group"], found["data.split_by"]
+
+
+def _word(value: object, what: str, *, missing: Collection[str], remedy: str = _REMEDY) -> str:
+    if isinstance(value, bool | int):
+        value = _digits(value, what)
+    if isinstance(value, float) and math.isnan(value):
+        raise DataError(f"{what} is NaN, a missing value; {_REMEDY}")
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{what} is {shown(value)}; expected text or a whole number")
+    word = spelled(checked_text(value, what))
+    if word in missing or word.casefold() in missing:
+        raise DataError(f"{what} is {word!r}, which stands for a missing value; {remedy}")
+    return word
+
+
+def _digits(value: int, what: str) -> str:
+    try:
+        return json.dumps(value)
+    except ValueError as error:
+        raise DataError(f"{what} is a whole number of too many digits; expected a label") from error
+
+
+def _source(inputs: Inputs, words: list[_WordsOfRow], table: Table, data: DataSection) -> Source:
+    labels, groups, values = (np.array([row[place] for row in words], dtype=np.object_) for place in range(3))
+    return Source(inputs, labels, groups, None if data.split_by is None else values, table.fingerprint)

@@ -6,8 +6,10 @@ from typing import Literal
 
 from fedlora.common.config import DataSection
 from fedlora.common.errors import DataError
+from fedlora.training.data.bad_rows import for_each
 from fedlora.training.data.columns import checked_text, shown, text_in, value_in
 from fedlora.training.data.examples import Conversation, Row, Turn
+from fedlora.training.data.json_values import json_value
 from fedlora.training.data.source import enumeration
 from fedlora.training.data.tables import Table
 
@@ -22,11 +24,11 @@ def conversations_of(table: Table, data: DataSection) -> list[Conversation]:
     """Return a conversation for each row, all of the format of `data`, or with "auto" of that of the first row.
 
     Raises:
-        DataError: the format cannot be told, or a row is malformed: which, and what is wrong with it.
+        DataError: the format cannot be told, or rows are malformed: how many, and what is wrong with the first.
     """
     first = table.rows[0]
     read = _FORMATS[format_of(first.row, data, where=first.where)]
-    return [read(placed.row, data, placed.where) for placed in table.rows]
+    return for_each(table.rows, lambda placed: read(placed.row, data, placed.where))
 
 
 def conversation_of(row: Row, data: DataSection, *, where: str) -> Conversation:
@@ -146,7 +148,7 @@ def _list_in(row: Row, column: str, *, key: str, where: str) -> Sequence[object]
     value = value_in(row, column, key=key, where=where)
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value)
+            value = json_value(value)
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{where}: {column!r} is not JSON ({error.msg}, character {error.pos + 1}); expected a list of messages"
@@ -160,7 +162,7 @@ def _as_list(value: object) -> Sequence[object] | None:
     """Return a list, or the messages that a text holds as JSON; None for any other text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
+            value = json_value(value)
         except json.JSONDecodeError:
             return None
         if not (isinstance(value, list) and value and all(isinstance(item, dict) and "role" in item for item in value)):

@@ -7,8 +7,14 @@ from typing import Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from fedlora.common.spelling import spelled
+
+# Python's own strings where they come from data: in an array of fixed width, one long word widens all others.
+Words = npt.NDArray[np.str_ | np.object_]
 Images = npt.NDArray[np.uint8]
 Row = Mapping[str, object]
+
+_MOST_DIGITS = 100
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,17 @@ def inputs_at(inputs: Inputs, indices: npt.NDArray[np.int64]) -> Inputs:
     return cast(Inputs, [inputs[index] for index in indices]) if isinstance(inputs, list) else inputs[indices]
 
 
+def words_of(values: Iterable[str]) -> Words:
+    """Return words, (n,), as they are spelled, equal ones as one object."""
+    as_spelled: dict[str, str] = {}
+    spelt: dict[str, str] = {}
+    for value in (words := list(values)):
+        if value not in spelt:
+            word = spelled(value)
+            spelt[value] = as_spelled.setdefault(word, word)
+    return np.array([spelt[value] for value in words], dtype=np.object_)
+
+
 @dataclass(frozen=True, eq=False)
 class Examples:
     """Labelled examples.
@@ -55,7 +72,7 @@ class Examples:
 
     inputs: Inputs
     labels: npt.NDArray[np.int64]
-    groups: npt.NDArray[np.str_]
+    groups: Words
 
     def __post_init__(self) -> None:
         if not len(self.inputs) == len(self.labels) == len(self.groups):
@@ -102,6 +119,11 @@ class FederatedData:
 def sorted_vocabulary(labels: Iterable[str]) -> tuple[str, ...]:
     """Return the distinct labels in order: as numbers where all are whole numbers, else as text."""
     distinct = set(labels)
-    if all(label.removeprefix("-").isdecimal() and label.isascii() for label in distinct):
+    if all(map(_is_whole_number, distinct)):
         return tuple(sorted(distinct, key=lambda label: (int(label), label)))
     return tuple(sorted(distinct))
+
+
+def _is_whole_number(label: str) -> bool:
+    # Python makes no number of more than a few thousand digits, and so many are no count of anything.
+    return label.removeprefix("-").isdecimal() and label.isascii() and len(label) <= _MOST_DIGITS

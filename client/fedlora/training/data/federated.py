@@ -9,12 +9,13 @@ import numpy.typing as npt
 from fedlora.common.config import BySize, Dirichlet, Iid, LabelShards, PartitionSection, RunConfig
 from fedlora.common.errors import DataError
 from fedlora.common.random_streams import stream
-from fedlora.training.data.examples import ClientData, Examples, FederatedData
+from fedlora.training.data.examples import ClientData, Examples, FederatedData, Words
 from fedlora.training.data.run_source import read_source, vocabulary_of
-from fedlora.training.data.source import Source, enumeration
-from fedlora.training.data.splits import Mask, Strings, held_out_rows, held_out_values
+from fedlora.training.data.source import Source, checked_groups, enumeration
+from fedlora.training.data.splits import Mask, held_out_rows, held_out_values
 from fedlora.training.partitioning import (
     Partition,
+    codes_of,
     partition_by_group,
     partition_by_size,
     partition_dirichlet,
@@ -35,11 +36,12 @@ def load_federated_data(config: RunConfig) -> FederatedData:
     """
     deals_by_label = isinstance(config.partition, Dirichlet | LabelShards)
     source = read_source(config.data.path, config, deals_by_label=deals_by_label)
+    source = checked_groups(source, origin=config.data.path)
     vocabulary = vocabulary_of(source, config)
     examples = source.examples(vocabulary, origin=config.data.path)
     fingerprint = source.fingerprint
     if isinstance(config.data.test, str):
-        given = read_source(config.data.test, config)
+        given = checked_groups(read_source(config.data.test, config), origin=config.data.test)
         _refuse_shared_values(source, given, config)
         test = given.examples(vocabulary, origin=config.data.test)
         training_rows = np.arange(len(examples))
@@ -49,7 +51,7 @@ def load_federated_data(config: RunConfig) -> FederatedData:
         test = examples.take(np.flatnonzero(in_test))
         training_rows = np.flatnonzero(~in_test)
     # Without a vocabulary too, the examples can be dealt out by a column of labels.
-    labels = examples.labels if vocabulary else np.unique(source.labels, return_inverse=True)[1]
+    labels = examples.labels if vocabulary else codes_of(source.labels)
     dealt = partition(labels[training_rows], examples.groups[training_rows], config.partition, seed=config.run.seed)
     clients = deal_out(
         examples,
@@ -61,7 +63,7 @@ def load_federated_data(config: RunConfig) -> FederatedData:
     return FederatedData(vocabulary, clients, test.by_label(), fingerprint)
 
 
-def partition(labels: npt.NDArray[np.int64], groups: Strings, section: PartitionSection, *, seed: int) -> Partition:
+def partition(labels: npt.NDArray[np.int64], groups: Words, section: PartitionSection, *, seed: int) -> Partition:
     """Return which client holds which of n examples with these labels (n,) and groups (n,).
 
     Raises:
@@ -86,7 +88,7 @@ def partition(labels: npt.NDArray[np.int64], groups: Strings, section: Partition
 
 
 def deal_out(
-    examples: Examples, parts: Partition, split_by: Strings | None, *, validation: float, seed: int
+    examples: Examples, parts: Partition, split_by: Words | None, *, validation: float, seed: int
 ) -> Mapping[str, ClientData]:
     """Return each client's examples, divided into those for training and those for its own validation.
 
@@ -97,7 +99,8 @@ def deal_out(
         validation: each client's share.
     """
     held = np.concatenate(list(parts.values()))
-    holders = np.repeat(list(parts), [len(rows) for rows in parts.values()])
+    names = np.array(list(parts), dtype=np.object_)
+    holders = np.repeat(names, [len(rows) for rows in parts.values()])
     values = None if split_by is None else split_by[held]
     in_validation = np.zeros(len(examples), dtype=np.bool_)
     in_validation[held] = _validation_mask(holders, values, fraction=validation, seed=seed)
@@ -110,7 +113,7 @@ def deal_out(
     }
 
 
-def _validation_mask(clients: Strings, split_by: Strings | None, *, fraction: float, seed: int) -> Mask:
+def _validation_mask(clients: Words, split_by: Words | None, *, fraction: float, seed: int) -> Mask:
     """Return which examples are held back for validation; `clients` (n,) names each example's holder."""
     if split_by is not None:
         random = stream(seed, purpose="data.validation")
@@ -134,7 +137,7 @@ def test_mask(source: Source, *, fraction: float, seed: int) -> Mask:
     if fraction > 0 and not in_test.any():
         raise DataError(
             f"data.test = {fraction:g} holds out none of the {len(in_test)} examples of "
-            f"{len(np.unique(source.groups))} groups; raise it, or set data.test = 0 for no test set"
+            f"{len(set(source.groups.tolist()))} groups; raise it, or set data.test = 0 for no test set"
         )
     return in_test
 
@@ -142,7 +145,7 @@ def test_mask(source: Source, *, fraction: float, seed: int) -> Mask:
 def _refuse_shared_values(source: Source, test: Source, config: RunConfig) -> None:
     if source.split_by is None or test.split_by is None:
         return
-    if shared := np.intersect1d(source.split_by, test.split_by).tolist():
+    if shared := sorted(set(source.split_by.tolist()) & set(test.split_by.tolist())):
         raise DataError(
             f"{config.data.test}: values of {config.data.split_by!r} (data.split_by) that are in the training set too: "
             f"{enumeration(shared)}; keep each value in one of the two"

@@ -11,6 +11,8 @@ from PIL import Image
 
 from fedlora.common.config import DataSection
 from fedlora.common.errors import DataError
+from fedlora.common.spelling import checked_names
+from fedlora.training.data.columns import label_in
 from fedlora.training.data.conversations import conversation_of, plain_text, prompt_and_answer
 from fedlora.training.data.examples import (
     Conversation,
@@ -19,9 +21,12 @@ from fedlora.training.data.examples import (
     Images,
     Inputs,
     Row,
+    Words,
     sorted_vocabulary,
+    words_of,
 )
 from fedlora.training.data.federated import deal_out
+from fedlora.training.data.labelled_rows import label_names_of, labelled_row
 from fedlora.training.data.pictures import eight_bit, same_channels, square
 from fedlora.training.data.source import checked_vocabulary, label_indices
 from fedlora.training.partitioning import members
@@ -36,11 +41,17 @@ Kind = Literal["image_classification", "sequence_classification", "causal_lm", "
 
 @dataclass(frozen=True)
 class Given:
-    """An example as the user gave it; `where` names it in errors."""
+    """An example as the user gave it.
+
+    Attributes:
+        where: names it in errors.
+        label_names: of a row whose label is a number, what the number stands for, if its data set says so.
+    """
 
     where: str
     group: str
     example: Any
+    label_names: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,8 @@ def federated_data_from(
     `datasets`, or a torch data set that leaves its pictures as they are. An example is
 
     - for a classification a pair of an input and its label. An input is a text, a Pillow picture, or a uint8 array
-      (height, width) or (height, width, 3);
+      (height, width) or (height, width, 3). Or a mapping with the columns of `data`, such as a row of `datasets`,
+      pictures in the column "image" or "img";
     - for a language model a pair (prompt, answer) of texts or of lists of messages, a text, a `Conversation`, or a
       mapping with the columns of one of the formats of files;
     - for a task of one's own any mapping, or a pair as for a classification.
@@ -79,7 +91,7 @@ def federated_data_from(
         clients: each client's data set, by the client's name.
         test: the held-out set; or several by name, which is then the group under which their scores are reported.
         kind: the run's task.kind; None stands for a classification.
-        data: the run's section, which names the columns of mappings for a language model.
+        data: the run's section, which names the columns of mappings.
         labels: the vocabulary; a label that is a number is an index into it. Without it, the vocabulary is what the
             clients have, numbers in the order of their value.
         image_size: pixels; pictures are resized to a square of it. Not needed for texts.
@@ -92,21 +104,27 @@ def federated_data_from(
         ValueError: pictures without `image_size`.
     """
     _require_examples(clients)
+    columns = data or DataSection()
     training_given = [
-        given for name, data_set in clients.items() for given in _given(data_set, f"client {name!r}", name)
+        given
+        for name, data_set in clients.items()
+        for given in _given(data_set, f"client {name!r}", name, columns.label)
     ]
     tests = test if isinstance(test, Mapping) else {"": test}
-    test_given = [given for name, data_set in tests.items() for given in _given(data_set, f"test set {name!r}", name)]
+    test_given = [
+        given
+        for name, data_set in tests.items()
+        for given in _given(data_set, f"test set {name!r}", name, columns.label)
+    ]
     vocabulary: tuple[str, ...] = ()
     if kind == "causal_lm":
-        columns = data or DataSection()
         conversations = [_conversation(given, columns) for given in (*training_given, *test_given)]
         training, held_out = _without_labels(conversations, training_given, test_given)
     elif kind == "own" and isinstance(training_given[0].example, Mapping):
         rows = [_row(given) for given in (*training_given, *test_given)]
         training, held_out = _without_labels(rows, training_given, test_given)
     else:
-        vocabulary, training, held_out = _labelled(training_given, test_given, labels, image_size=image_size)
+        vocabulary, training, held_out = _labelled(training_given, test_given, labels, columns, image_size=image_size)
     parts = {str(training.groups[rows[0]]): rows for rows in members(training.groups)}
     return FederatedData(
         labels=vocabulary,
@@ -117,14 +135,19 @@ def federated_data_from(
 
 
 def _labelled(
-    training: list[Given], test: list[Given], labels: Sequence[str] | None, *, image_size: int | None
+    training: list[Given],
+    test: list[Given],
+    labels: Sequence[str] | None,
+    columns: DataSection,
+    *,
+    image_size: int | None,
 ) -> tuple[tuple[str, ...], Examples, Examples]:
     """Return the vocabulary, and the examples of the clients and of the test set with their labels."""
-    pairs = [_pair(given) for given in (*training, *test)]
-    words = [_word(pair, labels) for pair in pairs]
+    pairs = [_pair(given, columns) for given in (*training, *test)]
+    named = None if labels is None else checked_vocabulary(tuple(labels), origin="labels")
+    words = [_word(pair, named) for pair in pairs]
     split = len(training)
-    vocabulary = tuple(labels) if labels is not None else sorted_vocabulary(words[:split])
-    checked_vocabulary(vocabulary, origin="the clients")
+    vocabulary = named or checked_vocabulary(sorted_vocabulary(words[:split]), origin="the clients")
     inputs = _inputs(pairs, image_size=image_size)
     of_clients = label_indices(words[:split], vocabulary, origin="the clients")
     of_test = label_indices(words[split:], vocabulary, origin="the test set")
@@ -146,8 +169,8 @@ def _without_labels(
     )
 
 
-def _groups(given: list[Given]) -> npt.NDArray[np.str_]:
-    return np.array([one.group for one in given], dtype=np.str_)
+def _groups(given: list[Given]) -> Words:
+    return words_of(one.group for one in given)
 
 
 def _conversation(given: Given, columns: DataSection) -> Conversation:
@@ -184,15 +207,23 @@ def unlabelled(inputs: Sequence[Input], *, image_size: int | None) -> Examples:
     return Examples(_inputs(pairs, image_size=image_size), labels, np.full(len(pairs), "", dtype=np.str_))
 
 
-def _given(data_set: Dataset, origin: str, group: str) -> list[Given]:
+def _given(data_set: Dataset, origin: str, group: str, label: str) -> list[Given]:
+    """Return the examples of a data set; of one of the library `datasets` with the names of its column `label`."""
+    names = label_names_of(data_set, label)
     # By number: a torch data set need not end an iteration.
-    return [Given(f"{origin}, example {index}", group, data_set[index]) for index in range(len(data_set))]
+    return [Given(f"{origin}, example {index}", group, data_set[index], names) for index in range(len(data_set))]
 
 
-def _pair(given: Given) -> Pair:
+def _pair(given: Given, columns: DataSection) -> Pair:
     example = given.example
+    if isinstance(example, Mapping):
+        found = labelled_row(example, columns, given.label_names, where=given.where)
+        return Pair(given.where, given.group, *found)
     if not isinstance(example, tuple | list) or len(example) != 2:
-        raise DataError(f"{given.where}: a {type(example).__name__}; expected a pair (input, label)")
+        raise DataError(
+            f"{given.where}: a {type(example).__name__}; expected a pair (input, label), or a mapping with the columns "
+            f"{columns.text!r} and {columns.label!r}"
+        )
     return Pair(given.where, given.group, *example)
 
 
@@ -200,18 +231,27 @@ def _require_examples(clients: Mapping[str, Dataset]) -> None:
     if not clients:
         raise DataError("no client; expected a data set for each client's name")
     for name, data_set in clients.items():
+        if not hasattr(data_set, "__len__") or (isinstance(data_set, Mapping) and 0 not in data_set):
+            raise DataError(
+                f"client {name!r} has a {type(data_set).__name__}; expected a data set, with a length and examples "
+                "under 0, 1, 2 ...; of several splits give one"
+            )
         if len(data_set) == 0:
             raise DataError(f"client {name!r} has no examples; remove it, or give it some")
+    try:
+        checked_names(tuple(clients))
+    except ValueError as error:
+        raise DataError(f"clients {error}") from error
 
 
 def _word(pair: Pair, labels: Sequence[str] | None) -> str:
     """Return the pair's label as a word of the vocabulary."""
     if isinstance(pair.label, str):
-        return pair.label
+        return label_in(pair.label, labels or (), f"{pair.where}: the label")
     if not isinstance(pair.label, int | np.integer):
         raise DataError(f"{pair.where}: a label of type {type(pair.label).__name__}; expected int or str")
     if labels is None:
-        return str(int(pair.label))
+        return label_in(int(pair.label), (), f"{pair.where}: the label")
     if not 0 <= pair.label < len(labels):
         raise DataError(f"{pair.where}: label {pair.label}; expected 0 to {len(labels) - 1}, an index into labels")
     return labels[int(pair.label)]

@@ -6,10 +6,11 @@ import numpy as np
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import DataError
+from fedlora.common.spelling import spelled, visible
 from fedlora.training.data.examples import FederatedData
 from fedlora.training.data.federated import deal_out, test_mask
 from fedlora.training.data.run_source import read_source, vocabulary_of
-from fedlora.training.data.source import Source
+from fedlora.training.data.source import NAMED_AT_MOST, Source, checked_groups
 
 
 def load_own_data(config: RunConfig, *, client: str, only_group: str | None = None) -> FederatedData:
@@ -25,9 +26,9 @@ def load_own_data(config: RunConfig, *, client: str, only_group: str | None = No
     Raises:
         DataError: a source that cannot be used, an unknown group, or a label that the run does not have.
     """
-    source = read_source(config.data.path, config)
+    source = checked_groups(read_source(config.data.path, config), origin=config.data.path)
     if only_group is not None:
-        source = _of_group(source, only_group, origin=config.data.path)
+        source = _of_group(source, spelled(only_group), origin=config.data.path)
     vocabulary = vocabulary_of(source, config)
     examples = source.examples(vocabulary, origin=config.data.path)
     fraction = config.data.test if isinstance(config.data.test, float) else 0.0
@@ -46,6 +47,7 @@ def load_own_data(config: RunConfig, *, client: str, only_group: str | None = No
 def _of_group(source: Source, group: str, *, origin: str) -> Source:
     rows = np.flatnonzero(source.groups == group)
     if len(rows) == 0:
-        found = ", ".join(sorted(set(source.groups.tolist()))[:8]) or "none"
-        raise DataError(f"{origin}: no group {group!r} (data.only_group); the groups are {found}")
+        names = sorted(set(source.groups.tolist()) - {""})
+        found = ", ".join(visible(name).strip("'") for name in names[:NAMED_AT_MOST]) or "none"
+        raise DataError(f"{origin}: no group {visible(group)} (data.only_group); the groups are {found}")
     return source.take(rows, fingerprint=hashlib.sha256(f"{source.fingerprint} {group}".encode()).hexdigest())

@@ -2,6 +2,8 @@
 
 import glob
 import hashlib
+import itertools
+import logging
 from pathlib import Path
 
 from fedlora.common.config import CausalLm, ImageClassification, OwnTask, RunConfig, SequenceClassification
@@ -17,13 +19,16 @@ from fedlora.training.data.conversations import conversations_of
 from fedlora.training.data.examples import Row
 from fedlora.training.data.image_archive import read_image_archive
 from fedlora.training.data.image_folder import read_image_folder
-from fedlora.training.data.source import Source
+from fedlora.training.data.litter import METADATA, without_litter
+from fedlora.training.data.source import Source, checked_vocabulary, enumeration
 from fedlora.training.data.tables import Table, read_text_table
 from fedlora.training.resources import DATASETS_PREFIX, resolve_path
 
-TABLE_SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+TABLE_SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".tsv", ".tsv.gz", ".parquet")
 
 _OWN_IMAGE_SIZE = 224
+
+logger = logging.getLogger(__name__)
 
 
 def read_source(name: str, config: RunConfig, *, deals_by_label: bool = False) -> Source:
@@ -67,7 +72,9 @@ def vocabulary_of(source: Source, config: RunConfig) -> tuple[str, ...]:
     )
     if not has_labels:
         return ()
-    return config.data.labels or source.vocabulary(config.data.path)
+    if config.data.labels:
+        return checked_vocabulary(config.data.labels, origin="data.labels")
+    return source.vocabulary(config.data.path)
 
 
 def _located(name: str) -> Path | list[Path] | str:
@@ -77,9 +84,16 @@ def _located(name: str) -> Path | list[Path] | str:
     found = resolve_path(name, error=DataError)
     if isinstance(found, Path):
         return found
-    if files := [Path(file) for file in sorted(glob.glob(str(Path(name).expanduser()), recursive=True))]:
+    if files := _fitting(Path(name).expanduser()):
         return files
     raise DataError(f"{name}: no such file or folder (looked in {Path.cwd()})")
+
+
+def _fitting(pattern: Path) -> list[Path]:
+    """Return the files and folders that fit a pattern, without litter where they fit its wildcards."""
+    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    found = sorted(Path(file) for file in glob.glob(str(pattern), recursive=True))
+    return without_litter(found, below=fixed)
 
 
 def _is_table(path: Path) -> bool:
@@ -87,14 +101,26 @@ def _is_table(path: Path) -> bool:
 
 
 def _tables_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _is_table(path))
+    try:
+        found = sorted(path for path in folder.iterdir() if _is_table(path))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+    return without_litter(found, below=folder)
+
+
+def _without_metadata(paths: list[Path], *, of: str) -> list[Path]:
+    """Return the paths without files that describe a data set and hold no rows; warns of these."""
+    left_out = [path.name for path in paths if path.name in METADATA]
+    if left_out and len(left_out) < len(paths):
+        logger.warning("%s: left out what describes a data set and holds no rows: %s", of, enumeration(left_out))
+    return [path for path in paths if path.name not in METADATA]
 
 
 def _is_pictures(found: Path | list[Path] | str) -> bool:
     if not isinstance(found, Path):
         return False
     if found.is_dir():
-        return not is_saved_dataset(found) and not _tables_in(found)
+        return not is_saved_dataset(found) and not any(path.name not in METADATA for path in _tables_in(found))
     return found.name.lower().endswith(".npz")
 
 
@@ -115,11 +141,15 @@ def _table(name: str, found: Path | list[Path] | str, config: RunConfig) -> Tabl
     if isinstance(found, Path) and found.is_dir() and is_saved_dataset(found):
         return read_saved_dataset(found)
     if isinstance(found, Path):
-        found = _tables_in(found) if found.is_dir() else [found]
-    if not found or not all(map(_is_table, found)):
+        found = _without_metadata(_tables_in(found), of=name) if found.is_dir() else [found]
+    elif len(found) > 1:
+        found = _without_metadata(found, of=name)
+    others = [path for path in found if not _is_table(path)]
+    if others or not found:
         is_pictures = _is_pictures(_located(name)) and not isinstance(config.task, OwnTask)
         other = 'holds pictures; set task.kind = "image_classification", or name' if is_pictures else "expected"
-        raise DataError(f"{name}: {other} a file in {', '.join(TABLE_SUFFIXES)}")
+        which = f"{name} ({others[0].name})" if others and len(found) > 1 else name
+        raise DataError(f"{which}: {other} a file in {', '.join(TABLE_SUFFIXES)}")
     tables = [read_parquet(path) if path.name.lower().endswith(".parquet") else read_text_table(path) for path in found]
     if len(tables) == 1:
         return tables[0]

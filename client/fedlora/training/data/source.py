@@ -1,5 +1,6 @@
 """A source as it was read: examples whose labels are still words, before anything is split or dealt out."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fedlora.common.errors import DataError
-from fedlora.training.data.examples import Examples, Inputs, inputs_at, sorted_vocabulary
+from fedlora.common.spelling import checked_names, near_twins, nearest_twin, visible, what_is_no_text
+from fedlora.training.data.examples import Examples, Inputs, Words, inputs_at, sorted_vocabulary, words_of
+
+logger = logging.getLogger(__name__)
 
 NAMED_AT_MOST = 8
+_LONGEST_NAME = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,17 +24,22 @@ class Source:
 
     Attributes:
         inputs: pictures (n, height, width, channels) uint8; or n texts, conversations, or rows.
-        labels: (n,), each example's label as a word; "" where it has none.
+        labels: (n,), each example's label as a word; "" where it has none. Words are held as they are spelled.
         groups: (n,), each example's natural group, "" where there is none.
         split_by: (n,), the values that must not be on both sides of a split; None without such a column.
         fingerprint: hex sha256 over the content.
     """
 
     inputs: Inputs
-    labels: npt.NDArray[np.str_]
-    groups: npt.NDArray[np.str_]
-    split_by: npt.NDArray[np.str_] | None
+    labels: Words
+    groups: Words
+    split_by: Words | None
     fingerprint: str
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "groups", "split_by"):
+            if (words := getattr(self, name)) is not None:
+                object.__setattr__(self, name, words_of(words.tolist()))
 
     def vocabulary(self, origin: Path | str) -> tuple[str, ...]:
         """Return the sorted labels.
@@ -37,7 +47,7 @@ class Source:
         Raises:
             DataError: fewer than two labels.
         """
-        return checked_vocabulary(sorted_vocabulary(np.unique(self.labels).tolist()), origin=origin)
+        return checked_vocabulary(sorted_vocabulary(self.labels.tolist()), origin=origin)
 
     def examples(self, vocabulary: tuple[str, ...], *, origin: Path | str) -> Examples:
         """Return the examples, their labels as indices into `vocabulary`.
@@ -58,11 +68,39 @@ class Source:
 
 
 def checked_vocabulary(labels: tuple[str, ...], *, origin: Path | str) -> tuple[str, ...]:
-    """Return `labels`, which must be two at least to tell apart."""
-    if len(labels) < 2:
-        found = f"only the label {labels[0]!r}" if labels else "no label"
+    """Return `labels` as they are spelled, which must be two at least to tell apart; warns of those that look alike.
+
+    Raises:
+        DataError: fewer than two, an empty one, or two that read the same.
+    """
+    try:
+        words = checked_names(labels)
+    except ValueError as error:
+        raise DataError(f"{origin} {error}") from error
+    if len(words) < 2:
+        found = f"only the label {visible(words[0])}" if words else "no label"
         raise DataError(f"{origin}: {found}; a classification needs at least two labels")
-    return labels
+    warn_of_twins(words, origin=origin, what="labels", remedy="write each label in one way if they are the same")
+    return words
+
+
+def warn_of_twins(words: Iterable[str], *, origin: Path | str, what: str, remedy: str) -> None:
+    """Warn of words that look alike or read the same, which are kept apart."""
+    alike = [" and ".join(_quoted(word) for word in twins) for twins in near_twins(words)]
+    if alike:
+        shown = "; ".join(alike[:NAMED_AT_MOST])
+        more = f"; and {len(alike) - NAMED_AT_MOST} more" if len(alike) > NAMED_AT_MOST else ""
+        logger.warning("%s: %s that look alike are kept apart (%s%s); %s", origin, what, shown, more, remedy)
+
+
+def checked_groups(source: Source, *, origin: Path | str) -> Source:
+    """Return the source, whose groups must be text; warns of those that look alike."""
+    names = sorted(set(source.groups.tolist()))
+    for name in names:
+        if (fault := what_is_no_text(name)) is not None:
+            raise DataError(f"{origin}: the group {visible(name)} has {fault}; rename it")
+    warn_of_twins(names, origin=origin, what="groups", remedy="write each group in one way if they are the same")
+    return source
 
 
 def label_indices(labels: list[str], vocabulary: tuple[str, ...], *, origin: Path | str) -> npt.NDArray[np.int64]:
@@ -73,15 +111,24 @@ def label_indices(labels: list[str], vocabulary: tuple[str, ...], *, origin: Pat
     """
     index_of = {label: index for index, label in enumerate(vocabulary)}
     if unknown := sorted({label for label in labels if label not in index_of}):
+        twins = ((label, nearest_twin(label, vocabulary)) for label in unknown[:NAMED_AT_MOST])
+        if (alike := next(((label, twin) for label, twin in twins if twin is not None), None)) is not None:
+            remedy = f"{visible(alike[0])} looks like {visible(alike[1])} and is another label; write both in one way"
+        else:
+            remedy = "remove those examples, or add such labels to the training examples"
         raise DataError(
             f"{origin}: labels that are not in the run's vocabulary: {enumeration(unknown)}; it has "
-            f"{enumeration(vocabulary)}; remove those examples, or add such labels to the training examples"
+            f"{enumeration(vocabulary)}; {remedy}"
         )
     return np.array([index_of[label] for label in labels], dtype=np.int64)
 
 
 def enumeration(names: Iterable[str]) -> str:
     """Return names in words, quoted, and how many more there are beyond the first few."""
-    quoted = [repr(name) for name in names]
+    quoted = [_quoted(str(name)) for name in names]
     shown = ", ".join(quoted[:NAMED_AT_MOST])
     return shown if len(quoted) <= NAMED_AT_MOST else f"{shown} and {len(quoted) - NAMED_AT_MOST} more"
+
+
+def _quoted(name: str) -> str:
+    return visible(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}...")

@@ -6,13 +6,13 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from fedlora.training.partitioning import Indices, members
+from fedlora.training.data.examples import Words
+from fedlora.training.partitioning import Indices, codes_of, members
 
-Strings = npt.NDArray[np.str_]
 Mask = npt.NDArray[np.bool_]
 
 
-def held_out_rows(strata: Strings, *, fraction: float, generator_of: Callable[[str], np.random.Generator]) -> Mask:
+def held_out_rows(strata: Words, *, fraction: float, generator_of: Callable[[str], np.random.Generator]) -> Mask:
     """Return which examples are held out: of each stratum `fraction`, rounded half up, and never all of it.
 
     Args:
@@ -26,7 +26,7 @@ def held_out_rows(strata: Strings, *, fraction: float, generator_of: Callable[[s
     return held_out
 
 
-def held_out_values(strata: Strings, values: Strings, *, fraction: float, random: np.random.Generator) -> Mask:
+def held_out_values(strata: Words, values: Words, *, fraction: float, random: np.random.Generator) -> Mask:
     """Return which examples are held out, so that all with one value are on the same side, whatever their stratum.
 
     Values are visited in random order. One is held out if that brings every stratum that has it nearer to its
@@ -36,7 +36,8 @@ def held_out_values(strata: Strings, values: Strings, *, fraction: float, random
         strata: (n,), the stratum of each example: its group or its client.
         values: (n,), what must not be on both sides, such as a patient.
     """
-    _, stratum_of, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    stratum_of = codes_of(strata)
+    sizes = np.bincount(stratum_of)
     held = np.zeros(len(sizes), dtype=np.int64)
     held_out = np.zeros(len(strata), dtype=np.bool_)
     rows_of_values = members(values)
@@ -50,7 +51,7 @@ def held_out_values(strata: Strings, values: Strings, *, fraction: float, random
     return held_out
 
 
-def equal_parts(groups: Strings, num_examples: int) -> Indices:
+def equal_parts(groups: Words, num_examples: int) -> Indices:
     """Return ascending indices of a fixed sample: at most `num_examples`, in equal parts by group, evenly spaced.
 
     A group too small for its part is taken whole, and the others share what it leaves.

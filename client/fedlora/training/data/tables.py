@@ -1,17 +1,27 @@
-"""Rows of a table with the place of each: .csv, .jsonl and .json, plain or compressed with gzip."""
+"""Rows of a table with the place of each: .csv, .tsv, .jsonl and .json, plain or compressed with gzip."""
 
 import csv
-import gzip
-import io
 import json
-import zlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from fedlora.common.errors import DataError
 from fedlora.common.files import sha256_of
+from fedlora.common.spelling import spelled
+from fedlora.training.data.bad_rows import all_good
 from fedlora.training.data.examples import Row
+from fedlora.training.data.json_values import json_value
+from fedlora.training.data.text_files import text_of
+
+_COMMA, _SEMICOLON, _TAB = ",", ";", "\t"
+_NAMES = {_COMMA: "commas", _SEMICOLON: "semicolons", _TAB: "tabs"}
+# Excel's first line, with which it says what separates the fields.
+_SEPARATOR_LINE = re.compile(r'"?sep=([^\r\n"])"?(\r\n|\n|\r)')
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")
+_LOOKED_AT = 20
 
 
 @dataclass(frozen=True)
@@ -35,99 +45,121 @@ class Table:
 
 
 def read_text_table(path: Path) -> Table:
-    """Return the rows of a table, UTF-8 with or without a byte order mark. Blank lines are skipped.
+    """Return the rows of a table, UTF-8, or UTF-16 with a byte order mark. Blank lines are skipped.
 
-    A .csv has its columns' names in the first line, and text in all cells. A .jsonl has one object on each line; a
-    .json is one list of objects.
+    A .csv or .tsv has its columns' names in the first line, and text in all cells; its fields are separated by
+    commas, semicolons or tabs. A .jsonl has one object on each line; a .json is one list of objects.
 
     Raises:
-        DataError: the file cannot be read, a line is malformed, or there are no rows.
+        DataError: the file cannot be read, lines are malformed, or there are no rows.
     """
-    content = _content(path)
+    content = text_of(path)
+    if not content or content.isspace():
+        raise DataError(f"{path}: empty, no examples in it; fill it or remove it")
     name = path.name.lower().removesuffix(".gz")
-    read = _csv_rows if name.endswith(".csv") else _json_rows if name.endswith(".json") else _json_lines
-    rows = list(read(path, content))
+    read = _json_rows if name.endswith(".json") else _json_lines if name.endswith(".jsonl") else _delimited_rows
+    rows = all_good(read(path, content))
     if not rows:
         raise DataError(f"{path}: no examples in it")
     return Table(rows, sha256_of([path]))
 
 
-def _content(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-        if path.suffix.lower() == ".gz":
-            raw = gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        found = raw[error.start]
-        raise DataError(f"{path}, line {line}: byte 0x{found:02x} is not UTF-8; save the file as UTF-8") from error
-
-
-def _csv_rows(path: Path, content: str) -> Iterator[PlacedRow]:
+def _delimited_rows(path: Path, content: str) -> Iterator[PlacedRow | DataError]:
     """Yield the rows; the place is the line on which a row begins."""
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    line, begin = 1, 0
+    if said := _SEPARATOR_LINE.match(content):
+        line, begin, delimiter = 2, said.end(), said[1]
+    else:
+        delimiter = _delimiter(content, is_tsv=path.name.lower().removesuffix(".gz").endswith(".tsv"))
+    reader = csv.reader(_lines(content, begin), strict=True, delimiter=delimiter)
     header: list[str] | None = None
-    line = 1
+    num_before = line - 1
     try:
         for fields in reader:
             if header is None and fields:
                 header = fields
                 _refuse_columns_of_one_name(path, header)
             elif header is not None and fields:
-                if len(fields) != len(header):
-                    raise DataError(
-                        f"{path}, line {line}: {len(fields)} fields; expected {len(header)} as in the header "
-                        "(put a text with commas in double quotes)"
+                where = f"{path}, line {line}"
+                if len(fields) == len(header):
+                    yield PlacedRow(where, dict(zip(header, fields, strict=True)))
+                else:
+                    separators = _NAMES.get(delimiter, repr(delimiter))
+                    yield DataError(
+                        f"{where}: {len(fields)} fields; expected {len(header)} as in the header "
+                        f"(put a text with {separators} in double quotes)"
                     )
-                yield PlacedRow(f"{path}, line {line}", dict(zip(header, fields, strict=True)))
-            line = reader.line_num + 1
+            line = num_before + reader.line_num + 1
     except csv.Error as error:
         reason = str(error)
         remedy = "look at the double quotes"
         if "field limit" in reason:
             remedy = "save longer texts as .jsonl"
-        raise DataError(f"{path}, line {line}: malformed ({reason}); {remedy}") from error
+        yield DataError(f"{path}, line {line}: malformed ({reason}); {remedy}")
+
+
+def _delimiter(content: str, *, is_tsv: bool) -> str:
+    """Return what separates the fields: of what divides the header, the first that all lines agree on."""
+    candidates = (_TAB, _COMMA, _SEMICOLON) if is_tsv else (_COMMA, _SEMICOLON, _TAB)
+    widths = {delimiter: _widths(content, delimiter) for delimiter in candidates}
+    dividing = [delimiter for delimiter in candidates if widths[delimiter] and widths[delimiter][0] > 1]
+    even = (delimiter for delimiter in dividing if len(set(widths[delimiter])) == 1)
+    return next(even, dividing[0] if dividing else candidates[0])
+
+
+def _widths(content: str, delimiter: str) -> list[int]:
+    """Return the numbers of fields of the first lines, up to one that is malformed."""
+    found: list[int] = []
+    reader = csv.reader(_lines(content), strict=True, delimiter=delimiter)
+    try:
+        found += (len(fields) for fields in islice(filter(None, reader), _LOOKED_AT))
+    except csv.Error:
+        return found
+    return found
+
+
+def _lines(content: str, begin: int = 0) -> Iterator[str]:
+    """Yield the lines with their ends, as the csv module expects them."""
+    return (line[0] for line in _LINE.finditer(content, begin))
 
 
 def _refuse_columns_of_one_name(path: Path, header: list[str]) -> None:
-    for column in header:
-        if column and header.count(column) > 1:
-            raise DataError(f"{path}: {header.count(column)} columns are named {column!r}; rename all but one")
+    names = [spelled(column) for column in header]
+    for column in filter(None, names):
+        if names.count(column) > 1:
+            raise DataError(f"{path}: {names.count(column)} columns are named {column!r}; rename all but one")
 
 
-def _json_lines(path: Path, content: str) -> Iterator[PlacedRow]:
+def _json_lines(path: Path, content: str) -> Iterator[PlacedRow | DataError]:
     # Not splitlines, which would also cut at a line separator inside a text.
     for line, text in enumerate(content.split("\n"), start=1):
         if not text.strip():
             continue
         where = f"{path}, line {line}"
         try:
-            row = json.loads(text)
+            yield _placed(json_value(text), where)
         except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
-        yield PlacedRow(where, _object(row, where))
+            yield DataError(f"{where}: not JSON ({error.msg}, column {error.colno})")
 
 
-def _json_rows(path: Path, content: str) -> Iterator[PlacedRow]:
+def _json_rows(path: Path, content: str) -> Iterator[PlacedRow | DataError]:
     try:
-        rows = json.loads(content)
+        rows = json_value(content)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}, line {error.lineno}: not JSON ({error.msg}, column {error.colno}); "
             "a file with one object on each line is named .jsonl"
         ) from error
     if not isinstance(rows, list):
-        raise DataError(f"{path}: {type(rows).__name__}; expected a list of objects")
+        raise DataError(
+            f"{path}: {type(rows).__name__}; expected a list of objects; if it holds no examples, name the files that "
+            "do, such as data.path = FOLDER/*.jsonl"
+        )
     for number, row in enumerate(rows, start=1):
-        where = f"{path}, row {number}"
-        yield PlacedRow(where, _object(row, where))
+        yield _placed(row, f"{path}, row {number}")
 
 
-def _object(row: object, where: str) -> Row:
+def _placed(row: object, where: str) -> PlacedRow | DataError:
     if not isinstance(row, dict):
-        raise DataError(f"{where}: {type(row).__name__}; expected an object such as {{...}}")
-    return row
+        return DataError(f"{where}: {type(row).__name__}; expected an object such as {{...}}")
+    return PlacedRow(where, row)

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fedlora.common.config.section import Count, Fraction, Positive, Section
+from fedlora.common.spelling import checked_names
 
 EMBEDDED_ENCODER = "package:fedlora.embedded/dinov2-small"
 EMBEDDED_DIGITS = "package:fedlora.embedded/digits5.npz"
@@ -67,7 +68,7 @@ class DataSection(Section):
     path: str = Field(
         EMBEDDED_DIGITS,
         min_length=1,
-        description="image folder, .npz, .csv, .jsonl, .json, .parquet, package:MODULE/FILE, datasets:NAME/SPLIT",
+        description="image folder, .npz, .csv, .tsv, .jsonl, .json, .parquet, package:MODULE/FILE, datasets:NAME/SPLIT",
     )
     test: Fraction | str = Field(
         0.2, description="share of each group held out for the test; or the path of a test set"
@@ -87,6 +88,13 @@ class DataSection(Section):
     split_by: str | None = Field(
         None, description="rows with one value of this column stay on one side of every split (text data)"
     )
+
+    @field_validator("labels")
+    @classmethod
+    def _are_several(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(labels) == 1:
+            raise ValueError(f"has one label, {labels[0]!r}; expected two at least, or none to take those of the data")
+        return checked_names(labels)
 
 
 _PARTITIONS = "group, iid, dirichlet, label_shards or size: who holds which examples"

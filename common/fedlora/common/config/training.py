@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedlora.common.config.section import Count, Fraction, NonNegative, Positive, Section
+from fedlora.common.spelling import checked_names
 
 _Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
@@ -34,6 +35,11 @@ class LoraSection(Section):
     rank_pattern: dict[str, Count] = Field({}, description="other ranks by the end of a layer's path, as in PEFT")
     alpha_pattern: dict[str, Positive] = Field({}, description="other alphas by the end of a layer's path, as in PEFT")
     client_ranks: dict[str, Count] = Field({}, description="smaller ranks by client; they act with the same scaling")
+
+    @field_validator("client_ranks")
+    @classmethod
+    def _names_clients_as_they_are_spelled(cls, ranks: dict[str, int]) -> dict[str, int]:
+        return dict(zip(checked_names(tuple(ranks)), ranks.values(), strict=True))
 
     @model_validator(mode="after")
     def _has_an_init_for_a_federation(self) -> "LoraSection":

@@ -1,0 +1,40 @@
+"""Rows given from Python, such as those of the library `datasets`, as pairs of an input and its label."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedlora.common.config import DataSection
+from fedlora.common.errors import DataError
+from fedlora.training.data.columns import value_in
+from fedlora.training.data.examples import Row
+
+_PICTURES = ("image", "img")  # as data sets of pictures name their column
+
+
+def label_names_of(data_set: object, column: str) -> Sequence[str] | None:
+    """Return what the numbers in a column stand for, if the data set says so as those of `datasets` do."""
+    features = getattr(data_set, "features", None)
+    feature = features.get(column) if isinstance(features, Mapping) else None
+    names: Sequence[str] | None = getattr(feature, "names", None)
+    return names
+
+
+def labelled_row(row: Row, columns: DataSection, names: Sequence[str] | None, *, where: str) -> tuple[Any, Any]:
+    """Return a row's text, or else its picture, and its label: a number as the name that it stands for.
+
+    Raises:
+        DataError: it lacks a column, or the label has no name.
+    """
+    column = next((name for name in (columns.text, *_PICTURES) if name in row), columns.text)
+    given = value_in(row, column, key="data.text", where=where)
+    label = value_in(row, columns.label, key="data.label", where=where)
+    if names is None or isinstance(label, bool) or not isinstance(label, int | np.integer):
+        return given, label
+    if not 0 <= label < len(names):  # -1 is the label that a test set keeps to itself
+        raise DataError(
+            f"{where}: label {label}; expected 0 to {len(names) - 1}, a number of the data set's labels; "
+            "remove the example if it has none"
+        )
+    return given, names[int(label)]
