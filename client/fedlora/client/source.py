@@ -1,5 +1,6 @@
 """What a worker is given to build its workbench from. Light: whoever starts workers needs no torch for it."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from fedlora.training.data import FederatedData, load_federated_data, load_own_d
 if TYPE_CHECKING:
     from fedlora.client.workbench import Workbench
     from fedlora.training.base_model import BaseModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class WorkbenchSource:
         moments = None if self.moments_folder is None else MomentsFolder(self.moments_folder)
         if self.site is not None:
             data = load_own_data(self.config, client=self.site.name, only_group=self.site.only_group)
+            for note in data.notes:
+                logger.log(logging.WARNING if note.is_warning else logging.INFO, "%s", note.text)
             return Workbench(self.config, data, has_own_held_out=True, max_steps=self.site.max_steps, moments=moments)
         data = self.data or load_federated_data(self.config)
         return Workbench(self.config, data, self.base_model, moments=moments)

@@ -1,14 +1,14 @@
 """A source as it was read: examples whose labels are still words, before anything is split or dealt out."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from fedlora.common.errors import DataError
-from fedlora.training.data.examples import Examples, Inputs, inputs_at, sorted_vocabulary
+from fedlora.training.data.examples import Examples, Inputs, Note, inputs_at, sorted_vocabulary
 
 NAMED_AT_MOST = 8
 
@@ -23,6 +23,8 @@ class Source:
         groups: (n,), each example's natural group, "" where there is none.
         split_by: (n,), the values that must not be on both sides of a split; None without such a column.
         fingerprint: hex sha256 over the content.
+        notes: what was found in the content or done to it.
+        pixel_range: black and white of the pictures that are deeper than 8 bits; None without any.
     """
 
     inputs: Inputs
@@ -30,6 +32,8 @@ class Source:
     groups: npt.NDArray[np.str_]
     split_by: npt.NDArray[np.str_] | None
     fingerprint: str
+    notes: tuple[Note, ...] = ()
+    pixel_range: tuple[float, float] | None = None
 
     def vocabulary(self, origin: Path | str) -> tuple[str, ...]:
         """Return the sorted labels.
@@ -54,7 +58,14 @@ class Source:
     def take(self, rows: npt.NDArray[np.int64], *, fingerprint: str) -> "Source":
         """Return the examples at `rows`, as a source with a fingerprint of its own."""
         split_by = None if self.split_by is None else self.split_by[rows]
-        return Source(inputs_at(self.inputs, rows), self.labels[rows], self.groups[rows], split_by, fingerprint)
+        return replace(
+            self,
+            inputs=inputs_at(self.inputs, rows),
+            labels=self.labels[rows],
+            groups=self.groups[rows],
+            split_by=split_by,
+            fingerprint=fingerprint,
+        )
 
 
 def checked_vocabulary(labels: tuple[str, ...], *, origin: Path | str) -> tuple[str, ...]:
