@@ -60,6 +60,7 @@ def given_splits(
     *,
     origin: str,
     otherwise: str,
+    path_of: Callable[[str], str] | None = None,
     leaves_out: bool = False,
 ) -> GivenSplits[Named] | None:
     """Return entries by the split that their names name; None where they are no splits.
@@ -70,6 +71,7 @@ def given_splits(
     Args:
         origin: names what holds the entries, for errors.
         otherwise: what the entries are if they are no splits, such as "domains".
+        path_of: the path of an entry, as a run file names it; None where a part cannot be named alone.
         leaves_out: whether names beside those of splits are left out; else they are refused.
 
     Raises:
@@ -84,23 +86,31 @@ def given_splits(
     if not held_out and (others or not named["training"]):
         return None
     known = enumeration([*named["training"], *held_out])
-    off = f'data.splits = "off" takes all of them as {otherwise}'
-    if not named["training"]:
-        raise DataError(
-            f"{origin}: {known} and none for training; add one named train, or name what to train on in data.path and "
-            f"what to test on in data.test; {off}"
-        )
+    off = f'data.splits = "off" to take all of them as {otherwise}'
     if others and not leaves_out:
         raise DataError(
-            f"{origin}: named as splits are {known}, and not so what is beside them: {enumeration(others)}; move that "
-            f"elsewhere, or name one part in data.path and one in data.test; {off}"
+            f"{origin}: named as splits are {known}, and not so what is beside them: {enumeration(others)}; "
+            f"{_lines(named, path_of)}, or {off}"
         )
+    if not named["training"]:
+        raise DataError(f"{origin}: {known} and none for training; {_lines(named, path_of)}, or {off}")
     return GivenSplits(
         training=[entries[name] for name in named["training"]],
         validation=[entries[name] for name in named["validation"]],
         test=[entries[name] for name in named["test"]],
         left_out=tuple(others),
     )
+
+
+def _lines(named: Mapping[Split, list[str]], path_of: Callable[[str], str] | None) -> str:
+    """Return what to write, under [data], in place of what cannot be told."""
+    if path_of is None:
+        return "name all keys so: train_images, test_images"
+    tests = named["test"] or named["validation"]
+    if named["training"]:
+        test = f' and data.test = "{path_of(tests[0])}"' if tests else ""
+        return f'write data.path = "{path_of(named["training"][0])}"{test}'
+    return f"move {path_of(tests[0])} elsewhere and name it in data.test, the rest in data.path"
 
 
 def refuse_splits_inside(labels: Iterable[str], *, origin: str) -> None:

@@ -111,8 +111,11 @@ def _of_files(files: list[Path], *, origin: str) -> GivenSplits[Found] | None:
     def split_of(name: str) -> Split | None:
         return split_of_file(Path(name).name) or split_of_name(Path(name).parent.name)
 
-    named = given_splits({str(file): file for file in files}, split_of, origin=origin, otherwise="one set of rows")
-    return None if named is None else _gathered(named, list)
+    named = given_splits(
+        {str(file): file for file in files}, split_of, origin=origin, otherwise="one set of rows", path_of=str
+    )
+    # Files that are all for training are no other than one set.
+    return _gathered(named, list) if named is not None and (named.validation or named.test) else None
 
 
 def _of_archive(path: Path) -> GivenSplits[Found] | None:
@@ -141,7 +144,14 @@ def _one_each(
     entries: Mapping[str, Found], *, origin: str, otherwise: str, leaves_out: bool = False
 ) -> GivenSplits[Found] | None:
     """Return the entries by their names, one at most for each split."""
-    found = given_splits(entries, split_of_name, origin=origin, otherwise=otherwise, leaves_out=leaves_out)
+    found = given_splits(
+        entries,
+        split_of_name,
+        origin=origin,
+        otherwise=otherwise,
+        path_of=lambda name: f"{origin}/{name}",
+        leaves_out=leaves_out,
+    )
     for split in ("training", "validation", "test") if found is not None else ():
         if len(part := getattr(found, split)) > 1:
             names = " and ".join(repr(Path(str(one)).name) for one in part)
