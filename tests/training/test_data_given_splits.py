@@ -213,6 +213,15 @@ def test_a_test_set_that_the_run_names_comes_before_that_of_the_folder(tmp_path:
         load_federated_data(run(tmp_path / "one", test=str(tmp_path / "third")))
 
 
+def test_what_lies_beside_the_folders_of_splits_is_refused_or_said(tmp_path: Path) -> None:
+    pictures(tmp_path, {"train": "train", "test": "test"})
+    (tmp_path / "README.md").write_text("cats")
+    assert "'README.md' left out" in said(load_federated_data(run(tmp_path)))
+    picture(tmp_path / "loose.png", 5)
+    with pytest.raises(DataError, match=r"named as splits are 'train', 'test', and not so what is beside them: 'loose"):
+        load_federated_data(run(tmp_path))
+
+
 def test_a_run_without_validation_leaves_that_part_out(tmp_path: Path) -> None:
     data = load_federated_data(run(pictures(tmp_path, {"train": "train", "validation": "val"}), validation=0.0))
     assert [len(held.validation) for held in data.clients.values()] == [0, 0]

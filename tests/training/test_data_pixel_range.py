@@ -179,6 +179,12 @@ def test_arrays_of_an_archive_and_from_python_are_scaled_alike(
         )
 
 
+def test_pictures_that_seem_normalised_already_are_warned_of() -> None:
+    normal = (RAMP - 0.485) / 0.229
+    data = federated_data_from({"a": [(normal, 0), (normal, 1)]}, image_size=8)
+    assert "pictures that were normalised already should be given as they were before" in texts(data)
+
+
 def test_values_are_resized_before_they_are_rounded_to_8_bits() -> None:
     fine = np.full((8, 8), 16.0, np.float32)
     fine[::2] = 17

@@ -2,7 +2,7 @@
 
 import glob
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +10,7 @@ from fedlora.common.errors import DataError
 from fedlora.training.data.arrow_tables import is_saved_dataset, splits_of_saved_dataset
 from fedlora.training.data.given_splits import GivenSplits, Split, given_splits, split_of_file, split_of_name
 from fedlora.training.data.image_archive import domains_of
+from fedlora.training.data.image_folder import SUFFIXES
 from fedlora.training.data.litter import is_litter
 from fedlora.training.resources import DATASETS_PREFIX, resolve_path
 
@@ -76,11 +77,15 @@ def splits_in(found: Path | list[Path] | str, *, are_pictures: bool) -> GivenSpl
         return _of_files(tables, origin=f"{found}")
     if [folder.name for folder in inner] == [_HUB_FOLDER]:
         return splits_in(inner[0], are_pictures=are_pictures)
-    return _one_each(
-        {folder.name: folder for folder in inner},
+    # A picture beside the splits' folders would be in none of them.
+    loose = [path for path in sorted(found.iterdir()) if path.is_file() and not is_litter(path)]
+    pictures = [path for path in loose if are_pictures and path.suffix.lower() in SUFFIXES]
+    splits = _one_each(
+        {path.name: path for path in (*inner, *pictures)},
         origin=f"{found}",
         otherwise="domains or classes" if are_pictures else "folders",
     )
+    return None if splits is None else replace(splits, left_out=tuple(path.name for path in loose))
 
 
 def is_archive(path: Path) -> bool:

@@ -114,6 +114,8 @@ def notes_on(reading: PictureReading, *, origin: str) -> list[Note]:
     spread, ends = reading.spread, range_text(reading.ends)
     found = f"values from {spread.low:,.10g} to {spread.high:,.10g}"
     how = "found from them and the same for all clients" if reading.is_guessed else "as the run says"
+    if reading.is_guessed and spread.low < 0 and not spread.is_whole:
+        how += "; pictures that were normalised already should be given as they were before"
     notes.append(
         Note(
             f"{origin}: {reading.num_deep:,} of {reading.num_pictures:,} pictures are deeper than 8 bits, with {found};"
