@@ -67,7 +67,11 @@ def test_pictures_of_another_size_are_resized(tmp_path: Path, images: np.ndarray
             {"images": GREY, "labels": np.arange(4), "a_images": GREY, "a_labels": np.arange(4)},
             "both images and a_images",
         ),
-        ({"images": GREY / 255, "labels": np.arange(4)}, r"images is float64 of shape \(4, 8, 8\); expected uint8"),
+        ({"images": GREY * 1j, "labels": np.arange(4)}, r"images is complex128 of shape \(4, 8, 8\); expected uint8"),
+        (
+            {"images": GREY.reshape(2, 8, 2, 8), "labels": np.arange(2)},
+            r"uint8 of shape \(2, 8, 2, 8\); each picture is",
+        ),
         ({"images": GREY[0], "labels": np.arange(8)}, r"images is uint8 of shape \(8, 8\); expected"),
         ({"images": GREY, "labels": np.arange(3)}, r"labels has shape \(3,\); expected \(4,\)"),
         ({"images": GREY, "labels": np.ones(4)}, "labels is float64; expected whole numbers or text"),

@@ -72,6 +72,51 @@ def test_hidden_files_are_left_alone_and_others_with_a_warning(
     assert "left out what is no picture: 1 ('.txt'), such as cat/readme.txt" in caplog.text
 
 
+def test_what_systems_leave_is_neither_domain_nor_class_nor_picture_and_is_said(tmp_path: Path) -> None:
+    save(tmp_path / "photo/cat/1.png")
+    litter = (
+        "@eaDir/cat/1.png", "__MACOSX/photo/cat/1.png", "lost+found/1.png", "#recycle/cat/1.png", "$RECYCLE.BIN/1.png",
+        ".ipynb_checkpoints/cat/1.png", "photo/@eaDir/1.png", "photo/.ipynb_checkpoints/1-checkpoint.png",
+        "photo/cat/@eaDir/1.png/SYNOPHOTO_THUMB_M.png", "photo/cat/._1.png",
+    )  # fmt: skip
+    for name in litter:
+        save(tmp_path / name)
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store"):
+        (tmp_path / "photo/cat" / name).write_bytes(b"x")
+
+    source = read_image_folder(tmp_path, image_size=8)
+
+    assert (source.labels.tolist(), source.groups.tolist()) == (["cat"], ["photo"])
+    [note] = source.notes
+    assert note.is_warning
+    assert "passed over 13 that systems leave in folders: '#recycle', '$RECYCLE.BIN', '.DS_Store'" in note.text
+
+
+def test_what_is_done_to_pictures_is_counted_and_said(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    save(tmp_path / "a/1.jpg", exif=exif)
+    save(tmp_path / "a/2.png", Image.new("RGBA", (8, 8), (0, 0, 0, 9)))
+    save(tmp_path / "a/3.png", Image.new("RGBA", (8, 8), (0, 0, 0, 255)))
+    save(tmp_path / "a/4.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)))
+    frames = [Image.new("L", (8, 8), shade) for shade in (9, 90)]
+    save(tmp_path / "a/5.tiff", frames[0], save_all=True, append_images=frames[1:])
+    save(tmp_path / "a/6.gif", frames[0], save_all=True, append_images=frames[1:])
+
+    source = read_image_folder(tmp_path, image_size=8)
+
+    said = {note.text.removeprefix(f"{tmp_path}: "): note.is_warning for note in source.notes}
+    assert said == {
+        "1 of 6 pictures CMYK turned into RGB": False,
+        "2 of 6 pictures of several frames or pages, of which the first is taken": True,
+        "1 of 6 pictures put on white where transparent": False,
+        "1 of 6 pictures turned upright by the EXIF orientation": False,
+    }
+    red = pixels(source)[3, 4, 4].tolist()
+    assert red[0] > 200 > 60 > max(red[1:])
+    assert np.all(pixels(source)[4:] == 9)
+
+
 def test_a_picture_is_turned_upright_by_its_exif_orientation(tmp_path: Path) -> None:
     picture = Image.new("RGB", (16, 8), "black")
     picture.paste((255, 255, 255), (0, 0, 8, 8))

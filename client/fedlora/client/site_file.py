@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from fedlora.common.config import Count, DataSection, Fraction, RunConfig, Section, TextFormat
+from fedlora.common.config import SPLITS, Count, DataSection, Fraction, RunConfig, Section, Splits, TextFormat
 from fedlora.common.config.training import DEVICES, Device
 from fedlora.common.errors import ConfigError
 from fedlora.training.resources import DATASETS_PREFIX, PACKAGE_PREFIX
@@ -40,10 +40,12 @@ class SiteDataSection(Section):
     only_group: str | None = Field(None, description="of a source with groups: the examples of this one")
     test: Fraction | None = Field(None, description="share held out for the test, in place of the run's")
     validation: Fraction | None = Field(None, description="share kept for validation, in place of the run's")
+    splits: Splits | None = Field(None, description=f"{SPLITS}; in place of the run's")
     format: TextFormat | None = Field(None, description="of the rows of a language model, in place of the run's")
     text: str | None = Field(None, description="the text's column, in place of the run's")
     prompt: str | None = Field(None, description="the prompt's column, in place of the run's")
     completion: str | None = Field(None, description="the answer's column, in place of the run's")
+    image: str | None = Field(None, description="the picture's column, in place of the run's")
     label: str | None = Field(None, description="the label's column, in place of the run's")
     group: str | None = Field(None, description="column of the natural group, in place of the run's")
     split_by: str | None = Field(None, description="as the run's data.split_by")

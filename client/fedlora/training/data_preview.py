@@ -18,7 +18,7 @@ from fedlora.common.errors import DataError, ModelError
 from fedlora.common.spelling import spelled
 from fedlora.training.checkpoint import UNREADABLE, one_line, require_hub_id
 from fedlora.training.data import ClientData, Examples, FederatedData, equal_parts, load_federated_data
-from fedlora.training.data.examples import Conversation
+from fedlora.training.data.examples import Conversation, Note
 from fedlora.training.data.source import enumeration
 from fedlora.training.model_loading import load_tokenizer
 from fedlora.training.resources import resolve_path
@@ -81,13 +81,14 @@ class ClientCounts:
 
 @dataclass(frozen=True)
 class DataPreview:
-    """What there is to see; `lengths` is None for what has no tokens."""
+    """What there is to see; `lengths` is None for what has no tokens; `notes` say what the data were found to be."""
 
     clients: Mapping[str, ClientCounts]
     num_test: int
     labels: tuple[str, ...]
     examples: tuple[ShownExample, ...]
     lengths: Lengths | None
+    notes: tuple[Note, ...] = ()
 
 
 def preview_data(config: RunConfig, *, client: str | None = None, num_examples: int = 3) -> DataPreview:
@@ -143,6 +144,7 @@ def preview_data(config: RunConfig, *, client: str | None = None, num_examples: 
             for place, row in enumerate(shown)
         ),
         lengths=lengths,
+        notes=data.notes,
     )
 
 

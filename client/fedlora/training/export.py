@@ -217,6 +217,12 @@ def _notes(
     """Yield what whoever loads the folder should know."""
     if run.labels:
         yield f"The logits are, in this order, of: {', '.join(run.labels)}."
+    if isinstance(run.config.task, ImageClassification) and run.config.task.pixel_range != "auto":
+        black, white = run.config.task.pixel_range
+        yield (
+            f"Pictures deeper than 8 bits were brought to 8 bits in training, with {black:.10g} as black and "
+            f"{white:.10g} as white; do so before the image processor, which takes 8 bits."
+        )
     if run.config.task.kind == "causal_lm" and not getattr(tokenizer, "chat_template", None):
         yield (
             "The tokenizer has no chat template. Instructions were learned in Alpaca's form: `### Instruction:`, a new "

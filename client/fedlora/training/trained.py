@@ -31,6 +31,7 @@ class TrainedModel:
         labels: the vocabulary, in the order of the logits; () of a language model.
         task: turns examples into the model's inputs.
         image_size: pixels; the pictures' side, None for texts.
+        pixel_range: black and white of pictures that are deeper than 8 bits; None if there were none in training.
         batch_size: inputs that `predict` gives the model at once.
         tokenizer: transformers' own; None for pictures.
         style: of `generate`: how a text alone is put to a language model.
@@ -43,6 +44,7 @@ class TrainedModel:
     batch_size: int = 32
     tokenizer: Any = None
     style: Style = "instruction"
+    pixel_range: tuple[float, float] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -51,7 +53,7 @@ class TrainedModel:
 
     @torch.no_grad()
     def predict(self, inputs: Sequence[Input]) -> list[str]:
-        """Return the likeliest label of each text, or of each picture (Pillow, or uint8 (height, width[, 3])).
+        """Return the likeliest label of each text, or of each picture, given as to `simulate`.
 
         Raises:
             DataError: an input is of another kind.
@@ -62,7 +64,9 @@ class TrainedModel:
         predicted: list[str] = []
         for start in range(0, len(inputs), self.batch_size):
             prepared = self.task.prepare(
-                unlabelled(inputs[start : start + self.batch_size], image_size=self.image_size)
+                unlabelled(
+                    inputs[start : start + self.batch_size], image_size=self.image_size, pixel_range=self.pixel_range
+                )
             )
             batch = self.task.collate(prepared, np.arange(len(prepared)), device=self.device)
             _, _, indices = self.task.judge(logits_of(self.model(**batch.inputs)), batch)
@@ -110,6 +114,7 @@ def load_trained(folder: str | Path, *, adapter: Choice = "newest", device: str 
         config.evaluation.batch_size,
         base.tokenizer,
         _style_of(config, base.tokenizer),
+        None if (ends := getattr(config.task, "pixel_range", None)) == "auto" else ends,
     )
 
 

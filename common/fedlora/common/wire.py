@@ -25,7 +25,7 @@ from fedlora.v1 import messages_pb2 as pb
 from fedlora.v1 import session_pb2
 
 # Peers with different numbers refuse each other.
-PROTOCOL = 2
+PROTOCOL = 3
 
 _FAILURE_CODE = frozenset("abcdefghijklmnopqrstuvwxyz_")
 _MAX_CODE = 40

@@ -10,7 +10,7 @@ from rich.text import Text
 from fedlora.server.report.wording import count_text
 from fedlora.training.data_preview import ClientCounts, DataPreview, Lengths, Piece, ShownExample
 
-_LEARNED, _READ = "bold green", "dim"
+_LEARNED, _READ, _WARNED = "bold green", "dim", "yellow"
 _BEGIN, _END = "[[", "]]"
 _LONGEST_PIECE, _HEAD, _TAIL = 1_200, 700, 300
 _MOST_LABELS = 12
@@ -39,6 +39,9 @@ def print_preview(console: Console, preview: DataPreview, *, client: str | None)
         console.print()
     console.print(_counts_table(preview))
     console.print(Text(f"{count_text(preview.num_test, 'example')} held out for the test"))
+    for note in preview.notes:
+        line = printable(f"warning: {note.text}" if note.is_warning else note.text)
+        console.print(Text(line, style=_WARNED if note.is_warning else ""))
 
 
 def printable(text: str) -> str:

@@ -1,5 +1,6 @@
 """A whole federated run on one machine: data, workers, ServerApp, and the run folder."""
 
+import logging
 import shlex
 import sys
 import uuid
@@ -17,7 +18,7 @@ from fedlora.server.claim import Claim
 from fedlora.server.events import Listener, ignore
 from fedlora.server.round_report import RoundReport
 from fedlora.simulation.inprocess import refuse_inside_a_starting_worker
-from fedlora.training.data import FederatedData, federated_data_from, load_federated_data
+from fedlora.training.data import FederatedData, federated_data_from, load_federated_data, with_found_range
 from fedlora.training.data.in_memory import Dataset
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from fedlora.aggregation import Method
     from fedlora.training.base_model import BaseModel
     from fedlora.training.tasks import Task
+
+logger = logging.getLogger(__name__)
 
 Engine = Literal["inprocess", "ray"]
 
@@ -95,7 +98,10 @@ def simulate(
     if (model is None) != (task is None):
         raise ValueError("a model of one's own needs its task, and a task its model")
     data = load_federated_data(config) if clients is None else _own_data(config, clients, test, labels)
+    config = with_found_range(config, data)
     _require_known(config.lora.client_ranks, data)
+    for note in data.notes:
+        logger.log(logging.WARNING if note.is_warning else logging.INFO, "%s", note.text)
     path = choose_folder(config, out, resume=resume)
     source = WorkbenchSource(
         key=uuid.uuid4().hex,
@@ -195,6 +201,7 @@ def _own_data(
         test,
         labels=labels,
         image_size=config.task.image_size if config.task.kind == "image_classification" else None,
+        pixel_range=getattr(config.task, "pixel_range", "auto"),
         validation=config.data.validation,
         seed=config.run.seed,
         kind=config.task.kind,

@@ -49,6 +49,13 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / _SEVERAL).is_file() and any(folder.glob(f"*/{_ONE}"))
 
 
+def splits_of_saved_dataset(folder: Path) -> list[str] | None:
+    """Return the names of the splits that `DatasetDict.save_to_disk` wrote here; None of any other folder."""
+    if not (folder / _SEVERAL).is_file():
+        return None
+    return sorted(path.parent.name for path in folder.glob(f"*/{_ONE}"))
+
+
 def read_saved_dataset(folder: Path) -> Table:
     """Return the rows of a folder that `Dataset.save_to_disk` wrote.
 
@@ -56,8 +63,7 @@ def read_saved_dataset(folder: Path) -> Table:
         DataError: it cannot be read, has no rows or several splits, or `datasets` is not installed.
     """
     library = _library(str(folder))
-    if (folder / _SEVERAL).is_file():
-        splits = sorted(path.parent.name for path in folder.glob(f"*/{_ONE}"))
+    if (splits := splits_of_saved_dataset(folder)) is not None:
         raise DataError(f"{folder}: a folder of the splits {enumeration(splits)}; name one of them, {folder}/SPLIT")
     return _read(library, str(folder), lambda: library.load_from_disk(str(folder)))
 

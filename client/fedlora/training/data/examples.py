@@ -18,6 +18,14 @@ _MOST_DIGITS = 100
 
 
 @dataclass(frozen=True)
+class Note:
+    """A sentence on what was found in data or done to them; a warning where a user may not have wanted it so."""
+
+    text: str
+    is_warning: bool = False
+
+
+@dataclass(frozen=True)
 class Turn:
     """One contribution to a conversation; what the assistant says is what is learned."""
 
@@ -108,12 +116,16 @@ class FederatedData:
         clients: by name, in the names' order.
         test: ordered by label; may be empty.
         fingerprint: hex sha256 over the sources' content.
+        notes: what was found in them or done to them.
+        pixel_range: black and white of the pictures that are deeper than 8 bits; None without any.
     """
 
     labels: tuple[str, ...]
     clients: Mapping[str, ClientData]
     test: Examples
     fingerprint: str
+    notes: tuple[Note, ...] = ()
+    pixel_range: tuple[float, float] | None = None
 
 
 def sorted_vocabulary(labels: Iterable[str]) -> tuple[str, ...]:

@@ -1,21 +1,22 @@
 """The run's data: read, split into training, validation and test, and dealt out to the clients."""
 
-import hashlib
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from fedlora.common.config import BySize, Dirichlet, Iid, LabelShards, PartitionSection, RunConfig
+from fedlora.common.config import ByGroup, BySize, Dirichlet, Iid, LabelShards, PartitionSection, RunConfig
 from fedlora.common.errors import DataError
 from fedlora.common.random_streams import stream
-from fedlora.training.data.examples import ClientData, Examples, FederatedData, Words
-from fedlora.training.data.run_source import read_source, vocabulary_of
-from fedlora.training.data.source import Source, checked_groups, enumeration
+from fedlora.training.data.examples import ClientData, Examples, FederatedData, Note, Words
+from fedlora.training.data.run_source import read_parts, vocabulary_of
+from fedlora.training.data.source import Source, enumeration
 from fedlora.training.data.splits import Mask, held_out_rows, held_out_values
 from fedlora.training.partitioning import (
     Partition,
     codes_of,
+    members,
     partition_by_group,
     partition_by_size,
     partition_dirichlet,
@@ -29,25 +30,24 @@ def load_federated_data(config: RunConfig) -> FederatedData:
 
     First the test set is held out, group by group; what remains is dealt out to the clients; then each client keeps a
     part of its own for validation. With data.split_by, all examples with one value are on the same side of both
-    splits, at all clients. The draws come from the run's seed: the same file gives the same data.
+    splits, at all clients. The draws come from the run's seed: the same file gives the same data. Data that are split
+    already keep their parts, and those for validation are dealt out to the clients too.
 
     Raises:
         DataError: a source that cannot be used, or a partition that leaves a client without examples.
     """
     deals_by_label = isinstance(config.partition, Dirichlet | LabelShards)
-    source = read_source(config.data.path, config, deals_by_label=deals_by_label)
-    source = checked_groups(source, origin=config.data.path)
+    parts = read_parts(config, wanted=getattr(config.task, "pixel_range", None), deals_by_label=deals_by_label)
+    source = parts.training
     vocabulary = vocabulary_of(source, config)
     examples = source.examples(vocabulary, origin=config.data.path)
-    fingerprint = source.fingerprint
-    if isinstance(config.data.test, str):
-        given = checked_groups(read_source(config.data.test, config), origin=config.data.test)
-        _refuse_shared_values(source, given, config)
-        test = given.examples(vocabulary, origin=config.data.test)
+    for given in (parts.validation, parts.test):
+        refuse_shared_values(source, given, config)
+    if parts.test is not None:
+        test = parts.test.examples(vocabulary, origin=_origin_of_test(config))
         training_rows = np.arange(len(examples))
-        fingerprint = hashlib.sha256(f"{source.fingerprint} {given.fingerprint}".encode()).hexdigest()
     else:
-        in_test = test_mask(source, fraction=config.data.test, seed=config.run.seed)
+        in_test = test_mask(source, fraction=cast(float, config.data.test), seed=config.run.seed)
         test = examples.take(np.flatnonzero(in_test))
         training_rows = np.flatnonzero(~in_test)
     # Without a vocabulary too, the examples can be dealt out by a column of labels.
@@ -57,10 +57,23 @@ def load_federated_data(config: RunConfig) -> FederatedData:
         examples,
         {name: training_rows[rows] for name, rows in dealt.items()},
         source.split_by,
-        validation=config.data.validation,
+        validation=config.data.validation if parts.validation is None else 0.0,
         seed=config.run.seed,
     )
-    return FederatedData(vocabulary, clients, test.by_label(), fingerprint)
+    notes = parts.notes
+    if parts.validation is not None:
+        held = parts.validation.examples(vocabulary, origin=f"{config.data.path}: the part for validation")
+        is_by_group = isinstance(config.partition, ByGroup)
+        clients, note = with_given_validation(clients, held, is_by_group=is_by_group, seed=config.run.seed)
+        notes = (*notes, note)
+    return FederatedData(vocabulary, clients, test.by_label(), parts.fingerprint, notes, parts.pixel_range)
+
+
+def with_found_range(config: RunConfig, data: FederatedData) -> RunConfig:
+    """Return the run with the black and white that were found in its pictures, so that all of it uses the same."""
+    if getattr(config.task, "pixel_range", None) != "auto" or data.pixel_range is None:
+        return config
+    return config.model_copy(update={"task": config.task.model_copy(update={"pixel_range": data.pixel_range})})
 
 
 def partition(labels: npt.NDArray[np.int64], groups: Words, section: PartitionSection, *, seed: int) -> Partition:
@@ -113,6 +126,30 @@ def deal_out(
     }
 
 
+def with_given_validation(
+    clients: Mapping[str, ClientData], given: Examples, *, is_by_group: bool, seed: int
+) -> tuple[Mapping[str, ClientData], Note]:
+    """Return the clients with examples given for validation dealt out to them, and in words how.
+
+    Args:
+        is_by_group: whether a client is a group and gets what is of it; where none of `given` is of a client's group,
+            and else, all clients get equal parts at random.
+    """
+    by_group = {str(given.groups[rows[0]]): rows for rows in members(given.groups)}
+    if is_by_group and by_group.keys() & clients.keys():
+        unheld = sum(len(rows) for name, rows in by_group.items() if name not in clients)
+        words = "each client has those of its group" + (
+            f"; {unheld:,} of no client's group are left out" * (unheld > 0)
+        )
+        parts = {name: by_group.get(name, np.empty(0, np.int64)) for name in clients}
+    else:
+        order = stream(seed, purpose="data.validation").permutation(len(given))
+        words = "dealt out to the clients in equal parts at random"
+        parts = {name: np.sort(rows) for name, rows in zip(clients, np.array_split(order, len(clients)), strict=True)}
+    held = {name: ClientData(client.training, given.take(parts[name]).by_label()) for name, client in clients.items()}
+    return held, Note(f"the {len(given):,} examples given for validation: {words}", is_warning=True)
+
+
 def _validation_mask(clients: Words, split_by: Words | None, *, fraction: float, seed: int) -> Mask:
     """Return which examples are held back for validation; `clients` (n,) names each example's holder."""
     if split_by is not None:
@@ -142,11 +179,16 @@ def test_mask(source: Source, *, fraction: float, seed: int) -> Mask:
     return in_test
 
 
-def _refuse_shared_values(source: Source, test: Source, config: RunConfig) -> None:
-    if source.split_by is None or test.split_by is None:
+def refuse_shared_values(source: Source, given: Source | None, config: RunConfig) -> None:
+    """Raise DataError for values of data.split_by that are both in the training part and in one given beside it."""
+    if given is None or source.split_by is None or given.split_by is None:
         return
-    if shared := sorted(set(source.split_by.tolist()) & set(test.split_by.tolist())):
+    if shared := sorted(set(source.split_by.tolist()) & set(given.split_by.tolist())):
         raise DataError(
-            f"{config.data.test}: values of {config.data.split_by!r} (data.split_by) that are in the training set too: "
-            f"{enumeration(shared)}; keep each value in one of the two"
+            f"{_origin_of_test(config)}: values of {config.data.split_by!r} (data.split_by) that are in the training "
+            f"set too: {enumeration(shared)}; keep each value in one of the two"
         )
+
+
+def _origin_of_test(config: RunConfig) -> str:
+    return config.data.test if isinstance(config.data.test, str) else f"{config.data.path}: the part for the test"

@@ -4,7 +4,11 @@ import re
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +16,8 @@ import numpy.typing as npt
 from fedlora.common.errors import DataError
 from fedlora.common.files import sha256_of
 from fedlora.training.data.examples import Images
-from fedlora.training.data.pictures import resized, same_channels
+from fedlora.training.data.picture_reading import PictureReading, Wanted, notes_on, read_pictures
+from fedlora.training.data.pictures import channel_axis, opened_array, resized, same_channels
 from fedlora.training.data.source import Source, enumeration
 
 EXPECTED = "expected images and labels, or DOMAIN_images and DOMAIN_labels for each domain"
@@ -21,15 +26,59 @@ EXPECTED = "expected images and labels, or DOMAIN_images and DOMAIN_labels for e
 UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 
 
-def read_image_archive(path: Path, *, image_size: int) -> Source:
+def domains_of(path: Path) -> list[str]:
+    """Return the domains of an .npz file of pictures, "" for one without domains.
+
+    Raises:
+        DataError: the file cannot be read, or its keys are others.
+    """
+    with _opened(path) as archive:
+        return list(_domains(path, archive.files))
+
+
+def read_image_archive(
+    path: Path, *, image_size: int, wanted: Wanted = "auto", domains: Mapping[str, str] | None = None
+) -> Source:
     """Return the pictures of an .npz file, their domain as their group, `image_size` pixels square.
 
-    DOMAIN_images is uint8, (n, height, width), (n, height, width, 1) or (n, height, width, 3); DOMAIN_labels (n,) are
-    whole numbers or text. Other keys are left alone.
+    DOMAIN_images is (n, height, width), with or without 1 to 4 channels last or first: uint8, or other numbers whose
+    range is the run's. DOMAIN_labels (n,) or (n, 1) are whole numbers or text. Other keys are left alone.
+
+    Args:
+        wanted: black and white of pictures that are not uint8.
+        domains: the domains that are read, each with the group that it is; all as themselves without it.
 
     Raises:
         DataError: the file cannot be read, or its arrays are others.
     """
+    with _opened(path) as archive:
+        keys = _domains(path, archive.files)
+        groups_of = {domain: domain for domain in keys} if domains is None else domains
+        arrays = {domain: (archive[keys[domain][0]], archive[keys[domain][1]]) for domain in groups_of}
+    fingerprint = sha256_of([path])
+    given = [_images(images, where=f"{path}: {keys[domain][0]}") for domain, (images, _) in arrays.items()]
+    labels = [
+        _labels(labels, count=len(images), where=f"{path}: {keys[domain][1]}")
+        for domain, (images, labels) in arrays.items()
+    ]
+    if not any(map(len, given)):
+        raise DataError(f"{path}: no pictures in it")
+    pictures, reading = _eight_bit(given, [keys[domain][0] for domain in arrays], path, image_size, wanted)
+    groups = np.repeat(np.array([groups_of[domain] for domain in arrays], np.str_), [len(part) for part in pictures])
+    return Source(
+        np.concatenate(same_channels(pictures)),
+        np.concatenate(labels),
+        groups,
+        split_by=None,
+        fingerprint=fingerprint if domains is None else sha256(f"{fingerprint} {sorted(domains)}".encode()).hexdigest(),
+        notes=tuple(notes_on(reading, origin=str(path))),
+        pixel_range=reading.ends,
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """Yield the archive; what goes wrong in reading from it is a DataError."""
     try:
         # numpy leaves a file that it opened itself open when it is no .npz.
         with open(path, "rb") as file:
@@ -37,26 +86,32 @@ def read_image_archive(path: Path, *, image_size: int) -> Source:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path}: a single array; {EXPECTED}")
             with archive:
-                domains = _domains(path, archive.files)
-                arrays = {domain: (archive[images], archive[labels]) for domain, (images, labels) in domains.items()}
-        fingerprint = sha256_of([path])
+                yield archive
     except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: cannot be read as .npz ({reason}); write it with numpy.savez_compressed") from error
-    pictures = [
-        resized(_images(images, where=f"{path}: {domains[domain][0]}"), image_size)
-        for domain, (images, _) in arrays.items()
-    ]
-    labels = [
-        _labels(labels, count=len(images), where=f"{path}: {domains[domain][1]}")
-        for domain, (images, labels) in arrays.items()
-    ]
-    if not any(map(len, pictures)):
-        raise DataError(f"{path}: no pictures in it")
-    groups = np.repeat(np.array(list(arrays), dtype=np.str_), [len(part) for part in pictures])
-    return Source(
-        np.concatenate(same_channels(pictures)), np.concatenate(labels), groups, split_by=None, fingerprint=fingerprint
+
+
+def _eight_bit(
+    given: list[npt.NDArray[Any]], keys: list[str], path: Path, image_size: int, wanted: Wanted
+) -> tuple[list[Images], PictureReading]:
+    """Return the pictures of each array as uint8; those that are not are brought to one range over all arrays."""
+    is_plain = [(part.dtype == np.uint8 and part.shape[3] in (1, 3)) or not len(part) for part in given]
+    places = [(part, row) for part, plain in enumerate(is_plain) if not plain for row in range(len(given[part]))]
+    others: list[Images] = [np.empty(0, np.uint8)] * len(places)
+    reading = read_pictures(
+        [f"{path}: {keys[part]}[{row}]" for part, row in places],
+        lambda index: opened_array(given[places[index][0]][places[index][1]]),
+        others.__setitem__,
+        image_size=image_size,
+        wanted=wanted,
     )
+    finished = iter(same_channels(others))
+    pictures = [
+        resized(part.astype(np.uint8, copy=False), image_size) if plain else np.stack([next(finished) for _ in part])
+        for part, plain in zip(given, is_plain, strict=True)
+    ]
+    return pictures, reading
 
 
 def _domains(path: Path, keys: list[str]) -> dict[str, tuple[str, str]]:
@@ -75,20 +130,24 @@ def _domains(path: Path, keys: list[str]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _images(array: npt.NDArray[np.generic], *, where: str) -> Images:
+def _images(array: npt.NDArray[Any], *, where: str) -> npt.NDArray[Any]:
     """Return the array as (n, height, width, channels)."""
-    images = array[..., np.newaxis] if array.ndim == 3 else array
-    if array.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape[1:]:
+    found = f"{where} is {array.dtype} of shape {array.shape}"
+    if array.dtype.kind not in "biuf" or array.ndim not in (3, 4):
         raise DataError(
-            f"{where} is {array.dtype} of shape {array.shape}; "
-            "expected uint8 (n, height, width) or (n, height, width, 3), values 0 to 255"
+            f"{found}; expected uint8, or other numbers, of shape (n, height, width) or (n, height, width, 3)"
         )
-    return images.astype(np.uint8, copy=False)
+    try:
+        axis = channel_axis(array.shape[1:])
+    except ValueError as error:
+        raise DataError(f"{found}; each picture is {error}") from error
+    images = array[..., np.newaxis] if axis is None else np.moveaxis(array, axis + 1, -1)
+    return images.astype(np.uint8) * 255 if array.dtype == np.bool_ else images
 
 
 def _labels(array: npt.NDArray[np.generic], *, count: int, where: str) -> npt.NDArray[np.str_]:
-    if array.shape != (count,):
+    if array.shape not in ((count,), (count, 1)):
         raise DataError(f"{where} has shape {array.shape}; expected ({count},), one label for each picture")
     if array.dtype.kind not in "iuU":
         raise DataError(f"{where} is {array.dtype}; expected whole numbers or text")
-    return array.astype(np.str_)
+    return array.reshape(count).astype(np.str_)

@@ -26,12 +26,16 @@ from fedlora.training.data.examples import (
     words_of,
 )
 from fedlora.training.data.federated import deal_out
+from fedlora.training.data.given_pictures import opened_input
+from fedlora.training.data.given_splits import refuse_clients_named_as_splits
 from fedlora.training.data.labelled_rows import label_names_of, labelled_row
-from fedlora.training.data.pictures import eight_bit, same_channels, square
+from fedlora.training.data.picture_reading import PictureReading, Wanted, notes_on, read_pictures
+from fedlora.training.data.pictures import Opened, same_channels
 from fedlora.training.data.source import checked_vocabulary, label_indices
 from fedlora.training.partitioning import members
 
-Input = str | Image.Image | npt.NDArray[np.uint8]
+# A torch tensor too, whose type is not imported for this.
+Input = str | bytes | Image.Image | npt.NDArray[Any] | Mapping[str, Any]
 Label = int | str
 Messages = Sequence[Mapping[str, str]]
 Example = tuple[Input, Label] | tuple[str, str] | tuple[Messages, Messages] | str | Conversation | Row
@@ -72,17 +76,18 @@ def federated_data_from(
     data: DataSection | None = None,
     labels: Sequence[str] | None = None,
     image_size: int | None = None,
+    pixel_range: Wanted = "auto",
     validation: float = 0.1,
     seed: int = 0,
 ) -> FederatedData:
     """Return federated data from data sets that are already in Python.
 
     A data set is anything with a length and examples under 0, 1, 2 ..., such as a list, a data set of the library
-    `datasets`, or a torch data set that leaves its pictures as they are. An example is
+    `datasets`, or a torch data set that does not normalise its pictures. An example is
 
-    - for a classification a pair of an input and its label. An input is a text, a Pillow picture, or a uint8 array
-      (height, width) or (height, width, 3). Or a mapping with the columns of `data`, such as a row of `datasets`,
-      pictures in the column "image" or "img";
+    - for a classification a pair of an input and its label, or a mapping with the columns of both. An input is a text,
+      a Pillow picture, a picture file's bytes, or an array or a tensor (height, width), (height, width, channels) or
+      (channels, height, width), uint8 or of other numbers, whose range is then `pixel_range`;
     - for a language model a pair (prompt, answer) of texts or of lists of messages, a text, a `Conversation`, or a
       mapping with the columns of one of the formats of files;
     - for a task of one's own any mapping, or a pair as for a classification.
@@ -95,6 +100,7 @@ def federated_data_from(
         labels: the vocabulary; a label that is a number is an index into it. Without it, the vocabulary is what the
             clients have, numbers in the order of their value.
         image_size: pixels; pictures are resized to a square of it. Not needed for texts.
+        pixel_range: black and white of pictures deeper than 8 bits; "auto" to find them from all pictures.
         validation: the share of each client's examples that it keeps for its own validation, from 0 to below 1.
         seed: the run's; the draw of the validation examples comes from it.
 
@@ -103,8 +109,9 @@ def federated_data_from(
             vocabulary, or fewer than two labels.
         ValueError: pictures without `image_size`.
     """
-    _require_examples(clients)
     columns = data or DataSection()
+    _require_examples(clients)
+    refuse_clients_named_as_splits(clients, columns.splits)
     training_given = [
         given
         for name, data_set in clients.items()
@@ -117,6 +124,7 @@ def federated_data_from(
         for given in _given(data_set, f"test set {name!r}", name, columns.label)
     ]
     vocabulary: tuple[str, ...] = ()
+    reading: PictureReading | None = None
     if kind == "causal_lm":
         conversations = [_conversation(given, columns) for given in (*training_given, *test_given)]
         training, held_out = _without_labels(conversations, training_given, test_given)
@@ -124,38 +132,35 @@ def federated_data_from(
         rows = [_row(given) for given in (*training_given, *test_given)]
         training, held_out = _without_labels(rows, training_given, test_given)
     else:
-        vocabulary, training, held_out = _labelled(training_given, test_given, labels, columns, image_size=image_size)
+        split = len(training_given)
+        pairs = [
+            _pair(given, columns, is_text=kind == "sequence_classification") for given in (*training_given, *test_given)
+        ]
+        vocabulary, indices = _vocabulary_and_labels(pairs, split, labels)
+        inputs, reading = _inputs(pairs, image_size=image_size, wanted=pixel_range)
+        training = Examples(inputs[:split], indices[:split], _groups(training_given))
+        held_out = Examples(inputs[split:], indices[split:], _groups(test_given))
     parts = {str(training.groups[rows[0]]): rows for rows in members(training.groups)}
     return FederatedData(
         labels=vocabulary,
         clients=deal_out(training, parts, None, validation=validation, seed=seed),
         test=held_out.by_label(),
         fingerprint=_fingerprint(vocabulary, training, held_out),
+        notes=() if reading is None else tuple(notes_on(reading, origin="pictures")),
+        pixel_range=None if reading is None else reading.ends,
     )
 
 
-def _labelled(
-    training: list[Given],
-    test: list[Given],
-    labels: Sequence[str] | None,
-    columns: DataSection,
-    *,
-    image_size: int | None,
-) -> tuple[tuple[str, ...], Examples, Examples]:
-    """Return the vocabulary, and the examples of the clients and of the test set with their labels."""
-    pairs = [_pair(given, columns) for given in (*training, *test)]
+def _vocabulary_and_labels(
+    pairs: list[Pair], num_training: int, labels: Sequence[str] | None
+) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    """Return the vocabulary, and each pair's index into it, (n,); the clients' pairs come first."""
     named = None if labels is None else checked_vocabulary(tuple(labels), origin="labels")
     words = [_word(pair, named) for pair in pairs]
-    split = len(training)
-    vocabulary = named or checked_vocabulary(sorted_vocabulary(words[:split]), origin="the clients")
-    inputs = _inputs(pairs, image_size=image_size)
-    of_clients = label_indices(words[:split], vocabulary, origin="the clients")
-    of_test = label_indices(words[split:], vocabulary, origin="the test set")
-    return (
-        vocabulary,
-        Examples(inputs[:split], of_clients, _groups(training)),
-        Examples(inputs[split:], of_test, _groups(test)),
-    )
+    vocabulary = named or checked_vocabulary(sorted_vocabulary(words[:num_training]), origin="the clients")
+    of_clients = label_indices(words[:num_training], vocabulary, origin="the clients")
+    of_test = label_indices(words[num_training:], vocabulary, origin="the test set")
+    return vocabulary, np.concatenate([of_clients, of_test])
 
 
 def _without_labels(
@@ -196,15 +201,19 @@ def _row(given: Given) -> Row:
     return given.example
 
 
-def unlabelled(inputs: Sequence[Input], *, image_size: int | None) -> Examples:
+def unlabelled(inputs: Sequence[Input], *, image_size: int | None, pixel_range: Wanted = None) -> Examples:
     """Return texts, or pictures resized to `image_size` pixels, as examples that all have the label 0.
 
+    Args:
+        pixel_range: black and white of pictures that are deeper than 8 bits; None where there were none in training.
+
     Raises:
-        DataError: an input is of another kind than the first.
+        DataError: an input is of another kind than the first, or deeper than 8 bits without a range.
     """
     pairs = [Pair(f"input {index}", "", given, 0) for index, given in enumerate(inputs)]
     labels = np.zeros(len(pairs), dtype=np.int64)
-    return Examples(_inputs(pairs, image_size=image_size), labels, np.full(len(pairs), "", dtype=np.str_))
+    given, _ = _inputs(pairs, image_size=image_size, wanted=pixel_range)
+    return Examples(given, labels, np.full(len(pairs), "", dtype=np.str_))
 
 
 def _given(data_set: Dataset, origin: str, group: str, label: str) -> list[Given]:
@@ -214,15 +223,16 @@ def _given(data_set: Dataset, origin: str, group: str, label: str) -> list[Given
     return [Given(f"{origin}, example {index}", group, data_set[index], names) for index in range(len(data_set))]
 
 
-def _pair(given: Given, columns: DataSection) -> Pair:
+def _pair(given: Given, columns: DataSection, *, is_text: bool) -> Pair:
     example = given.example
     if isinstance(example, Mapping):
-        found = labelled_row(example, columns, given.label_names, where=given.where)
+        found = labelled_row(example, columns, given.label_names, is_text=is_text, where=given.where)
         return Pair(given.where, given.group, *found)
     if not isinstance(example, tuple | list) or len(example) != 2:
+        expected = columns.text if is_text else columns.image
         raise DataError(
             f"{given.where}: a {type(example).__name__}; expected a pair (input, label), or a mapping with the columns "
-            f"{columns.text!r} and {columns.label!r}"
+            f"{expected!r} and {columns.label!r}"
         )
     return Pair(given.where, given.group, *example)
 
@@ -257,36 +267,36 @@ def _word(pair: Pair, labels: Sequence[str] | None) -> str:
     return labels[int(pair.label)]
 
 
-def _inputs(pairs: list[Pair], *, image_size: int | None) -> Inputs:
+def _inputs(pairs: list[Pair], *, image_size: int | None, wanted: Wanted) -> tuple[Inputs, PictureReading | None]:
     """Return all inputs: texts where the first is one, else pictures (n, image_size, image_size, channels)."""
     if isinstance(pairs[0].input, str):
         for pair in pairs:
             if not isinstance(pair.input, str):
                 raise DataError(f"{pair.where}: a {type(pair.input).__name__} among texts; expected str")
-        return [pair.input for pair in pairs]
+        return [pair.input for pair in pairs], None
     if image_size is None:
         raise ValueError("pictures need image_size, such as config.task.image_size")
-    return np.stack(same_channels([_picture(pair, image_size) for pair in pairs]))
+    pictures: list[Images] = [np.empty(0, np.uint8)] * len(pairs)
+    reading = read_pictures(
+        [pair.where for pair in pairs],
+        lambda index: _opened(pairs[index], image_size),
+        pictures.__setitem__,
+        image_size=image_size,
+        wanted=wanted,
+    )
+    return np.stack(same_channels(pictures)), reading
 
 
-def _picture(pair: Pair, image_size: int) -> Images:
-    """Return the pair's picture as (image_size, image_size, channels)."""
-    value = pair.input
-    if isinstance(value, np.ndarray):
-        if value.dtype != np.uint8 or not (value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (1, 3))):
-            raise DataError(
-                f"{pair.where}: {value.dtype} of shape {value.shape}; "
-                "expected uint8 (height, width) or (height, width, 3), values 0 to 255"
-            )
-        value = Image.fromarray(value[:, :, 0] if value.shape[2:] == (1,) else value)
-    if not isinstance(value, Image.Image):
-        raise DataError(
-            f"{pair.where}: a {type(value).__name__}; expected a Pillow picture or a uint8 array, as the first example"
-        )
+def _opened(pair: Pair, image_size: int) -> Opened:
     try:
-        return square(eight_bit(value), image_size)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{pair.where}: cannot be read as a picture ({error})") from error
+        return opened_input(pair.input, image_size)
+    except TypeError as error:
+        raise DataError(
+            f"{pair.where}: a {type(pair.input).__name__}; expected a Pillow picture, an array or a tensor, or a "
+            "file's bytes, as the first example"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{pair.where}: {' '.join(str(error).split())}") from error
 
 
 def _fingerprint(vocabulary: tuple[str, ...], *parts: Examples) -> str:

@@ -21,14 +21,17 @@ def label_names_of(data_set: object, column: str) -> Sequence[str] | None:
     return names
 
 
-def labelled_row(row: Row, columns: DataSection, names: Sequence[str] | None, *, where: str) -> tuple[Any, Any]:
-    """Return a row's text, or else its picture, and its label: a number as the name that it stands for.
+def labelled_row(
+    row: Row, columns: DataSection, names: Sequence[str] | None, *, is_text: bool, where: str
+) -> tuple[Any, Any]:
+    """Return a row's text or picture, and its label: a number as the name that it stands for.
 
     Raises:
         DataError: it lacks a column, or the label has no name.
     """
-    column = next((name for name in (columns.text, *_PICTURES) if name in row), columns.text)
-    given = value_in(row, column, key="data.text", where=where)
+    names_of_inputs = (columns.text,) if is_text else (columns.image, *_PICTURES)
+    column = next((name for name in names_of_inputs if name in row), names_of_inputs[0])
+    given = value_in(row, column, key="data.text" if is_text else "data.image", where=where)
     label = value_in(row, columns.label, key="data.label", where=where)
     if names is None or isinstance(label, bool) or not isinstance(label, int | np.integer):
         return given, label

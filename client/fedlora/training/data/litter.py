@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
-# Of storage boxes (@eaDir, #recycle), of Windows, of archives that macOS packed, and of file systems.
+# Of storage boxes (@eaDir, #recycle), of Windows and macOS, of the archives that macOS packed, and of file systems.
 _LITTER = frozenset(
     (
         "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot",
         "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "system volume information",
-        "__macosx", "lost+found",
+        "__macosx", "lost+found", "network trash folder", "temporary items", "icon\r", "__pycache__",
     )
 )  # fmt: skip
 

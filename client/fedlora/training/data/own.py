@@ -1,6 +1,7 @@
 """A site's own data: one client, with a held-out set of its own, in the run's vocabulary."""
 
 import hashlib
+from typing import cast
 
 import numpy as np
 
@@ -8,9 +9,9 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import DataError
 from fedlora.common.spelling import spelled, visible
 from fedlora.training.data.examples import FederatedData
-from fedlora.training.data.federated import deal_out, test_mask
-from fedlora.training.data.run_source import read_source, vocabulary_of
-from fedlora.training.data.source import NAMED_AT_MOST, Source, checked_groups
+from fedlora.training.data.federated import deal_out, refuse_shared_values, test_mask, with_given_validation
+from fedlora.training.data.run_source import joint_fingerprint, read_parts, vocabulary_of
+from fedlora.training.data.source import NAMED_AT_MOST, Source
 
 
 def load_own_data(config: RunConfig, *, client: str, only_group: str | None = None) -> FederatedData:
@@ -26,22 +27,52 @@ def load_own_data(config: RunConfig, *, client: str, only_group: str | None = No
     Raises:
         DataError: a source that cannot be used, an unknown group, or a label that the run does not have.
     """
-    source = checked_groups(read_source(config.data.path, config), origin=config.data.path)
+    # What the server calls a test set would be a path on this machine.
+    data = config.data if isinstance(config.data.test, float) else config.data.model_copy(update={"test": 0.0})
+    config = config.model_copy(update={"data": data})
+    wanted = getattr(config.task, "pixel_range", None)
+    # What is found in this site's pictures alone would be another range than that of the other sites.
+    parts = read_parts(config, wanted=None if wanted == "auto" else wanted)
+    source, given_test, given_validation = parts.training, parts.test, parts.validation
     if only_group is not None:
-        source = _of_group(source, spelled(only_group), origin=config.data.path)
+        group = spelled(only_group)
+        source = _of_group(source, group, origin=config.data.path)
+        given_test = _same_group(given_test, group)
+        given_validation = _same_group(given_validation, group)
     vocabulary = vocabulary_of(source, config)
     examples = source.examples(vocabulary, origin=config.data.path)
-    fraction = config.data.test if isinstance(config.data.test, float) else 0.0
-    in_test = test_mask(source, fraction=fraction, seed=config.run.seed)
+    for given in (given_validation, given_test):
+        refuse_shared_values(source, given, config)
+    in_test = np.zeros(len(examples), dtype=np.bool_)
+    if given_test is None:
+        in_test = test_mask(source, fraction=cast(float, data.test), seed=config.run.seed)
     clients = deal_out(
         examples,
         {client: np.flatnonzero(~in_test)},
         source.split_by,
-        validation=config.data.validation,
+        validation=data.validation if given_validation is None else 0.0,
         seed=config.run.seed,
     )
-    test = examples.take(np.flatnonzero(in_test))
-    return FederatedData(vocabulary, clients, test.by_label(), source.fingerprint)
+    notes = parts.notes
+    if given_validation is not None:
+        held = given_validation.examples(vocabulary, origin=f"{data.path}: the part for validation")
+        clients, note = with_given_validation(clients, held, is_by_group=False, seed=config.run.seed)
+        notes = (*notes, note)
+    test = (
+        examples.take(np.flatnonzero(in_test))
+        if given_test is None
+        else given_test.examples(vocabulary, origin=f"{data.path}: the part for the test")
+    )
+    fingerprint = joint_fingerprint([one for one in (source, given_validation, given_test) if one is not None])
+    return FederatedData(vocabulary, clients, test.by_label(), fingerprint, notes, parts.pixel_range)
+
+
+def _same_group(source: Source | None, group: str) -> Source | None:
+    """Return what of a part for test or validation is of the group, which may be nothing; all of one without groups."""
+    if source is None or not np.any(source.groups != ""):
+        return source
+    rows = np.flatnonzero(source.groups == group)
+    return source.take(rows, fingerprint=hashlib.sha256(f"{source.fingerprint} {group}".encode()).hexdigest())
 
 
 def _of_group(source: Source, group: str, *, origin: str) -> Source:

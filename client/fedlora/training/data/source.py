@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fedlora.common.errors import DataError
 from fedlora.common.spelling import checked_names, near_twins, nearest_twin, visible, what_is_no_text
-from fedlora.training.data.examples import Examples, Inputs, Words, inputs_at, sorted_vocabulary, words_of
+from fedlora.training.data.examples import Examples, Inputs, Note, Words, inputs_at, sorted_vocabulary, words_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ class Source:
         groups: (n,), each example's natural group, "" where there is none.
         split_by: (n,), the values that must not be on both sides of a split; None without such a column.
         fingerprint: hex sha256 over the content.
+        notes: what was found in the content or done to it.
+        pixel_range: black and white of the pictures that are deeper than 8 bits; None without any.
     """
 
     inputs: Inputs
@@ -35,6 +37,8 @@ class Source:
     groups: Words
     split_by: Words | None
     fingerprint: str
+    notes: tuple[Note, ...] = ()
+    pixel_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for name in ("labels", "groups", "split_by"):
@@ -64,7 +68,14 @@ class Source:
     def take(self, rows: npt.NDArray[np.int64], *, fingerprint: str) -> "Source":
         """Return the examples at `rows`, as a source with a fingerprint of its own."""
         split_by = None if self.split_by is None else self.split_by[rows]
-        return Source(inputs_at(self.inputs, rows), self.labels[rows], self.groups[rows], split_by, fingerprint)
+        return replace(
+            self,
+            inputs=inputs_at(self.inputs, rows),
+            labels=self.labels[rows],
+            groups=self.groups[rows],
+            split_by=split_by,
+            fingerprint=fingerprint,
+        )
 
 
 def checked_vocabulary(labels: tuple[str, ...], *, origin: Path | str) -> tuple[str, ...]:

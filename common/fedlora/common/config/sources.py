@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
+from pydantic_core import PydanticCustomError
 
-from fedlora.common.config.section import Count, Fraction, Positive, Section
+from fedlora.common.config.section import Count, Finite, Fraction, Positive, Section
 from fedlora.common.spelling import checked_names
 
 EMBEDDED_ENCODER = "package:fedlora.embedded/dinov2-small"
@@ -33,11 +34,22 @@ class ModelSection(Section):
 
 
 _KINDS = "image_classification, sequence_classification, causal_lm, or own"
+_PIXEL_RANGE = 'of pictures deeper than 8 bits: the values of black and white, [0, 4095]; "auto" only in a simulation'
+
+
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if not ends[0] < ends[1]:
+        raise PydanticCustomError("rising", "Expected the values of black and white, the first below the second")
+    return ends
+
+
+PixelRange = Literal["auto"] | Annotated[tuple[Finite, Finite], Field(strict=False), AfterValidator(_rising)]
 
 
 class ImageClassification(Section):
     kind: Literal["image_classification"] = Field("image_classification", description=_KINDS)
     image_size: int = Field(224, ge=8, description="pixels; pictures are resized to a square of it")
+    pixel_range: PixelRange = Field("auto", description=_PIXEL_RANGE)
 
 
 class SequenceClassification(Section):
@@ -56,12 +68,16 @@ class OwnTask(Section):
     kind: Literal["own"] = Field("own", description=_KINDS)
     name: str = Field("my_task", min_length=1, description='of an entry point in the group "fedlora.tasks"')
     settings: dict[str, str | int | float | bool] = Field({}, description="what the task is made with")
+    pixel_range: PixelRange = Field("auto", description=_PIXEL_RANGE)
 
 
 TaskSection = Annotated[ImageClassification | SequenceClassification | CausalLm | OwnTask, Field(discriminator="kind")]
 
 # How rows become texts to learn from; "auto" goes by the columns.
 TextFormat = Literal["auto", "text", "prompt_completion", "alpaca", "sharegpt", "messages"]
+
+Splits = Literal["auto", "off"]
+SPLITS = 'folders and files named train, test, validation: "auto" takes them for that, "off" as any other'
 
 
 class DataSection(Section):
@@ -74,13 +90,15 @@ class DataSection(Section):
         0.2, description="share of each group held out for the test; or the path of a test set"
     )
     validation: Fraction = Field(0.1, description="share of each client's examples kept for its own validation")
+    splits: Splits = Field("auto", description=SPLITS)
     format: TextFormat = Field(
         "auto", description="of causal_lm: text, prompt_completion, alpaca, sharegpt, messages, or auto"
     )
     text: str = Field("text", description="the text's column (text data)")
     prompt: str = Field("prompt", description="the prompt's column (prompt_completion)")
     completion: str = Field("completion", description="the answer's column (prompt_completion)")
-    label: str = Field("label", description="the label's column (text data)")
+    image: str = Field("image", description="the picture's column (tables of pictures)")
+    label: str = Field("label", description="the label's column (text data, tables of pictures)")
     labels: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (), description="the vocabulary, which a deployment must name; empty: the labels that the data have"
     )
