@@ -49,7 +49,7 @@ def run_doctor(options: Options) -> None:
         findings += [problem("file", line, remedy) for line in str(error).splitlines()]
     findings += findings_of(_checks(subject, options))
     if options.as_json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
         _print(findings)
     if any(finding.status == "problem" for finding in findings):

@@ -9,6 +9,7 @@ import typer
 from fedlora.cli.adapters import adapters_app
 from fedlora.cli.client import client_app
 from fedlora.cli.data import data_app
+from fedlora.cli.outlets import prepare_outlets
 from fedlora.cli.server import server_app, sites_app
 from fedlora.training.bitsandbytes_door import bitsandbytes_spared
 
@@ -179,6 +180,7 @@ def doctor(
 
 def main() -> None:
     """Run the command: exit 1 with one line for what a user can mend, a traceback for a bug."""
+    prepare_outlets()
     try:
         with bitsandbytes_spared():
             app()

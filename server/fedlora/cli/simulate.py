@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fedlora.cli.live import print_outcome, progress_view
 from fedlora.cli.logs import log_to
+from fedlora.cli.outlets import toml_for
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import load_run, to_toml
@@ -47,7 +48,7 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
     console = Console()
     config = _config(options)
     if only_print_config:
-        print(to_toml(config), end="")
+        print(toml_for(to_toml(config), getattr(sys.stdout, "encoding", None) or "utf-8"), end="")
         return
     if options.engine not in _ENGINES:
         raise ConfigError(f"--engine is {options.engine!r}; expected {' or '.join(_ENGINES)}")
