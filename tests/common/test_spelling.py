@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedlora.common.spelling import checked_names, near_twins, nearest_twin, spelled, visible
+from fedlora.common.spelling import checked_names, near_twins, nearest_twin, spelled, twins_in_words, visible
 
 
 @pytest.mark.parametrize("word", ["O\u0308dem", " Ödem\u00a0", "Ödem\n", "O\u0308dem\t"])
@@ -42,6 +42,14 @@ def test_what_cannot_be_seen_is_shown_by_its_number() -> None:
     assert visible("cat\u200b") == r"'cat\u200b'"
     assert visible("❤\ufe0f") == r"'❤\ufe0f'"
     assert visible("a\nb\ud800 Ödem") == r"'a\nb\ud800 Ödem'"
+    assert visible("x" * 61) == f"'{'x' * 60}...'"
+
+
+def test_of_many_twins_the_first_are_told() -> None:
+    assert twins_in_words(["a", "b"]) == ""
+    words = [f"{sign}{number}" for number in range(11) for sign in "xX"]
+    assert twins_in_words(words).startswith("'X0' and 'x0'; ")
+    assert twins_in_words(words).endswith("; 'X7' and 'x7'; and 3 more")
 
 
 def test_names_are_unique_in_one_spelling() -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedlora.client.source import OwnSite, WorkbenchSource
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import DataError
-from fedlora.common.run_file import parse_toml
+from fedlora.common.errors import ConfigError, DataError
+from fedlora.common.run_file import parse_toml, require_labels
 from fedlora.training.data import FederatedData, federated_data_from, load_federated_data, load_own_data
 
 COMPOSED, DECOMPOSED = "Ödem", unicodedata.normalize("NFD", "Ödem")
@@ -95,13 +96,16 @@ def test_the_vocabulary_of_a_run_is_spelled_in_one_way() -> None:
         ('"a", ""', "data.labels has an empty name"),
         ('"a"', "data.labels has one label, 'a'; expected two at least"),
     ]:
-        with pytest.raises(Exception, match=message):
+        with pytest.raises(ConfigError, match=message):
             parse_toml(run.format(labels), origin="run.toml")
 
 
 def test_the_clients_of_a_run_are_spelled_in_one_way() -> None:
     run = parse_toml(f'[lora]\nclient_ranks = {{"{DECOMPOSED}" = 2}}', origin="run.toml")
     assert run.lora.client_ranks == {COMPOSED: 2}
+    with pytest.raises(ConfigError, match=r"lora.client_ranks has 'Ödem' twice, in two spellings"):
+        parse_toml(f'[lora]\nclient_ranks = {{"{DECOMPOSED}" = 2, "{COMPOSED}" = 1}}', origin="run.toml")
+    assert run.lora.rank_of(DECOMPOSED) == run.lora.rank_of(COMPOSED) == 2
     with pytest.raises(DataError, match="clients has 'Ödem' twice, in two spellings"):
         federated_data_from({COMPOSED: [("t", 1)], DECOMPOSED: [("u", 2)]})
     assert list(federated_data_from({DECOMPOSED: [("t", 1), ("u", 2)]}).clients) == [COMPOSED]
@@ -129,6 +133,28 @@ def test_groups_have_one_spelling_and_those_that_look_alike_are_warned_of(
     assert [record.message.partition(": ")[2].split(" (")[0] for record in caplog.records] == [
         "groups that look alike are kept apart",
         "labels that look alike are kept apart",
+    ]
+
+
+def test_a_worker_does_not_repeat_what_whoever_started_it_was_told(
+    tmp_path: Path, tiny_text_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = texts(tmp_path / "notes.csv", ["True", "TRUE"])
+    config = config.model_copy(update={"model": config.model.model_copy(update={"name": str(tiny_text_model)})})
+    with caplog.at_level(logging.WARNING):
+        assert WorkbenchSource("key", config).load().describe("client-1").labels == ("TRUE", "True")
+        assert not caplog.records
+        WorkbenchSource("key", config, site=OwnSite("site")).load()
+        assert [record.message.split(" (")[1] for record in caplog.records] == [
+            "'TRUE' and 'True'); write each label in one way if they are the same"
+        ]
+
+
+def test_a_server_is_told_of_labels_that_look_alike_before_sites_are(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        require_labels(parse_toml('[data]\nlabels = ["1", "1.0", "2"]', origin="run.toml"))
+    assert [record.message for record in caplog.records] == [
+        "data.labels that look alike are kept apart: '1' and '1.0'; name each label once"
     ]
 
 

@@ -1,6 +1,7 @@
 """The run file: TOML in, a checked RunConfig out, and back as commented TOML."""
 
 import difflib
+import logging
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from pydantic_core import ErrorDetails
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
+from fedlora.common.spelling import twins_in_words
+
+logger = logging.getLogger(__name__)
 
 Table = dict[str, Any]
 
@@ -64,7 +68,7 @@ def parse_run(table: Table, overrides: Iterable[str] = (), *, origin: str = "run
 
 
 def require_labels(config: RunConfig, *, origin: str = "") -> None:
-    """Check that a classification names its labels; `origin` names its source in errors.
+    """Check that a classification names its labels, and warn of those that look alike; `origin` is for errors.
 
     Raises:
         ConfigError: it does not, and a deployment cannot find them out.
@@ -74,6 +78,8 @@ def require_labels(config: RunConfig, *, origin: str = "") -> None:
             f"{origin and f'{origin}: '}data.labels is empty; a deployment must name the labels, because they do not "
             'leave the sites: labels = ["cat", "dog"] under [data]'
         )
+    if twins := twins_in_words(config.data.labels):
+        logger.warning("data.labels that look alike are kept apart: %s; name each label once", twins)
 
 
 def to_toml(config: RunConfig, *, comments: bool = True) -> str:

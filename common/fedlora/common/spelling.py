@@ -12,6 +12,7 @@ _NUMBER = re.compile(r"([+-]?)0*(\d+)(?:\.(\d*?)0*)?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Beside the format characters (Cf): they join letters or choose a glyph, and have none of their own.
 _WITHOUT_GLYPH = frozenset(map(chr, (0x034F, 0x115F, 0x1160, 0x3164, *range(0xFE00, 0xFE10), *range(0x180B, 0x180E))))
+_LONGEST, _MOST_SHOWN = 60, 8
 
 
 def spelled(word: str) -> str:
@@ -21,17 +22,18 @@ def spelled(word: str) -> str:
 
 def what_is_no_text(text: str) -> str | None:
     """Return in words what no text has and this one does; None for a text."""
-    if _SURROGATE.search(text):
+    if not text.isascii() and _SURROGATE.search(text):
         return "half a surrogate pair, which is no character"
     return "a NUL character" if "\0" in text else None
 
 
 def visible(word: str) -> str:
-    """Return a word in quotes, with what cannot be seen in it as its number."""
+    """Return a word in quotes, cut where it is long, with what cannot be seen in it as its number."""
     signs = (
-        sign if sign == " " or (sign.isprintable() and not _has_no_glyph(sign)) else ascii(sign)[1:-1] for sign in word
+        sign if sign == " " or (sign.isprintable() and not _has_no_glyph(sign)) else ascii(sign)[1:-1]
+        for sign in word[:_LONGEST]
     )
-    return f"'{''.join(signs)}'"
+    return f"'{''.join(signs)}{'...' if len(word) > _LONGEST else ''}'"
 
 
 def near_twins(words: Iterable[str]) -> list[tuple[str, ...]]:
@@ -40,6 +42,13 @@ def near_twins(words: Iterable[str]) -> list[tuple[str, ...]]:
     for word in dict.fromkeys(words):
         alike.setdefault(_as_read(word), []).append(word)
     return [tuple(sorted(twins)) for twins in alike.values() if len(twins) > 1]
+
+
+def twins_in_words(words: Iterable[str]) -> str:
+    """Return the words that look alike, for a warning; "" where all differ."""
+    alike = [" and ".join(map(visible, twins)) for twins in near_twins(words)]
+    more = f"; and {len(alike) - _MOST_SHOWN} more" if len(alike) > _MOST_SHOWN else ""
+    return "; ".join(alike[:_MOST_SHOWN]) + more
 
 
 def nearest_twin(word: str, others: Iterable[str]) -> str | None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
@@ -39,8 +39,9 @@ def labelled_texts(table: Table, data: DataSection) -> Source:
     if _lacking(table, columns := _word_columns(data, "data.label")):
         for_each(table.rows, text)
         _require_columns(table, columns)
-    found = for_each(table.rows, lambda placed: (text(placed), _words(placed, data, "data.label")))
-    return _source([given for given, _ in found], [words for _, words in found], table, data)
+    words = _words_reader(data, "data.label")
+    found = for_each(table.rows, lambda placed: (text(placed), words(placed)))
+    return _source([given for given, _ in found], [of_row for _, of_row in found], table, data)
 
 
 def with_columns(inputs: Inputs, table: Table, data: DataSection, *, label_key: str | None) -> Source:
@@ -53,7 +54,7 @@ def with_columns(inputs: Inputs, table: Table, data: DataSection, *, label_key: 
         DataError: a column is missing, or values are missing or of another kind: how many, and the first of them.
     """
     _require_columns(table, _word_columns(data, label_key))
-    return _source(inputs, for_each(table.rows, lambda placed: _words(placed, data, label_key)), table, data)
+    return _source(inputs, for_each(table.rows, _words_reader(data, label_key)), table, data)
 
 
 def value_in(row: Row, column: str, *, key: str, where: str) -> object:
@@ -142,16 +143,28 @@ def _word_columns(data: DataSection, label_key: str | None) -> dict[str, str]:
     return {key: column for key, column in named.items() if column is not None}
 
 
-def _words(placed: PlacedRow, data: DataSection, label_key: str | None) -> _WordsOfRow:
-    """Return a row's label, group and value to split by, "" for what is not asked for."""
-    found = dict.fromkeys(("label", "data.group", "data.split_by"), "")
-    for key, column in _word_columns(data, label_key).items():
-        value, what = value_in(placed.row, column, key=key, where=placed.where), f"{placed.where}: {column!r}"
-        if key == label_key:
-            found["label"] = label_in(value, data.labels, what)
-        else:
-            found[key] = _word(value, what, missing=_MISSING)
-    return found["label"], found["data.group"], found["data.split_by"]
+def _words_reader(data: DataSection, label_key: str | None) -> Callable[[PlacedRow], _WordsOfRow]:
+    """Return what reads a row's label, group and value to split by, "" for what is not asked for."""
+    columns = _word_columns(data, label_key)
+    keys = (label_key, "data.group", "data.split_by")
+    known: dict[str, dict[str, str]] = {key: {} for key in columns}  # few words, in many rows
+
+    def word(placed: PlacedRow, key: str) -> str:
+        column = columns[key]
+        value = value_in(placed.row, column, key=key, where=placed.where)
+        if isinstance(value, str) and value in known[key]:
+            return known[key][value]
+        what = f"{placed.where}: {column!r}"
+        read = label_in(value, data.labels, what) if key == label_key else _word(value, what, missing=_MISSING)
+        if isinstance(value, str):
+            known[key][value] = read
+        return read
+
+    def words(placed: PlacedRow) -> _WordsOfRow:
+        label, group, value = ("" if key is None or key not in columns else word(placed, key) for key in keys)
+        return label, group, value
+
+    return words
 
 
 def _word(value: object, what: str, *, missing: Collection[str], remedy: str = _REMEDY) -> str:

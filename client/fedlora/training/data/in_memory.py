@@ -1,7 +1,7 @@
 """Federated data from a user's own Python data sets."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -241,7 +241,8 @@ def _require_examples(clients: Mapping[str, Dataset]) -> None:
     if not clients:
         raise DataError("no client; expected a data set for each client's name")
     for name, data_set in clients.items():
-        if not hasattr(data_set, "__len__") or (isinstance(data_set, Mapping) and 0 not in data_set):
+        held: object = data_set
+        if not isinstance(held, Sized) or (isinstance(held, Mapping) and 0 not in held):
             raise DataError(
                 f"client {name!r} has a {type(data_set).__name__}; expected a data set, with a length and examples "
                 "under 0, 1, 2 ...; of several splits give one"

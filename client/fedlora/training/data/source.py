@@ -9,13 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedlora.common.errors import DataError
-from fedlora.common.spelling import checked_names, near_twins, nearest_twin, visible, what_is_no_text
+from fedlora.common.spelling import checked_names, nearest_twin, twins_in_words, visible, what_is_no_text
 from fedlora.training.data.examples import Examples, Inputs, Note, Words, inputs_at, sorted_vocabulary, words_of
 
 logger = logging.getLogger(__name__)
 
 NAMED_AT_MOST = 8
-_LONGEST_NAME = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +96,8 @@ def checked_vocabulary(labels: tuple[str, ...], *, origin: Path | str) -> tuple[
 
 def warn_of_twins(words: Iterable[str], *, origin: Path | str, what: str, remedy: str) -> None:
     """Warn of words that look alike or read the same, which are kept apart."""
-    alike = [" and ".join(_quoted(word) for word in twins) for twins in near_twins(words)]
-    if alike:
-        shown = "; ".join(alike[:NAMED_AT_MOST])
-        more = f"; and {len(alike) - NAMED_AT_MOST} more" if len(alike) > NAMED_AT_MOST else ""
-        logger.warning("%s: %s that look alike are kept apart (%s%s); %s", origin, what, shown, more, remedy)
+    if twins := twins_in_words(words):
+        logger.warning("%s: %s that look alike are kept apart (%s); %s", origin, what, twins, remedy)
 
 
 def checked_groups(source: Source, *, origin: Path | str) -> Source:
@@ -136,10 +132,6 @@ def label_indices(labels: list[str], vocabulary: tuple[str, ...], *, origin: Pat
 
 def enumeration(names: Iterable[str]) -> str:
     """Return names in words, quoted, and how many more there are beyond the first few."""
-    quoted = [_quoted(str(name)) for name in names]
+    quoted = [visible(str(name)) for name in names]
     shown = ", ".join(quoted[:NAMED_AT_MOST])
     return shown if len(quoted) <= NAMED_AT_MOST else f"{shown} and {len(quoted) - NAMED_AT_MOST} more"
-
-
-def _quoted(name: str) -> str:
-    return visible(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}...")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fedlora.common.config.section import Count, Fraction, NonNegative, Positive, Section
-from fedlora.common.spelling import checked_names
+from fedlora.common.spelling import spelled, visible
 
 _Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
@@ -39,7 +39,11 @@ class LoraSection(Section):
     @field_validator("client_ranks")
     @classmethod
     def _names_clients_as_they_are_spelled(cls, ranks: dict[str, int]) -> dict[str, int]:
-        return dict(zip(checked_names(tuple(ranks)), ranks.values(), strict=True))
+        names = [spelled(client) for client in ranks]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"has {visible(name)} twice, in two spellings; expected it once")
+        return dict(zip(names, ranks.values(), strict=True))
 
     @model_validator(mode="after")
     def _has_an_init_for_a_federation(self) -> "LoraSection":
@@ -65,7 +69,7 @@ class LoraSection(Section):
 
     def rank_of(self, client: str) -> int:
         """Return the most rank that a layer of `client` has."""
-        return self.client_ranks.get(client, max([self.rank, *self.rank_pattern.values()]))
+        return self.client_ranks.get(spelled(client), max([self.rank, *self.rank_pattern.values()]))
 
 
 class TrainSection(Section):
