@@ -95,12 +95,12 @@ def is_archive(path: Path) -> bool:
 
 def is_table(path: Path) -> bool:
     """Return whether this is a file whose name is a table's."""
-    return path.is_file() and path.name.lower().endswith(TABLE_SUFFIXES) and not is_litter(path)
+    return path.is_file() and path.name.lower().endswith(TABLE_SUFFIXES)
 
 
 def tables_in(folder: Path) -> list[Path]:
-    """Return the tables right in a folder, by name."""
-    return sorted(path for path in folder.iterdir() if is_table(path))
+    """Return the tables right in a folder, by name, without litter."""
+    return sorted(path for path in folder.iterdir() if is_table(path) and not is_litter(path))
 
 
 def folders_in(folder: Path) -> list[Path]:
