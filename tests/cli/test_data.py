@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -222,3 +223,21 @@ def test_a_character_of_several_tokens_stays_whole_in_its_piece(tokenizer: PreTr
 
 def test_control_characters_are_shown_as_what_they_are() -> None:
     assert printable("a\tb\n\x1b[2J\x07é") == "a\tb\n\\x1b[2J\\x07é"
+
+
+def test_pictures_deeper_than_8_bits_are_shown_with_their_range(fedlora: Command, tmp_path: Path) -> None:
+    for label, top in (("dim", 1000), ("bright", 4095)):
+        (tmp_path / "pictures" / "hall" / label).mkdir(parents=True)
+        for number in range(6):
+            values = np.linspace(0, top, 64).reshape(8, 8).astype(np.uint16)
+            Image.fromarray(values).save(tmp_path / "pictures" / "hall" / label / f"{number}.png")
+    path = tmp_path / "run.toml"
+    path.write_text(f'[task]\nimage_size = 8\n[data]\npath = "{tmp_path / "pictures"}"\n')
+
+    found = fedlora("data", "preview", path).out.splitlines()
+    wide = fedlora("data", "preview", path, "--set", "task.pixel_range=[0, 65535]").out.splitlines()
+
+    deep = f"{tmp_path / 'pictures'}: 12 of 12 pictures are deeper than 8 bits, with values from 0 to 4,095; black and"
+    assert found[-1].startswith(f"warning: {deep} white are task.pixel_range = [0, 4095], found from them")
+    assert wide[-2] == f"{deep} white are task.pixel_range = [0, 65535], as the run says"
+    assert wide[-1].startswith(f"warning: {tmp_path / 'pictures'}: most of task.pixel_range = [0, 65535] is unused")

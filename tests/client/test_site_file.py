@@ -27,6 +27,8 @@ completion = "reply"
 label = "diagnosis"
 group = "ward"
 split_by = "patient"
+splits = "off"
+image = "scan"
 [model]
 path = "base"
 [limits]
@@ -84,6 +86,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             "path": "north.csv", "only_group": "ward 3", "test": 0.25, "validation": 0.0,
             "format": "prompt_completion", "text": "note", "prompt": "question", "completion": "reply",
             "label": "diagnosis", "group": "ward", "split_by": "patient",
+                "splits": "off", "image": "scan",
         },
         "model": {"path": "base"},
         "limits": {
@@ -189,6 +192,7 @@ def test_a_site_takes_the_runs_keys_where_it_gives_none_of_its_own(tmp_path: Pat
     assert (kept.model, kept.lora, kept.exchange) == (run.model, run.lora, run.exchange)
     own = for_site(run, site(tmp_path, WHOLE), beside=tmp_path).data
     assert (own.text, own.label, own.group, own.split_by) == ("note", "diagnosis", "ward", "patient")
+    assert (own.splits, own.image) == ("off", "scan")
     assert (own.test, own.validation, own.labels) == (0.25, 0.0, ("x", "y"))
 
 

@@ -277,6 +277,21 @@ def test_folders_of_which_only_some_are_splits_are_refused(tmp_path: Path, names
     assert 'data.splits = "off"' in str(caught.value)
 
 
+def test_splits_inside_domains_are_refused_with_the_order_that_would_do(tmp_path: Path) -> None:
+    picture(tmp_path / "hall" / "train" / "cat" / "1.png", 5)
+    with pytest.raises(DataError, match=r"a folder too deep; .* has train/ and test/ first, as train/domain/class/"):
+        load_federated_data(run(tmp_path))
+
+
+def test_a_hidden_file_that_is_named_is_read_and_one_that_lies_in_a_folder_is_not(tmp_path: Path) -> None:
+    write(tmp_path / ".hidden.csv", "train")
+    write(tmp_path / "a.csv", "train")
+    write(tmp_path / "._a.csv", "train").write_bytes(b"\x00\x05\x16\x07")
+    for path in (tmp_path / ".hidden.csv", tmp_path):
+        data = load_federated_data(run(path, kind="sequence_classification", test=0.0, validation=0.0))
+        assert sum(len(held.training) for held in data.clients.values()) == 12
+
+
 def test_files_of_which_only_some_are_splits_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "north.csv", "train")
     write(tmp_path / "test.csv", "test")

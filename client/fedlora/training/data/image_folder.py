@@ -9,6 +9,7 @@ import numpy as np
 
 from fedlora.common.errors import DataError
 from fedlora.training.data.examples import Images, Note
+from fedlora.training.data.given_splits import split_of_name
 from fedlora.training.data.litter import is_litter
 from fedlora.training.data.picture_reading import Wanted, notes_on, read_pictures
 from fedlora.training.data.pictures import Opened, opened_bytes
@@ -126,5 +127,7 @@ def _visible_files(folder: Path, *, depth: int, litter: list[Path]) -> list[Path
         elif depth > 1:
             files += _visible_files(entry, depth=depth - 1, litter=litter)
         else:
-            raise DataError(f"{entry}: a folder too deep; {EXPECTED}")
+            is_split_inside = split_of_name(entry.parent.name) is not None
+            hint = "; what is split already has train/ and test/ first, as train/domain/class/" * is_split_inside
+            raise DataError(f"{entry}: a folder too deep; {EXPECTED}{hint}")
     return files
