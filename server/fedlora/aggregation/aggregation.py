@@ -12,6 +12,7 @@ from fedlora.adapters import Adapter, LoraLayer
 from fedlora.adapters.settings import fitted_config
 from fedlora.aggregation.base_change import accumulated
 from fedlora.aggregation.beside import all_paths, mean_dense, mean_of_owners, refuse_spoilers
+from fedlora.aggregation.dead_directions import brought_to_life, dead_directions
 from fedlora.aggregation.lora_fair import LoraFair
 from fedlora.aggregation.method import Combined, Method
 from fedlora.aggregation.report import Measured, measure_layer, summarise
@@ -93,12 +94,14 @@ def aggregate(
         update = _centred(path, updates, owners, p, like=like, start=start, device=place)
         with _overflow_refused(path, update):
             combined = _combine(path, update, method)
-            layers[path] = _result(path, combined, updates, owners, p=p, like=like)
+            alive = _alive(combined, update)
+            layers[path] = _result(path, alive, updates, owners, p=p, like=like)
             if combined.base_change is not None:
                 added = _change(combined.base_change, like, device=_home(owners))
                 changes[path] = accumulated(changes.get(path), added)
             if measure:
-                measured[path] = _measure(update, combined, like)
+                # What came to life has the same product, but for rounding, of which a zero product shows the least.
+                measured[path] = _measure(update, replace(combined, note=alive.note), like)
     config = reference.config if reference is not None else _config(updates, layers)
     adapter = Adapter(layers, mean_dense(updates, p=p, reference=reference), config, changes)
     return Aggregate(adapter, summarise(method.name, measured, notes=notes))
@@ -186,6 +189,20 @@ def _combine(path: str, update: CentredUpdate, method: Method) -> Combined:
     if not all(factor.isfinite().all() for factor in (combined.A, combined.B, *(combined.base_change or ()))):
         raise AdapterError(_too_large(path, update))
     return combined
+
+
+def _alive(combined: Combined, update: CentredUpdate) -> Combined:
+    """Return the same product without directions that are dead in both factors: means of clients may have some."""
+    num_dead = dead_directions(combined.A, combined.B).shape[1]
+    if not num_dead:
+        return combined
+    means = update.mean_A, update.mean_B
+    A, B = brought_to_life(combined.A, combined.B, like=means, spare=update.updates.A)
+    note = (
+        f"{num_dead} of {len(A)} directions were zero in both A and B, where nothing is ever learned; one factor is "
+        "not zero there any more, and the product is the same"
+    )
+    return replace(combined, A=A, B=B, note="; ".join(filter(None, (combined.note, note))))
 
 
 def _measure(update: CentredUpdate, combined: Combined, like: LoraLayer) -> Measured:
