@@ -9,6 +9,7 @@ from peft.tuners.lora import LoraLayer as PeftLoraLayer
 from torch import Tensor, nn
 
 from fedlora.adapters import LoraLayer
+from fedlora.adapters.dense_change import dense_of
 from fedlora.common.errors import AdapterError, ModelError
 
 
@@ -46,8 +47,7 @@ class BaseWeights:
                 weight.copy_(self._untouched[path])
                 self._applied.pop(path, None)
                 continue
-            left, right = (factor.to(weight.device, torch.float32) for factor in (changes[path].B, changes[path].A))
-            added = (left @ right) * changes[path].scaling
+            added = _product(changes[path], weight.device) * changes[path].scaling
             weight.copy_(self._untouched[path].float() + (added.T if self._is_transposed(path) else added))
 
         self._applied |= changes
@@ -71,6 +71,13 @@ class BaseWeights:
                 "load the model unquantised, or choose a method that leaves the base weights alone, such as lora_fair"
             )
         return weight
+
+
+def _product(change: LoraLayer, device: torch.device) -> Tensor:
+    """Return B A (out_features, in_features) in float32; a change that is one matrix already is not multiplied."""
+    if (dense := dense_of(change)) is not None:
+        return dense.to(device, torch.float32)
+    return change.B.to(device, torch.float32) @ change.A.to(device, torch.float32)
 
 
 def _is_equal(change: LoraLayer, other: LoraLayer | None) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fedlora.adapters.adapter import Adapter, LoraLayer
+from fedlora.adapters.dense_change import dense_of
 from fedlora.common.errors import AdapterError
 
 PREFIX = "base_model.model."
@@ -14,7 +15,7 @@ PREFIX = "base_model.model."
 _PART_OF_A_LAYER = re.compile(
     r"(?P<path>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.default)?(\.(?P<leaf>weight|bias))?"
 )
-_BASE_CHANGE = re.compile(r"base_change\.(?P<path>.+)\.(?P<part>A|B|embedding_A|embedding_B)")
+_BASE_CHANGE = re.compile(r"base_change\.(?P<path>.+)\.(?P<part>A|B|dense|embedding_A|embedding_B|embedding_dense)")
 _FACTOR = re.compile(r"\.lora_(?:embedding_([AB])|([AB])\.weight)$")
 _PARTS = {
     ("A", "weight"): "A",
@@ -34,7 +35,8 @@ class Layout:
     Attributes:
         layers: by layer path, the key of each part: A, B (of an embedding: embedding_A, embedding_B), bias, magnitude.
         dense: the key by path in the base model.
-        base_change: as `layers`, of the change of the base weights; PEFT's own files have none.
+        base_change: as `layers`, of the change of the base weights, with A and B or `dense` alone (of an embedding:
+            embedding_dense); PEFT's own files have none.
     """
 
     layers: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -117,15 +119,18 @@ def factor_of(key: str) -> str:
     return found[1] or found[2] if found else ""
 
 
-def to_state_dict(adapter: Adapter) -> dict[str, Tensor]:
+def to_state_dict(adapter: Adapter, *, has_dense: bool = False) -> dict[str, Tensor]:
     """Return the adapter's tensors under the key names of `PeftModel.save_pretrained`, contiguous.
 
     A change of the base weights, of which PEFT knows nothing, comes under names of ours.
+
+    Args:
+        has_dense: whether a change that is the identity and a matrix comes as that matrix alone.
     """
-    return {key: tensor.contiguous() for key, tensor in named_tensors(adapter)}
+    return {key: tensor.contiguous() for key, tensor in named_tensors(adapter, has_dense=has_dense)}
 
 
-def named_tensors(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(adapter: Adapter, *, has_dense: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Yield the adapter's tensors with their keys, layer by layer: of an adapter on disk one layer is in memory."""
     for path, layer in adapter.layers.items():
         for part, tensor in _parts(layer):
@@ -134,6 +139,9 @@ def named_tensors(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
         yield f"{PREFIX}{path}", tensor
     for path, layer in adapter.base_change.items():
         prefix = "embedding_" if layer.is_embedding else ""
+        if has_dense and (dense := dense_of(layer)) is not None:
+            yield f"base_change.{path}.{prefix}dense", dense
+            continue
         yield f"base_change.{path}.{prefix}A", layer.A
         yield f"base_change.{path}.{prefix}B", layer.B
 

@@ -29,7 +29,7 @@ def pack(adapter: Adapter, *, without: str = "") -> bytes:
         ValueError: the configuration gives a layer another scaling than it has.
     """
     check_scaling(adapter)
-    tensors = to_state_dict(adapter)
+    tensors = to_state_dict(adapter, has_dense=True)
     if without:
         tensors = {key: tensor for key, tensor in tensors.items() if factor_of(key) != without}
     text = json.dumps(dict(adapter.config))  # In its own order, on which the alpha of a layer may depend.

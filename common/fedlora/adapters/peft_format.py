@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedlora.adapters.adapter import Adapter, LoraLayer
 from fedlora.adapters.concatenation import with_base_change_inside
+from fedlora.adapters.dense_change import dense_pair
 from fedlora.adapters.keys import Layout, layer_from, layout_of, to_state_dict
 from fedlora.adapters.on_demand import OnDemand
 from fedlora.adapters.settings import SCALING_KEYS, plain_config, scaling_of
@@ -196,10 +197,20 @@ def _layer_reader(
 
 
 def _base_change(layout: Layout, read: Callable[[str], Tensor], *, origin: str) -> dict[str, LoraLayer]:
-    return {
-        path: layer_from(path, parts, read, lambda _rank: 1.0, origin=origin)
-        for path, parts in layout.base_change.items()
-    }
+    changes: dict[str, LoraLayer] = {}
+    for path, parts in layout.base_change.items():
+        dense = [part for part in parts if part.endswith("dense")]
+        if not dense:
+            changes[path] = layer_from(path, parts, read, lambda _rank: 1.0, origin=origin)
+            continue
+        matrix = read(parts[dense[0]])
+        if len(parts) > 1 or matrix.dim() != 2 or not matrix.numel():
+            raise AdapterError(
+                f"{origin}: the change of {path}'s weight is {', '.join(sorted(parts))}, the first of them "
+                f"{tuple(matrix.shape)}; expected A and B, or one matrix (out_features, in_features)"
+            )
+        changes[path] = dense_pair(matrix, is_embedding=dense[0].startswith("embedding"))
+    return changes
 
 
 def _complete(layout: Layout, frozen: Adapter) -> dict[str, tuple[str, str]]:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from fedlora.adapters import Adapter, LoraLayer
+from fedlora.adapters.dense_change import dense_of
 from fedlora.adapters.settings import fitted_config
-from fedlora.aggregation.base_change import accumulated
+from fedlora.aggregation.base_change import accumulated, difference
 from fedlora.aggregation.beside import all_paths, mean_dense, mean_of_owners, refuse_spoilers
+from fedlora.aggregation.dead_directions import brought_to_life, dead_directions
 from fedlora.aggregation.lora_fair import LoraFair
 from fedlora.aggregation.method import Combined, Method
 from fedlora.aggregation.report import Measured, measure_layer, summarise
@@ -93,12 +95,15 @@ def aggregate(
         update = _centred(path, updates, owners, p, like=like, start=start, device=place)
         with _overflow_refused(path, update):
             combined = _combine(path, update, method)
-            layers[path] = _result(path, combined, updates, owners, p=p, like=like)
+            alive = _alive(combined, update)
+            layers[path] = _result(path, alive, updates, owners, p=p, like=like)
             if combined.base_change is not None:
-                added = _change(combined.base_change, like, device=_home(owners))
-                changes[path] = accumulated(changes.get(path), added)
+                combined = _moved_into_base(path, combined, changes, like, device=_home(owners))
+                if not all(tensor.isfinite().all() for tensor in (combined.base_change or ())):
+                    raise AdapterError(_too_large(path, update))
             if measure:
-                measured[path] = _measure(update, combined, like)
+                # What came to life has the same product, but for rounding, which a product of zero would show.
+                measured[path] = _measure(update, replace(combined, note=_joined(combined.note, alive.note)), like)
     config = reference.config if reference is not None else _config(updates, layers)
     adapter = Adapter(layers, mean_dense(updates, p=p, reference=reference), config, changes)
     return Aggregate(adapter, summarise(method.name, measured, notes=notes))
@@ -188,10 +193,24 @@ def _combine(path: str, update: CentredUpdate, method: Method) -> Combined:
     return combined
 
 
+def _alive(combined: Combined, update: CentredUpdate) -> Combined:
+    """Return the same product without directions that are dead in both factors: means of clients may have some."""
+    num_dead = dead_directions(combined.A, combined.B).shape[1]
+    if not num_dead:
+        return combined
+    means = update.mean_A, update.mean_B
+    A, B = brought_to_life(combined.A, combined.B, like=means, spare=update.updates.A)
+    note = (
+        f"{num_dead} of {len(A)} directions were zero in both A and B, where nothing is ever learned; one factor is "
+        "not zero there any more, and the product is the same"
+    )
+    return replace(combined, A=A, B=B, note=note)
+
+
 def _measure(update: CentredUpdate, combined: Combined, like: LoraLayer) -> Measured:
     measured = measure_layer(update, combined, scaling=like.scaling)
     if like.magnitude is not None:
-        return replace(measured, note="; ".join(filter(None, (measured.note, "without DoRA's magnitudes"))))
+        return replace(measured, note=_joined(measured.note, "without DoRA's magnitudes"))
     return measured
 
 
@@ -240,9 +259,32 @@ def _home(owners: Mapping[str, LoraLayer]) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def _change(factors: tuple[Tensor, Tensor], like: LoraLayer, *, device: torch.device) -> LoraLayer:
-    left, right = factors
-    return LoraLayer(right.to(device), (left * like.scaling).to(device), 1.0, is_embedding=like.is_embedding)
+def _moved_into_base(
+    path: str, combined: Combined, changes: dict[str, LoraLayer], like: LoraLayer, *, device: torch.device
+) -> Combined:
+    """Add the method's change of the base weight to `changes`, and return what it has got of it in its place.
+
+    A change that is zero is none: nothing would travel but zeros, and an adapter cannot hold a pair without rows.
+    """
+    left, right = combined.base_change or (like.B[:, :0], like.A[:0])
+    added = LoraLayer(right.to(device), (left * like.scaling).to(device), 1.0, is_embedding=like.is_embedding)
+    before = changes.pop(path, None)
+    rank_before = 0 if before is None else before.rank
+    change = accumulated(before, added, rank=combined.base_change_rank)
+    if change.A.any() and change.B.any():
+        changes[path] = change
+    if combined.base_change_rank is None or change.rank == rank_before + added.rank or dense_of(change) is not None:
+        return combined
+    kept_left, kept_right = difference(before, change)
+    note = (
+        f"the change of the base weights is the best of rank {combined.base_change_rank}; the error after is the rest"
+    )
+    kept = (kept_left / like.scaling).to(left), kept_right.to(right)
+    return replace(combined, base_change=kept, note=_joined(combined.note, note))
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _config(updates: Mapping[str, Adapter], layers: Mapping[str, LoraLayer]) -> dict[str, object]:

@@ -6,6 +6,10 @@ of Foundation Models", ACL 2025, arXiv 2410.09432.
 The residual M - mean_B mean_A is kept as factors of rank (K - 1) * rank, exact and without a
 singular value decomposition; published code forms it as a full matrix. As in FLoRA, the change of
 the base weights is kept as a sum since the run's start.
+
+That sum grows by (K - 1) * rank in every round, until it is as large as the weight. `residual_rank`,
+ours, bounds it: in each round it is replaced by the best of that rank of what the pair cannot hold,
+R + M - mean_B mean_A with R the sum so far, which is the same where it has no larger rank.
 """
 
 from dataclasses import dataclass
@@ -20,10 +24,24 @@ from fedlora.aggregation.updates import CentredUpdate
 
 @dataclass(frozen=True)
 class FedExLora:
-    """The means of A and of B, and their error as a change of the base weights."""
+    """The means of A and of B, and their error as a change of the base weights.
+
+    Attributes:
+        residual_rank: the most rank of that change, over all rounds; None keeps it exact. Where factors of that rank
+            would take more than the weight, it is exact too, and dense.
+
+    Raises:
+        ValueError: `residual_rank` is no whole number of at least 1.
+    """
 
     name: ClassVar[str] = "fedex_lora"
     changes_base: ClassVar[bool] = True
+    residual_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        rank = self.residual_rank
+        if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
+            raise ValueError(f"residual_rank is {rank!r}; expected a whole number of at least 1, or none")
 
     def plan(self, _round: int, /) -> RoundPlan:
         """Clients train both factors in every round."""
@@ -43,7 +61,7 @@ class FedExLora:
             last = update.updates.read(len(p) - 1)[0] - update.mean_A
             P = P[:, :-rank].contiguous()
             Q = Q[:-rank] - (Q.new_tensor(p[:-1])[:, None, None] * last).flatten(0, 1)
-        return Combined(update.mean_A, update.mean_B, (P, Q))
+        return Combined(update.mean_A, update.mean_B, (P, Q), self.residual_rank)
 
     def fit(self, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """Return the first rows of A and columns of B."""

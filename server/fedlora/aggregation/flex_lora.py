@@ -3,11 +3,13 @@
 Bai, Chen, Qian, Yao, Li: "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks
 and Client Resources", NeurIPS 2024, arXiv 2402.11505.
 
-Two departures. The paper decomposes the full matrix M; here its singular vectors come from thin QR
-decompositions of the stacked factors and a core of K * rank rows. And the paper's split of the
-product moves A by more than its own size from round to round; here the balanced split is turned
-towards the mean of A (orthogonal Procrustes), which changes no product and lets an optimiser's step
-mean what it meant.
+Three departures. The paper decomposes the full matrix M; here its singular vectors come from thin QR
+decompositions of the stacked factors and a core of K * rank rows. The paper's split of the product
+moves A by more than its own size from round to round; here the balanced split is turned towards the
+mean of A (orthogonal Procrustes), which changes no product and lets an optimiser's step mean what it
+meant. And where the product has a smaller rank than the pair (before the first step it is zero), its
+split is zero in both factors, which would never learn: there A keeps what the clients have, and B
+alone is zero, as at the start (`dead_directions`).
 """
 
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fedlora.aggregation.dead_directions import brought_to_life
 from fedlora.aggregation.low_rank import aligned, best_product
 from fedlora.aggregation.method import BOTH_FACTORS, Combined, RoundPlan
 from fedlora.aggregation.updates import CentredUpdate
@@ -38,8 +41,11 @@ class FlexLora:
         that is less.
         """
         best = best_product(*update.updates.stacked(), update.mean_A.shape[0])
-        return Combined(*aligned(*best, to=update.mean_A))
+        found = aligned(*best, to=update.mean_A)
+        means = update.mean_A, update.mean_B
+        return Combined(*brought_to_life(*found, like=means, spare=update.updates.A))
 
     def fit(self, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """Return the best product of that rank to B A, which is the best to M too."""
-        return aligned(*best_product(B, A, rank), to=A[:rank])
+        found = aligned(*best_product(B, A, rank), to=A[:rank])
+        return brought_to_life(*found, like=(A[:rank], B[:, :rank]), spare=A)

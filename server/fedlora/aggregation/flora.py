@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedlora.aggregation.dead_directions import brought_to_life
 from fedlora.aggregation.low_rank import truncated
 from fedlora.aggregation.method import Combined, RoundPlan
 from fedlora.aggregation.updates import CentredUpdate
@@ -33,9 +34,12 @@ class Flora:
     def combine(self, update: CentredUpdate) -> Combined:
         """Return the mean of A with B = 0, and the stacked pairs as the change of the base weights.
 
+        Where rows of A depend on each other, one factor gets further ones: beside B = 0 they could not be trained.
         It takes the memory of all clients' pairs of this layer; they are the result.
         """
-        return Combined(update.mean_A, torch.zeros_like(update.mean_B), update.updates.stacked())
+        empty, means = torch.zeros_like(update.mean_B), (update.mean_A, update.mean_B)
+        A, B = brought_to_life(update.mean_A, empty, like=means, spare=update.updates.A)
+        return Combined(A, B, update.updates.stacked())
 
     def fit(self, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """Return the first rows of the fresh A, and as many columns of B, which is zero."""

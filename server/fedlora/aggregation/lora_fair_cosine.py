@@ -180,8 +180,11 @@ def _solve_without_penalty(M_A: Tensor, mean_A: Tensor, mean_B: Tensor, G: Tenso
 
     Of these it is the nearest to mean_B. Where they come nearer only by shrinking to nothing, it is the projection.
     """
-    B = RidgeSolver(mean_A, ridge=0.0).solve(M_A)
+    ridge = RidgeSolver(mean_A, ridge=0.0)
+    B = ridge.solve(M_A)
     factor = float((B * mean_B).sum() / B.square().sum())
     note = "" if factor > 0 else "least squares: the cosine's best B points away from the mean of B"
     B = B * factor if factor > 0 else B
+    # What A multiplies by zero does not show in the product, and zero there would be dead in both factors.
+    B = B + mean_B @ ridge.unseen @ ridge.unseen.T
     return B, float((M_A * B).sum() / ((B.T @ B) * G).sum()), note

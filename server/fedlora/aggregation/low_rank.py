@@ -5,8 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fedlora.aggregation.dead_directions import brought_to_life
+
 # Below this relative ridge a singular Gram matrix may not pass Cholesky in float64.
 _LEAST_CHOLESKY_RIDGE = 1e-6
+# So many times the precision of numbers is a singular value that may be nothing but their rounding.
+_ROUNDING = 10
 
 
 class RidgeSolver:
@@ -17,6 +21,7 @@ class RidgeSolver:
 
     Attributes:
         scale: the mean eigenvalue of A A^T, trace / rank, unless another was given; lambda = ridge * scale.
+        unseen: (rank, n), an orthonormal basis of the directions u with u^T A = 0 that X leaves at zero at lambda = 0.
     """
 
     def __init__(self, A: Tensor, *, ridge: float, scale: float | None = None) -> None:
@@ -25,8 +30,9 @@ class RidgeSolver:
         G = wide @ wide.T
         size = float(G.trace()) / rank
         self.scale = size if scale is None else scale
+        self.unseen = G[:, :0]
         if size == 0:
-            self._inverse = torch.zeros_like(G)
+            self._inverse, self.unseen = torch.zeros_like(G), torch.eye(rank, dtype=G.dtype, device=G.device)
             return
         G, ridge = G / size, ridge * self.scale / size
         if ridge >= _LEAST_CHOLESKY_RIDGE:
@@ -36,25 +42,29 @@ class RidgeSolver:
         eigenvalues, vectors = torch.linalg.eigh(G)
         is_kept = eigenvalues > rank * torch.finfo(G.dtype).eps * eigenvalues[-1]
         self._inverse = vectors * torch.where(is_kept, 1 / (size * (eigenvalues + ridge)), 0) @ vectors.T
+        self.unseen = vectors[:, ~is_kept]
 
     def solve(self, N: Tensor) -> Tensor:
         """Return X (n, rank) for N (n, rank), in the dtype of N. Of a chain of products, give the smallest to it."""
         return (N.double() @ self._inverse).to(N.dtype)
 
 
-def best_product(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def best_product(left: Tensor, right: Tensor, rank: int, *, precision: float | None = None) -> tuple[Tensor, Tensor]:
     """Return the A (rank, in_features), B (out_features, rank) whose product is closest to left @ right, balanced.
 
     B A is the truncated singular value decomposition U S V^T, B = U sqrt(S), A = sqrt(S) V^T. It is found from thin
     QR decompositions of both factors and the singular values of the small core between them, without the product,
-    unless the factors are no thinner than it. Where `rank` is more than the product has, the rest is zero.
+    unless the factors are no thinner than it. Where `rank` is more than the product has, the rest is zero: a singular
+    value that is rounding has no direction of its own, and its root would look like one.
 
     Args:
         left: (out_features, n).
         right: (n, in_features).
+        precision: of the factors, relative to the largest singular value; that of their type if None.
     """
     U, S, Vh = _singular_values(left, right)
-    kept = min(rank, S.shape[0])
+    least = _ROUNDING * (torch.finfo(S.dtype).eps if precision is None else precision)
+    kept = int((S[:rank] > least * S[:1]).sum())
     root = S[:kept].sqrt()
     A, B = root[:, None] * Vh(kept), U(kept) * root
     if kept == rank:
@@ -78,25 +88,38 @@ def recompressed(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 def aligned(A: Tensor, B: Tensor, *, to: Tensor) -> tuple[Tensor, Tensor]:
     """Return the pair of the same product, T A and B T^T with T orthogonal, whose A is nearest to `to`.
 
-    This is the orthogonal Procrustes problem: T = X Y^T from the singular vectors of to @ A^T, (rank, rank).
+    This is the orthogonal Procrustes problem: T = X Y^T from the singular vectors of to @ A^T, (rank, rank). Where the
+    last rows of A and columns of B are zero, the others go to those rows of `to` that they have most in common with,
+    and are turned among these; the rest stays zero, exactly, so that something else can be put there.
     """
-    X, _, Yh = torch.linalg.svd(to @ A.T)
+    rank = len(A)
+    num_live = rank - int((~(A.any(1) | B.any(0))).flip(0).cumprod(0).sum())
+    if not num_live:
+        return A, B
+    X, _, Yh = torch.linalg.svd(to @ A[:num_live].T, full_matrices=False)
     turn = X @ Yh
-    return turn @ A, B @ turn.T
+    if num_live == rank:
+        return turn @ A, B @ turn.T
+    rows = turn.norm(dim=1).sort(descending=True, stable=True).indices[:num_live].sort().values
+    own_A, own_B = aligned(A[:num_live], B[:, :num_live], to=to[rows])
+    return torch.zeros_like(A).index_copy(0, rows, own_A), torch.zeros_like(B).index_copy(1, rows, own_B)
 
 
 def truncated(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the first `rank` rows of A and columns of B."""
-    return A[:rank], B[:, :rank]
+    """Return the first `rank` rows of A and columns of B; where A and B are zero in one direction, A is made alive."""
+    cut = A[:rank], B[:, :rank]
+    return brought_to_life(*cut, like=cut, spare=A)
 
 
 def projected(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return the first `rank` rows of A, and the B that brings their product closest to B A: never worse than to cut.
 
-    B A = B[:, :rank] A[:rank] + B[:, rank:] A[rank:], and only the second part needs to be projected.
+    B A = B[:, :rank] A[:rank] + B[:, rank:] A[rank:], and only the second part needs to be projected. Where both
+    factors are zero in one direction, A is made alive.
     """
     kept, rest = A[:rank], A[rank:]
-    return kept, B[:, :rank] + B[:, rank:] @ RidgeSolver(kept, ridge=0.0).solve(rest @ kept.T)
+    solved = B[:, :rank] + B[:, rank:] @ RidgeSolver(kept, ridge=0.0).solve(rest @ kept.T)
+    return brought_to_life(kept, solved, like=(kept, solved), spare=A)
 
 
 def _singular_values(left: Tensor, right: Tensor) -> tuple[Callable[[int], Tensor], Tensor, Callable[[int], Tensor]]:

@@ -35,12 +35,15 @@ class Combined:
         B: (out_features, rank).
         base_change: what is added to the base weight over the layer's scaling, as factors (out_features, n) and
             (n, in_features); None where the base weights stay.
+        base_change_rank: the most rank of all changes of the base weight since the run's start together, of which the
+            best of that rank is kept; None keeps all of them.
         note: what the reader of the report should know of this layer; empty as a rule.
     """
 
     A: Tensor
     B: Tensor
     base_change: tuple[Tensor, Tensor] | None = None
+    base_change_rank: int | None = None
     note: str = ""
 
 

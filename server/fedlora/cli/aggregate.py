@@ -17,7 +17,7 @@ from fedlora.adapters.settings import SHAPE_KEYS
 from fedlora.aggregation import Aggregate, Method, aggregate
 from fedlora.cli.adapter_folders import check_alike, name_clients, tensor_that_is_not_finite
 from fedlora.cli.aggregation_view import diagnostics_table, explanations
-from fedlora.cli.method_options import method_from, settings_of, settings_text, weights_from
+from fedlora.cli.method_options import method_from, settings_of, settings_text, shares_of, weights_from
 from fedlora.cli.rank_limit import RankLimit, limit_rank
 from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.codec import Codec
@@ -164,8 +164,7 @@ def _nothing_left_on_failure(out: Path) -> Iterator[None]:
 def _print_outcome(outcome: Outcome, method: Method) -> None:
     is_sized = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(width=None if is_sized else _WIDTH_WITHOUT_TERMINAL, highlight=False)
-    weights = [source.weight for source in outcome.adapters.values()]
-    shares = [weight / max(weights) / sum(other / max(weights) for other in weights) for weight in weights]
+    shares = shares_of([source.weight for source in outcome.adapters.values()])
     clients = [f"{client} ({share_text(share)})" for client, share in zip(outcome.adapters, shares, strict=True)]
     names = list_text(clients, limit=8)
     settings = settings_text(method)
@@ -188,7 +187,8 @@ def _results(outcome: Outcome, method: Method) -> Iterator[tuple[str, str]]:
     rank = str(outcome.largest_rank) if outcome.smallest_rank == outcome.largest_rank else ranks
     limit = outcome.rank_limit
     if method.changes_base and limit is None:
-        rank += ", the change of the base weights included, exactly"
+        most = getattr(method, "residual_rank", None)
+        rank += f", the change of the base weights included, {'exactly' if most is None else f'at most rank {most}'}"
     yield "rank", rank
     if limit is not None:
         if limit.num_layers:

@@ -4,7 +4,8 @@ import dataclasses
 import math
 import tomllib
 from collections.abc import Iterable, Sequence
-from typing import get_type_hints
+from types import NoneType
+from typing import get_args, get_type_hints
 
 from fedlora.aggregation import METHODS, Method
 from fedlora.common.errors import ConfigError
@@ -73,8 +74,19 @@ def weights_from(text: str | None, clients: Sequence[str]) -> dict[str, float]:
     return weights
 
 
+def shares_of(weights: Sequence[float]) -> list[float]:
+    """Return finite, positive weights over their sum."""
+    largest = max(weights)  # The sum of very large weights would overflow.
+    total = math.fsum(weight / largest for weight in weights)
+    return [weight / largest / total for weight in weights]
+
+
 def _value(setting: str, text: str, kind: object) -> object:
     """Return the text as a value of that type; words are for the method itself to judge."""
+    if NoneType in get_args(kind):
+        if text.lower() == "none":
+            return None
+        (kind,) = (one for one in get_args(kind) if one is not NoneType)
     try:
         value: object = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -92,4 +104,4 @@ def _value(setting: str, text: str, kind: object) -> object:
 
 
 def _typed(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool | None) else str(value)

@@ -1,13 +1,15 @@
 """What an adapter takes on the wire, by method, round and direction: arithmetic on shapes. Pure."""
 
 import json
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from fedlora.adapters import Adapter
+from fedlora.adapters import Adapter, LoraLayer
 from fedlora.adapters.keys import factor_of, to_state_dict
-from fedlora.aggregation import Method
+from fedlora.aggregation import FedExLora, Method
 
 # Of a tensor's entry in the header beside its name: type, shape, offsets.
 _ENTRY_BYTES = 70
@@ -54,27 +56,55 @@ def traffic_of(
         trains = method.plan(number).trains
         return header + sum(size for name, size in sizes.items() if all(one in trains for one in factor_of(name)))
 
+    added = num_clients - (method.name == "fedex_lora") if method.changes_base else 0
+    bound = method.residual_rank if isinstance(method, FedExLora) else None
+
+    def rank_of(layer: LoraLayer, number: int) -> int:
+        """Return the rank of a layer's change at the start of a round; that of the weight itself where it is dense."""
+        return _kept_rank(layer, (added * (number - 1) + init_changes_base) * layer.rank, bound=bound)
+
     def changed(number: int) -> int:
-        added = num_clients - (method.name == "fedex_lora") if method.changes_base else 0
-        times = added * (number - 1) + init_changes_base
-        return sum(_change_bytes(layer.A, layer.B, rank=times * layer.rank) for layer in adapter.layers.values())
+        total = 0
+        for layer in adapter.layers.values():
+            rank = rank_of(layer, number)
+            # Only a change of the shape that it had in the round before goes as a difference to it.
+            is_known = number > 1 and rank == rank_of(layer, number - 1)
+            total += _change_bytes(layer, rank=rank, precision=precision if is_known else "float32")
+        return total
 
     return Traffic(method.name, up(1), down + changed(1), down + changed(num_rounds), up(2))
 
 
 def _wire_bytes(name: str, tensor: Tensor, precision: str) -> int:
-    entry = len(name) + _ENTRY_BYTES
-    if precision == "float32":
-        return 4 * tensor.numel() + entry
-    num_scales = tensor[..., 0].numel() if tensor.dim() else 1
-    if precision == "int8" and 4 * num_scales < tensor.numel():
-        return tensor.numel() + 4 * num_scales + 2 * entry
-    return 2 * tensor.numel() + entry
+    return _number_bytes(tensor, precision) + (1 + _has_scales(tensor, precision)) * (len(name) + _ENTRY_BYTES)
 
 
-def _change_bytes(A: Tensor, B: Tensor, *, rank: int) -> int:
-    """Return the bytes of a weight's change of a rank: float32, because its shape is new in every round."""
-    out_features, in_features = B.shape[0], A.shape[1]
-    if rank * (in_features + out_features) > in_features * out_features:
-        rank = min(in_features, out_features)
-    return 4 * rank * (in_features + out_features)
+def _number_bytes(tensor: Tensor, precision: str) -> int:
+    if _has_scales(tensor, precision):
+        return tensor.numel() + 4 * _num_scales(tensor)
+    return (4 if precision == "float32" else 2) * tensor.numel()
+
+
+def _has_scales(tensor: Tensor, precision: str) -> bool:
+    return precision == "int8" and 4 * _num_scales(tensor) < tensor.numel()
+
+
+def _num_scales(tensor: Tensor) -> int:
+    return tensor[..., 0].numel() if tensor.dim() else 1
+
+
+def _kept_rank(layer: LoraLayer, rank: int, *, bound: int | None) -> int:
+    """Return the rank that the aggregation keeps of a change of that rank."""
+    sides = layer.B.shape[0], layer.A.shape[1]
+    if bound is not None and bound * sum(sides) < math.prod(sides):
+        return min(rank, bound)
+    return rank if rank * sum(sides) <= math.prod(sides) else min(sides)
+
+
+def _change_bytes(layer: LoraLayer, *, rank: int, precision: str) -> int:
+    """Return the bytes of a weight's change of a rank: two factors, or one matrix where that is smaller."""
+    out_features, in_features = layer.B.shape[0], layer.A.shape[1]
+    shapes = [(rank, in_features), (out_features, rank)] if rank else []
+    if rank == min(out_features, in_features):
+        shapes = [(out_features, in_features)]
+    return sum(_number_bytes(torch.empty(shape, device="meta"), precision) for shape in shapes)

@@ -7,6 +7,7 @@ import torch
 
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.adapters.settings import fitted_config
+from fedlora.aggregation.dead_directions import brought_to_life
 from fedlora.aggregation.gram import product_square
 from fedlora.aggregation.low_rank import best_product
 
@@ -33,7 +34,8 @@ def limit_rank(adapter: Adapter, rank: int) -> tuple[Adapter, RankLimit]:
     """Return the adapter with no layer of a larger rank than `rank`, and what was lost.
 
     A pair of larger rank becomes the truncated singular value decomposition of its product, balanced, found from the
-    factors alone; every layer keeps its scaling. DoRA's magnitudes stay as they are, and the loss does not count them.
+    factors alone; every layer keeps its scaling. Where the product has a smaller rank still, rows of A stay beside
+    zeros in B, so that the pair can be trained on. DoRA's magnitudes stay as they are, and do not count in the loss.
 
     Raises:
         ValueError: a change of the base weights is beside the adapter; `with_base_change_inside` brings it inside.
@@ -57,7 +59,9 @@ def _limited(layer: LoraLayer, rank: int) -> LoraLayer:
     if layer.rank <= rank:
         return layer
     # In float64 large factors whose product is past float32's range can be decomposed too.
-    A, B = best_product(layer.B.double(), layer.A.double(), rank)
+    precision = torch.finfo(torch.float64 if layer.A.dtype == torch.float64 else torch.float32).eps
+    found = best_product(layer.B.double(), layer.A.double(), rank, precision=precision)
+    A, B = brought_to_life(*found, like=(layer.A[:rank], layer.B[:, :rank]), spare=layer.A)
     return replace(layer, A=A.to(layer.A.dtype), B=B.to(layer.B.dtype))
 
 

@@ -71,18 +71,27 @@ class LoraFairTwoSidedMethod(Section):
 
 
 class PlainMethod(Section):
-    method: Literal["fedit", "ffa_lora", "flora", "flex_lora", "fedex_lora", "rolora"] = Field(
-        "fedit", description=_METHODS
+    method: Literal["fedit", "ffa_lora", "flora", "flex_lora", "rolora"] = Field("fedit", description=_METHODS)
+
+
+class FedExLoraMethod(Section):
+    method: Literal["fedex_lora"] = Field("fedex_lora", description=_METHODS)
+    residual_rank: Count | None = Field(
+        None, description="the most rank of the base weights' change, over all rounds; without it the change is exact"
     )
 
 
 AggregationSection = Annotated[
-    LoraFairMethod | LoraFairCosineMethod | LoraFairTwoSidedMethod | PlainMethod, Field(discriminator="method")
+    LoraFairMethod | LoraFairCosineMethod | LoraFairTwoSidedMethod | FedExLoraMethod | PlainMethod,
+    Field(discriminator="method"),
 ]
 
 
 class RobustSection(Section):
     regauge: bool = Field(False, description="turn each update's A, B towards the round's start; its product stays")
+    gauge_limit: Share = Field(
+        0.95, description="of regauge: an update that is still so far from the start, of at most 1, is left out"
+    )
     clip: Positive | None = Field(None, description="updates are pulled back to so many times the median change")
     select: Literal["all", "multi_krum"] = Field("all", description="multi_krum: leave out the updates far from others")
     attackers: int = Field(0, ge=0, description="of multi_krum: so many updates are left out")
