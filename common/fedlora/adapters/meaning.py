@@ -6,7 +6,7 @@ leaves what the trained tensors mean as it is.
 """
 
 from collections.abc import Mapping
-from typing import cast
+from dataclasses import dataclass
 
 from fedlora.adapters.settings import SHAPE_KEYS
 from fedlora.common.errors import AdapterError
@@ -38,6 +38,7 @@ _STARTS_FROM_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 # What these take out follows from the data that the client itself has.
 _STARTS_FROM_DATA = ("corda", "lora_ga")
 _STARTS_BESIDE_THE_BASE = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")
+_OTHER_WEIGHTS = "PEFT would load it onto other base weights"
 _CONVERT = (
     "save what starts from the base weights with path_initial_model_for_weight_conversion, which makes a plain adapter"
 )
@@ -83,37 +84,61 @@ def refuse_unknown(config: Mapping[str, object], *, origin: str) -> None:
             )
 
 
-def difference_in_meaning(config: Mapping[str, object], expected: Mapping[str, object]) -> str:
-    """Return in words the first setting by which the pairs of two configurations mean something else; empty if none.
+@dataclass(frozen=True)
+class Difference:
+    """A setting by which pairs mean something else: what was found and expected, and what all must have in common."""
+
+    what: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.reason}"
+
+
+def difference_in_meaning(config: Mapping[str, object], expected: Mapping[str, object]) -> Difference | None:
+    """Return the first setting by which the pairs of two configurations mean something else.
 
     Ranks and alphas may differ, except under a start that takes a part out of the base weights.
     """
     start = _start_of(config)
     if start != _start_of(expected):
         found, wanted = (repr(_plain(each.get("init_lora_weights", True))) for each in (config, expected))
-        return f"init_lora_weights is {found}; expected {wanted}: the pairs are added to other base weights; {_CONVERT}"
+        return Difference(f"init_lora_weights is {found}; expected {wanted}", f"{_OTHER_WEIGHTS}; {_CONVERT}")
     if start.startswith(_STARTS_FROM_DATA):
-        return (
-            f"init_lora_weights is {start!r}: what that takes out of the base weights follows from each client's own "
-            f"data, so that the pairs are added to other weights; {_CONVERT}"
-        )
-    keys = [*SHAPE_KEYS, "loftq_config"] if start else []
-    for key in keys:
-        found, wanted = config.get(key) or None, expected.get(key) or None
-        if found != wanted:
-            return f"init_lora_weights is {start!r} with {key} {found}; expected {wanted}: {_CONVERT}"
+        reason = "what it takes out of the base weights follows from each client's own data, so that"
+        return Difference(f"init_lora_weights is {start!r}", f"{reason} {_OTHER_WEIGHTS}; {_CONVERT}")
+    for key in (*SHAPE_KEYS, "loftq_config") if start else ():
+        values = [each.get(key) or None for each in (config, expected)]
+        if values[0] != values[1]:
+            found, wanted = map(_short, values)
+            what = f"init_lora_weights is {start!r} with {key} {found}; expected {wanted}"
+            return Difference(what, f"{_OTHER_WEIGHTS}; {_CONVERT}")
     for key, reason in _ALIKE.items():
-        if said := _difference(key, config.get(key), expected.get(key)):
-            return f"{said}: {reason}"
+        if what := _difference(key, config.get(key), expected.get(key)):
+            return Difference(what, reason)
     if not is_unset(config.get("use_qalora")):
         sizes = [each.get("qalora_group_size", 16) for each in (config, expected)]
-        if said := _difference("qalora_group_size", *sizes):
-            return f"{said}: all must pool as many inputs"
-    tokens, others = (_tokens(each.get("trainable_token_indices")) for each in (config, expected))
+        if what := _difference("qalora_group_size", *sizes):
+            return Difference(what, "all must pool as many inputs")
+    key = "trainable_token_indices"
+    tokens, others = (_tokens(each.get(key)) for each in (config, expected))
     if tokens and others and tokens != others:
-        key = "trainable_token_indices"
-        return f"{key} is {_short(config[key])}; expected {_short(expected[key])}: all must train the same tokens"
-    return ""
+        return Difference(
+            f"{key} is {_short(config[key])}; expected {_short(expected[key])}", "all must train the same tokens"
+        )
+    return None
+
+
+def require_one_meaning(configs: Mapping[str, Mapping[str, object]]) -> None:
+    """Check that the pairs of all configurations, by the name of whose they are, mean the same.
+
+    Raises:
+        AdapterError: they do not.
+    """
+    first, *others = configs
+    for name in others:
+        if found := difference_in_meaning(configs[name], configs[first]):
+            raise AdapterError(f"{name}: {found.what} as {first} has it: {found.reason}")
 
 
 def starts_from_the_base(config: Mapping[str, object]) -> str:
@@ -144,8 +169,8 @@ def _tokens(value: object) -> list[object]:
     if is_unset(value):
         return []
     if isinstance(value, Mapping):
-        return [list(cast(list[int], value[name])) for name in sorted(value)]
-    return [list(value)] if isinstance(value, list | tuple) else [value]
+        return [_plain(value[name]) for name in sorted(value)]
+    return [_plain(value)]
 
 
 def _difference(key: str, found: object, expected: object) -> str:
@@ -154,8 +179,10 @@ def _difference(key: str, found: object, expected: object) -> str:
 
 
 def _plain(value: object) -> object:
-    """Return a value without the difference between tuples and lists, which JSON does not keep."""
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    """Return a value, or a list of pairs, without the difference of tuples to lists, which JSON does not keep."""
+    if not isinstance(value, list | tuple):
+        return value
+    return [list(item) if isinstance(item, tuple) else item for item in value]
 
 
 def _short(value: object) -> str:

@@ -52,8 +52,9 @@ def load_adapter(
     if config is None:
         raise ValueError("a state dict needs its LoraConfig: load_adapter(state_dict, lora_config)")
     content = {**PEFT_DEFAULTS, **plain_config(config if isinstance(config, Mapping) else config.to_dict())}
+    adapter = _require_pairs(from_state_dict(source, content, origin="state dict"), origin="state dict")
     refuse_unknown(content, origin="state dict")
-    return _require_pairs(from_state_dict(source, content, origin="state dict"), origin="state dict")
+    return adapter
 
 
 def open_adapter(folder: str | Path) -> Adapter:
