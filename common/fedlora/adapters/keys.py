@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from fedlora.adapters.adapter import Adapter, LoraLayer
@@ -52,10 +51,6 @@ _PARTS = {
     ("magnitude_vector", None): "magnitude",
     ("magnitude_vector", "weight"): "magnitude",
 }
-
-
-_TRAINED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_COUNTED = (torch.int64, torch.int32, torch.int16, torch.bool)
 
 
 @dataclass(frozen=True)
@@ -143,8 +138,6 @@ def layer_from(
     is_embedding = any(part.startswith("embedding") for part in parts)
     key_A, key_B = ("embedding_A", "embedding_B") if is_embedding else ("A", "B")
     tensors = {part: read(key) for part, key in parts.items()}
-    for part, tensor in tensors.items():
-        require_trained_type(parts[part], tensor.dtype, origin=origin)
     A, B, bias, magnitude = (tensors.get(part) for part in (key_A, key_B, "bias", "magnitude"))
     if A is None or B is None:
         lacking = key_B if B is None and A is not None else key_A
@@ -156,22 +149,6 @@ def layer_from(
                 f"{origin}: {path} has {what} {tuple(vector.shape)}; expected ({B.shape[0]},), the rows of its B"
             )
     return LoraLayer(A, B, scaling(A.shape[0]), bias, magnitude, is_embedding)
-
-
-def require_trained_type(key: str, dtype: torch.dtype, *, origin: str, is_whole: bool = False) -> None:
-    """Check that the numbers of a tensor are of a type that is trained.
-
-    Args:
-        is_whole: whether it is trained whole beside the pairs, where a module may count something (a batch norm does).
-
-    Raises:
-        AdapterError: they are not; 8 bits are as a rule what a quantised weight is stored in.
-    """
-    if dtype not in _TRAINED and not (is_whole and dtype in _COUNTED):
-        raise AdapterError(
-            f"{origin}: {key} is {str(dtype).removeprefix('torch.')}; expected float32, float16, bfloat16 or float64: "
-            "a quantised weight is no part of an adapter, and its trained tensors are saved in one of these types"
-        )
 
 
 def _check_shapes(path: str, A: Iterable[int], B: Iterable[int], *, origin: str) -> None:

@@ -4,16 +4,18 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 from fedlora.adapters.adapter import Adapter, LoraLayer
 from fedlora.adapters.concatenation import with_base_change_inside
-from fedlora.adapters.keys import Layout, layer_from, layout_of, require_trained_type, to_state_dict
+from fedlora.adapters.keys import PREFIX, Layout, layer_from, layout_of, named_tensors, to_state_dict
 from fedlora.adapters.meaning import PEFT_DEFAULTS, refuse_another_product, refuse_unknown
 from fedlora.adapters.on_demand import OnDemand
 from fedlora.adapters.settings import SCALING_KEYS, plain_config, scaling_of
@@ -24,6 +26,10 @@ from fedlora.common.files import write_file
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 _PICKLED_FILE = "adapter_model.bin"
+
+_TRAINED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# A module that is trained whole may count something, as a batch norm does.
+_COUNTED = (torch.int64, torch.int32, torch.int16, torch.bool)
 
 
 class HasToDict(Protocol):
@@ -52,7 +58,7 @@ def load_adapter(
     if config is None:
         raise ValueError("a state dict needs its LoraConfig: load_adapter(state_dict, lora_config)")
     content = {**PEFT_DEFAULTS, **plain_config(config if isinstance(config, Mapping) else config.to_dict())}
-    adapter = _require_pairs(from_state_dict(source, content, origin="state dict"), origin="state dict")
+    adapter = _trained(from_state_dict(source, content, origin="state dict"), origin="state dict")
     refuse_unknown(content, origin="state dict")
     return adapter
 
@@ -68,7 +74,7 @@ def open_adapter(folder: str | Path) -> Adapter:
     """
     folder = Path(folder)
     tensors, config = _open_tensors(folder), _read_config(folder / CONFIG_FILE)
-    return _require_pairs(from_tensor_file(tensors, config), origin=str(tensors.path))
+    return _trained(from_tensor_file(tensors, config), origin=str(tensors.path))
 
 
 def save_adapter(adapter: Adapter, folder: str | Path) -> None:
@@ -99,8 +105,6 @@ def from_state_dict(
     """
     refuse_another_product(config, origin=origin)
     layout = layout_of(tensors, origin=origin)
-    for key in layout.dense.values():
-        require_trained_type(key, tensors[key].dtype, origin=origin, is_whole=True)
     tensors = dict(tensors)
     if frozen is not None:
         tensors |= {key: _half(frozen.layers, half) for key, half in _complete(layout, frozen).items()}
@@ -127,8 +131,6 @@ def from_tensor_file(tensors: TensorFile, config: Mapping[str, object], *, froze
     origin = str(tensors.path)
     refuse_another_product(config, origin=origin)
     layout = layout_of(tensors.shapes, origin=origin)
-    for key in layout.dense.values():
-        require_trained_type(key, tensors.empty(key).dtype, origin=origin, is_whole=True)
     halves = {} if frozen is None else _complete(layout, frozen)
 
     def read(key: str) -> Tensor:
@@ -258,11 +260,25 @@ def _open_tensors(folder: Path) -> TensorFile:
     return TensorFile(path)
 
 
-def _require_pairs(adapter: Adapter, *, origin: str) -> Adapter:
+def _trained(adapter: Adapter, *, origin: str) -> Adapter:
+    """Return the adapter if it has pairs, and all of its numbers are of types that are trained.
+
+    Raises:
+        AdapterError: it has none, or numbers of another type: of 8 bits, as quantised weights are stored, as a rule.
+    """
     if not adapter.layers:
         others = sorted(adapter.dense)
         found = f"; found are {len(others)} others, the first {others[0]}" if others else ""
         raise AdapterError(f"{origin}: no LoRA layer; expected tensors named lora_A and lora_B{found}")
+    outline = replace(adapter, layers=adapter.outline, dense=adapter.dense_outline)
+    for key, tensor in named_tensors(outline):
+        is_whole = key.removeprefix(PREFIX) in adapter.dense
+        if tensor.dtype not in _TRAINED and not (is_whole and tensor.dtype in _COUNTED):
+            found = str(tensor.dtype).removeprefix("torch.")
+            raise AdapterError(
+                f"{origin}: {key} is {found}; expected float32, float16, bfloat16 or "
+                "float64: a quantised weight is no part of an adapter, and what is trained is saved in one of these"
+            )
     return adapter
 
 
