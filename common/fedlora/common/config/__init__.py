@@ -11,6 +11,7 @@ from fedlora.common.config.federation import (
     LoraFairCosineMethod,
     LoraFairMethod,
     LoraFairTwoSidedMethod,
+    OwnMethod,
     PlainMethod,
     RobustSection,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "LoraFairTwoSidedMethod",
     "LoraSection",
     "ModelSection",
+    "OwnMethod",
     "OwnTask",
     "PartitionSection",
     "PlainMethod",
