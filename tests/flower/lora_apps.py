@@ -97,8 +97,8 @@ def make_app() -> ClientApp:
         with torch.no_grad():
             loss = float(loss_of(resident_model(), partition))
         metrics = MetricRecord({"num-examples": num_examples(partition), "loss": loss})
-        if partition == 0 and message.content.config_records["config"].get("misdeed"):
-            metrics["num-examples"] = float("nan")
+        if partition == 0 and (misdeed := message.content.config_records["config"].get("misdeed")):
+            metrics["loss" if misdeed == "nan-metric" else "num-examples"] = float("nan")
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
     return app
@@ -196,6 +196,10 @@ def _brag(content: RecordDict) -> None:
     content.metric_records["metrics"]["accuracy"] = 1.0
 
 
+def _lose_the_loss(content: RecordDict) -> None:
+    content.metric_records["metrics"]["loss"] = float("nan")
+
+
 def _list_the_loss(content: RecordDict) -> None:
     content.metric_records["metrics"]["loss"] = [0.1, 0.2]
 
@@ -235,6 +239,7 @@ MISDEEDS: Mapping[str, Callable[[RecordDict], None]] = {
     "loud": _as(lambda array: 1000 * array, "base_model.model.first.lora_B.weight"),
     "boast": _brag,
     "list-metric": _list_the_loss,
+    "nan-metric": _lose_the_loss,
     "config": _add_a_config,
     "fortran": _as(np.asfortranarray),
 }

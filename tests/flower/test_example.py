@@ -1,9 +1,10 @@
-"""The README's Flower app, as it stands there, on Flower's simulation engine."""
+"""The README's Flower app, as it stands there: run by itself, and taken by Flower's own command."""
 
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,38 +14,62 @@ from fedlora.adapters import load_adapter
 README = Path(__file__).parents[2] / "README.md"
 
 
-@pytest.mark.slow
-def test_the_readmes_flower_app_runs_learns_and_leaves_a_peft_folder(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    (example,) = (
-        code
-        for code in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-        if "run_simulation(" in code
-    )
-    script = tmp_path / "app.py"
-    script.write_text(example, encoding="utf-8")
+@pytest.fixture
+def example(tmp_path: Path) -> Path:
+    """Return a folder with the README's app.py and pyproject.toml."""
+    text = README.read_text(encoding="utf-8")
+    (app,) = (code for code in _blocks(text, "python") if "LoraFairStrategy(" in code)
+    (project,) = (code for code in _blocks(text, "toml") if "app:server_app" in code)
+    folder = tmp_path / "example"
+    folder.mkdir()
+    (folder / "app.py").write_text(app, encoding="utf-8")
+    (folder / "pyproject.toml").write_text(project, encoding="utf-8")
+    return folder
+
+
+def _blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def _run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     quiet = {
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "FLWR_HOME": str(tmp_path / "flower"),
+        "FLWR_HOME": str(folder.parent / "flower"),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    ended = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
+    return subprocess.run(
+        arguments,
+        cwd=folder,
         env={**os.environ, **quiet},
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
+
+
+def test_flowers_command_takes_the_readmes_app(example: Path) -> None:
+    ended = _run([str(Path(sys.executable).parent / "flwr"), "build", "--app", "."], example)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (bundle,) = example.glob("*.fab")
+    assert bundle.stat().st_size > 0
+    components = tomllib.loads((example / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["components"]
+    app = (example / "app.py").read_text()
+    assert all(f"\n{name} = " in app for _, name in (place.split(":") for place in components.values()))
+    assert "run_simulation" not in app
+
+
+@pytest.mark.slow
+def test_the_readmes_flower_app_runs_learns_and_leaves_a_peft_folder(example: Path) -> None:
+    ended = _run([sys.executable, "app.py"], example)
     assert ended.returncode == 0, ended.stderr
     accuracy, error_after = map(float, ended.stdout.strip().splitlines()[-1].split())
     assert accuracy > 0.7
     assert 0 < error_after < 1
     assert "is left out" not in ended.stderr
-    adapter = load_adapter(tmp_path / "flower-adapter")
+    assert "deprecated" not in ended.stderr
+    adapter = load_adapter(example / "flower-adapter")
     assert len(adapter.layers) == 4
     assert set(adapter.dense) == {"classifier.weight", "classifier.bias"}

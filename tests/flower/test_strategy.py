@@ -225,6 +225,20 @@ def test_a_bad_reply_to_an_evaluation_is_left_out_too(grid: InProcessGrid) -> No
     assert np.isfinite(metrics["loss"])
 
 
+def test_a_metric_that_is_nan_at_one_node_is_the_others_mean_and_told_of(
+    grid: InProcessGrid, warnings: pytest.LogCaptureFixture, with_all: Result
+) -> None:
+    config = ConfigRecord({"misdeed": "nan-metric"})
+    strategy = strategy_of()
+    result = strategy.start(grid, first_arrays(), num_rounds=1, timeout=60, train_config=config, evaluate_config=config)
+    assert data(result.arrays) == data(with_all.arrays)
+    for metrics in (result.train_metrics_clientapp[1], result.evaluate_metrics_clientapp[1]):
+        assert np.isfinite(metrics["loss"])
+        assert metrics["num-refused"] == 0
+    assert "aggregate_train: loss of node 1 is nan, and is left out of the mean" in warnings.text
+    assert "aggregate_evaluate: loss of node 1 is nan, and is left out of the mean" in warnings.text
+
+
 def test_a_node_that_does_not_answer_is_named(grid: InProcessGrid) -> None:
     strategy = strategy_of()
     messages = list(strategy.configure_train(1, first_arrays(), ConfigRecord(), grid))

@@ -11,11 +11,37 @@ from fedlora.adapters.dense_change import dense_of
 from fedlora.common.errors import AdapterError
 
 PREFIX = "base_model.model."
+_MODULES_TO_SAVE = ".modules_to_save.default."
 
 _PART_OF_A_LAYER = re.compile(
     r"(?P<path>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.default)?(\.(?P<leaf>weight|bias))?"
 )
 _BASE_CHANGE = re.compile(r"base_change\.(?P<path>.+)\.(?P<part>A|B|dense|embedding_A|embedding_B|embedding_dense)")
+# What others put into keys, by what it is and what to do.
+_NOT_AN_ADAPTERS = (
+    (
+        re.compile(r"(?:^|\.)_orig_mod\."),
+        "a name that torch.compile gives; save the adapter of the model inside, compiled._orig_mod",
+    ),
+    (
+        re.compile(r"^module\.(?=base_model\.)"),
+        "a name that a parallel wrapper gives; save the adapter of the model inside, wrapper.module",
+    ),
+    (
+        re.compile(
+            r"\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+|SCB|weight_format|qweight|qzeros|g_idx)$"
+        ),
+        "a part of a quantised weight; an adapter holds what was trained, as get_peft_model_state_dict(model) gives it",
+    ),
+    (
+        re.compile(
+            r"(?:^|\.)(?:adamss_|beft_|boft_[Rs]|c3a_kernel|delora_|fourierft_|frod_|glora_|gralora_|hada_[wt]\d|hira_|"
+            r"hra_u|ia3_l|internal_xlora|lily_|lokr_[wt]\d|miss_block|oft_[Rr]|peanut_|psoft_|pvera_|randlora_|road_theta|"
+            r"road_alpha|shira_|supertuning_|tinylora_|unilora_|vblora_|vera_[AB]|vera_lambda|waveft_|prompt_embeddings)"
+        ),
+        "of another kind of adapter; expected LoRA's, lora_A and lora_B",
+    ),
+)
 _FACTOR = re.compile(r"\.lora_(?:embedding_([AB])|([AB])\.weight)$")
 _PARTS = {
     ("A", "weight"): "A",
@@ -48,30 +74,59 @@ def layout_of(keys: Iterable[str], *, origin: str) -> Layout:
     """Return what the tensors of these keys are, in the keys' sorted order; `origin` names their source in errors.
 
     Raises:
-        AdapterError: a key has `lora_` in it and is no part of a linear or embedding layer.
+        AdapterError: a key has `lora_` in it and is no part of a linear or embedding layer, is of no adapter or of
+            another kind, or two keys mean the same.
     """
     layout = Layout()
     for key in sorted(keys):
+        for pattern, what in _NOT_AN_ADAPTERS:
+            if pattern.search(key):
+                raise AdapterError(f"{origin}: tensor {key} is {what}")
         if change := _BASE_CHANGE.fullmatch(key):
             layout.base_change.setdefault(change["path"], {})[change["part"]] = key
             continue
-        name = key.removeprefix(PREFIX).replace(".modules_to_save.default.", ".")
+        name = key.removeprefix(PREFIX).replace(_MODULES_TO_SAVE, ".")
         found = _PART_OF_A_LAYER.fullmatch(name)
         part = found and _PARTS.get((found["part"], found["leaf"]))
         if found and part:
-            layout.layers.setdefault(found["path"], {})[part] = key
+            parts = layout.layers.setdefault(found["path"], {})
+            _refuse_second(parts.get(part), key, origin=origin)
+            parts[part] = key
         elif ".lora_" in name:
             raise AdapterError(
                 f"{origin}: tensor {key} is not part of a linear or embedding LoRA layer; "
                 "expected lora_A.weight, lora_B.weight, lora_embedding_A or lora_embedding_B"
             )
         else:
-            layout.dense[name.removesuffix(".default")] = key
-    # With "auto" PEFT saves a frozen embedding whole, beside the pair that adapts it.
-    for path, parts in layout.layers.items():
-        if "embedding_A" in parts:
-            layout.dense.pop(f"{path}.base_layer.weight", None)
+            path = name.removesuffix(".default")
+            # Of an embedding that is trained whole PEFT may write both, the same tensor twice.
+            if _MODULES_TO_SAVE not in layout.dense.get(path, _MODULES_TO_SAVE):
+                _refuse_second(layout.dense[path], key, origin=origin)
+            layout.dense[path] = key
+    _leave_frozen_weights(layout, origin=origin)
     return layout
+
+
+def _refuse_second(first: str | None, key: str, *, origin: str) -> None:
+    if first is not None:
+        raise AdapterError(f"{origin}: {first} and {key} are one tensor by their names; expected one of them")
+
+
+def _leave_frozen_weights(layout: Layout, *, origin: str) -> None:
+    """Take the frozen weights below adapted embeddings out: with "auto" PEFT saves them whole, beside the pair.
+
+    Raises:
+        AdapterError: there is one below a linear layer, so that this is a whole model's state dict.
+    """
+    for path, parts in layout.layers.items():
+        frozen = f"{path}.base_layer.weight"
+        if "embedding_A" in parts:
+            layout.dense.pop(frozen, None)
+        elif frozen in layout.dense:
+            raise AdapterError(
+                f"{origin}: tensor {layout.dense[frozen]} is a frozen weight of the base model; an adapter holds what "
+                "was trained, as get_peft_model_state_dict(model) gives it"
+            )
 
 
 def layer_from(
@@ -84,12 +139,12 @@ def layer_from(
     """
     is_embedding = any(part.startswith("embedding") for part in parts)
     key_A, key_B = ("embedding_A", "embedding_B") if is_embedding else ("A", "B")
-    for key in (key_A, key_B):
-        if key not in parts:
-            raise AdapterError(f"{origin}: {path} has no lora_{key}; a LoRA layer needs both A and B")
-    A, B = read(parts[key_A]), read(parts[key_B])
+    tensors = {part: read(key) for part, key in parts.items()}
+    A, B, bias, magnitude = (tensors.get(part) for part in (key_A, key_B, "bias", "magnitude"))
+    if A is None or B is None:
+        lacking = key_B if B is None and A is not None else key_A
+        raise AdapterError(f"{origin}: {path} has no lora_{lacking}; a LoRA layer needs both A and B")
     _check_shapes(path, A.shape, B.shape, origin=origin)
-    bias, magnitude = (read(parts[part]) if part in parts else None for part in ("bias", "magnitude"))
     for what, vector in (("lora_B.bias", bias), ("lora_magnitude_vector", magnitude)):
         if vector is not None and vector.shape != B.shape[:1]:
             raise AdapterError(

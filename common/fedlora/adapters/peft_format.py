@@ -4,17 +4,20 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 from fedlora.adapters.adapter import Adapter, LoraLayer
 from fedlora.adapters.concatenation import with_base_change_inside
 from fedlora.adapters.dense_change import dense_pair
-from fedlora.adapters.keys import Layout, layer_from, layout_of, to_state_dict
+from fedlora.adapters.keys import PREFIX, Layout, layer_from, layout_of, named_tensors, to_state_dict
+from fedlora.adapters.meaning import PEFT_DEFAULTS, refuse_another_product, refuse_unknown
 from fedlora.adapters.on_demand import OnDemand
 from fedlora.adapters.settings import SCALING_KEYS, plain_config, scaling_of
 from fedlora.adapters.tensor_file import TensorFile
@@ -24,6 +27,10 @@ from fedlora.common.files import write_file
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 _PICKLED_FILE = "adapter_model.bin"
+
+_TRAINED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# A module that is trained whole may count something, as a batch norm does.
+_COUNTED = (torch.int64, torch.int32, torch.int16, torch.bool)
 
 
 class HasToDict(Protocol):
@@ -43,15 +50,18 @@ def load_adapter(
         config: the LoraConfig; for a state dict only, and needed there.
 
     Raises:
-        AdapterError: a file is missing or unreadable, or a tensor has no partner or a shape that does not fit.
+        AdapterError: a file is missing or unreadable, a tensor has no partner or a shape that does not fit, or it is
+            no adapter whose pairs act as scaling * B @ A.
     """
     if isinstance(source, str | Path):
         stored = open_adapter(source)
         return Adapter(dict(stored.layers), dict(stored.dense), stored.config, stored.base_change)
     if config is None:
         raise ValueError("a state dict needs its LoraConfig: load_adapter(state_dict, lora_config)")
-    content = config if isinstance(config, Mapping) else config.to_dict()
-    return from_state_dict(source, plain_config(content), origin="state dict")
+    content = {**PEFT_DEFAULTS, **plain_config(config if isinstance(config, Mapping) else config.to_dict())}
+    adapter = _trained(from_state_dict(source, content, origin="state dict"), origin="state dict")
+    refuse_unknown(content, origin="state dict")
+    return adapter
 
 
 def open_adapter(folder: str | Path) -> Adapter:
@@ -61,10 +71,11 @@ def open_adapter(folder: str | Path) -> Adapter:
     folder must stay as it is for as long as the adapter is used.
 
     Raises:
-        AdapterError: a file is missing or unreadable, or a tensor has no partner or a shape that does not fit.
+        AdapterError: as `load_adapter`.
     """
     folder = Path(folder)
-    return from_tensor_file(_open_tensors(folder), _read_config(folder / CONFIG_FILE))
+    tensors, config = _open_tensors(folder), _read_config(folder / CONFIG_FILE)
+    return _trained(from_tensor_file(tensors, config), origin=str(tensors.path))
 
 
 def save_adapter(adapter: Adapter, folder: str | Path) -> None:
@@ -93,7 +104,7 @@ def from_state_dict(
     Args:
         frozen: has the A or the B of a layer for which `tensors` has only the other.
     """
-    _refuse_unsupported(config, origin=origin)
+    refuse_another_product(config, origin=origin)
     layout = layout_of(tensors, origin=origin)
     tensors = dict(tensors)
     if frozen is not None:
@@ -119,7 +130,7 @@ def from_tensor_file(tensors: TensorFile, config: Mapping[str, object], *, froze
         AdapterError: a tensor has no partner or a shape that does not fit, or the configuration makes no sense.
     """
     origin = str(tensors.path)
-    _refuse_unsupported(config, origin=origin)
+    refuse_another_product(config, origin=origin)
     layout = layout_of(tensors.shapes, origin=origin)
     halves = {} if frozen is None else _complete(layout, frozen)
 
@@ -235,14 +246,6 @@ def _half(layers: Mapping[str, LoraLayer], half: tuple[str, str]) -> Tensor:
     return layers[path].A if side == "A" else layers[path].B
 
 
-def _refuse_unsupported(config: Mapping[str, object], *, origin: str) -> None:
-    if config.get("target_parameters"):
-        raise AdapterError(
-            f"{origin}: target_parameters is {config['target_parameters']!r}; fedlora takes LoRA on modules only, "
-            "named in target_modules"
-        )
-
-
 def _read_config(path: Path) -> dict[str, object]:
     _require_file(path)
     try:
@@ -251,10 +254,10 @@ def _read_config(path: Path) -> dict[str, object]:
         raise AdapterError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: not JSON ({error})") from error
-    _refuse_unsupported(config, origin=str(path))
-    if config.get("peft_type") != "LORA":
-        raise AdapterError(f"{path}: peft_type is {config.get('peft_type')!r}; expected 'LORA'")
-    return config
+    config.setdefault("peft_type", None)  # Of a file without it nobody knows what it is.
+    refuse_another_product(config, origin=str(path))
+    refuse_unknown(config, origin=str(path))
+    return {**PEFT_DEFAULTS, **config}
 
 
 def _open_tensors(folder: Path) -> TensorFile:
@@ -268,6 +271,47 @@ def _open_tensors(folder: Path) -> TensorFile:
     return TensorFile(path)
 
 
+def _trained(adapter: Adapter, *, origin: str) -> Adapter:
+    """Return the adapter if it has pairs, and all of its numbers are of types that are trained.
+
+    Raises:
+        AdapterError: it has none, or numbers of another type: of 8 bits, as quantised weights are stored, as a rule.
+    """
+    if not adapter.layers:
+        others = sorted(adapter.dense)
+        found = f"; found are {len(others)} others, the first {others[0]}" if others else ""
+        raise AdapterError(f"{origin}: no LoRA layer; expected tensors named lora_A and lora_B{found}")
+    outline = replace(adapter, layers=adapter.outline, dense=adapter.dense_outline)
+    for key, tensor in named_tensors(outline):
+        is_whole = key.removeprefix(PREFIX) in adapter.dense
+        if tensor.dtype not in _TRAINED and not (is_whole and tensor.dtype in _COUNTED):
+            found = str(tensor.dtype).removeprefix("torch.")
+            raise AdapterError(
+                f"{origin}: {key} is {found}; expected float32, float16, bfloat16 or "
+                "float64: a quantised weight is no part of an adapter, and what is trained is saved in one of these"
+            )
+    return adapter
+
+
 def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise AdapterError(f"{path}: no such file; a PEFT folder holds {CONFIG_FILE} and {TENSOR_FILE}")
+    if path.is_file():
+        return
+    folder = path.parent
+    if folder.is_file():
+        raise AdapterError(f"{folder}: is a file; expected the PEFT folder that it lies in")
+    if inside := _adapters_inside(folder):
+        more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
+        raise AdapterError(
+            f"{path}: no such file; give the folder that holds the adapter: {', '.join(map(str, inside[:3]))}{more}"
+        )
+    raise AdapterError(f"{path}: no such file; a PEFT folder holds {CONFIG_FILE} and {TENSOR_FILE}")
+
+
+def _adapters_inside(folder: Path) -> list[Path]:
+    """Return the folders below one that hold an adapter: a run's adapter/, a trainer's checkpoint-500/, PEFT's name."""
+    if (folder / CONFIG_FILE).is_file() or (folder / TENSOR_FILE).is_file():
+        return []
+    try:
+        return sorted(file.parent for depth in ("*", "*/*") for file in folder.glob(f"{depth}/{CONFIG_FILE}"))
+    except OSError:
+        return []

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.adapters.dense_change import dense_of
+from fedlora.adapters.meaning import require_one_meaning
 from fedlora.adapters.settings import fitted_config
 from fedlora.aggregation.base_change import accumulated, difference
 from fedlora.aggregation.beside import all_paths, mean_dense, mean_of_owners, refuse_spoilers
@@ -70,10 +71,13 @@ def aggregate(
         device: where to compute; the result is on the updates' own device.
 
     Raises:
-        AdapterError: the updates do not fit together or to the method, or a value is not finite.
+        AdapterError: the updates do not fit together or to the method, their pairs mean different things, or a value
+            is not finite.
         ValueError: there is no update, or `weights` has other clients or a weight that is not finite and positive.
     """
     p = _normalised(weights, clients=sorted(updates))
+    started = {} if reference is None else {"the round's start": reference.config}
+    require_one_meaning(started | {client: updates[client].config for client in p})
     notes: tuple[str, ...] = ()
     if robust is not None:
         if reference is None:

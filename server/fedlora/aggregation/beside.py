@@ -1,7 +1,7 @@
 """What is trained beside the pairs (heads, biases, magnitudes), and its weighted mean over the clients that have it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ def mean_of_owners(
 ) -> Tensor:
     """Return the weighted mean of one tensor over the clients that have it, which are read one by one.
 
+    The mean of whole numbers, such as the batches that a batch norm has counted, is the nearest whole number in their
+    own type; of truths it is what more than half of the weight says.
+
     Raises:
         AdapterError: they have it in different shapes, or with values that are not finite.
     """
@@ -48,12 +51,18 @@ def mean_of_owners(
                     f"{path}: {tuple(shape)} against {tuple(tensor.shape)} ({owners[0]} against {client}); "
                     "all must train tensors of one shape"
                 )
-            yield tensor
+            types.append(tensor.dtype)
+            # float32 has not all whole numbers beyond 2^24.
+            yield tensor if tensor.is_floating_point() else tensor.double()
 
+    types: list[torch.dtype] = []
     mean = weighted_mean(tensors(), p=[p[client] for client in owners])
     if not mean.isfinite().all():
         refuse_spoilers(path, owners, lambda client: (read(client),))
-    return mean
+    common = reduce(torch.promote_types, types)
+    if not common.is_floating_point:
+        return mean.round().to(common)
+    return mean if common == torch.float64 else mean.float()
 
 
 def refuse_spoilers(path: str, owners: Sequence[str], read: Callable[[str], tuple[Tensor, ...]]) -> None:

@@ -3,29 +3,28 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fedlora.adapters import Adapter, LoraLayer
+from fedlora.adapters.meaning import difference_in_meaning, is_unset
 from fedlora.adapters.peft_format import CONFIG_FILE, TENSOR_FILE
+from fedlora.adapters.targets import layer_not_chosen
 from fedlora.adapters.tensor_file import TensorFile
 from fedlora.common.errors import AdapterError, ConfigError
 
-# What must agree: by key of adapter_config.json, what all adapters have in common then.
+_SAY_WHICH = "if they do, say which one with --base-model NAME"
+# What must agree beside what the pairs mean: by key of adapter_config.json, what all adapters have in common then.
 _COMMON = {
-    "base_model_name_or_path": "all must adapt one base model, written the same in every file",
-    "revision": "all must adapt one base model",
+    "base_model_name_or_path": f"all must adapt one base model, written the same in every file; {_SAY_WHICH}",
+    "revision": f"all must adapt one base model; {_SAY_WHICH}",
     "task_type": "all must do one task",
-    "target_modules": "all must adapt the same modules",
-    "exclude_modules": "all must adapt the same modules",
-    "layers_to_transform": "all must adapt the same layers",
-    "layers_pattern": "all must adapt the same layers",
-    "modules_to_save": "all must train the same modules beside the adapter",
     "trainable_token_indices": "all must train the same tokens",
     "bias": "all must train the same biases",
     "lora_bias": "all must train the same biases",
-    "use_dora": "all must be DoRA or none",
     "fan_in_fan_out": "all must adapt one base model",
 }
+_BASE_MODEL = ("base_model_name_or_path", "revision")
 
 
 def name_clients(folders: Sequence[Path]) -> dict[str, Path]:
@@ -44,23 +43,56 @@ def name_clients(folders: Sequence[Path]) -> dict[str, Path]:
     return dict(zip(names, folders, strict=True))
 
 
-def check_alike(folders: Mapping[str, Path], adapters: Mapping[str, Adapter]) -> None:
-    """Check that the adapters are of one base model and train the same tensors, up to the rank. No tensor is read.
+def check_alike(folders: Mapping[str, Path], adapters: Mapping[str, Adapter], *, base_model: str | None = None) -> None:
+    """Check that the adapters are of one base model, mean the same and train the same tensors, up to the rank.
+
+    Which layers a configuration chooses, by a list or an expression, is not compared: the tensors show it. But each
+    must choose the layers that its own tensors are of. No tensor is read.
+
+    Args:
+        base_model: the name of the model that all of them adapt, whatever they call it.
 
     Raises:
         AdapterError: they are not; the message names the file, the setting or tensor, and what the first one has.
     """
     first, *others = folders
-    if not adapters[first].layers:
-        raise AdapterError(f"{folders[first] / TENSOR_FILE}: no LoRA layer; expected tensors named lora_A and lora_B")
+    for client in folders:
+        file, paths = folders[client] / CONFIG_FILE, sorted(adapters[client].outline)
+        if reason := layer_not_chosen(adapters[client].config, paths, origin=str(file)):
+            raise AdapterError(
+                f"{file}: {reason}, and {folders[client] / TENSOR_FILE} has tensors of it: PEFT would not load them"
+            )
     for client in others:
+        file, other = folders[client] / CONFIG_FILE, folders[first] / CONFIG_FILE
         for key, reason in _COMMON.items():
-            difference = _difference(adapters[client].config.get(key), adapters[first].config.get(key))
+            if base_model is not None and key in _BASE_MODEL:
+                continue
+            difference = _difference(key, adapters[client].config.get(key), adapters[first].config.get(key))
             if difference:
-                file, other = folders[client] / CONFIG_FILE, folders[first] / CONFIG_FILE
                 raise AdapterError(f"{file}: {key} {difference} as in {other}: {reason}")
+        if found := difference_in_meaning(adapters[client].config, adapters[first].config):
+            raise AdapterError(f"{file}: {found.what} as in {other}: {found.reason}")
         files = folders[first] / TENSOR_FILE, folders[client] / TENSOR_FILE
         _check_tensors(_shapes(adapters[first]), _shapes(adapters[client]), files=files)
+
+
+def with_one_origin(result: Adapter, adapters: Mapping[str, Adapter], *, base_model: str | None) -> Adapter:
+    """Return the result with what the adapters say of their base model and task, each in its own spelling.
+
+    Args:
+        base_model: the name that takes the place of theirs; a revision goes with it only if all name the same one.
+    """
+    said = {
+        key: [value for adapter in adapters.values() if not is_unset(value := adapter.config.get(key))]
+        for key in (*_BASE_MODEL, "task_type")
+    }
+    config = dict(result.config)
+    if said["task_type"]:
+        config["task_type"] = said["task_type"][0]
+    if base_model is not None:
+        is_one_revision = len(said["revision"]) == len(adapters) and len(set(map(str, said["revision"]))) == 1
+        config |= {"base_model_name_or_path": base_model, "revision": said["revision"][0] if is_one_revision else None}
+    return replace(result, config=config)
 
 
 def tensor_that_is_not_finite(folders: Mapping[str, Path]) -> str | None:
@@ -122,25 +154,18 @@ def _text(shape: tuple[object, ...]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
-def _difference(found: object, expected: object) -> str:
-    """Return in words how a setting differs; empty if it does not."""
-    if isinstance(found, list) and isinstance(expected, list):
-        extra, missing = ([item for item in one if item not in other] for one, other in _both_ways(found, expected))
-        parts = [f"has {_items(extra)}"] * bool(extra) + [f"lacks {_items(missing)}"] * bool(missing)
-        return f"{' and '.join(parts)}; expected {_items(expected)}" if parts else ""
-    found, expected = (None if _is_unset(value) else value for value in (found, expected))
+def _difference(key: str, found: object, expected: object) -> str:
+    """Return in words how a setting differs; empty if it does not, or only in its spelling."""
+    found, expected = (_without_spelling(key, value) for value in (found, expected))
+    if key == "task_type" and None in (found, expected):
+        return ""
     return "" if found == expected else f"is {found!r}; expected {expected!r}"
 
 
-def _is_unset(value: object) -> bool:
-    # An old PEFT leaves out what a new one writes as null, false or "none"; 0 is a layer's number.
-    return value is None or value is False or value in ("", "none", [], {})
-
-
-def _both_ways(one: list[object], other: list[object]) -> Iterator[tuple[list[object], list[object]]]:
-    yield one, other
-    yield other, one
-
-
-def _items(items: list[object]) -> str:
-    return ", ".join(map(repr, items))
+def _without_spelling(key: str, value: object) -> object:
+    if is_unset(value) or (key == "revision" and value == "main"):
+        return None
+    if key == "base_model_name_or_path" and isinstance(value, str):
+        return value.rstrip("/") or value
+    # Of tokens what is compared here is whether any are trained; which ones is a matter of what the tensors mean.
+    return "set" if key == "trainable_token_indices" else value

@@ -12,10 +12,11 @@ from rich.text import Text
 
 from fedlora.adapters import Adapter, open_adapter, save_adapter, with_base_change_inside
 from fedlora.adapters.keys import to_state_dict
+from fedlora.adapters.meaning import starts_from_the_base
 from fedlora.adapters.peft_format import CONFIG_FILE, TENSOR_FILE
 from fedlora.adapters.settings import SHAPE_KEYS
 from fedlora.aggregation import Aggregate, Method, aggregate
-from fedlora.cli.adapter_folders import check_alike, name_clients, tensor_that_is_not_finite
+from fedlora.cli.adapter_folders import check_alike, name_clients, tensor_that_is_not_finite, with_one_origin
 from fedlora.cli.aggregation_view import diagnostics_table, explanations
 from fedlora.cli.method_options import method_from, settings_of, settings_text, shares_of, weights_from
 from fedlora.cli.rank_limit import RankLimit, limit_rank
@@ -26,8 +27,6 @@ from fedlora.common.files import require_free
 from fedlora.server.report.wording import count_text, list_text, percent_text, share_text, size_text
 
 _WIDTH_WITHOUT_TERMINAL = 100
-# PEFT starts these from the base weight, which it changes when it loads the adapter, by what the rank and alpha say.
-_STARTS_FROM_THE_BASE_WEIGHT = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class Options:
     weights: str | None
     rank: int | None
     as_json: bool
+    base_model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Outcome:
         num_tensors, size_bytes: of its tensor file.
         rank_limit: what --rank did; None without it.
         report: the diagnostics of the method's result, before any limit of the rank.
+        base_model: the name that --base-model gave in place of the adapters' own; None without it.
     """
 
     method: str
@@ -75,6 +76,7 @@ class Outcome:
     size_bytes: int
     rank_limit: RankLimit | None
     report: AggregationReport
+    base_model: str | None = None
 
 
 def run_aggregate(options: Options) -> None:
@@ -88,9 +90,10 @@ def run_aggregate(options: Options) -> None:
     weights = weights_from(options.weights, list(folders))
     require_free(options.out)
     adapters = {client: open_adapter(folder) for client, folder in folders.items()}
-    check_alike(folders, adapters)
+    check_alike(folders, adapters, base_model=options.base_model)
     result = _aggregated(folders, adapters, weights=weights, method=method)
-    adapter, limit = with_base_change_inside(result.adapter), None
+    adapter = with_one_origin(with_base_change_inside(result.adapter), adapters, base_model=options.base_model)
+    limit = None
     if options.rank is not None:
         adapter, limit = limit_rank(adapter, options.rank)
     _check_result(adapter, folders, adapters)
@@ -108,6 +111,7 @@ def run_aggregate(options: Options) -> None:
         size_bytes=(options.out / TENSOR_FILE).stat().st_size,
         rank_limit=limit,
         report=result.report,
+        base_model=options.base_model,
     )
     if options.as_json:
         print(Codec(Outcome).dump(outcome))
@@ -134,8 +138,7 @@ def _check_result(result: Adapter, folders: Mapping[str, Path], adapters: Mappin
             raise AdapterError(f"{path}: values so large that their products overflow {layer.B.dtype}; nothing written")
     for client, folder in folders.items():
         config = adapters[client].config
-        start = str(config.get("init_lora_weights")).lower()
-        if start.startswith(_STARTS_FROM_THE_BASE_WEIGHT):
+        if start := starts_from_the_base(config):
             for key in SHAPE_KEYS:
                 if (config.get(key) or None) != (result.config.get(key) or None):
                     raise AdapterError(
@@ -183,6 +186,8 @@ def _print_outcome(outcome: Outcome, method: Method) -> None:
 
 def _results(outcome: Outcome, method: Method) -> Iterator[tuple[str, str]]:
     yield "wrote", outcome.out
+    if outcome.base_model is not None:
+        yield "base", f"{outcome.base_model}, as --base-model says of all the adapters"
     ranks = f"{outcome.smallest_rank} to {outcome.largest_rank}"
     rank = str(outcome.largest_rank) if outcome.smallest_rank == outcome.largest_rank else ranks
     limit = outcome.rank_limit

@@ -54,7 +54,7 @@ def history_of(run: FinishedRun) -> History:
     by_clients = validation_scores(reports) if end is None else {}
     return History(
         run=run.config.run.name,
-        method=run.config.aggregation.method,
+        method=run.config.method_name,
         round=number if 0 <= number < len(reports) else None,
         num_rounds=max(0, len(reports) - 1),
         num_clients=len({client for report in reports for client in report.clients}),

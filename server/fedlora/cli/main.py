@@ -125,6 +125,12 @@ def aggregate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the diagnostics of all layers as JSON, and nothing else.")
     ] = False,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="All adapt this base model, whatever they call it; it is written into the result."
+        ),
+    ] = None,
 ) -> None:
     """Average LoRA adapters into one, and measure by layer how far it is from their ideal mean.
 
@@ -133,7 +139,7 @@ def aggregate(
     """
     from fedlora.cli.aggregate import Options, run_aggregate
 
-    run_aggregate(Options(tuple(folders), out, method, tuple(settings or ()), weights, rank, as_json))
+    run_aggregate(Options(tuple(folders), out, method, tuple(settings or ()), weights, rank, as_json, base_model))
 
 
 @app.command()

@@ -15,6 +15,7 @@ from fedlora.cli.plan_view import print_plan
 from fedlora.common.config import BASE_CHANGING_INITS, CausalLm, RunConfig
 from fedlora.common.errors import ModelError
 from fedlora.common.run_file import load_run
+from fedlora.server.run_method import method_of
 from fedlora.training.plan.outline import ASSUMED_LABELS, outline_of
 from fedlora.training.plan.speed import estimated_seconds
 from fedlora.training.plan.step import StepCost, autocast_dtype, step_cost
@@ -75,7 +76,7 @@ def plan_of(config: RunConfig) -> Plan:
         FedloraError: it cannot work: the model is missing or of another kind, target modules or ranks do not fit, texts
             are too long, or it takes more memory than the GPU that is here has.
     """
-    method = _method_of(config)
+    method = method_of(config)
     device = _device(config)
     outline = outline_of(config, trains=method.plan(1).trains)
     init_changes_base = config.lora.init in BASE_CHANGING_INITS
@@ -109,11 +110,6 @@ def plan_of(config: RunConfig) -> Plan:
         training_seconds=_training_seconds(step, config, device),
         notes=tuple(_notes(config, step, device)),
     )
-
-
-def _method_of(config: RunConfig) -> Method:
-    settings = config.aggregation.model_dump()
-    return METHODS[settings.pop("method")](**settings)
 
 
 def _device(config: RunConfig) -> str:

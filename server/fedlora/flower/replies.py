@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from numpy.lib import format as npy
 from torch import Tensor
 
@@ -19,7 +19,16 @@ from fedlora.server.admission import MAX_VALUE
 
 _MAX_CHARACTERS = 300
 _NUMPY = "numpy.ndarray"
-_FLOAT32 = "float32"
+# What is trained is float32; beside it a module that is trained whole may count something, as a batch norm does.
+_DTYPES = {
+    torch.float32: "float32",
+    torch.int64: "int64",
+    torch.int32: "int32",
+    torch.int16: "int16",
+    torch.bool: "bool",
+}
+# Up to here the mean of counts is exact.
+_MAX_COUNT = 2**53
 # What an array's header, which numpy reads as Python, may raise.
 _UNREADABLE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError)
 # A client whose model is in bfloat16 gives a factor back that it did not train with so much error, one in float16
@@ -51,7 +60,7 @@ class Update:
 
     Attributes:
         weight: of this client against the others'.
-        tensors: by PEFT's key names, float32.
+        tensors: by PEFT's key names, of the types that were sent: float32, and integers where a module counts.
         content: the reply's records.
     """
 
@@ -109,7 +118,9 @@ def read_update(
         raise AdapterError(f"{len(missing)} keys missing, the first {missing[0]}; expected all that were sent")
     if extra := sorted(arrays.keys() - sent.keys()):
         raise AdapterError(f"{len(extra)} extra keys, the first {extra[0]}; expected the LoRA tensors that were sent")
-    tensors = {key: _tensor(key, arrays[key], shape=tuple(like.shape)) for key, like in sent.items()}
+    tensors = {
+        key: _tensor(key, arrays[key], shape=tuple(like.shape), dtype=_DTYPES[like.dtype]) for key, like in sent.items()
+    }
     for factor in {"A", "B"} - set(trains):
         for key in (key for key in sent if factor_of(key) == factor):
             if bool(((tensors[key] - sent[key]).abs() > _ROUNDING * sent[key].abs() + _SMALLEST).any()):
@@ -151,62 +162,48 @@ def in_fixed_order(updates: Mapping[int, Update]) -> list[tuple[int, Update]]:
     return sorted(updates.items(), key=content)
 
 
-def with_common_metrics(contents: Sequence[RecordDict]) -> list[RecordDict]:
-    """Return `contents` with those metrics only that all have, as numbers or as lists of one length.
-
-    Flower's averages take no others, and one client's odd metric should not end the run.
-    """
-    kinds = [{name: _kind(value) for name, value in _metrics(content).items()} for content in contents]
-    common = {name for name, kind in kinds[0].items() if all(other.get(name) == kind for other in kinds)}
-    if all(len(names) == len(common) for names in kinds):
-        return list(contents)
-    reduced = []
-    for content in contents:
-        (key,) = content.metric_records
-        kept = MetricRecord({name: value for name, value in _metrics(content).items() if name in common})
-        reduced.append(RecordDict({**content, key: kept}))
-    return reduced
-
-
 def tensors_in(arrays: ArrayRecord) -> dict[str, Tensor]:
     """Return the tensors in a record of the server's own, by key.
 
     Raises:
-        AdapterError: an array is not float32.
+        AdapterError: an array is not float32, and no count either.
     """
-    return {key: _tensor(key, array, shape=tuple(array.shape)) for key, array in arrays.items()}
+    counted = set(_DTYPES.values())
+    return {
+        key: _tensor(
+            key,
+            array,
+            shape=tuple(array.shape),
+            dtype=array.dtype if array.dtype in counted else _DTYPES[torch.float32],
+        )
+        for key, array in arrays.items()
+    }
 
 
-def _metrics(content: RecordDict) -> MetricRecord:
-    return next(iter(content.metric_records.values()))
-
-
-def _kind(value: object) -> int:
-    return len(value) if isinstance(value, list) else -1
-
-
-def _tensor(key: str, array: Array, *, shape: tuple[int, ...]) -> Tensor:
-    """Return a tensor of exactly this shape; no memory is taken for what the array says of itself."""
+def _tensor(key: str, array: Array, *, shape: tuple[int, ...], dtype: str) -> Tensor:
+    """Return a tensor of exactly this shape and type; no memory is taken for what the array says of itself."""
     if array.stype != _NUMPY:
         raise AdapterError(f"{key} is serialised as {array.stype}; expected {_NUMPY}, as Array(tensor) does")
     file = io.BytesIO(array.data)
     try:
         version = npy.read_magic(file)
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        found_shape, is_fortran, dtype = read_header(file)
+        found_shape, is_fortran, found = read_header(file)
     except _UNREADABLE as error:
         raise AdapterError(f"{key} is no array of numpy ({type(error).__name__})") from error
     if found_shape != shape or tuple(array.shape) != shape:
         raise AdapterError(f"{key} has shape {found_shape}; expected {shape}")
-    if dtype != np.float32 or array.dtype != _FLOAT32:
-        raise AdapterError(f"{key} is {dtype}; expected {_FLOAT32}, as tensor.float() gives")
-    values, size = memoryview(array.data)[file.tell() :], math.prod(shape) * 4
+    if found != np.dtype(dtype) or array.dtype != dtype:
+        cure = "as tensor.float() gives" if dtype == "float32" else "as it was sent"
+        raise AdapterError(f"{key} is {found}; expected {dtype}, {cure}")
+    values, size = memoryview(array.data)[file.tell() :], math.prod(shape) * found.itemsize
     if len(values) != size:
         raise AdapterError(f"{key} has {len(values):,} bytes of numbers; expected {size:,}")
-    numbers = np.frombuffer(values, np.float32).reshape(shape, order="F" if is_fortran else "C")
+    numbers = np.frombuffer(values, found).reshape(shape, order="F" if is_fortran else "C")
     tensor = torch.from_numpy(np.array(numbers, order="C"))
     if not tensor.isfinite().all():
         raise AdapterError(f"{key} has values that are not finite")
-    if tensor.numel() and (largest := float(tensor.abs().max())) > MAX_VALUE:
-        raise AdapterError(f"{key} holds {largest:.3g}; expected at most {MAX_VALUE:g}")
+    most = MAX_VALUE if tensor.is_floating_point() else _MAX_COUNT
+    if tensor.numel() and (largest := float(tensor.double().abs().max())) > most:
+        raise AdapterError(f"{key} holds {largest:.3g}; expected at most {most:g}")
     return tensor

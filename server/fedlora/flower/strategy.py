@@ -20,6 +20,7 @@ from fedlora.adapters.peft_format import HasToDict
 from fedlora.adapters.settings import fitted_config, plain_config
 from fedlora.aggregation import Aggregate, AggregationReport, LoraFair, Method, Robust, RoundPlan, aggregate
 from fedlora.common.errors import AdapterError
+from fedlora.flower.metrics import averageable
 from fedlora.flower.replies import (
     Refused,
     Update,
@@ -28,7 +29,6 @@ from fedlora.flower.replies import (
     read_update,
     read_weight,
     tensors_in,
-    with_common_metrics,
 )
 from fedlora.server.admission import MAX_NUM_EXAMPLES
 from fedlora.server.rounds import start_of_round
@@ -85,11 +85,13 @@ class LoraFairStrategy(FedAvg):
     """Flower's FedAvg for LoRA adapters, with an aggregation method that knows what A and B are.
 
     `initial_arrays` are what PEFT's `get_peft_model_state_dict` gives, in float32, and so is what clients send back:
-    one array for each tensor under PEFT's key names. A reply with other keys, shapes or dtypes, with values that are
-    not finite, or with a weight that is not positive or above `max_weight` is refused with a warning, and the round
-    goes on. Where nothing is left, the arrays stay as they are.
+    one array for each tensor under PEFT's key names. What a module that is trained whole counts (a batch norm its
+    batches) stays a whole number, and becomes the rounded mean. A reply with other keys, shapes or dtypes, with values
+    that are not finite, or with a weight that is not positive or above `max_weight` is refused with a warning, and the
+    round goes on. Where nothing is left, the arrays stay as they are.
 
-    Each round's MetricRecord has `num-refused`, and in training `lora-error-before` and `lora-error-after`: the errors
+    A metric that is NaN or infinite at one client is left out of the mean with a warning, and the others' counts. Each
+    round's MetricRecord has `num-refused`, and in training `lora-error-before` and `lora-error-after`: the errors
     of plain averaging and of the method, relative to the ideal update.
 
     The train ConfigRecord has `lora-trains`: "A,B", or the only factor that clients train in this round ("B" under
@@ -190,9 +192,8 @@ class LoraFairStrategy(FedAvg):
         arrays, metrics, report, failure = None, MetricRecord(), None, ""
         if judged.accepted:
             updates = in_fixed_order(judged.accepted)
-            metrics = self.train_metrics_aggr_fn(
-                with_common_metrics([update.content for _, update in updates]), self.weighted_by_key
-            )
+            contents = [(node, update.content) for node, update in updates]
+            metrics = self._mean_metrics("aggregate_train", contents, self.train_metrics_aggr_fn)
             result, failure = self._aggregate(updates, asked.start)
             if result is not None:
                 self.adapter, report = result.adapter, result.report
@@ -239,14 +240,27 @@ class LoraFairStrategy(FedAvg):
         if not judged.accepted and not judged.refused:
             return None
         _tell("aggregate_evaluate", len(judged.accepted), judged.refused)
-        contents = list(judged.accepted.values())
-        metrics = (
-            self.evaluate_metrics_aggr_fn(with_common_metrics(contents), self.weighted_by_key)
-            if contents
-            else MetricRecord()
-        )
+        metrics = MetricRecord()
+        if contents := list(judged.accepted.items()):
+            metrics = self._mean_metrics("aggregate_evaluate", contents, self.evaluate_metrics_aggr_fn)
         metrics[NUM_REFUSED_KEY] = len(judged.refused)
         return metrics
+
+    def _mean_metrics(
+        self,
+        hook: str,
+        contents: Sequence[tuple[int, RecordDict]],
+        mean_of: Callable[[list[RecordDict], str], MetricRecord],
+    ) -> MetricRecord:
+        """Return the mean of the nodes' metrics; what is not finite, or not every node's, is left out and told of."""
+        metrics = averageable(contents, weighted_by=self.weighted_by_key)
+        for words in metrics.left_out:
+            _log.warning("%s: %s", hook, words)
+        found = mean_of(list(metrics.contents), self.weighted_by_key)
+        for name, mean in metrics.means.items():
+            if name not in found:
+                found[name] = mean
+        return found
 
     def _adapter_in(self, arrays: ArrayRecord) -> Adapter:
         """Return the adapter in the arrays that a round is asked to start from."""
@@ -267,8 +281,9 @@ class LoraFairStrategy(FedAvg):
 
 
 def _record(adapter: Adapter) -> ArrayRecord:
-    """Return one array for each tensor, under PEFT's key names, float32."""
-    return ArrayRecord({key: tensor.float() for key, tensor in to_state_dict(adapter).items()})
+    """Return one array for each tensor, under PEFT's key names, float32 but for what counts something."""
+    tensors = to_state_dict(adapter).items()
+    return ArrayRecord({key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors})
 
 
 def _tell(hook: str, num_accepted: int, refused: Sequence[Refused]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedlora.adapters import Adapter, unpack
 from fedlora.adapters.keys import named_tensors, to_state_dict
+from fedlora.adapters.meaning import difference_in_meaning
 from fedlora.adapters.packed import open_packed, packed_config
 from fedlora.adapters.settings import SCALING_KEYS
 from fedlora.aggregation.products import product_moves
@@ -63,12 +64,17 @@ def admit(
         return Refusal(LOSS_NOT_FINITE, f"a training loss of {receipt.loss}")
     try:
         # First of all: a configuration may hold regular expressions, and nobody's but our own are to be run.
-        settings, expected = _scaling_settings(_config(receipt.adapter)), _scaling_settings(reference.config)
+        config = _config(receipt.adapter)
+        settings, expected = _scaling_settings(config), _scaling_settings(reference.config)
         if settings != expected:
             return Refusal("configuration", f"{settings}; expected {expected}")
+        if difference := difference_in_meaning(config, reference.config):
+            return Refusal("configuration", str(difference))
         update = _opened(receipt.adapter, without=request.frozen_factor, reference=reference)
     except AdapterError as error:
         return Refusal("unreadable", str(error))
+    except RecursionError:
+        return Refusal("unreadable", "a configuration of lists within lists, too deep to be read")
     return unfit(update, reference) or update
 
 

@@ -6,9 +6,10 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedlora.aggregation import METHODS, Method, Robust
+from fedlora.aggregation import Method, Robust
 from fedlora.common.config import RunConfig
 from fedlora.server.events import Listener
+from fedlora.server.run_method import method_of
 from fedlora.server.store import RunFolder
 from fedlora.server.strategy import LoraStrategy
 
@@ -30,12 +31,10 @@ def server_app_for(
         command: goes into the manifest.
         method: in place of the run's.
     """
-    settings = config.aggregation.model_dump()
-    chosen = METHODS[settings.pop("method")]
     robust = Robust(**config.robust.model_dump())
     strategy = LoraStrategy(
         config,
-        method or chosen(**settings),
+        method or method_of(config),
         RunFolder(folder),
         robust=None if robust == Robust() else robust,
         num_sites=num_sites,

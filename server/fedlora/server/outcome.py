@@ -62,7 +62,7 @@ def summary(config: RunConfig, *, num_clients: int) -> str:
         model if bits == "none" else f"{model} in {bits.removesuffix('bit')} bits",
         f"{'DoRA of ' if lora.use_dora else ''}rank {lora.rank}",
         "" if lora.init == "default" else f"{lora.init} start",
-        config.aggregation.method,
+        config.method_name,
         weights.get(config.federation.weighting, ""),
         f"FedProx with mu {train.proximal_mu:g}" if train.proximal_mu else "",
         "packed examples" if train.packing else "",

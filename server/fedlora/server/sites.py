@@ -179,6 +179,7 @@ def _new_manifest(config: RunConfig, command: str) -> dict[str, object]:
         "run_id": uuid.uuid4().hex,
         "name": config.run.name,
         "seed": config.run.seed,
+        "aggregation": config.aggregation.model_dump(mode="json"),
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},

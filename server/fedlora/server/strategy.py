@@ -12,19 +12,18 @@ from collections.abc import Mapping, Sequence
 from flwr.app import MessageType
 from flwr.serverapp import Grid
 
-from fedlora.adapters import Adapter, LoraLayer, load_adapter, unpack
+from fedlora.adapters import Adapter, unpack
 from fedlora.aggregation import AggregationReport, Method, Robust
-from fedlora.common.config import RunConfig
-from fedlora.common.errors import AdapterError
+from fedlora.common.config import BASE_CHANGING_INITS, RunConfig
 from fedlora.common.messages import Failure, InitialiseReceipt, InitialiseRequest, Score, TrainReceipt, merge_scores
 from fedlora.common.packed_file import Packed, PackedFile
 from fedlora.common.phases import announce
 from fedlora.server import rounds
-from fedlora.server.admission import unfit
 from fedlora.server.collection import Collected, Collector
 from fedlora.server.conversation import Addressed, Inquiry, expect
 from fedlora.server.evaluation import judge, validate
 from fedlora.server.events import EvaluationStarted, Listener, RoundEnded, RunStarted, ignore
+from fedlora.server.given_start import Room, given_start
 from fedlora.server.lasting_grid import LastingGrid, Traffic
 from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
 from fedlora.server.sites import Federation
@@ -114,7 +113,11 @@ class LoraStrategy:
     def _start_from(self, packed: Packed) -> Adapter:
         fresh = unpack(packed.path.read_bytes() if isinstance(packed, PackedFile) else packed)
         given = self._config.federation.start_from
-        return fresh if given is None else _given_start(given, like=fresh)
+        if given is None:
+            return fresh
+        starts_fresh = self._method.plan(1).starts_fresh
+        changes_base = self._method.changes_base or self._config.lora.init in BASE_CHANGING_INITS
+        return given_start(given, like=fresh, room=Room(starts_fresh, starts_fresh or changes_base))
 
     def _round(
         self, federation: Federation, number: int, adapter: Adapter, reports: Sequence[RoundReport]
@@ -244,17 +247,6 @@ class LoraStrategy:
         if is_at_an_end and num_held_out > 0:
             return None
         return min(self._config.evaluation.round_examples, num_held_out)
-
-
-def _given_start(source: str, *, like: Adapter) -> Adapter:
-    """Return the adapter in the folder `source`, fit for this run; heads it does not have start fresh."""
-    given = load_adapter(source)
-    layers = {path: LoraLayer(layer.A.float(), layer.B.float(), layer.scaling) for path, layer in given.layers.items()}
-    dense = {path: tensor.float() for path, tensor in given.dense.items()} or like.dense
-    start = Adapter(layers, dense, like.config)
-    if refusal := unfit(start, like):
-        raise AdapterError(f"federation.start_from: {source} does not fit this run: {refusal}")
-    return start
 
 
 def _client_report(receipt: TrainReceipt, number: int, *, answered: float | None, is_unchanged: bool) -> ClientReport:

@@ -84,7 +84,8 @@ def simulate(
             `input_ids` and `attention_mask`) and returns logits. It is sent to the workers by pickle.
         heads: with `model`: paths of its modules that are trained whole, such as "classifier".
         task: with `model`: how examples become its inputs.
-        method: an aggregation method of one's own in place of the run's.
+        method: an aggregation method in place of the run's, one of ours or of one's own; run.toml, manifest and report
+            name it, and only a run with the same one and the same settings is resumed.
         engine: "inprocess": worker processes of our own; "ray": Flower's simulation engine, on this machine or, with
             RAY_ADDRESS, in a cluster.
         num_workers: processes; without it one for each core, or for each GPU where there are any.
@@ -95,6 +96,7 @@ def simulate(
     """
     refuse_inside_a_starting_worker()
     config = load_run(Path(config)) if isinstance(config, str | Path) else config
+    config = _with_method(config, method)
     if (model is None) != (task is None):
         raise ValueError("a model of one's own needs its task, and a task its model")
     data = load_federated_data(config) if clients is None else _own_data(config, clients, test, labels)
@@ -126,6 +128,20 @@ def simulate(
     if result is None:
         raise RunError(f"{path}: the run ended without a round; this is a bug")
     return result
+
+
+def _with_method(config: RunConfig, method: "Method | None") -> RunConfig:
+    """Return the run, which names the method that it is done with.
+
+    Raises:
+        ConfigError: that is one of somebody's own which is not given, or does not go with the run.
+    """
+    if method is None and config.aggregation.method != "own":
+        return config
+    # The methods import torch, which a run that needs neither can do while its workers do.
+    from fedlora.server.run_method import method_of, naming
+
+    return naming(method or method_of(config), config)
 
 
 def _require_known(client_ranks: Mapping[str, int], data: FederatedData) -> None:

@@ -12,6 +12,7 @@ from fedlora.common.config.federation import (
     LoraFairCosineMethod,
     LoraFairMethod,
     LoraFairTwoSidedMethod,
+    OwnMethod,
     PlainMethod,
     RobustSection,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "LoraFairTwoSidedMethod",
     "LoraSection",
     "ModelSection",
+    "OwnMethod",
     "OwnTask",
     "PartitionSection",
     "PixelRange",

@@ -8,6 +8,7 @@ from fedlora.common.config.federation import (
     ExchangeSection,
     FederationSection,
     LoraFairMethod,
+    OwnMethod,
     RobustSection,
 )
 from fedlora.common.config.section import Section
@@ -52,6 +53,11 @@ class RunConfig(Section):
     robust: RobustSection = RobustSection()
     evaluation: EvaluationSection = EvaluationSection()
     exchange: ExchangeSection = ExchangeSection()
+
+    @property
+    def method_name(self) -> str:
+        """The name of the aggregation method, of one's own too."""
+        return self.aggregation.name if isinstance(self.aggregation, OwnMethod) else self.aggregation.method
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
