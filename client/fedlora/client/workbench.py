@@ -83,6 +83,7 @@ class Workbench:
                 heads=self._base.heads,
                 task_type=self._base.peft_task_type,
                 name=config.model.name,
+                unreached=self._base.unreached,
             )
         self._initial = pack(self._resident.read())
         if config.train.gradient_checkpointing:

@@ -13,6 +13,7 @@ from fedlora.training import tasks
 from fedlora.training.checkpoint import UNREADABLE, Checkpoint, one_line
 from fedlora.training.model_loading import BaseModel, load_module, load_tokenizer, require_weights, text_fingerprints
 from fedlora.training.pooled_classifier import HEAD, PooledClassifier
+from fedlora.training.reach import without_gradient
 
 OWN_HEADS = ("classifier", "pre_classifier", "score")
 _POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
@@ -45,6 +46,7 @@ def load_classifier(checkpoint: Checkpoint, config: RunConfig, labels: tuple[str
     except UNREADABLE as error:
         raise ModelError(f"{_what_it_refuses(checkpoint, config)} ({one_line(error)})") from error
     require_room(module, config)
+    unreached = without_gradient(module, example)
     return BaseModel(
         module,
         heads,
@@ -53,6 +55,7 @@ def load_classifier(checkpoint: Checkpoint, config: RunConfig, labels: tuple[str
         checkpoint.fingerprint(),
         tokenizer=tokenizer,
         fingerprints={} if tokenizer is None else text_fingerprints(tokenizer),
+        unreached=unreached,
     )
 
 

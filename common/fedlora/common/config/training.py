@@ -1,12 +1,17 @@
 """How a client trains: [lora] [train]."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedlora.common.config.section import Count, Fraction, NonNegative, Positive, Section
 
 _Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+
+
+# A list of names, or an expression.
+_Modules = Annotated[str, Field(min_length=1)] | _Names
 
 Device = Literal["auto", "cpu", "cuda", "cuda_all", "mps"]
 DEVICES = "auto takes cuda, else mps, else cpu; cuda_all spreads the layers of one model over all GPUs"
@@ -20,8 +25,11 @@ class LoraSection(Section):
     rank: Count = Field(8, description="r of A (r, in) and B (out, r)")
     alpha: Positive = Field(16.0, description="the layer acts as W + alpha / rank * B A")
     dropout: Fraction = Field(0.0, description="on the input of A, in training")
-    target_modules: Literal["auto", "all-linear"] | _Names = Field(
-        "auto", description='"auto": the query and value projections; "all-linear"; or module names, as in PEFT'
+    target_modules: _Modules = Field(
+        "auto", description='"auto": query and value; "all-linear"; names, or an expression for whole paths, as in PEFT'
+    )
+    exclude_modules: Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="layers that get no LoRA: names, or an expression for whole paths, as in PEFT"
     )
     modules_to_save: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (), description="modules beside the head that are trained whole, sent and averaged"
@@ -34,6 +42,16 @@ class LoraSection(Section):
     rank_pattern: dict[str, Count] = Field({}, description="other ranks by the end of a layer's path, as in PEFT")
     alpha_pattern: dict[str, Positive] = Field({}, description="other alphas by the end of a layer's path, as in PEFT")
     client_ranks: dict[str, Count] = Field({}, description="smaller ranks by client; they act with the same scaling")
+
+    @field_validator("target_modules", "exclude_modules")
+    @classmethod
+    def _is_an_expression(cls, modules: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(modules, str):
+            try:
+                re.compile(modules)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ValueError(f"is {modules!r}, which is no regular expression ({error})") from error
+        return modules
 
     @model_validator(mode="after")
     def _has_an_init_for_a_federation(self) -> "LoraSection":
