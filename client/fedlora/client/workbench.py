@@ -132,6 +132,9 @@ class Workbench:
         """Return the run's first adapter."""
         if request.seed != self._config.run.seed:
             raise ConfigError(f"the run's seed is {request.seed}; this worker was built with {self._config.run.seed}")
+        # Of all workers the one that is asked for the first adapter tells, once for the run.
+        for note in self._resident.notes:
+            logger.warning("%s", note)
         init = self._config.lora.init
         if init in BASE_CHANGING_INITS:
             # Loaded first: an earlier round may have left its change in the base weights.

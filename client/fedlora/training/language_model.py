@@ -13,6 +13,7 @@ from fedlora.training import tasks
 from fedlora.training.checkpoint import UNREADABLE, Checkpoint, one_line
 from fedlora.training.model_loading import BaseModel, load_module, load_tokenizer, require_weights, text_fingerprints
 from fedlora.training.reach import without_gradient
+from fedlora.training.vocabulary import require_embeddings, text_settings
 
 _CHECKED_LENGTHS = (5, 9)
 _CHECKED_TOLERANCE = 0.02
@@ -39,12 +40,7 @@ def load_language_model(checkpoint: Checkpoint, config: RunConfig, section: Caus
     names = [name for name, _ in model.named_parameters()]
     require_weights(checkpoint, loading, names, whole=config.lora.modules_to_save)
     require_positions(model.config, section, checkpoint.name)
-    num_embeddings = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > num_embeddings:
-        raise ModelError(
-            f"model.name: the tokenizer of {checkpoint.name} has {len(tokenizer)} tokens, the model embeds "
-            f"{num_embeddings}; save the model after resize_token_embeddings"
-        )
+    require_embeddings(tokenizer, model.get_input_embeddings(), checkpoint.name)
     # Kept keys and values are for generating; in training they would take memory and be thrown away.
     model.config.use_cache = False
     if config.train.packing:
@@ -71,7 +67,7 @@ def load_language_model(checkpoint: Checkpoint, config: RunConfig, section: Caus
 
 def require_positions(settings: Any, section: CausalLm, name: str) -> None:
     """Refuse examples that are longer than a language model was made for, by transformers' configuration of it."""
-    most = getattr(settings, "max_position_embeddings", None)
+    most = getattr(text_settings(settings), "max_position_embeddings", None)
     if isinstance(most, int) and 0 < most < section.max_length:
         raise ModelError(f"task.max_length is {section.max_length}; {name} takes at most {most} tokens")
 

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -90,6 +90,7 @@ def targets_of(
     if isinstance(modules, str) and _is_rewritten(module, modules):
         modules = tuple(kept)
     _require_not_experts(module, modules, name)
+    _require_patterns(settings, kept, name)
     return Targets(modules, excluded, tuple(kept), notes)
 
 
@@ -218,6 +219,21 @@ def _require_not_experts(module: nn.Module, modules: Modules, name: str) -> None
                 f"lora.target_modules: {target!r} of {name} is what PEFT calls the experts of its mixture, which are "
                 "fused into one tensor, and LoRA is trained in linear layers only; leave it out"
             )
+
+
+def _require_patterns(settings: LoraSection, paths: Sequence[str], name: str) -> None:
+    """Refuse ranks and alphas for layers that are not there: they would be left without a word."""
+    for key, pattern in (("rank_pattern", settings.rank_pattern), ("alpha_pattern", settings.alpha_pattern)):
+        for end in pattern:
+            try:
+                is_there = any(re.match(rf"(.*\.)?({end})$", path) for path in paths)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ModelError(f"lora.{key}: {end!r} is no regular expression ({error})") from error
+            if not is_there:
+                raise ModelError(
+                    f"lora.{key}: {end!r} matches none of the {len(paths)} layers of {name} that get LoRA, such as "
+                    f"{paths[0]}; expected the end of a layer's path"
+                )
 
 
 def _is_rewritten(module: nn.Module, modules: Modules) -> bool:

@@ -21,15 +21,16 @@ from fedlora.adapters import Adapter
 from fedlora.common.config import CausalLm, ImageClassification, OwnTask, RunConfig, SequenceClassification
 from fedlora.common.errors import ConfigError, ModelError
 from fedlora.training.checkpoint import OPTIONS, UNREADABLE, one_line
-from fedlora.training.classifiers import OWN_HEADS, encoder_part, require_kind, require_room
+from fedlora.training.classifiers import OWN_HEADS, embeddings_of, encoder_part, require_kind, require_room
 from fedlora.training.language_model import require_positions
 from fedlora.training.peft_bridge import add_lora
 from fedlora.training.plan.fake import StayingOnMeta, move_to
 from fedlora.training.plan.grouped import GroupedProducts
 from fedlora.training.plan.quantised import quantise
-from fedlora.training.plan.settings import read_settings
+from fedlora.training.plan.settings import read_settings, read_tokenizer
 from fedlora.training.pooled_classifier import HEAD, PooledClassifier
 from fedlora.training.reach import without_gradient
+from fedlora.training.vocabulary import require_embeddings
 
 ASSUMED_LABELS = 10
 
@@ -53,7 +54,7 @@ class RunOutline:
         num_parameters: of the base model, with its heads.
         num_trained: numbers that are trained.
         picks_positions: whether the model computes the logits of some positions only when asked to.
-        notes: sentences on layers that nobody left out and that get no LoRA.
+        notes: sentences on layers that nobody left out and that get no LoRA, and on what could not be looked at.
     """
 
     model: nn.Module
@@ -87,6 +88,7 @@ def outline_of(config: RunConfig, *, trains: Collection[str] = ("A", "B")) -> Ru
         module, heads = _base_model(settings, config)
     except UNREADABLE as error:
         raise unplannable(config, error) from error
+    notes = _tokens_notes(module, config)
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     unreached = _unreached(module, config)
     # In other inits A and B have the same shapes, but are made out of the weights.
@@ -111,7 +113,7 @@ def outline_of(config: RunConfig, *, trains: Collection[str] = ("A", "B")) -> Ru
         num_parameters,
         sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "logits_to_keep" in inspect.signature(module.forward).parameters,
-        resident.notes,
+        (*resident.notes, *notes),
     )
 
 
@@ -162,6 +164,16 @@ def _base_model(settings: Any, config: RunConfig) -> tuple[nn.Module, tuple[str,
         pooled = PooledClassifier(encoder, example, num_labels=num_labels, pooling=config.model.pooling)
     move_to(pooled, "meta")
     return pooled, (HEAD,)
+
+
+def _tokens_notes(module: nn.Module, config: RunConfig) -> tuple[str, ...]:
+    """Refuse a tokenizer with more tokens than the model embeds; return what is to be said where there is none here."""
+    if isinstance(config.task, ImageClassification):
+        return ()
+    if (tokenizer := read_tokenizer(config.model)) is None:
+        return ("the model's tokenizer is not here; whether its tokens have embeddings shows when the run starts",)
+    require_embeddings(tokenizer, embeddings_of(module), config.model.name)
+    return ()
 
 
 def _unreached(module: nn.Module, config: RunConfig) -> frozenset[str]:
