@@ -7,6 +7,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from fedlora.common.config import LoraSection, RunConfig, RunSection, TrainSection
+from fedlora.common.errors import ConfigError
+from fedlora.common.run_file import parse_run, parse_toml, to_toml
 
 
 def all_sections() -> list[type[BaseModel]]:
@@ -64,11 +66,27 @@ def test_a_number_is_no_string_and_a_string_no_number() -> None:
     assert TrainSection.model_validate({"learning_rate": 1}).learning_rate == 1.0
 
 
-def test_target_modules_are_auto_or_a_list_with_something_in_it() -> None:
+def test_target_modules_are_an_expression_or_a_list_with_something_in_it() -> None:
     assert LoraSection.model_validate({"target_modules": ["q", "v"]}).target_modules == ("q", "v")
-    for wrong in ([], "q", [1], 5):
+    assert LoraSection.model_validate({"target_modules": r".*\.q"}).target_modules == r".*\.q"
+    for wrong in ([], "", "q(", [1], 5):
         with pytest.raises(ValidationError, match="target_modules"):
             LoraSection.model_validate({"target_modules": wrong})
+
+
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules"])
+def test_an_expression_that_is_none_is_refused_in_one_line(key: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_run({"lora": {key: "q_proj("}})
+    assert str(refused.value).startswith(f"run: lora.{key} is 'q_proj(', which is no regular expression (missing )")
+    assert "\n" not in str(refused.value)
+
+
+def test_layers_to_leave_out_are_in_the_written_run() -> None:
+    for given in (["q_proj", "fc1"], r".*vision_tower\..*"):
+        config = parse_run({"lora": {"exclude_modules": given}})
+        assert parse_toml(to_toml(config), origin="again") == config
+    assert "exclude_modules = []" in to_toml(parse_run({}))
 
 
 def test_steps_and_epochs_exclude_each_other() -> None:

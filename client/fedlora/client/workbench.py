@@ -83,6 +83,7 @@ class Workbench:
                 heads=self._base.heads,
                 task_type=self._base.peft_task_type,
                 name=config.model.name,
+                unreached=self._base.unreached,
             )
         self._initial = pack(self._resident.read())
         if config.train.gradient_checkpointing:
@@ -131,6 +132,9 @@ class Workbench:
         """Return the run's first adapter."""
         if request.seed != self._config.run.seed:
             raise ConfigError(f"the run's seed is {request.seed}; this worker was built with {self._config.run.seed}")
+        # Of all workers the one that is asked for the first adapter tells, once for the run.
+        for note in self._resident.notes:
+            logger.warning("%s", note)
         init = self._config.lora.init
         if init in BASE_CHANGING_INITS:
             # Loaded first: an earlier round may have left its change in the base weights.

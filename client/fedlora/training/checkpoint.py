@@ -18,6 +18,7 @@ from fedlora.common.config import ModelSection
 from fedlora.common.errors import ModelError
 from fedlora.common.file_digests import remembered_sha256
 from fedlora.training.resources import resolve_path
+from fedlora.training.vocabulary import require_padding
 
 # What transformers, safetensors and torch raise for files that are missing, damaged or of another model.
 UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError)
@@ -29,7 +30,7 @@ _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 HUB_TIMEOUT_SECONDS = 5.0
 _SAFETENSORS = ("model.safetensors", "model-*-of-*.safetensors")
 _PICKLED = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
-_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -88,6 +89,7 @@ def find_checkpoint(section: ModelSection) -> Checkpoint:
         settings = AutoConfig.from_pretrained(str(folder), **OPTIONS)
     except UNREADABLE as error:
         raise ModelError(f"model.name: cannot load {section.name}: {one_line(error)}") from error
+    require_padding(settings, section.name)
     return Checkpoint(section.name, folder, settings)
 
 
@@ -114,7 +116,7 @@ def _from_the_hub(name: str, revision: str | None) -> Path:
     try:
         return Path(
             snapshot_download(
-                name, revision=revision, allow_patterns=[*_SMALL_FILES, *weights], local_files_only=not files
+                name, revision=revision, allow_patterns=[*SMALL_FILES, *weights], local_files_only=not files
             )
         )
     except LocalEntryNotFoundError as error:

@@ -13,9 +13,11 @@ from fedlora.training import tasks
 from fedlora.training.checkpoint import UNREADABLE, Checkpoint, one_line
 from fedlora.training.model_loading import BaseModel, load_module, load_tokenizer, require_weights, text_fingerprints
 from fedlora.training.pooled_classifier import HEAD, PooledClassifier
+from fedlora.training.reach import without_gradient
+from fedlora.training.vocabulary import require_embeddings, text_settings
 
 OWN_HEADS = ("classifier", "pre_classifier", "score")
-_POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
+_POSITION_TABLES = ("position_embeddings", "position_embedding", "embed_positions", "positions_embed", "wpe")
 
 
 def load_classifier(checkpoint: Checkpoint, config: RunConfig, labels: tuple[str, ...]) -> BaseModel:
@@ -36,6 +38,9 @@ def load_classifier(checkpoint: Checkpoint, config: RunConfig, labels: tuple[str
             module = _encoder(checkpoint, config, is_text=is_text)
     except UNREADABLE as error:
         raise ModelError(f"model.name: cannot load {checkpoint.name}: {one_line(error)}") from error
+    if tokenizer is not None:
+        require_embeddings(tokenizer, embeddings_of(module), checkpoint.name)
+        require_room(module, config)
     try:
         if has_own_head:
             with torch.no_grad():
@@ -44,7 +49,7 @@ def load_classifier(checkpoint: Checkpoint, config: RunConfig, labels: tuple[str
             module = PooledClassifier(module, example, num_labels=len(labels), pooling=config.model.pooling)
     except UNREADABLE as error:
         raise ModelError(f"{_what_it_refuses(checkpoint, config)} ({one_line(error)})") from error
-    require_room(module, config)
+    unreached = without_gradient(module, example)
     return BaseModel(
         module,
         heads,
@@ -53,6 +58,7 @@ def load_classifier(checkpoint: Checkpoint, config: RunConfig, labels: tuple[str
         checkpoint.fingerprint(),
         tokenizer=tokenizer,
         fingerprints={} if tokenizer is None else text_fingerprints(tokenizer),
+        unreached=unreached,
     )
 
 
@@ -77,6 +83,15 @@ def encoder_part(model: Any, *, is_text: bool) -> nn.Module:
     if hasattr(encoder.config, "mask_ratio"):
         encoder.config.mask_ratio = 0.0  # a masked autoencoder would go on hiding most of each picture
     return cast(nn.Module, encoder)
+
+
+def embeddings_of(module: nn.Module) -> nn.Module | None:
+    """Return a model's table of embeddings, by token; None where it has none of its own."""
+    encoder: Any = module.plain_encoder if isinstance(module, PooledClassifier) else module
+    try:
+        return cast(nn.Module, encoder.get_input_embeddings())
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def _with_own_head(
@@ -131,7 +146,7 @@ def _task(
 
 def _pad_token_id(tokenizer: Any, settings: Any) -> int:
     """Return the id to pad texts with; it is masked out, so that any will do that the model has an embedding for."""
-    num_embeddings = getattr(settings, "vocab_size", None) or len(tokenizer)
+    num_embeddings = getattr(text_settings(settings), "vocab_size", None) or len(tokenizer)
     for found in (tokenizer.pad_token_id, getattr(settings, "pad_token_id", None), tokenizer.eos_token_id):
         if isinstance(found, int) and 0 <= found < num_embeddings:
             return found

@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from fedlora.common.config import CausalLm, RunConfig
@@ -11,9 +12,12 @@ from fedlora.common.errors import ModelError
 from fedlora.training import tasks
 from fedlora.training.checkpoint import UNREADABLE, Checkpoint, one_line
 from fedlora.training.model_loading import BaseModel, load_module, load_tokenizer, require_weights, text_fingerprints
+from fedlora.training.reach import without_gradient
+from fedlora.training.vocabulary import require_embeddings, text_settings
 
 _CHECKED_LENGTHS = (5, 9)
 _CHECKED_TOLERANCE = 0.02
+_EXAMPLE_LENGTH = 8
 
 
 def load_language_model(checkpoint: Checkpoint, config: RunConfig, section: CausalLm) -> BaseModel:
@@ -36,12 +40,7 @@ def load_language_model(checkpoint: Checkpoint, config: RunConfig, section: Caus
     names = [name for name, _ in model.named_parameters()]
     require_weights(checkpoint, loading, names, whole=config.lora.modules_to_save)
     require_positions(model.config, section, checkpoint.name)
-    num_embeddings = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > num_embeddings:
-        raise ModelError(
-            f"model.name: the tokenizer of {checkpoint.name} has {len(tokenizer)} tokens, the model embeds "
-            f"{num_embeddings}; save the model after resize_token_embeddings"
-        )
+    require_embeddings(tokenizer, model.get_input_embeddings(), checkpoint.name)
     # Kept keys and values are for generating; in training they would take memory and be thrown away.
     model.config.use_cache = False
     if config.train.packing:
@@ -62,14 +61,20 @@ def load_language_model(checkpoint: Checkpoint, config: RunConfig, section: Caus
         checkpoint.fingerprint(),
         tokenizer=tokenizer,
         fingerprints=text_fingerprints(tokenizer, section.chat_template),
+        unreached=without_gradient(model, _example(model)),
     )
 
 
 def require_positions(settings: Any, section: CausalLm, name: str) -> None:
     """Refuse examples that are longer than a language model was made for, by transformers' configuration of it."""
-    most = getattr(settings, "max_position_embeddings", None)
+    most = getattr(text_settings(settings), "max_position_embeddings", None)
     if isinstance(most, int) and 0 < most < section.max_length:
         raise ModelError(f"task.max_length is {section.max_length}; {name} takes at most {most} tokens")
+
+
+def _example(model: Any) -> dict[str, Tensor]:
+    input_ids = torch.zeros(1, _EXAMPLE_LENGTH, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
 
 
 @torch.no_grad()

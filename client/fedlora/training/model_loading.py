@@ -31,6 +31,7 @@ class BaseModel:
         fingerprint: equal for equal weights: the sha256 over the checkpoint's configuration and weights.
         tokenizer: transformers' own, None for pictures.
         fingerprints: of what else all sites must share, by name.
+        unreached: paths of linear layers and names of parameters that have no part in the logits.
     """
 
     module: nn.Module
@@ -40,6 +41,7 @@ class BaseModel:
     fingerprint: str
     tokenizer: Any = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    unreached: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

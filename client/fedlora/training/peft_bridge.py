@@ -27,13 +27,8 @@ from fedlora.common.errors import AdapterError, ModelError
 from fedlora.training.base_weights import BaseWeights
 from fedlora.training.bitsandbytes_door import heed_bitsandbytes
 from fedlora.training.checkpoint import UNREADABLE, one_line
-
-# The query and value projections, as the families of transformers name them.
-_QUERY_VALUE = (
-    ("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"), ("q", "v"), ("query_proj", "value_proj"),
-    ("query_key_value",), ("qkv",), ("qkv_proj",), ("c_attn",), ("Wqkv",),
-)  # fmt: skip
-
+from fedlora.training.reach import is_transposed
+from fedlora.training.targets import Modules, is_match, targets_of
 
 # PEFT's name for the one adapter of a model.
 _NAME = "default"
@@ -46,10 +41,12 @@ class ResidentModel:
         peft_model: the base model with its LoRA layers.
         parameters: all that is trained in this round.
         base_dtype: of the frozen weights.
+        notes: sentences on layers that nobody left out and that get no LoRA.
     """
 
-    def __init__(self, peft_model: PeftModel, *, base_model_name: str) -> None:
+    def __init__(self, peft_model: PeftModel, *, base_model_name: str, notes: tuple[str, ...] = ()) -> None:
         self.peft_model = peft_model
+        self.notes = notes
         self.base_dtype = _base_dtype(peft_model)
         self._named = {
             _saved_name(name): parameter for name, parameter in peft_model.named_parameters() if parameter.requires_grad
@@ -174,7 +171,13 @@ class ResidentModel:
 
 
 def add_lora(
-    module: nn.Module, settings: LoraSection, *, heads: tuple[str, ...], task_type: str | None = None, name: str
+    module: nn.Module,
+    settings: LoraSection,
+    *,
+    heads: tuple[str, ...],
+    task_type: str | None = None,
+    name: str,
+    unreached: Collection[str] = (),
 ) -> ResidentModel:
     """Return `module` with LoRA layers and trained heads; fresh weights come from torch's global generator.
 
@@ -182,14 +185,15 @@ def add_lora(
         heads: module paths that are trained whole.
         task_type: PEFT's task type.
         name: the base model's name, for the adapter's configuration and for errors.
+        unreached: of the base model, what would get no gradient: it gets no LoRA.
 
     Raises:
-        ModelError: target modules or heads match nothing or too much, or the rank is larger than a layer allows.
+        ModelError: target modules or heads match nothing or too much, or PEFT refuses them; a layer shares its weights
+            with another; or the rank is larger than a layer allows.
     """
-    whole = (*heads, *_whole_modules(module, settings, heads, name))
+    whole = (*heads, *_whole_modules(module, settings, heads, name, unreached=unreached))
     _require_heads(module, whole, name)
-    targets = _targets(module, settings, whole, name)
-    matched = [layer for path, layer in module.named_modules() if _is_match(path, targets)]
+    targets = targets_of(module, settings, whole, name, unreached=unreached)
     peft_config = LoraConfig(
         r=settings.rank,
         lora_alpha=cast(int, settings.alpha),
@@ -197,23 +201,29 @@ def add_lora(
         alpha_pattern=dict(settings.alpha_pattern),
         use_rslora=settings.use_rslora,
         lora_dropout=settings.dropout,
-        target_modules=list(targets),
+        target_modules=_for_peft(targets.modules),
+        exclude_modules=_for_peft(targets.excluded) or None,
         modules_to_save=list(whole) or None,
         use_dora=settings.use_dora,
         init_lora_weights=cast(Any, settings.init if settings.init in ("gaussian", "orthogonal") else True),
         task_type=cast(Any, task_type),
-        fan_in_fan_out=all(_is_transposed(layer) for layer in matched),
+        fan_in_fan_out=all(is_transposed(module.get_submodule(path)) for path in targets.paths),
     )
     heed_bitsandbytes()
-    with _without_peft_warnings():
-        peft_model = get_peft_model(cast(Any, module), peft_config)
+    try:
+        with _without_peft_warnings():
+            peft_model = get_peft_model(cast(Any, module), peft_config)
+    except (ValueError, TypeError, re.error) as error:
+        raise ModelError(
+            f"lora: PEFT refuses it for {name} ({one_line(error)}); lora.exclude_modules leaves layers out"
+        ) from error
     if not isinstance(peft_model, PeftModel):
         raise TypeError(f"PEFT returned {type(peft_model).__name__}; a mixed model is not supported")
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             # Small steps are lost in half of the bits.
             parameter.data = parameter.data.float()
-    return ResidentModel(peft_model, base_model_name=name)
+    return ResidentModel(peft_model, base_model_name=name, notes=targets.notes)
 
 
 def with_saved_adapter(module: nn.Module, folder: Path) -> PeftModel:
@@ -244,15 +254,23 @@ def _require_heads(module: nn.Module, heads: tuple[str, ...], name: str) -> None
             )
 
 
-def _whole_modules(module: nn.Module, settings: LoraSection, heads: tuple[str, ...], name: str) -> tuple[str, ...]:
+def _whole_modules(
+    module: nn.Module, settings: LoraSection, heads: tuple[str, ...], name: str, *, unreached: Collection[str]
+) -> tuple[str, ...]:
     """Return the paths that `modules_to_save` means, which is by how they end, as in PEFT."""
     paths = [path for path, _ in module.named_modules() if path]
     found: list[str] = []
     for end in settings.modules_to_save:
-        matched = [path for path in paths if _is_match(path, (end,))]
+        matched = [path for path in paths if is_match(path, (end,))]
         if not matched:
             parts = ", ".join(child for child, _ in module.named_children())
             raise ModelError(f"lora.modules_to_save: {end!r} is no module of {name}; its outermost ones are {parts}")
+        for path in matched:
+            names = [f"{path}.{parameter}" for parameter, _ in module.get_submodule(path).named_parameters()]
+            if names and all(parameter in unreached for parameter in names):
+                raise ModelError(
+                    f"lora.modules_to_save: {path} of {name} gets no gradient from this task's inputs; leave it out"
+                )
         found += [path for path in matched if path not in heads and path not in found]
     inside = {id(parameter) for path in found for parameter in module.get_submodule(path).parameters()}
     for path, child in module.named_modules():
@@ -267,60 +285,12 @@ def _whole_modules(module: nn.Module, settings: LoraSection, heads: tuple[str, .
     return tuple(found)
 
 
-def _targets(module: nn.Module, settings: LoraSection, heads: tuple[str, ...], name: str) -> tuple[str, ...]:
-    layers = {
-        path: layer
-        for path, layer in module.named_modules()
-        if path and not any(path == head or path.startswith(f"{head}.") for head in heads)
-    }
-    linear = {path: layer for path, layer in layers.items() if isinstance(layer, nn.Linear) or _is_transposed(layer)}
-    leaves = sorted({path.rpartition(".")[2] for path in linear})
-    has = f"it has {', '.join(leaves)}" if leaves else "it has no linear layers outside its head, and LoRA needs some"
-    targets = settings.target_modules
-    if targets == "all-linear":
-        output = getattr(module, "get_output_embeddings", lambda: None)()
-        targets = tuple(sorted({path.rpartition(".")[2] for path, layer in linear.items() if layer is not output}))
-        if not targets:
-            raise ModelError(f'lora.target_modules: "all-linear" finds none in {name}; {has}')
-    if targets == "auto":
-        found = next((family for family in _QUERY_VALUE if set(family) <= set(leaves)), None)
-        if found is None:
-            raise ModelError(
-                f'lora.target_modules: "auto" finds no query and value projections in {name}; name linear layers: {has}'
-            )
-        targets = found
-    for target in targets:
-        matched = [path for path in layers if _is_match(path, (target,))]
-        if other := [path for path in matched if path not in linear]:
-            kind = type(layers[other[0]]).__name__
-            raise ModelError(f"lora.target_modules: {target!r} matches {other[0]}, a {kind}, not a linear layer; {has}")
-        if not matched:
-            raise ModelError(f"lora.target_modules: {target!r} matches no linear layer of {name}; {has}")
-        smallest = min(min(_sides(layers[path])) for path in matched)
-        if settings.rank > smallest:
-            raise ModelError(
-                f"lora.rank is {settings.rank}, more than {target} of {name} allows; expected at most {smallest}"
-            )
-    return targets
-
-
-def _is_match(path: str, targets: tuple[str, ...]) -> bool:
-    return any(path == target or path.endswith(f".{target}") for target in targets)
-
-
 def _fits_into(name: str, found: torch.Size, whole: torch.Size) -> bool:
     """Return whether a tensor has the parameter's shape, or that of a smaller rank."""
     rank_axis = {"A": 0, "B": 1}.get(factor_of(name))
     if len(found) != len(whole):
         return False
     return all(n == m or (axis == rank_axis and n < m) for axis, (n, m) in enumerate(zip(found, whole, strict=True)))
-
-
-def _sides(layer: nn.Module) -> tuple[int, ...]:
-    """Return in_features and out_features; a quantised weight's own shape says nothing."""
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
-    return tuple(cast(Tensor, layer.weight).shape)
 
 
 def _base_dtype(peft_model: PeftModel) -> torch.dtype:
@@ -331,11 +301,6 @@ def _base_dtype(peft_model: PeftModel) -> torch.dtype:
             dtype = parameter.dtype if parameter.is_floating_point() else torch.bfloat16
             sizes[dtype] += parameter.numel()
     return sizes.most_common(1)[0][0] if sizes else torch.float32
-
-
-def _is_transposed(layer: nn.Module) -> bool:
-    """Return whether `layer` is GPT-2's kind of linear layer, whose weight is (in_features, out_features)."""
-    return type(layer).__name__ == "Conv1D"
 
 
 def _saved_name(name: str) -> str:
@@ -349,6 +314,10 @@ def _saved_config(peft_model: PeftModel, base_model_name: str) -> dict[str, obje
     """Return adapter_config.json as PEFT saves it, but with the run's own name for the base model."""
     config = plain_config(peft_model.peft_config["default"].to_dict())
     return config | {"inference_mode": True, "base_model_name_or_path": base_model_name, "auto_mapping": None}
+
+
+def _for_peft(modules: Modules) -> str | list[str]:
+    return modules if isinstance(modules, str) else list(modules)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from fedlora.common.errors import FedloraError
 from fedlora.common.messages import INTERRUPTED
 from fedlora.training.optimizer_state import Moments, read_moments, set_moments
 from fedlora.training.peft_bridge import ResidentModel
+from fedlora.training.reach import is_routed
 from fedlora.training.schedule import learning_rate_factor
 from fedlora.training.tasks import Batch, Prepared, Task
 
@@ -90,6 +91,8 @@ class LocalTrainer(Generic[P]):
         self._asked_micro_batch_size = self._micro_batch_size
         self._autocast = _autocast_dtype(settings.precision, device, weights=model.base_dtype)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast == torch.float16)
+        self._silent: list[str] = []
+        self._has_told = False
         # For training alone: what is judged is judged by the model as it is.
         self._forward: Callable[..., object] = model.peft_model
         if settings.compile:
@@ -143,7 +146,8 @@ class LocalTrainer(Generic[P]):
         torch.manual_seed(dropout_seed)
         self.model.set_training(True)
         losses: list[Tensor] = []
-        num_tokens = 0
+        num_tokens, trained = 0, self.model.trained()
+        self._silent = [name for name in trained if not is_routed(name)]
         self._seconds = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
         began = time.perf_counter()
         for step in range(num_steps):
@@ -154,10 +158,10 @@ class LocalTrainer(Generic[P]):
             loss, step_tokens = self._gradients(prepared, next(batches), optimizer)
             losses.append(loss)
             num_tokens += step_tokens
+            self._silent = [name for name in self._silent if trained[name].grad is None]
             started = time.perf_counter()
             self._scaler.unscale_(optimizer)
-            for parameter, start in zip(self.model.parameters, start_values, strict=False):
-                cast(Tensor, parameter.grad).add_(parameter.detach() - start, alpha=settings.proximal_mu)
+            _add_pull(self.model.parameters, start_values, settings.proximal_mu)
             if settings.max_grad_norm > 0:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters, settings.max_grad_norm)
             self._scaler.step(optimizer)
@@ -166,6 +170,7 @@ class LocalTrainer(Generic[P]):
             self._seconds["optimizer"] += time.perf_counter() - started
         stacked = torch.stack(losses).cpu()
         is_finite = bool(torch.isfinite(stacked).all()) and self.model.is_finite()
+        self._tell_of_silence(len(trained))
         is_reduced = self._micro_batch_size < self._asked_micro_batch_size
         return TrainingResult(
             num_steps,
@@ -176,6 +181,18 @@ class LocalTrainer(Generic[P]):
             self._micro_batch_size if is_reduced else 0,
             read_moments(optimizer, self.model.trained()) if settings.optimizer_state == "keep" else {},
         )
+
+    def _tell_of_silence(self, num_trained: int) -> None:
+        """Say once what got no gradient in any step: a model of the user's own may have parts that nothing reaches."""
+        if self._silent and not self._has_told:
+            logger.warning(
+                "%d of the %d tensors that are trained got no gradient in a whole round, such as %s: they are sent and "
+                "averaged for nothing; lora.exclude_modules leaves layers out",
+                len(self._silent),
+                num_trained,
+                self._silent[0],
+            )
+            self._has_told = True
 
     def _gradients(self, prepared: P, indices: np.ndarray, optimizer: torch.optim.Optimizer) -> tuple[Tensor, int]:
         """Return a step's mean loss and number of tokens; its gradients are in the parameters.
@@ -285,6 +302,19 @@ def _autocast_dtype(precision: str, device: torch.device, *, weights: torch.dtyp
     if weights in (torch.float16, torch.bfloat16):
         return weights
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+
+
+def _add_pull(parameters: Sequence[torch.nn.Parameter], starts: Sequence[Tensor], mu: float) -> None:
+    """Add mu (w - start) to the gradients, FedProx's; without `starts`, leave them as they are.
+
+    What has no gradient in this step, such as an expert that no token was sent to, is pulled if it has moved before.
+    """
+    for parameter, start in zip(parameters, starts, strict=False):
+        change = parameter.detach() - start
+        if parameter.grad is not None:
+            parameter.grad.add_(change, alpha=mu)
+        elif change.any():
+            parameter.grad = change.mul_(mu)
 
 
 def _free_memory(device: torch.device) -> None:

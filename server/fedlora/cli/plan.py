@@ -108,7 +108,7 @@ def plan_of(config: RunConfig) -> Plan:
         traffic=tuple(traffic(one) for one in (method, *others)),
         server=server_cost(outline.adapter, method, num_clients=num_clients),
         training_seconds=_training_seconds(step, config, device),
-        notes=tuple(_notes(config, step, device)),
+        notes=(*outline.notes, *_notes(config, step, device)),
     )
 
 

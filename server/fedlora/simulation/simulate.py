@@ -20,6 +20,7 @@ from fedlora.server.round_report import RoundReport
 from fedlora.simulation.inprocess import refuse_inside_a_starting_worker
 from fedlora.training.data import FederatedData, federated_data_from, load_federated_data, with_found_range
 from fedlora.training.data.in_memory import Dataset
+from fedlora.training.vocabulary import require_embeddings_by_files
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -97,6 +98,8 @@ def simulate(
     refuse_inside_a_starting_worker()
     config = load_run(Path(config)) if isinstance(config, str | Path) else config
     config = _with_method(config, method)
+    if model is None:
+        require_embeddings_by_files(config)
     if (model is None) != (task is None):
         raise ValueError("a model of one's own needs its task, and a task its model")
     data = load_federated_data(config) if clients is None else _own_data(config, clients, test, labels)

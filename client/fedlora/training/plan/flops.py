@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from fedlora.training.plan.grouped import is_grouped
+
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
@@ -23,5 +25,9 @@ def flops_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result
         return int(sdpa_flop_count(*(tensor.shape for tensor in args[:3])))  # type: ignore[no-untyped-call]
     if func is _ATTENTION_BACKWARD:
         return int(sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4])))  # type: ignore[no-untyped-call]
+    if is_grouped(func):
+        # Whichever of its two kinds it is, each row meets one matrix.
+        rows_and_in = args[0].shape[0] * args[0].shape[1]
+        return int(2 * rows_and_in * args[1].shape[-1])
     formula = flop_registry.get(func._overloadpacket)
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))

@@ -21,13 +21,16 @@ from fedlora.adapters import Adapter
 from fedlora.common.config import CausalLm, ImageClassification, OwnTask, RunConfig, SequenceClassification
 from fedlora.common.errors import ConfigError, ModelError
 from fedlora.training.checkpoint import OPTIONS, UNREADABLE, one_line
-from fedlora.training.classifiers import OWN_HEADS, encoder_part, require_kind, require_room
+from fedlora.training.classifiers import OWN_HEADS, embeddings_of, encoder_part, require_kind, require_room
 from fedlora.training.language_model import require_positions
 from fedlora.training.peft_bridge import add_lora
 from fedlora.training.plan.fake import StayingOnMeta, move_to
+from fedlora.training.plan.grouped import GroupedProducts
 from fedlora.training.plan.quantised import quantise
-from fedlora.training.plan.settings import read_settings
+from fedlora.training.plan.settings import read_settings, read_tokenizer
 from fedlora.training.pooled_classifier import HEAD, PooledClassifier
+from fedlora.training.reach import without_gradient
+from fedlora.training.vocabulary import require_embeddings
 
 ASSUMED_LABELS = 10
 
@@ -37,6 +40,7 @@ _FAMILIES: dict[str, Any] = {
     "causal_lm": AutoModelForCausalLM,
 }
 _FACTOR = r"\.lora_(?:embedding_)?([AB])\b"
+_FEW_TOKENS = 8
 _NUM_BITS = {"8bit": 8, "4bit": 4}
 
 
@@ -50,6 +54,7 @@ class RunOutline:
         num_parameters: of the base model, with its heads.
         num_trained: numbers that are trained.
         picks_positions: whether the model computes the logits of some positions only when asked to.
+        notes: sentences on layers that nobody left out and that get no LoRA, and on what could not be looked at.
     """
 
     model: nn.Module
@@ -57,6 +62,7 @@ class RunOutline:
     num_parameters: int
     num_trained: int
     picks_positions: bool
+    notes: tuple[str, ...]
 
 
 def outline_of(config: RunConfig, *, trains: Collection[str] = ("A", "B")) -> RunOutline:
@@ -82,12 +88,16 @@ def outline_of(config: RunConfig, *, trains: Collection[str] = ("A", "B")) -> Ru
         module, heads = _base_model(settings, config)
     except UNREADABLE as error:
         raise unplannable(config, error) from error
+    notes = _tokens_notes(module, config)
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
+    unreached = _unreached(module, config)
     # In other inits A and B have the same shapes, but are made out of the weights.
     lora = config.lora.model_copy(update={"init": "default"})
     with torch.device("meta"), StayingOnMeta(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        resident = add_lora(module, lora, heads=heads, task_type=_task_type(config), name=config.model.name)
+        resident = add_lora(
+            module, lora, heads=heads, task_type=_task_type(config), name=config.model.name, unreached=unreached
+        )
         adapter = resident.read()
         if config.train.gradient_checkpointing:
             resident.save_memory()
@@ -103,6 +113,7 @@ def outline_of(config: RunConfig, *, trains: Collection[str] = ("A", "B")) -> Ru
         num_parameters,
         sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "logits_to_keep" in inspect.signature(module.forward).parameters,
+        (*resident.notes, *notes),
     )
 
 
@@ -112,12 +123,19 @@ def unplannable(config: RunConfig, error: Exception) -> ModelError:
     return ModelError(f"model.name: {config.model.name} cannot be planned on inputs{size}: {one_line(error)}")
 
 
-def example_inputs(config: RunConfig, *, num_examples: int) -> dict[str, Tensor]:
-    """Return the model's inputs for the largest batch of a number of examples, of zeros on the current device."""
+def example_inputs(config: RunConfig, *, num_examples: int, num_tokens: int | None = None) -> dict[str, Tensor]:
+    """Return the model's inputs for a number of examples, of zeros on the current device.
+
+    Args:
+        config: the run.
+        num_examples: texts or pictures.
+        num_tokens: of each text; without it as many as it may have.
+    """
     if isinstance(config.task, ImageClassification):
         size = config.task.image_size
         return {"pixel_values": torch.zeros(num_examples, 3, size, size)}
-    input_ids = torch.zeros(num_examples, cast(CausalLm, config.task).max_length, dtype=torch.int64)
+    max_length = cast(CausalLm, config.task).max_length
+    input_ids = torch.zeros(num_examples, min(max_length, num_tokens or max_length), dtype=torch.int64)
     if config.train.packing:
         return {"input_ids": input_ids, "position_ids": torch.zeros_like(input_ids)}
     return {"input_ids": input_ids, "attention_mask": torch.zeros_like(input_ids)}
@@ -146,6 +164,25 @@ def _base_model(settings: Any, config: RunConfig) -> tuple[nn.Module, tuple[str,
         pooled = PooledClassifier(encoder, example, num_labels=num_labels, pooling=config.model.pooling)
     move_to(pooled, "meta")
     return pooled, (HEAD,)
+
+
+def _tokens_notes(module: nn.Module, config: RunConfig) -> tuple[str, ...]:
+    """Refuse a tokenizer with more tokens than the model embeds; return what is to be said where there is none here."""
+    if isinstance(config.task, ImageClassification):
+        return ()
+    if (tokenizer := read_tokenizer(config.model)) is None:
+        return ("the model's tokenizer is not here; whether its tokens have embeddings shows when the run starts",)
+    require_embeddings(tokenizer, embeddings_of(module), config.model.name)
+    return ()
+
+
+def _unreached(module: nn.Module, config: RunConfig) -> frozenset[str]:
+    """Return what of a model on the meta device would get no gradient."""
+    with FakeTensorMode(allow_non_fake_inputs=True), GroupedProducts():
+        move_to(module, "cpu")
+        found = without_gradient(module, example_inputs(config, num_examples=1, num_tokens=_FEW_TOKENS))
+    move_to(module, "meta")
+    return found
 
 
 def _made(family: Any, settings: Any, dtype: torch.dtype) -> nn.Module:

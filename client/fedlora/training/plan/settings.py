@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     LocalEntryNotFoundError,
 )
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from transformers import AutoConfig
 
 from fedlora.common.config import ModelSection
@@ -16,12 +17,15 @@ from fedlora.common.errors import ModelError
 from fedlora.training.checkpoint import (
     HUB_TIMEOUT_SECONDS,
     OPTIONS,
+    SMALL_FILES,
     UNREADABLE,
     files_on_the_hub,
     one_line,
     require_hub_id,
 )
+from fedlora.training.model_loading import load_tokenizer
 from fedlora.training.resources import resolve_path
+from fedlora.training.vocabulary import require_padding
 
 _CONFIG = "config.json"
 
@@ -38,9 +42,29 @@ def read_settings(section: ModelSection) -> Any:
     if not path.is_file():
         raise ModelError(f"model.name: {path.parent} holds no {_CONFIG}; expected a folder that save_pretrained wrote")
     try:
-        return AutoConfig.from_pretrained(str(path.parent), **OPTIONS)
+        settings = AutoConfig.from_pretrained(str(path.parent), **OPTIONS)
     except UNREADABLE as error:
         raise ModelError(f"model.name: cannot load {section.name}: {one_line(error)}") from error
+    require_padding(settings, section.name)
+    return settings
+
+
+def read_tokenizer(section: ModelSection) -> Any:
+    """Return the tokenizer of the model that `section` names, None where it is not at hand."""
+    found = resolve_path(section.name, error=ModelError)
+    try:
+        folder = found if isinstance(found, Path) else _small_files(found, section.revision)
+        return load_tokenizer(folder, name=section.name)
+    except (ModelError, *UNREADABLE):
+        return None
+
+
+def _small_files(name: str, revision: str | None) -> Path:
+    disable_progress_bars()
+    is_reachable = bool(files_on_the_hub(name, revision))
+    return Path(
+        snapshot_download(name, revision=revision, allow_patterns=[*SMALL_FILES], local_files_only=not is_reachable)
+    )
 
 
 def _from_the_hub(name: str, revision: str | None) -> Path:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from fedlora.common.config import CausalLm, RunConfig, TrainSection
 from fedlora.training.checkpoint import UNREADABLE
 from fedlora.training.plan.fake import move_to
+from fedlora.training.plan.grouped import GroupedProducts
 from fedlora.training.plan.like_cuda import CUBLAS_BYTES, CUDA_BLOCK_BYTES, CudaAutocast
 from fedlora.training.plan.live_bytes import LiveBytes
 from fedlora.training.plan.outline import RunOutline, example_inputs, unplannable
@@ -72,6 +73,7 @@ def step_cost(outline: RunOutline, config: RunConfig, *, is_cuda: bool, changes_
 def _step_cost(outline: RunOutline, config: RunConfig, *, is_cuda: bool, changes_base: bool) -> StepCost:
     settings, model = config.train, outline.model
     with FakeTensorMode(allow_non_fake_inputs=True), contextlib.ExitStack() as stack:
+        stack.enter_context(GroupedProducts())
         if is_cuda:
             stack.enter_context(CudaAutocast())
         live = LiveBytes(block_bytes=CUDA_BLOCK_BYTES if is_cuda else 1)

@@ -1,5 +1,6 @@
 """How a client trains: [lora] [train]."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -8,6 +9,10 @@ from fedlora.common.config.section import Count, Fraction, NonNegative, Positive
 from fedlora.common.spelling import spelled, visible
 
 _Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+
+
+# A list of names, or an expression.
+_Modules = Annotated[str, Field(min_length=1)] | _Names
 
 Device = Literal["auto", "cpu", "cuda", "cuda_all", "mps"]
 DEVICES = "auto takes cuda, else mps, else cpu; cuda_all spreads the layers of one model over all GPUs"
@@ -21,8 +26,11 @@ class LoraSection(Section):
     rank: Count = Field(8, description="r of A (r, in) and B (out, r)")
     alpha: Positive = Field(16.0, description="the layer acts as W + alpha / rank * B A")
     dropout: Fraction = Field(0.0, description="on the input of A, in training")
-    target_modules: Literal["auto", "all-linear"] | _Names = Field(
-        "auto", description='"auto": the query and value projections; "all-linear"; or module names, as in PEFT'
+    target_modules: _Modules = Field(
+        "auto", description='"auto": query and value; "all-linear"; names, or an expression for whole paths, as in PEFT'
+    )
+    exclude_modules: Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="layers that get no LoRA: names, or an expression for whole paths, as in PEFT"
     )
     modules_to_save: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (), description="modules beside the head that are trained whole, sent and averaged"
@@ -44,6 +52,16 @@ class LoraSection(Section):
             if names.count(name) > 1:
                 raise ValueError(f"has {visible(name)} twice, in two spellings; expected it once")
         return dict(zip(names, ranks.values(), strict=True))
+
+    @field_validator("target_modules", "exclude_modules")
+    @classmethod
+    def _is_an_expression(cls, modules: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(modules, str):
+            try:
+                re.compile(modules)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ValueError(f"is {modules!r}, which is no regular expression ({error})") from error
+        return modules
 
     @model_validator(mode="after")
     def _has_an_init_for_a_federation(self) -> "LoraSection":
