@@ -209,12 +209,18 @@ def _by_words(messages: Sequence[Message], chosen: Sequence[int], template: Chat
     whole = template.text(messages)
     answers = tuple(_span_by_words(messages, place, whole, template) for place in chosen)
     given: list[Span] = []
-    for message in messages:
-        words, after = str(message.get("content") or "").strip(), given[-1][1] if given else 0
-        if words and (begin := whole.find(words, after)) >= 0:
-            given.append((begin, begin + len(words)))
+    # Only what has such tokens need be told from the template's, and is long enough to be found.
+    for place, message in enumerate(messages):
+        words = str(message.get("content") or "").strip()
+        if any(token in words for token in template.added_tokens):
+            if whole.count(words) != 1:
+                raise ModelError(
+                    f"turn {place + 1} has special tokens in it, and the chat template renders it so that they cannot "
+                    "be told from its own; leave the conversation out, or set task.chat_template to another"
+                )
+            given.append((begin := whole.index(words), begin + len(words)))
     end = _tail_by_words(messages[chosen[-1]], whole[slice(*answers[-1])])
-    return Found(whole, answers, tuple(given), end)
+    return Found(whole, answers, tuple(sorted(given)), end)
 
 
 def _tail_by_words(message: Message, turn: str) -> str:
