@@ -94,6 +94,35 @@ def test_what_is_learned_stands_between_brackets(fedlora: Command, run_file: Pat
     assert lines[-1] == "4 examples held out for the test"
 
 
+def test_special_tokens_that_the_data_write_out_are_counted(fedlora: Command, run_file: Path) -> None:
+    write("chats.jsonl", chats(*["x<|end|>y"] * 20))
+    done = fedlora("data", "preview", run_file, "--examples", "1")
+    assert (
+        "special tokens written out in 14 of 14 examples are taken as text; of data rendered before, set "
+        'task.special_tokens = "control"' in done.out
+    )
+    assert "[[x<|end|>y<|end|>]]" in done.out
+    done = fedlora("data", "preview", run_file, "--set", "task.special_tokens=control")
+    assert 'are taken as control tokens (task.special_tokens = "control")' in done.out
+
+
+def test_a_template_that_ends_no_answer_is_said(fedlora: Command, run_file: Path) -> None:
+    write("chats.jsonl", chats(*["x"] * 20))
+    template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\\n{% endfor %}"
+    done = fedlora("data", "preview", run_file, "--set", f'task.chat_template="{template}"')
+    assert (done.code, done.err) == (0, "")
+    assert "the end token <|end|> is put behind the last answer of 14 of 14 examples" in done.out
+    assert "x<|end|>]]" in done.out
+
+
+def test_a_system_turn_is_merged_where_the_run_says_so(fedlora: Command, run_file: Path) -> None:
+    row = {"messages": [{"role": role, "content": role} for role in ("system", "user", "assistant")], "ward": "a"}
+    write("chats.jsonl", [row] * 10)
+    done = fedlora("data", "preview", run_file, "--set", "task.system=merge")
+    assert (done.code, done.err) == (0, "")
+    assert "<|user|>system\n\nuser<|end|>" in done.out
+
+
 @pytest.mark.parametrize("fate", ["dropped", "cut"])
 def test_examples_that_are_too_long_are_counted_and_marked(fedlora: Command, run_file: Path, fate: str) -> None:
     write("chats.jsonl", chats(*["a" * 80, "b"] * 10))
@@ -191,6 +220,12 @@ def test_rows_of_a_task_of_ones_own_are_shown_by_column(fedlora: Command, run_fi
         (("--set", "model.name=/nowhere/model"), "model.name: no folder /nowhere/model (looked in "),
         (("--set", "data.path=other.jsonl"), "other.jsonl: no such file or folder (looked in "),
         (("--set", "task.max_lenght=8"), "run.toml: "),
+        (
+            ("--set", "task.chat_template=chat.jinja"),
+            "'chat.jinja' has no Jinja in it (neither {{ nor {%); expected the template itself: if this is the path",
+        ),
+        (("--set", "task.system=drop"), "task.system"),
+        (("--set", "task.special_tokens=real"), "task.special_tokens"),
     ],
 )
 def test_what_cannot_be_previewed_is_answered_in_one_line(

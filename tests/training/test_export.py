@@ -112,6 +112,56 @@ def test_a_language_model_is_loaded_by_peft_or_transformers_alone(tmp_path: Path
     assert merge == (str(tmp_path) not in text)
 
 
+@pytest.mark.parametrize("merge", [False, True])
+def test_what_was_learned_as_the_end_ends_what_transformers_generates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merge: bool
+) -> None:
+    """A turn ends with another token than the tokenizer's end token, and the base model knows of the latter alone."""
+    save_language_model(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["#"]})
+    tokenizer.chat_template = TEMPLATE.replace("</s>", "#")
+    tokenizer.save_pretrained(tmp_path / "model")
+    write_run(tmp_path, language_run(tmp_path / "model"), questions())
+
+    exported = export(tmp_path, merge=merge)
+
+    end = tokenizer.convert_tokens_to_ids("#")
+    settings = json.loads((exported.folder / "generation_config.json").read_text())
+    assert (settings["eos_token_id"], settings["pad_token_id"]) == ([end, 2], 2)
+    card = (exported.folder / "README.md").read_text()
+    assert f"An answer ends with `#` ({end}) or `</s>` (2); `generation_config.json` says so too." in card
+    if merge:
+        model: Any = AutoModelForCausalLM.from_pretrained(exported.folder)
+        asked = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "what colour is the sky ?"}], add_generation_prompt=True, return_tensors="pt"
+        )
+        written = model.generate(**asked, max_new_tokens=20)[0, asked["input_ids"].shape[1] :].tolist()
+        assert tokenizer.convert_ids_to_tokens(written) == ["blue", "#"]
+    found = loaded_as_the_card_says(exported.folder, monkeypatch)
+    written = found["generated"].tolist()
+    assert end not in written[found["inputs"]["input_ids"].shape[1] : -1]
+    assert written[-1] == end
+
+
+def test_a_template_without_an_end_is_learned_with_the_tokenizers(tmp_path: Path) -> None:
+    save_language_model(tmp_path / "model")
+    template = TEMPLATE.replace(" </s>", "")
+    run = language_run(tmp_path / "model", task={"chat_template": template})
+    write_run(tmp_path, run, questions())
+
+    folder = export(tmp_path, merge=True).folder
+
+    assert load_trained(tmp_path).generate(["what colour is the sky ?"]) == ["blue"]
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 2
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "what colour is the dog ?"}], add_generation_prompt=True, return_tensors="pt"
+    )
+    written = model.generate(**asked, max_new_tokens=20)[0, asked["input_ids"].shape[1] :].tolist()
+    assert tokenizer.convert_ids_to_tokens(written) == ["red", "</s>"]
+
+
 def test_the_runs_chat_template_wins_over_the_tokenizers(tmp_path: Path) -> None:
     save_language_model(tmp_path / "model")
     other = TEMPLATE.replace("assistant", "blue")

@@ -135,7 +135,9 @@ def _task(
     max_length = cast(SequenceClassification, config.task).max_length
 
     def tokenize(texts: list[str]) -> list[list[int]]:
-        token_ids: list[list[int]] = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+        token_ids: list[list[int]] = tokenizer(
+            texts, truncation=True, max_length=max_length, split_special_tokens=True
+        )["input_ids"]
         return token_ids
 
     pad_token_id = _pad_token_id(tokenizer, checkpoint.settings)

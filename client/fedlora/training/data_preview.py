@@ -22,7 +22,8 @@ from fedlora.training.data.examples import Conversation, Note
 from fedlora.training.data.source import enumeration
 from fedlora.training.model_loading import load_tokenizer
 from fedlora.training.resources import resolve_path
-from fedlora.training.tasks.rendering import Encoded, encode_all, fitted, render
+from fedlora.training.tasks.rendering import Encoded, encode_all, fitted, render_all
+from fedlora.training.tasks.rendering_notes import rendering_notes
 
 _EXAMINED = 1000
 
@@ -81,7 +82,7 @@ class ClientCounts:
 
 @dataclass(frozen=True)
 class DataPreview:
-    """What there is to see; `lengths` is None for what has no tokens; `notes` say what the data were found to be."""
+    """What there is to see; `lengths` is None for what has no tokens; `notes` say how the data are read."""
 
     clients: Mapping[str, ClientCounts]
     num_test: int
@@ -109,10 +110,14 @@ def preview_data(config: RunConfig, *, client: str | None = None, num_examples: 
     examples, holders = _spread(chosen, _EXAMINED)
     shown = equal_parts(holders, num_examples)
     lengths: Lengths | None = None
+    notes: tuple[str, ...] = ()
     pieces: list[tuple[Piece, ...]]
     if isinstance(config.task, CausalLm):
-        encoded = _encoded(examples, config.task, tokenizer := _tokenizer(config))
-        task = config.task
+        task, tokenizer = config.task, _tokenizer(config)
+        conversations = [given for given in examples.inputs if isinstance(given, Conversation)]
+        rendered = render_all(conversations, tokenizer, task.chat_template, system=task.system)
+        encoded = encode_all(rendered, tokenizer, special_tokens=task.special_tokens)
+        notes = rendering_notes(rendered, encoded, tokenizer, task)
         kept = [fitted(one, max_length=task.max_length, cuts=task.too_long == "cut") for one in encoded]
         fates = [_fate(one, left) for one, left in zip(encoded, kept, strict=True)]
         counts = [len(one.token_ids) for one in encoded]
@@ -121,7 +126,7 @@ def preview_data(config: RunConfig, *, client: str | None = None, num_examples: 
         facts = [_conversation_facts(examples.inputs[row], encoded[row], fates[row]) for row in shown]
     elif isinstance(config.task, SequenceClassification):
         tokenizer = _tokenizer(config)
-        counts = [len(ids) for ids in tokenizer(list(examples.inputs))["input_ids"]]
+        counts = [len(ids) for ids in tokenizer(list(examples.inputs), split_special_tokens=True)["input_ids"]]
         fates = ["cut" if count > config.task.max_length else "" for count in counts]
         lengths = _lengths(counts, fates, config.task.max_length)
         pieces = [(Piece(str(examples.inputs[row]), is_learned=False),) for row in shown]
@@ -144,7 +149,7 @@ def preview_data(config: RunConfig, *, client: str | None = None, num_examples: 
             for place, row in enumerate(shown)
         ),
         lengths=lengths,
-        notes=data.notes,
+        notes=(*data.notes, *map(Note, notes)),
     )
 
 
@@ -192,11 +197,6 @@ def _tokenizer(config: RunConfig) -> Any:
         return load_tokenizer(found, name=name, revision=config.model.revision)
     except UNREADABLE as error:
         raise ModelError(f"model.name: cannot load the tokenizer of {name}: {one_line(error)}") from error
-
-
-def _encoded(examples: Examples, task: CausalLm, tokenizer: Any) -> list[Encoded]:
-    conversations = [given for given in examples.inputs if isinstance(given, Conversation)]
-    return encode_all([render(one, tokenizer, task.chat_template) for one in conversations], tokenizer)
 
 
 def _fate(encoded: Encoded, kept: Encoded | None) -> str:

@@ -5,6 +5,7 @@
     config.json, model*.safetensors                   transformers'
     head.safetensors                                  of our own head on pooled features
     tokenizer.json, chat_template.jinja ...           of texts
+    generation_config.json                            of a language model: what ends an answer
     preprocessor_config.json                          of pictures
 
 The folder is written under another name and renamed: it is whole or absent.
@@ -28,6 +29,7 @@ from fedlora.common.files import require_free
 from fedlora.common.published import move_folder
 from fedlora.training.checkpoint import OPTIONS, UNREADABLE, Checkpoint, find_checkpoint, one_line
 from fedlora.training.finished_run import FinishedRun
+from fedlora.training.generation_settings import save_generation_settings
 from fedlora.training.loading_lines import Loading, OwnHead, loading_lines
 from fedlora.training.merging import (
     MergeCheck,
@@ -41,6 +43,7 @@ from fedlora.training.model_card import Card, History, write_card
 from fedlora.training.peft_bridge import with_saved_adapter
 from fedlora.training.pooled_classifier import HEAD, PooledClassifier
 from fedlora.training.resources import PACKAGE_PREFIX, resolve_path
+from fedlora.training.tasks.end_of_turn import EndOfTurn, end_of_chats
 
 _UNFINISHED = ".unfinished"
 _BILINEAR = 2  # Pillow's number for it
@@ -97,6 +100,7 @@ def export_run(run: FinishedRun, out: Path, history: History, *, merge: bool) ->
             _copy_adapter(run, base_model, folder)
         own_head = _own_head(run, checkpoint, tokenizer, folder)
         _save_preprocessing(checkpoint, run.config, tokenizer, folder)
+        end = _save_end(checkpoint, run.config, tokenizer, folder)
         card = Card(
             # A path of this machine tells others nothing.
             base_model=name if is_on_hub or name.startswith(PACKAGE_PREFIX) else Path(base_model).name,
@@ -116,7 +120,10 @@ def export_run(run: FinishedRun, out: Path, history: History, *, merge: bool) ->
                     has_template=bool(getattr(tokenizer, "chat_template", None)),
                 )
             ),
-            notes=tuple(_notes(run, base_model, is_on_hub=is_on_hub, check=check, tokenizer=tokenizer)),
+            notes=(
+                *_end_notes(run.config, end, tokenizer),
+                *_notes(run, base_model, is_on_hub=is_on_hub, check=check, tokenizer=tokenizer),
+            ),
         )
         write_card(card, history, folder)
         size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -209,6 +216,27 @@ def _save_preprocessing(checkpoint: Checkpoint, config: RunConfig, tokenizer: An
         "image_std": std,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _save_end(checkpoint: Checkpoint, config: RunConfig, tokenizer: Any, folder: Path) -> EndOfTurn | None:
+    """Write what a language model has learned to end an answer with where `generate` looks for it, and return it."""
+    if config.task.kind != "causal_lm":
+        return None
+    end = end_of_chats(tokenizer)
+    save_generation_settings(checkpoint, end, tokenizer, folder)
+    return end
+
+
+def _end_notes(config: RunConfig, end: EndOfTurn | None, tokenizer: Any) -> Iterator[str]:
+    """Yield what ends an answer, and how what is asked has to be put."""
+    if end is None:
+        return
+    tokens = " or ".join(f"`{tokenizer.convert_ids_to_tokens(token_id)}` ({token_id})" for token_id in end.token_ids)
+    if tokens:
+        behind = f", behind the text `{end.text}`" if end.text else ""
+        yield f"An answer ends with {tokens}{behind}; `generation_config.json` says so too."
+    if getattr(config.task, "system", "") == "merge":
+        yield "A system text was put before the next user's text, an empty line between; give it so, not as a turn."
 
 
 def _notes(

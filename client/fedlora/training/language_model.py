@@ -50,6 +50,8 @@ def load_language_model(checkpoint: Checkpoint, config: RunConfig, section: Caus
         max_length=section.max_length,
         too_long=section.too_long,
         chat_template=section.chat_template,
+        system=section.system,
+        special_tokens=section.special_tokens,
         packs=config.train.packing,
         picks_positions="logits_to_keep" in inspect.signature(model.forward).parameters,
     )

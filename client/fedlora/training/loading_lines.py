@@ -50,7 +50,8 @@ def loading_lines(loading: Loading) -> str:
     """Return the lines."""
     own, kind, is_text = loading.own_head, loading.kind, loading.kind != "image_classification"
     family = "AutoModel" if own else _FAMILIES.get(kind, "AutoModel")
-    names = sorted([family, "AutoTokenizer" if is_text else "AutoImageProcessor"])
+    generates = ["GenerationConfig"] if kind == "causal_lm" else []
+    names = sorted([family, "AutoTokenizer" if is_text else "AutoImageProcessor", *generates])
     imports = ["import torch"] if own or not loading.is_merged else []
     imports += [] if loading.is_merged else ["from peft import PeftModel"]
     imports += [] if is_text else ["from PIL import Image"]
@@ -65,7 +66,9 @@ def loading_lines(loading: Loading) -> str:
         lines += ['head = load_file(f"{folder}/head.safetensors")', own.recipe]
         lines += ['logits = features @ head["weight"].T + head["bias"]']
     elif kind == "causal_lm":
-        lines += ["generated = model.generate(**inputs, max_new_tokens=64)[0]", "print(tokenizer.decode(generated))"]
+        lines += ["settings = GenerationConfig.from_pretrained(folder, max_new_tokens=64)  # what ends an answer"]
+        lines += ["generated = model.generate(**inputs, generation_config=settings)[0]"]
+        lines += ["print(tokenizer.decode(generated))"]
     elif kind in _FAMILIES:
         lines += ["logits = model(**inputs).logits"]
     return "\n".join(lines)

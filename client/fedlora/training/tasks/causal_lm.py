@@ -1,5 +1,6 @@
 """Supervised fine-tuning of a causal language model: learn the answers, given what stands before them."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -10,11 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedlora.training.data.examples import Conversation, Examples
+from fedlora.training.tasks.end_of_turn import EndOfTurn, end_of
 from fedlora.training.tasks.generation import generate_answers
-from fedlora.training.tasks.rendering import Encoded, encode_all, fitted, render, render_prompt
+from fedlora.training.tasks.rendering import Encoded, Rendered, encode_all, fitted, prompt_of, render_all
 from fedlora.training.tasks.task import Batch
 
 _IGNORED = -100
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +64,8 @@ class CausalLm:
         max_length: int,
         too_long: str = "drop",
         chat_template: str | None = None,
+        system: str = "template",
+        special_tokens: str = "text",
         packs: bool = False,
         picks_positions: bool = False,
     ) -> None:
@@ -70,12 +76,16 @@ class CausalLm:
             max_length: tokens of an example.
             too_long: "drop" or "cut" (at the end) for longer ones; one without an answer left is dropped either way.
             chat_template: Jinja, in place of the tokenizer's.
+            system: "template", or "merge" for system turns put before the next user turn's text.
+            special_tokens: what special tokens that the data write out are, "text" or "control".
             packs: whether a batch's examples stand one after another in rows as long as the longest of them, each with
                 positions from 0, in place of one row each with padding. transformers keeps their attention apart.
             picks_positions: whether the model's forward takes `logits_to_keep`, and computes no other logits.
         """
         self.tokenizer = tokenizer
         self.chat_template = chat_template
+        self.system = system
+        self.special_tokens = special_tokens
         self._max_length = max_length
         self._cuts = too_long == "cut"
         self._packs = packs
@@ -88,9 +98,15 @@ class CausalLm:
         Raises:
             FedloraError: the tokenizer or its chat template cannot render one.
         """
-        conversations = cast(Sequence[Conversation], examples.inputs)
-        rendered = [render(conversation, self.tokenizer, self.chat_template) for conversation in conversations]
-        encoded = encode_all(rendered, self.tokenizer)
+        encoded = self._encoded(self._rendered(cast(Sequence[Conversation], examples.inputs)))
+        if num_special := sum(one.has_special for one in encoded):
+            logger.info(
+                'special tokens written out in %d of %d examples are taken as %s (task.special_tokens = "%s")',
+                num_special,
+                len(encoded),
+                "text" if self.special_tokens == "text" else "control tokens",
+                self.special_tokens,
+            )
         kept: list[int] = []
         fitting: list[Encoded] = []
         for place, found in enumerate(encoded):
@@ -106,33 +122,32 @@ class CausalLm:
 
     def prompts(self, conversations: Sequence[Conversation]) -> list[list[int]]:
         """Return the tokens of what stands before each conversation's last answer."""
-        rendered = [render_prompt(conversation, self.tokenizer, self.chat_template) for conversation in conversations]
-        prompts = []
-        for text in rendered:
-            ids: list[int] = self.tokenizer(text.text, add_special_tokens=not text.is_chat)["input_ids"]
-            if not text.is_chat and ids and ids[-1] == self.tokenizer.eos_token_id:
-                ids = ids[:-1]
-            prompts.append(ids or [self.tokenizer.bos_token_id or self._pad_token_id])
-        return prompts
+        return self._prompts(self._rendered(conversations))
 
     def answers(self, model: Any, conversations: Sequence[Conversation], *, max_new_tokens: int) -> list[str]:
         """Return what a model, in evaluation mode, writes in place of each conversation's last answer."""
-        stops = {self.tokenizer.eos_token_id} - {None}
-        first = render(conversations[0], self.tokenizer, self.chat_template) if conversations else None
-        if first is not None and first.is_chat:
-            # What a chat template ends a turn with may be another token than the one that ends a text.
-            encoded = encode_all([first], self.tokenizer)[0]
-            stops.add(
-                [token for token, learned in zip(encoded.token_ids, encoded.is_answer, strict=True) if learned][-1]
-            )
-        return generate_answers(
+        rendered = self._rendered(conversations)
+        # What a chat template ends a turn with may be another token than the one that ends a text.
+        ends = {text.end: end_of(text, self.tokenizer) for text in rendered}
+        answers = generate_answers(
             model,
             self.tokenizer,
-            self.prompts(conversations),
+            self._prompts(rendered),
             max_new_tokens=max_new_tokens,
-            stops=stops,
+            stops={token_id for end in ends.values() for token_id in end.token_ids},
             pad_token_id=self._pad_token_id,
         )
+        return [_without(ends[text.end], answer) for text, answer in zip(rendered, answers, strict=True)]
+
+    def _rendered(self, conversations: Sequence[Conversation]) -> list[Rendered]:
+        return render_all(conversations, self.tokenizer, self.chat_template, system=self.system)
+
+    def _encoded(self, texts: Sequence[Rendered]) -> list[Encoded]:
+        return encode_all(texts, self.tokenizer, special_tokens=self.special_tokens)
+
+    def _prompts(self, texts: Sequence[Rendered]) -> list[list[int]]:
+        encoded = self._encoded([prompt_of(text) for text in texts])
+        return [one.token_ids or [self.tokenizer.bos_token_id or self._pad_token_id] for one in encoded]
 
     def collate(
         self, prepared: PreparedConversations, indices: np.ndarray, *, device: torch.device | str = "cpu"
@@ -203,6 +218,11 @@ class CausalLm:
         logits = output if self._picks_positions else output[:, cast(LanguageBatch, batch).positions]
         is_learned = batch.targets != _IGNORED
         return logits[is_learned], batch.targets[is_learned]
+
+
+def _without(end: EndOfTurn, answer: str) -> str:
+    """Return an answer without the text that was learned behind it, before the token that ends it."""
+    return answer.removesuffix(end.text).rstrip() if end.text else answer
 
 
 def _rows(lengths: Sequence[int]) -> list[list[int]]:

@@ -62,6 +62,22 @@ class CausalLm(Section):
     max_length: int = Field(1024, ge=8, description="tokens of an example, prompt and answer together")
     too_long: Literal["drop", "cut"] = Field("drop", description="what becomes of longer examples")
     chat_template: str | None = Field(None, min_length=1, description="Jinja, in place of the tokenizer's own")
+    system: Literal["template", "merge"] = Field(
+        "template", description='a system turn: as the chat template puts it, or "merge"d into the next user turn'
+    )
+    special_tokens: Literal["text", "control"] = Field(
+        "text", description='special tokens that the data write out; "control": of data rendered before'
+    )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _is_jinja(cls, given: str | None) -> str | None:
+        if given is not None and "{{" not in given and "{%" not in given:
+            raise ValueError(
+                f"{given[:80]!r} has no Jinja in it (neither {{{{ nor {{%); expected the template itself: if this is "
+                "the path of a file, put the file's text here, between three quotes"
+            )
+        return given
 
 
 class OwnTask(Section):
