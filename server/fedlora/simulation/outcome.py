@@ -1,6 +1,7 @@
 """The report of a simulation: that of any run, and examples of what was learned."""
 
 import io
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +15,7 @@ from fedlora.server.round_report import RoundReport
 from fedlora.server.store import RunFolder
 from fedlora.simulation.holdings import holdings_of
 from fedlora.training.data import Examples, FederatedData
-from fedlora.training.data.examples import Conversation, Row
+from fedlora.training.data.examples import Conversation, Row, Turn
 
 _SHOWN_OF_A_KIND = 8
 
@@ -57,9 +58,15 @@ def _answers(data: FederatedData, *, before: Mapping[int, str], after: Mapping[i
     for place in _varied(data.test, sorted(before.keys() | after.keys())):
         given = data.test.inputs[place]
         if isinstance(given, Conversation):
-            group, reference = str(data.test.groups[place]), given.turns[-1].content
+            group, reference = str(data.test.groups[place]), _said(given.last_answer)
             shown.append(ShownAnswer(group, _text(given), reference, before.get(place), after.get(place)))
     return shown
+
+
+def _said(turn: Turn) -> str:
+    """Return what the assistant says, its calls of tools as JSON."""
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.tool_calls]
+    return "\n".join(part for part in (turn.content, *calls) if part)
 
 
 def _varied(test: Examples, places: Sequence[int]) -> list[int]:

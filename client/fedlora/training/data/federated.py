@@ -37,13 +37,14 @@ def load_federated_data(config: RunConfig) -> FederatedData:
     source = read_source(config.data.path, config, deals_by_label=deals_by_label)
     vocabulary = vocabulary_of(source, config)
     examples = source.examples(vocabulary, origin=config.data.path)
-    fingerprint = source.fingerprint
+    fingerprint, notes = source.fingerprint, source.notes
     if isinstance(config.data.test, str):
         given = read_source(config.data.test, config)
         _refuse_shared_values(source, given, config)
         test = given.examples(vocabulary, origin=config.data.test)
         training_rows = np.arange(len(examples))
         fingerprint = hashlib.sha256(f"{source.fingerprint} {given.fingerprint}".encode()).hexdigest()
+        notes += given.notes
     else:
         in_test = test_mask(source, fraction=config.data.test, seed=config.run.seed)
         test = examples.take(np.flatnonzero(in_test))
@@ -58,7 +59,7 @@ def load_federated_data(config: RunConfig) -> FederatedData:
         validation=config.data.validation,
         seed=config.run.seed,
     )
-    return FederatedData(vocabulary, clients, test.by_label(), fingerprint)
+    return FederatedData(vocabulary, clients, test.by_label(), fingerprint, notes)
 
 
 def partition(labels: npt.NDArray[np.int64], groups: Strings, section: PartitionSection, *, seed: int) -> Partition:

@@ -11,7 +11,13 @@ from PIL import Image
 
 from fedlora.common.config import DataSection
 from fedlora.common.errors import DataError
-from fedlora.training.data.conversations import conversation_of, plain_text, prompt_and_answer
+from fedlora.training.data.conversations import (
+    conversation_of,
+    format_of,
+    plain_text,
+    prompt_and_answer,
+    without_ignored,
+)
 from fedlora.training.data.examples import (
     Conversation,
     Examples,
@@ -22,6 +28,7 @@ from fedlora.training.data.examples import (
     sorted_vocabulary,
 )
 from fedlora.training.data.federated import deal_out
+from fedlora.training.data.left_aside import left_aside
 from fedlora.training.data.pictures import eight_bit, same_channels, square
 from fedlora.training.data.source import checked_vocabulary, label_indices
 from fedlora.training.partitioning import members
@@ -98,9 +105,11 @@ def federated_data_from(
     tests = test if isinstance(test, Mapping) else {"": test}
     test_given = [given for name, data_set in tests.items() for given in _given(data_set, f"test set {name!r}", name)]
     vocabulary: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     if kind == "causal_lm":
         columns = data or DataSection()
         conversations = [_conversation(given, columns) for given in (*training_given, *test_given)]
+        notes = _notes([*training_given, *test_given], columns)
         training, held_out = _without_labels(conversations, training_given, test_given)
     elif kind == "own" and isinstance(training_given[0].example, Mapping):
         rows = [_row(given) for given in (*training_given, *test_given)]
@@ -113,7 +122,18 @@ def federated_data_from(
         clients=deal_out(training, parts, None, validation=validation, seed=seed),
         test=held_out.by_label(),
         fingerprint=_fingerprint(vocabulary, training, held_out),
+        notes=notes,
     )
+
+
+def _notes(examples: list[Given], columns: DataSection) -> tuple[str, ...]:
+    """Return what of the examples that are mappings is left aside, in a line each."""
+    rows: dict[str, list[Row]] = {}
+    for given in examples:
+        if isinstance(given.example, Mapping):
+            row = without_ignored(given.example, columns)
+            rows.setdefault(format_of(row, columns, where=given.where), []).append(row)
+    return tuple(note for found, those in rows.items() for note in left_aside(those, columns, format_name=found))
 
 
 def _labelled(

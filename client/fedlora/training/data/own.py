@@ -40,7 +40,7 @@ def load_own_data(config: RunConfig, *, client: str, only_group: str | None = No
         seed=config.run.seed,
     )
     test = examples.take(np.flatnonzero(in_test))
-    return FederatedData(vocabulary, clients, test.by_label(), source.fingerprint)
+    return FederatedData(vocabulary, clients, test.by_label(), source.fingerprint, source.notes)
 
 
 def _of_group(source: Source, group: str, *, origin: str) -> Source:

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from fedlora.common.config import CausalLm, ImageClassification, OwnTask, RunConfig, SequenceClassification
@@ -51,7 +52,9 @@ def read_source(name: str, config: RunConfig, *, deals_by_label: bool = False) -
     table = _table(name, found, config)
     label_key = f'data.label, by which partition.by = "{config.partition.by}" deals out' if deals_by_label else None
     if isinstance(config.task, CausalLm):
-        return with_columns(conversations_of(table, config.data), table, config.data, label_key=label_key)
+        conversations, notes = conversations_of(table, config.data, reads_label=deals_by_label)
+        source = with_columns(conversations, table, config.data, label_key=label_key)
+        return replace(source, notes=tuple(f"{name}: {note}" for note in notes))
     rows: list[Row] = [placed.row for placed in table.rows]
     return with_columns(rows, table, config.data, label_key=label_key)
 

@@ -23,6 +23,7 @@ class Source:
         groups: (n,), each example's natural group, "" where there is none.
         split_by: (n,), the values that must not be on both sides of a split; None without such a column.
         fingerprint: hex sha256 over the content.
+        notes: what of the content was not used, in a line each.
     """
 
     inputs: Inputs
@@ -30,6 +31,7 @@ class Source:
     groups: npt.NDArray[np.str_]
     split_by: npt.NDArray[np.str_] | None
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
     def vocabulary(self, origin: Path | str) -> tuple[str, ...]:
         """Return the sorted labels.
@@ -54,7 +56,8 @@ class Source:
     def take(self, rows: npt.NDArray[np.int64], *, fingerprint: str) -> "Source":
         """Return the examples at `rows`, as a source with a fingerprint of its own."""
         split_by = None if self.split_by is None else self.split_by[rows]
-        return Source(inputs_at(self.inputs, rows), self.labels[rows], self.groups[rows], split_by, fingerprint)
+        inputs = inputs_at(self.inputs, rows)
+        return Source(inputs, self.labels[rows], self.groups[rows], split_by, fingerprint, self.notes)
 
 
 def checked_vocabulary(labels: tuple[str, ...], *, origin: Path | str) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Supervised fine-tuning of a causal language model: learn the answers, given what stands before them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch.nn import functional
 
 from fedlora.training.data.examples import Conversation, Examples
 from fedlora.training.tasks.generation import generate_answers
-from fedlora.training.tasks.rendering import Encoded, encode_all, fitted, render, render_prompt
+from fedlora.training.tasks.rendering import Encoded, encode_all, fate_of, fitted, render, render_prompt
 from fedlora.training.tasks.task import Batch
+from fedlora.training.tasks.template_messages import has_more_than_text, hidden_notes, require_shown
 
 _IGNORED = -100
 
@@ -25,11 +27,15 @@ class PreparedConversations:
         token_ids: n tensors int64 (num_tokens,).
         is_answer: n tensors bool (num_tokens,), which of them are learned.
         kept: int64 (n,), the places of these among the examples given; the others were too long.
+        fates: by code, how many examples are left out or cut.
+        notes: what the texts do not show of the conversations, in a line each.
     """
 
     token_ids: list[Tensor]
     is_answer: list[Tensor]
     kept: np.ndarray
+    fates: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -86,15 +92,19 @@ class CausalLm:
         """Return the conversations rendered and tokenised, without those that are too long.
 
         Raises:
-            FedloraError: the tokenizer or its chat template cannot render one.
+            FedloraError: the tokenizer or its chat template cannot render one, or not all of it.
         """
         conversations = cast(Sequence[Conversation], examples.inputs)
         rendered = [render(conversation, self.tokenizer, self.chat_template) for conversation in conversations]
+        notes = self._require_shown(conversations, [found.text for found in rendered])
         encoded = encode_all(rendered, self.tokenizer)
         kept: list[int] = []
         fitting: list[Encoded] = []
+        fates: Counter[str] = Counter()
         for place, found in enumerate(encoded):
             left = fitted(found, max_length=self._max_length, cuts=self._cuts)
+            if fate := fate_of(found, left, max_length=self._max_length, cuts=self._cuts):
+                fates[fate] += 1
             if left is not None:
                 kept.append(place)
                 fitting.append(left)
@@ -102,7 +112,34 @@ class CausalLm:
             [torch.tensor(found.token_ids) for found in fitting],
             [torch.tensor(found.is_answer) for found in fitting],
             np.array(kept, dtype=np.int64),
+            dict(fates),
+            notes,
         )
+
+    def _require_shown(self, conversations: Sequence[Conversation], texts: Sequence[str]) -> tuple[str, ...]:
+        """Check that the texts show what the conversations have beside words; return what they leave out."""
+
+        def text_of(conversation: Conversation) -> str:
+            return render(conversation, self.tokenizer, self.chat_template).text
+
+        rich = [place for place, conversation in enumerate(conversations) if has_more_than_text(conversation)]
+        for place in rich:
+            require_shown(conversations[place], texts[place], text_of)
+        return hidden_notes([conversations[place] for place in rich], [texts[place] for place in rich], text_of)
+
+    def references(self, conversations: Sequence[Conversation]) -> list[str]:
+        """Return each conversation's last answer as the model would write it: of a call or a thought as rendered."""
+        rendered = [render(conversation, self.tokenizer, self.chat_template) for conversation in conversations]
+        references = []
+        for conversation, found in zip(conversations, rendered, strict=True):
+            answer = conversation.last_answer
+            if not answer.tool_calls and not answer.reasoning:
+                references.append(answer.content)
+                continue
+            begin, end = found.answers[-1]
+            ids = self.tokenizer(found.text[begin:end], add_special_tokens=False)["input_ids"]
+            references.append(self.tokenizer.decode(ids, skip_special_tokens=True).strip())
+        return references
 
     def prompts(self, conversations: Sequence[Conversation]) -> list[list[int]]:
         """Return the tokens of what stands before each conversation's last answer."""

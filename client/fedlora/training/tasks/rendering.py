@@ -1,11 +1,13 @@
 """A conversation as the text that a model reads, and which of its characters are answers, from which it learns."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedlora.common.errors import DataError, ModelError
+from fedlora.common.fates import ANSWER_CUT_OFF, CUT, NO_ANSWER, TOO_LONG
 from fedlora.training.data.examples import Conversation, Turn
+from fedlora.training.tasks.template_messages import message_of
 
 _NO_TEMPLATE = (
     "the tokenizer has no chat template, which data of conversations need; set task.chat_template, "
@@ -52,16 +54,17 @@ def render(conversation: Conversation, tokenizer: Any, chat_template: str | None
     turns = conversation.turns
     has_template = chat_template is not None or bool(getattr(tokenizer, "chat_template", None))
     if conversation.style == "plain":
-        return _joined([(turn.content, turn.role == "assistant") for turn in turns])
+        return _joined([(turn.content, turn.is_answer) for turn in turns])
     if conversation.style == "instruction" and not has_template:
-        return _joined([part for turn in turns for part in _alpaca(turn)])
+        end = getattr(tokenizer, "eos_token", None) or ""
+        return _joined([part for turn in turns for part in _alpaca(turn, end=None if turn is turns[-1] else end)])
     if not has_template:
         raise ModelError(_NO_TEMPLATE)
-    whole = _templated(turns, tokenizer, chat_template)
+    whole = _templated(conversation, tokenizer, chat_template)
     answers = tuple(
-        _answer(turns, place, whole, tokenizer, chat_template)
+        _answer(conversation, place, whole, tokenizer, chat_template)
         for place, turn in enumerate(turns)
-        if turn.role == "assistant"
+        if turn.is_answer
     )
     return Rendered(whole, answers, is_chat=True)
 
@@ -117,6 +120,15 @@ def fitted(encoded: Encoded, *, max_length: int, cuts: bool) -> Encoded | None:
     return encoded if any(encoded.is_answer[1:]) else None
 
 
+def fate_of(encoded: Encoded, left: Encoded | None, *, max_length: int, cuts: bool) -> str:
+    """Return the code of what becomes of a text of which `fitted` leaves `left`; nothing where all is left."""
+    if left is not None:
+        return CUT if len(left.token_ids) < len(encoded.token_ids) else ""
+    if len(encoded.token_ids) <= max_length:
+        return NO_ANSWER
+    return ANSWER_CUT_OFF if cuts else TOO_LONG
+
+
 def _encoded(text: Rendered, ids: list[int], offsets: list[tuple[int, int]], *, end_id: int | None) -> Encoded:
     is_answer = [
         end > begin and any(end > first and begin < last for first, last in text.answers) for begin, end in offsets
@@ -139,36 +151,43 @@ def _joined(parts: Sequence[tuple[str, bool]]) -> Rendered:
     return Rendered(text, tuple(answers), is_chat=False)
 
 
-def _alpaca(turn: Turn) -> list[tuple[str, bool]]:
+def _alpaca(turn: Turn, *, end: str | None) -> list[tuple[str, bool]]:
+    """Return the parts of a turn; `end` is what an answer that others follow ends with, None at the end."""
     if turn.role == "assistant":
-        return [("### Response:\n", False), (turn.content, True)]
+        following = [] if end is None else [(end, turn.is_learned), ("\n\n", False)]
+        return [("### Response:\n", False), (turn.content, turn.is_learned), *following]
     return [(f"### Instruction:\n{turn.content}\n\n" if turn.role == "user" else f"{turn.content}\n\n", False)]
 
 
-def _templated(turns: Sequence[Turn], tokenizer: Any, chat_template: str | None, *, asks: bool = False) -> str:
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+def _templated(conversation: Conversation, tokenizer: Any, chat_template: str | None, *, asks: bool = False) -> str:
+    messages = [message_of(turn) for turn in conversation.turns]
     try:
         rendered: str = tokenizer.apply_chat_template(
-            messages, chat_template=chat_template, tokenize=False, add_generation_prompt=asks
+            messages,
+            tools=list(conversation.tools) or None,
+            chat_template=chat_template,
+            tokenize=False,
+            add_generation_prompt=asks,
         )
     # A template is a program of its own: Jinja's errors, and whatever it calls.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        roles = ", ".join(turn.role for turn in turns)
+        roles = ", ".join(turn.role for turn in conversation.turns)
         raise DataError(f"the chat template does not take a conversation of {roles} ({reason})") from error
     return rendered
 
 
 def _answer(
-    turns: Sequence[Turn], place: int, whole: str, tokenizer: Any, chat_template: str | None
+    conversation: Conversation, place: int, whole: str, tokenizer: Any, chat_template: str | None
 ) -> tuple[int, int]:
     """Return the span of one answer in the whole text, with what ends the turn.
 
     Templates may render a turn otherwise once others follow it, such as by leaving out what the model thought; so the
     end is looked for in the whole text by the answer's own words and what followed them when it was the last turn.
     """
-    prompt = _templated(turns[:place], tokenizer, chat_template, asks=True)
-    alone = _templated(turns[: place + 1], tokenizer, chat_template)
+    turns = conversation.turns
+    prompt = _templated(replace(conversation, turns=turns[:place]), tokenizer, chat_template, asks=True)
+    alone = _templated(replace(conversation, turns=turns[: place + 1]), tokenizer, chat_template)
     words = turns[place].content.strip()
     at_alone, at_whole = alone.find(words, len(prompt)), whole.find(words, len(prompt))
     tail = alone[at_alone + len(words) :].rstrip()

@@ -79,6 +79,9 @@ class DataSection(Section):
     text: str = Field("text", description="the text's column (text data)")
     prompt: str = Field("prompt", description="the prompt's column (prompt_completion)")
     completion: str = Field("completion", description="the answer's column (prompt_completion)")
+    ignore: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="of causal_lm: columns and message keys that are left aside on purpose"
+    )
     label: str = Field("label", description="the label's column (text data)")
     labels: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (), description="the vocabulary, which a deployment must name; empty: the labels that the data have"
