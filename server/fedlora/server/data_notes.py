@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
-from fedlora.common.fates import PARTS, fate_line
+from fedlora.common.fates import CUT, PARTS, fate_line, num_left_out, reasons
 from fedlora.common.messages import SiteDescription
+from fedlora.server.report.left_out import LeftOut
 
 _MOST_CLIENTS = 12
 
@@ -39,3 +40,17 @@ def _lost(site: SiteDescription) -> float:
     """Return the share of a client's training examples that is left out or cut."""
     fates = site.fates.get("training", {})
     return sum(fates.values()) / max(1, site.num_examples + sum(fates.values()))
+
+
+def left_out_parts(sites: Mapping[str, SiteDescription]) -> tuple[LeftOut, ...]:
+    """Return for each part of a client's data what is left out or cut, as the report shows it."""
+    shared = next((site for site in sites.values() if not site.has_own_held_out), None)
+    found = [] if shared is None else [("all", shared, "test")]
+    parts = PARTS if shared is None else ("training", "validation")
+    found += [(name, site, part) for name, site in sorted(sites.items()) for part in parts]
+    return tuple(_left_out(name, site, part) for name, site, part in found if any(site.fates.get(part, {}).values()))
+
+
+def _left_out(name: str, site: SiteDescription, part: str) -> LeftOut:
+    fates, used = site.fates[part], site.num_used(part)
+    return LeftOut(name, part, used + num_left_out(fates), used, fates.get(CUT, 0), reasons(fates))

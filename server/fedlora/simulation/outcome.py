@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from fedlora.common.config import RunConfig
+from fedlora.common.messages import SiteDescription
 from fedlora.server.outcome import write_report
 from fedlora.server.report import ShownAnswer, ShownExample
 from fedlora.server.round_report import RoundReport
@@ -21,9 +22,20 @@ _SHOWN_OF_A_KIND = 8
 
 
 def write_simulation_report(
-    folder: RunFolder, config: RunConfig, data: FederatedData, reports: Sequence[RoundReport]
+    folder: RunFolder,
+    config: RunConfig,
+    data: FederatedData,
+    reports: Sequence[RoundReport],
+    *,
+    sites: Mapping[str, SiteDescription] | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
-    """Write report.html over the rounds so far, with who holds what and some of the held-out examples."""
+    """Write report.html over the rounds so far, with who holds what and some of the held-out examples.
+
+    Args:
+        sites: what the clients said of themselves.
+        notes: on the run file.
+    """
     examples = _gallery(data, before=folder.predictions(0), after=folder.predictions(reports[-1].round))
     last = reports[-1].round
     write_report(
@@ -33,7 +45,8 @@ def write_simulation_report(
         num_clients=len(data.clients),
         examples=examples,
         shown_answers=_answers(data, before=folder.answers(0), after=folder.answers(last) if last else {}),
-        holdings=holdings_of(data, config),
+        holdings=holdings_of(data, config, sites),
+        notes=notes,
     )
 
 
