@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from fedlora.common.config import DataSection
+from fedlora.client.site_file import SiteConfig, for_site
+from fedlora.common.config import DataSection, RunConfig
 from fedlora.common.errors import DataError
+from fedlora.common.run_file import to_toml
 from fedlora.training.data.conversations import conversation_of, conversations_of
 from fedlora.training.data.examples import Conversation, Turn
 from fedlora.training.data.tables import read_text_table
@@ -100,6 +103,16 @@ def test_what_cannot_be_honoured_is_refused_by_name(row: dict[str, object], wron
 def test_a_column_that_is_ignored_on_purpose_is_not_refused() -> None:
     row = {"prompt": "Q", "completion": "A", "system": "S", "label": False}
     assert len(read(row, ignore=["system", "label"]).turns) == 2
+
+
+def test_what_is_ignored_is_a_language_models_alone_and_may_be_a_sites_own() -> None:
+    language: dict[str, object] = {"model": {"name": "hub/small"}, "task": {"kind": "causal_lm"}}
+    run = RunConfig.model_validate({**language, "data": {"ignore": ["tone"]}, "partition": {"by": "iid"}})
+    assert 'ignore = ["tone"]' in to_toml(run)
+    own = SiteConfig.model_validate({"site": {"name": "a"}, "data": {"path": "x", "ignore": ["mood"]}})
+    assert for_site(run, own, beside=Path()).data.ignore == ("mood",)
+    with pytest.raises(ValidationError, match=r"data\.ignore is for task\.kind = causal_lm"):
+        RunConfig.model_validate({"data": {"ignore": ["tone"]}})
 
 
 def test_alpacas_history_stands_before_the_rows_own_round_and_is_learned_too() -> None:

@@ -15,13 +15,15 @@ import transformers
 
 from fedlora.common.config import CausalLm, RunConfig, SequenceClassification
 from fedlora.common.errors import DataError, ModelError
+from fedlora.common.fates import CUT
 from fedlora.training.checkpoint import UNREADABLE, one_line, require_hub_id
 from fedlora.training.data import ClientData, Examples, FederatedData, equal_parts, load_federated_data
 from fedlora.training.data.examples import Conversation
 from fedlora.training.data.source import enumeration
 from fedlora.training.model_loading import load_tokenizer
 from fedlora.training.resources import resolve_path
-from fedlora.training.tasks.rendering import Encoded, encode_all, fitted, render
+from fedlora.training.tasks.rendering import Encoded, encode_all, fate_of, fitted, render
+from fedlora.training.tasks.template_messages import shown_notes
 
 _EXAMINED = 1000
 
@@ -80,13 +82,14 @@ class ClientCounts:
 
 @dataclass(frozen=True)
 class DataPreview:
-    """What there is to see; `lengths` is None for what has no tokens."""
+    """What there is to see; `lengths` is None for what has no tokens, `notes` say what of the data is not read."""
 
     clients: Mapping[str, ClientCounts]
     num_test: int
     labels: tuple[str, ...]
     examples: tuple[ShownExample, ...]
     lengths: Lengths | None
+    notes: tuple[str, ...] = ()
 
 
 def preview_data(config: RunConfig, *, client: str | None = None, num_examples: int = 3) -> DataPreview:
@@ -106,12 +109,24 @@ def preview_data(config: RunConfig, *, client: str | None = None, num_examples: 
     examples, holders = _spread(chosen, _EXAMINED)
     shown = equal_parts(holders, num_examples)
     lengths: Lengths | None = None
+    notes = data.notes
     pieces: list[tuple[Piece, ...]]
     if isinstance(config.task, CausalLm):
-        encoded = _encoded(examples, config.task, tokenizer := _tokenizer(config))
-        task = config.task
-        kept = [fitted(one, max_length=task.max_length, cuts=task.too_long == "cut") for one in encoded]
-        fates = [_fate(one, left) for one, left in zip(encoded, kept, strict=True)]
+        task, tokenizer = config.task, _tokenizer(config)
+        conversations = [given for given in examples.inputs if isinstance(given, Conversation)]
+        rendered = [render(one, tokenizer, task.chat_template) for one in conversations]
+        notes += shown_notes(
+            conversations,
+            [one.text for one in rendered],
+            lambda one: render(one, tokenizer, task.chat_template).text,
+        )
+        encoded = encode_all(rendered, tokenizer)
+        cuts = task.too_long == "cut"
+        kept = [fitted(one, max_length=task.max_length, cuts=cuts) for one in encoded]
+        codes = [
+            fate_of(one, left, max_length=task.max_length, cuts=cuts) for one, left in zip(encoded, kept, strict=True)
+        ]
+        fates = ["dropped" if code not in ("", CUT) else code for code in codes]
         counts = [len(one.token_ids) for one in encoded]
         lengths = _lengths(counts, fates, config.task.max_length)
         pieces = [pieces_of(kept[row] or encoded[row], tokenizer) for row in shown]
@@ -141,6 +156,7 @@ def preview_data(config: RunConfig, *, client: str | None = None, num_examples: 
             for place, row in enumerate(shown)
         ),
         lengths=lengths,
+        notes=notes,
     )
 
 
@@ -187,18 +203,6 @@ def _tokenizer(config: RunConfig) -> Any:
         return load_tokenizer(found, name=name, revision=config.model.revision)
     except UNREADABLE as error:
         raise ModelError(f"model.name: cannot load the tokenizer of {name}: {one_line(error)}") from error
-
-
-def _encoded(examples: Examples, task: CausalLm, tokenizer: Any) -> list[Encoded]:
-    conversations = [given for given in examples.inputs if isinstance(given, Conversation)]
-    return encode_all([render(one, tokenizer, task.chat_template) for one in conversations], tokenizer)
-
-
-def _fate(encoded: Encoded, kept: Encoded | None) -> str:
-    """Return "cut" or "dropped" for an example of which not all, or nothing, is kept for training; else nothing."""
-    if kept is None:
-        return "dropped"
-    return "cut" if len(kept.token_ids) < len(encoded.token_ids) else ""
 
 
 def _conversation_facts(given: object, encoded: Encoded, fate: str) -> tuple[str, ...]:

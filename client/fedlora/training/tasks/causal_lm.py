@@ -14,7 +14,7 @@ from fedlora.training.data.examples import Conversation, Examples
 from fedlora.training.tasks.generation import generate_answers
 from fedlora.training.tasks.rendering import Encoded, encode_all, fate_of, fitted, render, render_prompt
 from fedlora.training.tasks.task import Batch
-from fedlora.training.tasks.template_messages import has_more_than_text, hidden_notes, require_shown
+from fedlora.training.tasks.template_messages import shown_notes
 
 _IGNORED = -100
 
@@ -96,7 +96,7 @@ class CausalLm:
         """
         conversations = cast(Sequence[Conversation], examples.inputs)
         rendered = [render(conversation, self.tokenizer, self.chat_template) for conversation in conversations]
-        notes = self._require_shown(conversations, [found.text for found in rendered])
+        notes = shown_notes(conversations, [found.text for found in rendered], self._text_of)
         encoded = encode_all(rendered, self.tokenizer)
         kept: list[int] = []
         fitting: list[Encoded] = []
@@ -116,16 +116,8 @@ class CausalLm:
             notes,
         )
 
-    def _require_shown(self, conversations: Sequence[Conversation], texts: Sequence[str]) -> tuple[str, ...]:
-        """Check that the texts show what the conversations have beside words; return what they leave out."""
-
-        def text_of(conversation: Conversation) -> str:
-            return render(conversation, self.tokenizer, self.chat_template).text
-
-        rich = [place for place, conversation in enumerate(conversations) if has_more_than_text(conversation)]
-        for place in rich:
-            require_shown(conversations[place], texts[place], text_of)
-        return hidden_notes([conversations[place] for place in rich], [texts[place] for place in rich], text_of)
+    def _text_of(self, conversation: Conversation) -> str:
+        return render(conversation, self.tokenizer, self.chat_template).text
 
     def references(self, conversations: Sequence[Conversation]) -> list[str]:
         """Return each conversation's last answer as the model would write it: of a call or a thought as rendered."""

@@ -28,23 +28,31 @@ def message_of(turn: Turn) -> dict[str, Any]:
     return message
 
 
-def has_more_than_text(conversation: Conversation) -> bool:
+def shown_notes(conversations: Sequence[Conversation], texts: Sequence[str], render: Render) -> tuple[str, ...]:
+    """Return in a line each what the texts may leave out of the conversations, and do.
+
+    Args:
+        texts: of the conversations, in their order.
+        render: gives a conversation's text.
+
+    Raises:
+        DataError: they leave out what they may not: tools, calls, or what was thought before an answer.
+    """
+    rich = [place for place, conversation in enumerate(conversations) if _has_more_than_text(conversation)]
+    for place in rich:
+        _require_shown(conversations[place], texts[place], render)
+    return _hidden_notes([conversations[place] for place in rich], [texts[place] for place in rich], render)
+
+
+def _has_more_than_text(conversation: Conversation) -> bool:
     """Return whether there is anything that a template may leave out without a word."""
     return bool(conversation.tools) or any(
         turn.reasoning or turn.tool_calls or turn.name for turn in conversation.turns
     )
 
 
-def require_shown(conversation: Conversation, text: str, render: Render) -> None:
-    """Check that tools, their calls and what was thought are in the text: that without them it would be another.
-
-    Args:
-        text: of the conversation.
-        render: gives a conversation's text.
-
-    Raises:
-        DataError: one of them is not; which, and what to do.
-    """
+def _require_shown(conversation: Conversation, text: str, render: Render) -> None:
+    """Check that tools, their calls and what was thought are in the text: that without them it would be another."""
     for name, without in _parts(conversation):
         if _is_hidden(without, text, render):
             about = next((turn.content for turn in conversation.turns if turn.role == "user"), "")
@@ -54,7 +62,7 @@ def require_shown(conversation: Conversation, text: str, render: Render) -> None
             )
 
 
-def hidden_notes(conversations: Sequence[Conversation], texts: Sequence[str], render: Render) -> tuple[str, ...]:
+def _hidden_notes(conversations: Sequence[Conversation], texts: Sequence[str], render: Render) -> tuple[str, ...]:
     """Return in a line each what the texts do not show, where they may: earlier thoughts, and names, with counts."""
     num_thoughts = sum(
         bool(turn.reasoning) and turn.reasoning.strip() not in text
