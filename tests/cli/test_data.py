@@ -140,6 +140,18 @@ def test_examples_that_are_too_long_are_counted_and_marked(fedlora: Command, run
     assert "example 1: north" not in done.out
 
 
+def test_what_of_the_rows_is_not_read_is_named_and_what_the_template_hides_is_refused(
+    fedlora: Command, run_file: Path
+) -> None:
+    rows = chats(*["a"] * 10)
+    write("chats.jsonl", [{**row, "mood": "dry"} for row in rows])
+    assert "chats.jsonl: the column 'mood' is left aside, in 10 rows" in fedlora("data", "preview", run_file).out
+    assert "left aside" not in fedlora("data", "preview", run_file, "--set", 'data.ignore=["mood"]').out
+    write("chats.jsonl", [{**row, "tools": [{"name": "look"}]} for row in rows])
+    refused = fedlora("data", "preview", run_file)
+    assert "shows nothing of the tools" in refused.err
+
+
 def test_a_plain_text_is_learned_whole_and_a_long_one_is_shown_in_part(fedlora: Command, run_file: Path) -> None:
     write("chats.jsonl", [{"text": "x" * 5000 + "\x1b[31m!", "ward": "a"} for _ in range(8)])
     done = fedlora("data", "preview", run_file, "--set", "task.max_length=9000", "--examples", "1")

@@ -45,6 +45,9 @@ def make_app() -> ClientApp:
         description = SiteDescription(
             "north", 10, 2, 4, "accuracy", ("a", "b"), "base", "sha256:base", "data", "0.1.0", 2, has_own_held_out=True
         )
+        if (folder / "long examples").exists():
+            fates = {"training": {"too_long": 4}, "test": {"cut": 1}}
+            description = replace(description, fates=fates, notes=("the column 'ward' is left aside, in 9 rows",))
         return Message(to_record(failure or description), reply_to=message)
 
     @app.query("initialise")

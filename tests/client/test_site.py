@@ -28,6 +28,22 @@ def test_a_site_rehearses_before_it_says_what_it_holds(start_bench: StartBench) 
     assert bench.is_silent(), "it has said so"
 
 
+def test_what_is_left_out_is_said_at_the_site_and_its_numbers_to_the_server(
+    start_bench: StartBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = start_bench()
+    (bench.app / "long examples").touch()
+    bench.connect()
+    sent = bench.readiness().description
+    assert [(fate.part, fate.code, fate.num_examples) for fate in sent.fates] == [
+        ("training", "too_long", 4), ("test", "cut", 1)
+    ]  # fmt: skip
+    assert b"ward" not in sent.SerializeToString()
+    assert "4 of 14 training examples are left out (longer than task.max_length)" in caplog.text
+    assert "1 of 4 test examples is cut at task.max_length" in caplog.text
+    assert "the column 'ward' is left aside, in 9 rows" in caplog.text
+
+
 def test_a_new_connection_needs_no_new_rehearsal(bench: Bench) -> None:
     bench.site.disconnected()
     bench.connect()

@@ -24,6 +24,7 @@ format = "prompt_completion"
 text = "note"
 prompt = "question"
 completion = "reply"
+ignore = ["tone"]
 label = "diagnosis"
 group = "ward"
 split_by = "patient"

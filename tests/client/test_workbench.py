@@ -14,10 +14,10 @@ from fedlora.adapters import pack, unpack
 from fedlora.client.source import WorkbenchSource
 from fedlora.client.workbench import Workbench
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import AdapterError, ConfigError
+from fedlora.common.errors import AdapterError, ConfigError, DataError
 from fedlora.common.messages import LOSS_NOT_FINITE, OK, EvaluateRequest, InitialiseRequest, TrainRequest
 from fedlora.training.base_model import BaseModel, fingerprint_of
-from fedlora.training.data import Examples, FederatedData, load_federated_data
+from fedlora.training.data import Examples, FederatedData, federated_data_from, load_federated_data
 from fedlora.training.data.examples import ClientData
 from fedlora.training.tasks import ImageClassification
 
@@ -58,6 +58,17 @@ def test_a_client_says_what_it_holds(make_bench: MakeBench, tiny_vision_model: P
     assert described.metric_name == "accuracy"
     assert described.base_model == str(tiny_vision_model)
     assert described.base_model_fingerprint.startswith("sha256:")
+
+
+def test_a_sites_own_test_set_that_is_emptied_is_counted_and_not_refused(chat_run: MakeRun) -> None:
+    config = chat_run(task={"max_length": 12}, data={"validation": 0.0})
+    long, short = ("a" * 30, "b" * 30), ("a", "b")
+    data = federated_data_from({"own": [long, *[short] * 5]}, [long, long], kind="causal_lm", validation=0.0)
+    described = Workbench(config, data, has_own_held_out=True).describe("own")
+    assert described.fates == {"training": {"too_long": 1}, "test": {"too_long": 2}}
+    assert (described.num_examples, described.num_held_out) == (5, 0)
+    with pytest.raises(DataError, match=r"data\.test: all 2 test examples are left out: longer than task"):
+        Workbench(config, data).describe("own")
 
 
 def test_every_worker_gives_the_same_first_adapter_whatever_was_drawn_before(make_bench: MakeBench) -> None:

@@ -203,6 +203,32 @@ def test_a_map_has_its_most_entries(monkeypatch: pytest.MonkeyPatch) -> None:
         read_receipt(answer_of(train=many))
 
 
+def described(**changes: Any) -> SiteDescription:
+    found = SiteDescription("north", 3, 1, 2, "accuracy", (), "base", "f", "d", "0.1.0", 8, has_own_held_out=True)
+    return replace(found, **changes)
+
+
+def test_what_is_left_out_comes_over_the_wire_by_number_and_what_is_said_of_the_data_does_not() -> None:
+    fates = {"training": {"too_long": 4, "cut": 1}, "test": {"no_answer": 2}}
+    message = over_the_wire(
+        write_description(described(fates=fates, notes=("'ward' is left aside",))), pb.SiteDescription
+    )
+    assert b"ward" not in message.SerializeToString()
+    found = read_description(message, site="north", labels=(), base_model="base")
+    assert (found.fates, found.notes) == (fates, ())
+
+
+@pytest.mark.parametrize(
+    "fates",
+    [[pb.Fate(part="secret", code="cut")], [pb.Fate(part="test", code="a b")], [pb.Fate(part="test", code="")],
+     [pb.Fate(part="test", code="cut")] * 101],
+)  # fmt: skip
+def test_a_fate_that_is_none_is_refused(fates: list[pb.Fate]) -> None:
+    message = pb.SiteDescription(lora_rank=1, fates=fates)
+    with pytest.raises(RunError, match=r"fates? of examples"):
+        read_description(message, site="north", labels=(), base_model="base")
+
+
 def test_a_rank_of_nothing_is_refused() -> None:
     with pytest.raises(RunError, match="north trains rank 0; expected 1 or more"):
         read_description(pb.SiteDescription(num_examples=1), site="north", labels=(), base_model="base")

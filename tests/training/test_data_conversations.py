@@ -132,14 +132,14 @@ def chat(*messages: object) -> dict[str, object]:
             """'conversations', message 1 is {"from": "human", "content": "Q"}; expected {"from": ..., "value": ...}""",
         ),
         (
-            chat(QUESTION, message("tool", "42")),
-            """'messages', message 2 has the role "tool"; expected one of system, user, assistant""",
+            chat(QUESTION, message("narrator", "42")),
+            """'messages', message 2 has the role "narrator"; expected one of system, developer, user, human,""",
         ),
         (chat(message(None, "a")), "message 1 has the role null; expected one of"),
         (chat(QUESTION, message(ASSISTANT, None)), "message 2 (assistant) is empty"),
         (
             chat(message(USER, [{"type": "text"}]), ANSWER),
-            """message 1 (user) is [{"type": "text"}]; expected text""",
+            """message 1 (user): part 1 is {"type": "text"}; expected {"type": "text", "text": ...}""",
         ),
         (
             chat(ANSWER),

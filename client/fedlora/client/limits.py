@@ -5,7 +5,15 @@ from dataclasses import replace
 from datetime import time
 
 from fedlora.client.site_file import LimitsSection, is_quiet
-from fedlora.common.messages import EvaluateReceipt, Failure, TrainReceipt, merge_generated, merge_scores
+from fedlora.common.fates import PARTS
+from fedlora.common.messages import (
+    EvaluateReceipt,
+    Failure,
+    SiteDescription,
+    TrainReceipt,
+    merge_generated,
+    merge_scores,
+)
 
 
 def standing(limits: LimitsSection, *, is_paused: bool, now: time) -> str:
@@ -18,6 +26,11 @@ def standing(limits: LimitsSection, *, is_paused: bool, now: time) -> str:
 def allows_base_model(limits: LimitsSection, *, name: str, fingerprint: str) -> bool:
     """Return whether a base model may be trained here, by its name in the run or by its fingerprint."""
     return not limits.base_models or not {name, fingerprint}.isdisjoint(limits.base_models)
+
+
+def data_lines(description: SiteDescription) -> list[str]:
+    """Return what the site's own terminal says of its data: what is left out, cut or not read, in a line each."""
+    return [*description.fate_lines(*PARTS), *description.notes]
 
 
 def allowed_training(receipt: TrainReceipt, limits: LimitsSection) -> TrainReceipt:

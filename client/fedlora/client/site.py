@@ -18,7 +18,7 @@ from flwr.app import Message
 
 from fedlora.client.fetching import fetch
 from fedlora.client.files_mod import DIFFERENCE, ask_for_file, make_of_difference
-from fedlora.client.limits import allowed_evaluation, allowed_training, allows_base_model, standing
+from fedlora.client.limits import allowed_evaluation, allowed_training, allows_base_model, data_lines, standing
 from fedlora.client.line import ConnectionGone, Line
 from fedlora.client.outbox import Finished, Outbox
 from fedlora.client.site_file import SiteConfig
@@ -177,6 +177,8 @@ class Site:
                 self._reason = "base_model_not_allowed"
                 return
             logger.info("rehearsed in %.1f s: %d training examples", time.monotonic() - began, answer.num_examples)
+            for line in data_lines(answer):
+                logger.warning("%s", line)
             self._description = answer
         elif isinstance(answer, Failure):
             logger.error("the rehearsal failed (%s): %s", answer.code, answer.text)

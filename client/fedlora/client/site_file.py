@@ -46,6 +46,9 @@ class SiteDataSection(Section):
     prompt: str | None = Field(None, description="the prompt's column, in place of the run's")
     completion: str | None = Field(None, description="the answer's column, in place of the run's")
     image: str | None = Field(None, description="the picture's column, in place of the run's")
+    ignore: tuple[str, ...] | None = Field(
+        None, strict=False, description="columns and message keys that are left aside on purpose, in place of the run's"
+    )
     label: str | None = Field(None, description="the label's column, in place of the run's")
     group: str | None = Field(None, description="column of the natural group, in place of the run's")
     split_by: str | None = Field(None, description="as the run's data.split_by")

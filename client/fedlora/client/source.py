@@ -73,8 +73,6 @@ class WorkbenchSource:
         moments = None if self.moments_folder is None else MomentsFolder(self.moments_folder)
         if self.site is not None:
             data = load_own_data(self.config, client=self.site.name, only_group=self.site.only_group)
-            for note in data.notes:
-                logger.log(logging.WARNING if note.is_warning else logging.INFO, "%s", note.text)
             return Workbench(self.config, data, has_own_held_out=True, max_steps=self.site.max_steps, moments=moments)
         data = self.data or _read_again(self.config)
         return Workbench(self.config, data, self.base_model, moments=moments)

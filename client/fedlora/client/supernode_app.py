@@ -15,7 +15,7 @@ from flwr.app import Context, Message, MessageType
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 
-from fedlora.client.limits import allowed_evaluation, allowed_training, allows_base_model
+from fedlora.client.limits import allowed_evaluation, allowed_training, allows_base_model, data_lines
 from fedlora.client.site_file import SiteConfig, for_site, is_quiet, load_site, state_folder
 from fedlora.client.source import OwnSite, WorkbenchSource
 from fedlora.common.config import RunConfig
@@ -128,7 +128,9 @@ def _allowed(reply: Message, run: RunConfig, site: SiteConfig) -> object:
     match receipt:
         case SiteDescription():
             # The server knows both; by which path the model goes here, or which labels the data have, it need not.
-            return replace(receipt, labels=run.data.labels, base_model=run.model.name)
+            for line in data_lines(receipt):
+                logger.warning("%s", line)
+            return replace(receipt, labels=run.data.labels, base_model=run.model.name, notes=())
         case TrainReceipt():
             logger.info("round %d: trained %d steps, loss %.4g", receipt.round, receipt.num_steps, receipt.loss)
             return allowed_training(receipt, site.limits)

@@ -16,7 +16,9 @@ import torch
 from fedlora.adapters import pack, unpack
 from fedlora.client import interruption
 from fedlora.common.config import BASE_CHANGING_INITS, RunConfig
+from fedlora.common.config import CausalLm as CausalLmSection
 from fedlora.common.errors import ConfigError, DataError, ModelError
+from fedlora.common.fates import checked, reasons
 from fedlora.common.messages import (
     LOSS_NOT_FINITE,
     OK,
@@ -96,9 +98,13 @@ class Workbench:
             self._resident, self._base.task, config.train, device=device, max_steps=max_steps
         )
         self._prepared: dict[tuple[str, str], tuple[Examples, Prepared]] = {}
+        self._fates: dict[tuple[str, str], dict[str, int]] = {}
 
     def describe(self, client: str) -> SiteDescription:
         """Return who `client` is and what it holds."""
+        parts = {"training": client, "validation": client, "test": ""}
+        prepared = {part: self._prepare(part, holder) for part, holder in parts.items()}
+        notes = (note for found in prepared.values() for note in getattr(found, "notes", ()))
         return SiteDescription(
             client=client,
             num_examples=len(self._examples("training", client)),
@@ -113,6 +119,8 @@ class Workbench:
             lora_rank=self._config.lora.rank_of(client),
             has_own_held_out=self._has_own_held_out,
             fingerprints=self._base.fingerprints,
+            fates={part: fates for part, holder in parts.items() if (fates := self._fates[part, holder])},
+            notes=tuple(dict.fromkeys((*(note.text for note in self._data.notes), *notes))),
         )
 
     def rehearse(self, client: str) -> None:
@@ -213,7 +221,7 @@ class Workbench:
             cast(Sequence[Conversation], examples.inputs),
             max_new_tokens=self._config.evaluation.max_new_tokens,
         )
-        references = [cast(Conversation, given).turns[-1].content for given in examples.inputs]
+        references = task.references(cast(Sequence[Conversation], examples.inputs))
         parts: dict[str, list[Generated]] = {}
         for group, answer, reference in zip(examples.groups.tolist(), answers, references, strict=True):
             compared = Generated(1, float(is_exact_match(answer, reference)), rouge_l(answer, reference))
@@ -248,24 +256,30 @@ class Workbench:
         """Return a data set and its form in the task, prepared at its first use.
 
         Raises:
-            DataError: nothing of what a client trains on can be used.
+            DataError: nothing of what a client trains on, or of what all are tested on, can be used.
         """
         if (part, client) not in self._prepared:
             examples = self._data.test if part == "test" else getattr(self._data.clients[client], part)
             prepared = self._base.task.prepare(examples)
             kept = getattr(prepared, "kept", None)
-            if kept is not None and len(kept) < len(examples):
-                if part == "training" and len(kept) == 0:
-                    raise DataError(
-                        f"{client}: all {len(examples)} examples are longer than task.max_length or have no answer; "
-                        'raise it, or set task.too_long = "cut" (fedlora data preview shows the lengths)'
-                    )
-                logger.info(
-                    "%s %s: %d of %d examples are too long", client, part, len(examples) - len(kept), len(examples)
-                )
-                examples = examples.take(kept)
-            self._prepared[part, client] = examples, prepared
+            used = examples if kept is None else examples.take(kept)
+            fates = checked(getattr(prepared, "fates", {}), num_left_out=len(examples) - len(used))
+            self._require_some(part, client, used, given=len(examples), why=reasons(fates))
+            self._fates[part, client] = fates
+            self._prepared[part, client] = used, prepared
         return self._prepared[part, client]
+
+    def _require_some(self, part: str, client: str, used: Examples, *, given: int, why: str) -> None:
+        """Check that something of a training or test set is left; of sites' own test sets the server sees to it."""
+        if len(used) or not given or part == "validation" or (part == "test" and self._has_own_held_out):
+            return
+        whose = f"{client}: all {given:,} training examples" if client else f"data.test: all {given:,} test examples"
+        remedy = (
+            'raise task.max_length, or set task.too_long = "cut" (fedlora data preview shows the lengths)'
+            if isinstance(self._config.task, CausalLmSection)
+            else "give the task examples that it can use"
+        )
+        raise DataError(f"{whose} are left out: {why}; {remedy}")
 
 
 def _score(judged: Evaluation, chosen: np.ndarray) -> Score:

@@ -140,10 +140,14 @@ def _task(
         )["input_ids"]
         return token_ids
 
+    def count_cut(texts: list[str]) -> int:
+        return sum(len(ids) > max_length for ids in tokenizer(texts, verbose=False)["input_ids"])
+
     pad_token_id = _pad_token_id(tokenizer, checkpoint.settings)
     input_ids = torch.tensor(tokenize(["an example"]))
     example = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-    return tasks.SequenceClassification(tokenize=tokenize, pad_token_id=pad_token_id), example, pad_token_id
+    task = tasks.SequenceClassification(tokenize=tokenize, pad_token_id=pad_token_id, count_cut=count_cut)
+    return task, example, pad_token_id
 
 
 def _pad_token_id(tokenizer: Any, settings: Any) -> int:

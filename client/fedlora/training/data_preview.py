@@ -15,6 +15,7 @@ import transformers
 
 from fedlora.common.config import CausalLm, RunConfig, SequenceClassification
 from fedlora.common.errors import DataError, ModelError
+from fedlora.common.fates import CUT
 from fedlora.common.spelling import spelled
 from fedlora.training.checkpoint import UNREADABLE, one_line, require_hub_id
 from fedlora.training.data import ClientData, Examples, FederatedData, equal_parts, load_federated_data
@@ -22,8 +23,9 @@ from fedlora.training.data.examples import Conversation, Note
 from fedlora.training.data.source import enumeration
 from fedlora.training.model_loading import load_tokenizer
 from fedlora.training.resources import resolve_path
-from fedlora.training.tasks.rendering import Encoded, encode_all, fitted, render_all
+from fedlora.training.tasks.rendering import Encoded, encode_all, fate_of, fitted, render, render_all
 from fedlora.training.tasks.rendering_notes import rendering_notes
+from fedlora.training.tasks.template_messages import shown_notes
 
 _EXAMINED = 1000
 
@@ -110,16 +112,26 @@ def preview_data(config: RunConfig, *, client: str | None = None, num_examples: 
     examples, holders = _spread(chosen, _EXAMINED)
     shown = equal_parts(holders, num_examples)
     lengths: Lengths | None = None
-    notes: tuple[str, ...] = ()
+    notes = data.notes
     pieces: list[tuple[Piece, ...]]
     if isinstance(config.task, CausalLm):
         task, tokenizer = config.task, _tokenizer(config)
         conversations = [given for given in examples.inputs if isinstance(given, Conversation)]
         rendered = render_all(conversations, tokenizer, task.chat_template, system=task.system)
         encoded = encode_all(rendered, tokenizer, special_tokens=task.special_tokens)
-        notes = rendering_notes(rendered, encoded, tokenizer, task)
-        kept = [fitted(one, max_length=task.max_length, cuts=task.too_long == "cut") for one in encoded]
-        fates = [_fate(one, left) for one, left in zip(encoded, kept, strict=True)]
+        lines = shown_notes(
+            conversations,
+            [one.text for one in rendered],
+            lambda one: render(one, tokenizer, task.chat_template, system=task.system).text,
+        )
+        lines += rendering_notes(rendered, encoded, tokenizer, task)
+        notes += tuple(map(Note, lines))
+        cuts = task.too_long == "cut"
+        kept = [fitted(one, max_length=task.max_length, cuts=cuts) for one in encoded]
+        codes = [
+            fate_of(one, left, max_length=task.max_length, cuts=cuts) for one, left in zip(encoded, kept, strict=True)
+        ]
+        fates = ["dropped" if code not in ("", CUT) else code for code in codes]
         counts = [len(one.token_ids) for one in encoded]
         lengths = _lengths(counts, fates, config.task.max_length)
         pieces = [pieces_of(kept[row] or encoded[row], tokenizer) for row in shown]
@@ -149,7 +161,7 @@ def preview_data(config: RunConfig, *, client: str | None = None, num_examples: 
             for place, row in enumerate(shown)
         ),
         lengths=lengths,
-        notes=(*data.notes, *map(Note, notes)),
+        notes=notes,
     )
 
 
@@ -197,13 +209,6 @@ def _tokenizer(config: RunConfig) -> Any:
         return load_tokenizer(found, name=name, revision=config.model.revision)
     except UNREADABLE as error:
         raise ModelError(f"model.name: cannot load the tokenizer of {name}: {one_line(error)}") from error
-
-
-def _fate(encoded: Encoded, kept: Encoded | None) -> str:
-    """Return "cut" or "dropped" for an example of which not all, or nothing, is kept for training; else nothing."""
-    if kept is None:
-        return "dropped"
-    return "cut" if len(kept.token_ids) < len(encoded.token_ids) else ""
 
 
 def _conversation_facts(given: object, encoded: Encoded, fate: str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The model of a finished run, to be used: the base model, its head and the adapter in one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,6 +129,7 @@ def _style_of(config: RunConfig, tokenizer: Any) -> Style:
 def _asking(prompt: str | Conversation, style: Style) -> Conversation:
     """Return the conversation with an answer at its end, which `CausalLm.answers` leaves out."""
     conversation = Conversation((Turn("user", prompt),), style) if isinstance(prompt, str) else prompt
-    if conversation.turns[-1].role == "assistant":
-        return conversation
-    return Conversation((*conversation.turns, Turn("assistant", "answer")), conversation.style)
+    *before, last = conversation.turns
+    if last.role == "assistant":
+        return replace(conversation, turns=(*before, replace(last, is_learned=True)))
+    return replace(conversation, turns=(*conversation.turns, Turn("assistant", "answer")))

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
+from fedlora.common.fates import Fates, fate_line
 from fedlora.common.packed_file import Packed
 
 # What a client may say of itself besides an error's code: text stays at the site.
@@ -70,6 +71,17 @@ class SiteDescription:
     lora_rank: int
     has_own_held_out: bool = False
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    fates: Fates = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def num_used(self, part: str) -> int:
+        """Return how many examples of "training", "validation" or "test" are used."""
+        return {"training": self.num_examples, "validation": self.num_validation, "test": self.num_held_out}[part]
+
+    def fate_lines(self, *parts: str) -> list[str]:
+        """Return in a line for each of these parts how many of its examples are left out or cut, if any are."""
+        lines = (fate_line(part, self.fates.get(part, {}), num_used=self.num_used(part)) for part in parts)
+        return [line for line in lines if line]
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ What a peer sent is checked here, so that the rest may trust the types.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar, cast
 
 from fedlora.common.errors import RunError
+from fedlora.common.fates import PARTS
 from fedlora.common.messages import (
     EvaluateReceipt,
     EvaluateRequest,
@@ -32,6 +33,7 @@ _MAX_CODE = 40
 # A run's id names a folder at the site.
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MAX_ENTRIES = 1_000_000
+_MAX_FATES = 100
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -217,6 +219,11 @@ def write_description(description: SiteDescription) -> pb.SiteDescription:
         version=description.version,
         lora_rank=description.lora_rank,
         fingerprints=dict(description.fingerprints),
+        fates=[
+            pb.Fate(part=part, code=code, num_examples=number)
+            for part, fates in description.fates.items()
+            for code, number in fates.items()
+        ],
     )
 
 
@@ -244,7 +251,23 @@ def read_description(
         lora_rank=message.lora_rank,
         has_own_held_out=True,
         fingerprints={name[:40]: digest[:100] for name, digest in _bounded(message.fingerprints).items()},
+        fates=_read_fates(message.fates),
     )
+
+
+def _read_fates(messages: Sequence[pb.Fate]) -> dict[str, dict[str, int]]:
+    fates: dict[str, dict[str, int]] = {}
+    if len(messages) > _MAX_FATES:
+        raise RunError(f"{len(messages):,} fates of examples; expected at most {_MAX_FATES}")
+    for message in messages:
+        if (
+            message.part not in PARTS
+            or not 0 < len(message.code) <= _MAX_CODE
+            or not set(message.code) <= _FAILURE_CODE
+        ):
+            raise RunError("a fate of examples whose part or code is none")
+        fates.setdefault(message.part, {})[message.code] = message.num_examples
+    return fates
 
 
 def _score(score: Score | None) -> pb.Score | None:

@@ -177,7 +177,7 @@ class EvaluateReceipt(_message.Message):
     def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., shard: _Optional[int] = ..., groups: _Optional[_Mapping[str, Score]] = ..., predictions: _Optional[_Mapping[int, int]] = ..., generated: _Optional[_Mapping[str, Generated]] = ...) -> None: ...
 
 class SiteDescription(_message.Message):
-    __slots__ = ("num_examples", "num_validation", "num_held_out", "metric_name", "base_model_fingerprint", "data_fingerprint", "version", "lora_rank", "fingerprints")
+    __slots__ = ("num_examples", "num_validation", "num_held_out", "metric_name", "base_model_fingerprint", "data_fingerprint", "version", "lora_rank", "fingerprints", "fates")
     class FingerprintsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +194,7 @@ class SiteDescription(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LORA_RANK_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
+    FATES_FIELD_NUMBER: _ClassVar[int]
     num_examples: int
     num_validation: int
     num_held_out: int
@@ -203,7 +204,18 @@ class SiteDescription(_message.Message):
     version: str
     lora_rank: int
     fingerprints: _containers.ScalarMap[str, str]
-    def __init__(self, num_examples: _Optional[int] = ..., num_validation: _Optional[int] = ..., num_held_out: _Optional[int] = ..., metric_name: _Optional[str] = ..., base_model_fingerprint: _Optional[str] = ..., data_fingerprint: _Optional[str] = ..., version: _Optional[str] = ..., lora_rank: _Optional[int] = ..., fingerprints: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    fates: _containers.RepeatedCompositeFieldContainer[Fate]
+    def __init__(self, num_examples: _Optional[int] = ..., num_validation: _Optional[int] = ..., num_held_out: _Optional[int] = ..., metric_name: _Optional[str] = ..., base_model_fingerprint: _Optional[str] = ..., data_fingerprint: _Optional[str] = ..., version: _Optional[str] = ..., lora_rank: _Optional[int] = ..., fingerprints: _Optional[_Mapping[str, str]] = ..., fates: _Optional[_Iterable[_Union[Fate, _Mapping]]] = ...) -> None: ...
+
+class Fate(_message.Message):
+    __slots__ = ("part", "code", "num_examples")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    part: str
+    code: str
+    num_examples: int
+    def __init__(self, part: _Optional[str] = ..., code: _Optional[str] = ..., num_examples: _Optional[int] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("code",)

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
+from fedlora.cli.notes_view import note_lines
 from fedlora.cli.outcome_view import outcome_lines, refusal_lines, scores_table
 from fedlora.cli.run_view import RunView, advance, plain_lines, run_panel
 from fedlora.common.run_folder import BEST_FOLDER
@@ -87,6 +88,7 @@ def _renewing_panel(view: RunView, console: Console, metric_name: Callable[[], s
         nonlocal view
         with lock:
             view = _after(view, event, metric_name)
+        _print_lines(console, note_lines(event))
 
     with Live(get_renderable=show, console=console, refresh_per_second=4):
         try:
@@ -104,10 +106,14 @@ def _printed_lines(view: RunView, console: Console, metric_name: Callable[[], st
         nonlocal view
         with lock:
             before, view = view, _after(view, event, metric_name)
-            for line in plain_lines(before, view, event):
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+            _print_lines(console, [*note_lines(event), *plain_lines(before, view, event)])
 
     yield listen
+
+
+def _print_lines(console: Console, lines: Sequence[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _after(view: RunView, event: Event, metric_name: Callable[[], str]) -> RunView:

@@ -12,7 +12,7 @@ from fedlora.aggregation import METHODS, Method
 from fedlora.cli.plan_server import ServerCost, server_cost
 from fedlora.cli.plan_traffic import Traffic, traffic_of
 from fedlora.cli.plan_view import print_plan
-from fedlora.common.config import BASE_CHANGING_INITS, CausalLm, RunConfig
+from fedlora.common.config import BASE_CHANGING_INITS, CausalLm, RunConfig, idle_settings
 from fedlora.common.errors import ModelError
 from fedlora.common.run_file import load_run
 from fedlora.server.run_method import method_of
@@ -167,7 +167,7 @@ def too_large(step: StepCost, config: RunConfig, total: int) -> str:
 
 
 def _notes(config: RunConfig, step: StepCost, device: str) -> list[str]:
-    notes = []
+    notes = list(idle_settings(config))
     if config.task.kind != "image_classification":
         max_length = getattr(config.task, "max_length", 0)
         notes.append(

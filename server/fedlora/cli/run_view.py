@@ -13,10 +13,12 @@ from rich.text import Text
 from fedlora.server.events import (
     EvaluationStarted,
     Event,
+    Noted,
     RoundEnded,
     RoundStarted,
     RunStarted,
     SiteChanged,
+    SitesDescribed,
     UpdateArrived,
     Waiting,
 )
@@ -106,6 +108,8 @@ def advance(view: RunView, event: Event, *, now: float) -> RunView:
             return replace(view, sites={**view.sites, event.site: (event.state, event.detail)})
         case Waiting():
             return replace(view, waiting_for=event.what)
+        case Noted() | SitesDescribed():
+            return view
 
 
 def seconds_left(view: RunView, *, now: float) -> float:

@@ -166,6 +166,7 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
     from fedlora.cli.live import print_outcome, progress_view
     from fedlora.cli.logs import log_to
     from fedlora.cli.status_file import StatusFile
+    from fedlora.common.config import Occasion, idle_settings
     from fedlora.common.run_file import load_run
     from fedlora.server.claim import Claim
 
@@ -174,6 +175,9 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
     log_to(console)
     began = time.perf_counter()
     with Claim(out, config, resume=(out / "run.toml").is_file()):
+        notes = idle_settings(config, Occasion("server"))
+        for note in notes:
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         print(f"{config.run.name}: loading", flush=True)
         from fedlora.server.grpc.grid import RunStopped
         from fedlora.server.grpc.serve import serve
@@ -207,7 +211,7 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
                     checkpoint = RunFolder(out).latest()
                     if checkpoint is not None:
                         num_sites = len(RunFolder(out).sites())
-                        write_report(RunFolder(out), config, checkpoint.reports, num_clients=num_sites)
+                        write_report(RunFolder(out), config, checkpoint.reports, num_clients=num_sites, notes=notes)
     checkpoint = RunFolder(out).latest()
     print_outcome(
         console,

@@ -1,8 +1,9 @@
 """What happens in a run, told as it happens; the terminal view listens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from fedlora.common.messages import SiteDescription
 from fedlora.server.round_report import RoundReport
 
 
@@ -71,7 +72,31 @@ class Waiting:
     what: str
 
 
-Event = SiteChanged | Waiting | RunStarted | RoundStarted | UpdateArrived | EvaluationStarted | RoundEnded
+@dataclass(frozen=True)
+class SitesDescribed:
+    """Clients have said what they hold, and what of it is left out, cut or not read; by name, the new ones alone."""
+
+    sites: Mapping[str, SiteDescription]
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What a user should know of the run before it begins, in a line each, such as settings that do nothing."""
+
+    lines: tuple[str, ...]
+
+
+Event = (
+    Noted
+    | SitesDescribed
+    | SiteChanged
+    | Waiting
+    | RunStarted
+    | RoundStarted
+    | UpdateArrived
+    | EvaluationStarted
+    | RoundEnded
+)
 Listener = Callable[[Event], None]
 
 

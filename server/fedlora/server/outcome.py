@@ -8,6 +8,7 @@ from fedlora.common.config import RunConfig
 from fedlora.common.messages import SiteDescription
 from fedlora.common.run_file import to_toml
 from fedlora.common.run_folder import BEST_FOLDER
+from fedlora.server.data_notes import left_out_parts
 from fedlora.server.report import Holding, Holdings, ShownAnswer, ShownExample, render_report
 from fedlora.server.round_report import RoundReport
 from fedlora.server.store import RunFolder
@@ -22,12 +23,16 @@ def write_report(
     examples: Sequence[ShownExample] = (),
     shown_answers: Sequence[ShownAnswer] = (),
     holdings: Holdings | None = None,
+    sites: Mapping[str, SiteDescription] | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write report.html over the rounds so far.
 
     Args:
         examples, shown_answers: held-out ones to show, where they may be shown.
         holdings: who holds what; without it what the sites said of themselves.
+        sites: what they said, where the folder does not hold it.
+        notes: on the run file, in a line each, such as settings that do nothing.
     """
     manifest = folder.manifest() or {}
     html = render_report(
@@ -39,8 +44,9 @@ def write_report(
         config_toml=to_toml(config),
         examples=examples,
         shown_answers=shown_answers,
-        holdings=holdings or _holdings_of_sites(folder.sites()),
+        holdings=holdings or _holdings_of_sites(sites or folder.sites()),
         load_code=load_code(folder.path, config),
+        notes=notes,
         versions=cast(Mapping[str, str], manifest.get("versions", {})),
     )
     folder.write_report(html)
@@ -99,4 +105,5 @@ def _holdings_of_sites(sites: Mapping[str, SiteDescription]) -> Holdings | None:
         num_test=sum(own) if own else descriptions[0].num_held_out,
         partition="Each site brings its own examples, and tells only how many they are.",
         noun="site",
+        left_out=left_out_parts(sites),
     )

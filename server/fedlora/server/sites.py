@@ -15,9 +15,10 @@ from flwr.serverapp import Grid
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError, StoreError
+from fedlora.common.fates import num_left_out
 from fedlora.common.messages import DescribeRequest, SiteDescription
 from fedlora.server.conversation import Addressed, ask, expect
-from fedlora.server.events import Listener, Waiting
+from fedlora.server.events import Listener, SitesDescribed, Waiting
 from fedlora.server.lasting_grid import LastingGrid
 from fedlora.server.store import RunFolder
 
@@ -53,14 +54,20 @@ class Federation:
         """
         if not isinstance(self.grid, LastingGrid):
             self.sites = meet(self.grid, num_sites=num_sites)
+            self._listener(SitesDescribed({name: site.description for name, site in self.sites.items()}))
+            _require_test([site.description for site in self.sites.values()])
             return
-        for name, description in self._folder.sites().items():
+        known = self._folder.sites()
+        for name, description in known.items():
             self.sites[name] = Site(self.grid.node_of(name), description)
+        if known:
+            self._listener(SitesDescribed(known))
         if self._folder.manifest() is not None:
             return
         while len(ready := self.available()) < num_sites:
             names = f" ({', '.join(ready)})" if ready else ""
             self.wait_for(f"{len(ready)} of {num_sites} sites are ready{names}", seconds=_POLL_SECONDS)
+        _require_test([site.description for site in self.sites.values()])
 
     def available(self, *, without: Collection[str] = ()) -> list[str]:
         """Return the sorted names of the sites that can be asked now, new ones included."""
@@ -147,6 +154,7 @@ class Federation:
                 continue
             self.sites[name] = Site(grid.node_of(name), description)
             self.sites = dict(sorted(self.sites.items()))
+            self._listener(SitesDescribed({name: description}))
             self._folder.write_sites({name: site.description for name, site in self.sites.items()})
 
 
@@ -170,6 +178,20 @@ def meet(grid: Grid, *, num_sites: int) -> dict[str, Site]:
         sites[description.client] = Site(requests[answer.key].node, description)
     _must_agree(sites)
     return dict(sorted(sites.items()))
+
+
+def _require_test(descriptions: Collection[SiteDescription]) -> None:
+    """Check that of the test sets that there are something can be used.
+
+    Raises:
+        RunError: all of their examples are left out.
+    """
+    left_out = sum(num_left_out(description.fates.get("test", {})) for description in descriptions)
+    if left_out and not any(description.num_held_out for description in descriptions):
+        raise RunError(
+            f"all {left_out:,} test examples of the sites ({', '.join(sorted(each.client for each in descriptions))}) "
+            'are left out; raise task.max_length, set task.too_long = "cut", or data.test = 0 for no test'
+        )
 
 
 def _new_manifest(config: RunConfig, command: str) -> dict[str, object]:

@@ -5,7 +5,7 @@ message, and that process remembers nothing: so each message carries the run fil
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,13 +14,15 @@ from flwr.app.user_config import UserConfig
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 
-from fedlora.common.config import RunConfig
+from fedlora.common.config import Occasion, RunConfig, idle_settings
 from fedlora.common.errors import ConfigError, StoreError
+from fedlora.common.messages import SiteDescription
 from fedlora.common.run_file import load_run, require_labels, to_toml
 from fedlora.common.run_folder import RUN_FILE
 from fedlora.server.app import server_app_for
 from fedlora.server.claim import Claim
-from fedlora.server.events import Event, RoundEnded, RunStarted, UpdateArrived
+from fedlora.server.data_notes import data_notes
+from fedlora.server.events import Event, Noted, RoundEnded, RunStarted, SitesDescribed, UpdateArrived
 from fedlora.server.outcome import write_report
 from fedlora.server.store import RunFolder
 
@@ -40,6 +42,15 @@ def main(grid: Grid, context: Context) -> None:
     run_file, out = _path(context.run_config, "run"), _path(context.run_config, "out")
     config = load_run(run_file)
     require_labels(config, origin=str(run_file))
+    notes = idle_settings(config, Occasion("superlink"))
+    sites: dict[str, SiteDescription] = {}
+
+    def tell(event: Event) -> None:
+        if isinstance(event, SitesDescribed):
+            sites.update(event.sites)
+        _tell(event)
+
+    tell(Noted(notes))
     with Claim(out, config, resume=(out / RUN_FILE).is_file()):
         rounds = server_app_for(
             config,
@@ -47,12 +58,12 @@ def main(grid: Grid, context: Context) -> None:
             num_sites=config.federation.sites,
             # Not the process's own arguments, which hold Flower's token.
             command=f'flwr run --run-config \'run="{run_file}" out="{out}"\'',
-            listener=_tell,
+            listener=tell,
         )
         try:
             rounds(RunCarryingGrid(grid, config), context)
         finally:
-            _write_report(config, RunFolder(out))
+            _write_report(config, RunFolder(out), sites, notes)
 
 
 class RunCarryingGrid(Grid):
@@ -104,17 +115,25 @@ def _path(given: UserConfig, key: str) -> Path:
     return path
 
 
-def _write_report(config: RunConfig, folder: RunFolder) -> None:
+def _write_report(
+    config: RunConfig, folder: RunFolder, sites: Mapping[str, SiteDescription], notes: Sequence[str]
+) -> None:
     """Write report.html over the rounds that are done, if there are any."""
     with suppress(StoreError):
         if (checkpoint := folder.latest()) is not None:
             num_clients = max(config.federation.sites, *(len(report.cohort) for report in checkpoint.reports))
-            write_report(folder, config, checkpoint.reports, num_clients=num_clients)
+            write_report(folder, config, checkpoint.reports, num_clients=num_clients, sites=sites, notes=notes)
 
 
 def _tell(event: Event) -> None:
     """Log what an operator cares about."""
     match event:
+        case Noted(lines=lines):
+            for line in lines:
+                logger.warning("%s", line)
+        case SitesDescribed(sites=sites):
+            for line in data_notes(sites):
+                logger.warning("%s", line)
         case RunStarted():
             logger.info("%s take part; next is round %d", ", ".join(event.clients), event.next_round)
         case UpdateArrived(reason=reason) if reason:

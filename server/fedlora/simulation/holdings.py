@@ -5,13 +5,20 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedlora.common.config import ByGroup, Dirichlet, Iid, LabelShards, PartitionSection, RunConfig
+from fedlora.common.messages import SiteDescription
+from fedlora.server.data_notes import left_out_parts
 from fedlora.server.report import Holding, Holdings
 from fedlora.training.data import ClientData, FederatedData
 from fedlora.training.partitioning import client_names
 
 
-def holdings_of(data: FederatedData, config: RunConfig) -> Holdings:
-    """Return each client's number of examples, by label where there are labels, and how they came to it."""
+def holdings_of(data: FederatedData, config: RunConfig, sites: Mapping[str, SiteDescription] | None = None) -> Holdings:
+    """Return each client's number of examples, by label where there are labels, and how they came to it.
+
+    Args:
+        sites: what the clients said of themselves, for what is left out or not read; None before they have.
+    """
+    sites = sites or {}
     num_labels = len(data.labels)
     return Holdings(
         [
@@ -26,6 +33,8 @@ def holdings_of(data: FederatedData, config: RunConfig) -> Holdings:
         labels=data.labels,
         num_test=len(data.test),
         partition=_words(config.partition) if _is_of(data.clients, config.partition) else _GIVEN,
+        left_out=left_out_parts(sites),
+        unread=tuple(dict.fromkeys(note for site in sites.values() for note in site.notes)),
     )
 
 

@@ -1,6 +1,7 @@
 """The report of a simulation: that of any run, and examples of what was learned."""
 
 import io
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -8,21 +9,33 @@ import numpy as np
 from PIL import Image
 
 from fedlora.common.config import RunConfig
+from fedlora.common.messages import SiteDescription
 from fedlora.server.outcome import write_report
 from fedlora.server.report import ShownAnswer, ShownExample
 from fedlora.server.round_report import RoundReport
 from fedlora.server.store import RunFolder
 from fedlora.simulation.holdings import holdings_of
 from fedlora.training.data import Examples, FederatedData
-from fedlora.training.data.examples import Conversation, Row
+from fedlora.training.data.examples import Conversation, Row, Turn
 
 _SHOWN_OF_A_KIND = 8
 
 
 def write_simulation_report(
-    folder: RunFolder, config: RunConfig, data: FederatedData, reports: Sequence[RoundReport]
+    folder: RunFolder,
+    config: RunConfig,
+    data: FederatedData,
+    reports: Sequence[RoundReport],
+    *,
+    sites: Mapping[str, SiteDescription] | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
-    """Write report.html over the rounds so far, with who holds what and some of the held-out examples."""
+    """Write report.html over the rounds so far, with who holds what and some of the held-out examples.
+
+    Args:
+        sites: what the clients said of themselves.
+        notes: on the run file.
+    """
     examples = _gallery(data, before=folder.predictions(0), after=folder.predictions(reports[-1].round))
     last = reports[-1].round
     write_report(
@@ -32,7 +45,8 @@ def write_simulation_report(
         num_clients=len(data.clients),
         examples=examples,
         shown_answers=_answers(data, before=folder.answers(0), after=folder.answers(last) if last else {}),
-        holdings=holdings_of(data, config),
+        holdings=holdings_of(data, config, sites),
+        notes=notes,
     )
 
 
@@ -57,9 +71,15 @@ def _answers(data: FederatedData, *, before: Mapping[int, str], after: Mapping[i
     for place in _varied(data.test, sorted(before.keys() | after.keys())):
         given = data.test.inputs[place]
         if isinstance(given, Conversation):
-            group, reference = str(data.test.groups[place]), given.turns[-1].content
+            group, reference = str(data.test.groups[place]), _said(given.last_answer)
             shown.append(ShownAnswer(group, _text(given), reference, before.get(place), after.get(place)))
     return shown
+
+
+def _said(turn: Turn) -> str:
+    """Return what the assistant says, its calls of tools as JSON."""
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.tool_calls]
+    return "\n".join(part for part in (turn.content, *calls) if part)
 
 
 def _varied(test: Examples, places: Sequence[int]) -> list[int]:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fedlora.client.source import WorkbenchSource
-from fedlora.common.config import RunConfig
+from fedlora.common.config import Occasion, RunConfig, idle_settings
 from fedlora.common.errors import ConfigError, RunError, StoreError
+from fedlora.common.messages import SiteDescription
 from fedlora.common.run_file import load_run
 from fedlora.common.run_folder import RUN_FILE
 from fedlora.server.claim import Claim
-from fedlora.server.events import Listener, ignore
+from fedlora.server.events import Event, Listener, Noted, SitesDescribed, ignore
 from fedlora.server.round_report import RoundReport
 from fedlora.simulation.inprocess import refuse_inside_a_starting_worker
 from fedlora.training.data import FederatedData, federated_data_from, load_federated_data, with_found_range
@@ -105,8 +106,12 @@ def simulate(
     data = load_federated_data(config) if clients is None else _own_data(config, clients, test, labels)
     config = with_found_range(config, data)
     _require_known(config.lora.client_ranks, data)
-    for note in data.notes:
-        logger.log(logging.WARNING if note.is_warning else logging.INFO, "%s", note.text)
+    if listener is ignore:
+        # With one, the notes come to it as what the clients say of themselves.
+        for note in data.notes:
+            logger.log(logging.WARNING if note.is_warning else logging.INFO, "%s", note.text)
+    notes = idle_settings(config, _occasion(data, has_given_data=clients is not None))
+    heard = _Heard(listener)
     path = choose_folder(config, out, resume=resume)
     source = WorkbenchSource(
         key=uuid.uuid4().hex,
@@ -117,17 +122,19 @@ def simulate(
         moments_folder=path.resolve() / "optimizer",
     )
     with Claim(path, config, resume=resume):
+        if notes:
+            listener(Noted(notes))
         run_engine = _engine(engine)
         try:
             run_engine(
                 source.make_client_app,
-                lambda: _server_app(config, path, len(data.clients), listener, method),
+                lambda: _server_app(config, path, len(data.clients), heard, method),
                 num_nodes=len(data.clients),
                 num_workers=num_workers,
             )
         finally:
             # Also an interrupted run, or one that had to stop, has a report of the rounds it did.
-            result = _result(path, config, data)
+            result = _result(path, config, data, sites=heard.sites, notes=notes)
     if result is None:
         raise RunError(f"{path}: the run ended without a round; this is a bug")
     return result
@@ -145,6 +152,29 @@ def _with_method(config: RunConfig, method: "Method | None") -> RunConfig:
     from fedlora.server.run_method import method_of, naming
 
     return naming(method or method_of(config), config)
+
+
+class _Heard:
+    """A listener that keeps what the clients said of themselves, and tells another everything."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self.sites: Mapping[str, SiteDescription] = {}
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, SitesDescribed):
+            self.sites = {**self.sites, **event.sites}
+        self._listener(event)
+
+
+def _occasion(data: FederatedData, *, has_given_data: bool) -> Occasion:
+    return Occasion(
+        "simulation",
+        num_test=len(data.test),
+        num_validation=sum(len(held.validation) for held in data.clients.values()),
+        num_clients=len(data.clients),
+        has_given_data=has_given_data,
+    )
 
 
 def _require_known(client_ranks: Mapping[str, int], data: FederatedData) -> None:
@@ -197,7 +227,9 @@ def _server_app(
     )
 
 
-def _result(path: Path, config: RunConfig, data: FederatedData) -> SimulationResult | None:
+def _result(
+    path: Path, config: RunConfig, data: FederatedData, *, sites: Mapping[str, SiteDescription], notes: Sequence[str]
+) -> SimulationResult | None:
     """Return what the run left, with report.html written beside it; None where no round was finished."""
     from fedlora.server.store import RunFolder
     from fedlora.simulation.outcome import write_simulation_report
@@ -205,7 +237,7 @@ def _result(path: Path, config: RunConfig, data: FederatedData) -> SimulationRes
     folder = RunFolder(path)
     if (checkpoint := folder.latest()) is None:
         return None
-    write_simulation_report(folder, config, data, checkpoint.reports)
+    write_simulation_report(folder, config, data, checkpoint.reports, sites=sites, notes=notes)
     return SimulationResult(path, checkpoint.reports, checkpoint.adapter)
 
 

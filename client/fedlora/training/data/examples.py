@@ -1,7 +1,7 @@
 """Examples in memory, and who holds them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import numpy as np
@@ -25,12 +25,33 @@ class Note:
     is_warning: bool = False
 
 
+Role = Literal["system", "user", "assistant", "tool"]
+
+
 @dataclass(frozen=True)
 class Turn:
-    """One contribution to a conversation; what the assistant says is what is learned."""
+    """One contribution to a conversation; what the assistant says is what is learned.
 
-    role: Literal["system", "user", "assistant"]
+    Attributes:
+        is_learned: of the assistant's: whether it is learned, or only read like all others.
+        reasoning: of the assistant's: what it thought before it spoke.
+        tool_calls: of the assistant's: {"type": "function", "function": {"name": ..., "arguments": {...}}} each.
+        name: of who speaks, or of the function whose result this is; "" without.
+        tool_call_id: of a tool's: the call that this answers; "" without.
+    """
+
+    role: Role
     content: str
+    is_learned: bool = field(default=True, kw_only=True)
+    reasoning: str = field(default="", kw_only=True)
+    tool_calls: tuple[Mapping[str, object], ...] = field(default=(), kw_only=True)
+    name: str = field(default="", kw_only=True)
+    tool_call_id: str = field(default="", kw_only=True)
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it is the assistant's, and learned."""
+        return self.role == "assistant" and self.is_learned
 
 
 @dataclass(frozen=True)
@@ -38,13 +59,20 @@ class Conversation:
     """What a language model learns from.
 
     Attributes:
-        turns: at least one, of which at least one is the assistant's.
+        turns: at least one, of which at least one is a learned one of the assistant's.
         style: "chat": through the chat template; "instruction": the same, or as an Alpaca prompt where the tokenizer
             has none; "plain": the contents one after another as they are.
+        tools: what the assistant may call: {"type": "function", "function": {"name": ..., ...}} each.
     """
 
     turns: tuple[Turn, ...]
     style: Literal["chat", "instruction", "plain"] = "chat"
+    tools: tuple[Mapping[str, object], ...] = ()
+
+    @property
+    def last_answer(self) -> Turn:
+        """The last turn that is learned."""
+        return next(turn for turn in reversed(self.turns) if turn.is_answer)
 
 
 Inputs = Images | list[str] | list[Conversation] | list[Row]

@@ -13,13 +13,20 @@ from fedlora.common.config import DataSection
 from fedlora.common.errors import DataError
 from fedlora.common.spelling import checked_names
 from fedlora.training.data.columns import label_in
-from fedlora.training.data.conversations import conversation_of, plain_text, prompt_and_answer
+from fedlora.training.data.conversations import (
+    conversation_of,
+    format_of,
+    plain_text,
+    prompt_and_answer,
+    without_ignored,
+)
 from fedlora.training.data.examples import (
     Conversation,
     Examples,
     FederatedData,
     Images,
     Inputs,
+    Note,
     Row,
     Words,
     sorted_vocabulary,
@@ -29,6 +36,7 @@ from fedlora.training.data.federated import deal_out
 from fedlora.training.data.given_pictures import opened_input
 from fedlora.training.data.given_splits import refuse_clients_named_as_splits
 from fedlora.training.data.labelled_rows import label_names_of, labelled_row
+from fedlora.training.data.left_aside import left_aside
 from fedlora.training.data.picture_reading import PictureReading, Wanted, notes_on, read_pictures
 from fedlora.training.data.pictures import Opened, same_channels
 from fedlora.training.data.source import checked_vocabulary, label_indices
@@ -125,8 +133,10 @@ def federated_data_from(
     ]
     vocabulary: tuple[str, ...] = ()
     reading: PictureReading | None = None
+    notes: tuple[Note, ...] = ()
     if kind == "causal_lm":
         conversations = [_conversation(given, columns) for given in (*training_given, *test_given)]
+        notes = _notes([*training_given, *test_given], columns)
         training, held_out = _without_labels(conversations, training_given, test_given)
     elif kind == "own" and isinstance(training_given[0].example, Mapping):
         rows = [_row(given) for given in (*training_given, *test_given)]
@@ -146,9 +156,20 @@ def federated_data_from(
         clients=deal_out(training, parts, None, validation=validation, seed=seed),
         test=held_out.by_label(),
         fingerprint=_fingerprint(vocabulary, training, held_out),
-        notes=() if reading is None else tuple(notes_on(reading, origin="pictures")),
+        notes=notes if reading is None else tuple(notes_on(reading, origin="pictures")),
         pixel_range=None if reading is None else reading.ends,
     )
+
+
+def _notes(examples: list[Given], columns: DataSection) -> tuple[Note, ...]:
+    """Return what of the examples that are mappings is left aside."""
+    rows: dict[str, list[Row]] = {}
+    for given in examples:
+        if isinstance(given.example, Mapping):
+            row = without_ignored(given.example, columns)
+            rows.setdefault(format_of(row, columns, where=given.where), []).append(row)
+    lines = (line for found, those in rows.items() for line in left_aside(those, columns, format_name=found))
+    return tuple(Note(line, is_warning=True) for line in lines)
 
 
 def _vocabulary_and_labels(

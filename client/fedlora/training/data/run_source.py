@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedlora.common.config import CausalLm, ImageClassification, OwnTask, RunConfig, SequenceClassification
@@ -182,7 +182,9 @@ def _source(name: str, found: Found, config: RunConfig, wanted: Wanted, *, deals
         return labelled_texts(table, config.data)
     label_key = f'data.label, by which partition.by = "{config.partition.by}" deals out' if deals_by_label else None
     if isinstance(config.task, CausalLm):
-        return with_columns(conversations_of(table, config.data), table, config.data, label_key=label_key)
+        conversations, lines = conversations_of(table, config.data, reads_label=deals_by_label)
+        source = with_columns(conversations, table, config.data, label_key=label_key)
+        return replace(source, notes=tuple(Note(f"{name}: {line}", is_warning=True) for line in lines))
     rows: list[Row] = [placed.row for placed in table.rows]
     return with_columns(rows, table, config.data, label_key=label_key)
 

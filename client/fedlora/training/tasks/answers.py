@@ -52,7 +52,7 @@ def find_answers(messages: Sequence[Message], is_learned: Sequence[bool], templa
     if found is None:
         return _by_words(messages, chosen, template)
     search = _Search(messages, template, found, last=chosen[-1])
-    left_out = [place + 1 for place, pieces in enumerate(found.pieces) if len(found.spans[place]) < len(pieces)]
+    left_out = [place + 1 for place, pieces in enumerate(found.pieces) if len(found.spans[place]) < len(set(pieces))]
     kept = [place for place in chosen if found.spans[place] or not found.pieces[place]]
     if chosen[-1] not in kept:
         raise ModelError(

@@ -1,8 +1,9 @@
 """Supervised fine-tuning of a causal language model: learn the answers, given what stands before them."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -13,8 +14,9 @@ from torch.nn import functional
 from fedlora.training.data.examples import Conversation, Examples
 from fedlora.training.tasks.end_of_turn import EndOfTurn, end_of
 from fedlora.training.tasks.generation import generate_answers
-from fedlora.training.tasks.rendering import Encoded, Rendered, encode_all, fitted, prompt_of, render_all
+from fedlora.training.tasks.rendering import Encoded, Rendered, encode_all, fate_of, fitted, prompt_of, render_all
 from fedlora.training.tasks.task import Batch
+from fedlora.training.tasks.template_messages import shown_notes
 
 _IGNORED = -100
 
@@ -29,11 +31,15 @@ class PreparedConversations:
         token_ids: n tensors int64 (num_tokens,).
         is_answer: n tensors bool (num_tokens,), which of them are learned.
         kept: int64 (n,), the places of these among the examples given; the others were too long.
+        fates: by code, how many examples are left out or cut.
+        notes: what the texts do not show of the conversations, in a line each.
     """
 
     token_ids: list[Tensor]
     is_answer: list[Tensor]
     kept: np.ndarray
+    fates: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -96,9 +102,12 @@ class CausalLm:
         """Return the conversations rendered and tokenised, without those that are too long.
 
         Raises:
-            FedloraError: the tokenizer or its chat template cannot render one.
+            FedloraError: the tokenizer or its chat template cannot render one, or not all of it.
         """
-        encoded = self._encoded(self._rendered(cast(Sequence[Conversation], examples.inputs)))
+        conversations = cast(Sequence[Conversation], examples.inputs)
+        rendered = self._rendered(conversations)
+        notes = shown_notes(conversations, [found.text for found in rendered], self._text_of)
+        encoded = self._encoded(rendered)
         if num_special := sum(one.has_special for one in encoded):
             logger.info(
                 'special tokens written out in %d of %d examples are taken as %s (task.special_tokens = "%s")',
@@ -109,8 +118,11 @@ class CausalLm:
             )
         kept: list[int] = []
         fitting: list[Encoded] = []
+        fates: Counter[str] = Counter()
         for place, found in enumerate(encoded):
             left = fitted(found, max_length=self._max_length, cuts=self._cuts)
+            if fate := fate_of(found, left, max_length=self._max_length, cuts=self._cuts):
+                fates[fate] += 1
             if left is not None:
                 kept.append(place)
                 fitting.append(left)
@@ -118,7 +130,26 @@ class CausalLm:
             [torch.tensor(found.token_ids) for found in fitting],
             [torch.tensor(found.is_answer) for found in fitting],
             np.array(kept, dtype=np.int64),
+            dict(fates),
+            notes,
         )
+
+    def _text_of(self, conversation: Conversation) -> str:
+        return self._rendered([conversation])[0].text
+
+    def references(self, conversations: Sequence[Conversation]) -> list[str]:
+        """Return each conversation's last answer as the model would write it: of a call or a thought as rendered."""
+        rendered = self._rendered(conversations)
+        references = []
+        for conversation, found in zip(conversations, rendered, strict=True):
+            answer = conversation.last_answer
+            if not answer.tool_calls and not answer.reasoning:
+                references.append(answer.content)
+                continue
+            begin, end = found.answers[-1]
+            ids = self.tokenizer(found.text[begin:end], add_special_tokens=False)["input_ids"]
+            references.append(self.tokenizer.decode(ids, skip_special_tokens=True).strip())
+        return references
 
     def prompts(self, conversations: Sequence[Conversation]) -> list[list[int]]:
         """Return the tokens of what stands before each conversation's last answer."""

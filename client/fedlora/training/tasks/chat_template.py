@@ -1,6 +1,6 @@
 """A chat template: messages as text, with where each message's words are in it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,10 +23,12 @@ class ChatTemplate:
     Attributes:
         tokenizer: transformers' own, of the run's model.
         given: Jinja, in place of the tokenizer's; None for that.
+        tools: what the assistant may call, as JSON schemas.
     """
 
     tokenizer: Any
     given: str | None = None
+    tools: tuple[Mapping[str, object], ...] = ()
 
     @property
     def is_there(self) -> bool:
@@ -80,6 +82,10 @@ class ChatTemplate:
 
     def _rendered(self, messages: Sequence[Message], *, asks: bool) -> str:
         rendered: str = self.tokenizer.apply_chat_template(
-            list(messages), chat_template=self.given, tokenize=False, add_generation_prompt=asks
+            list(messages),
+            tools=list(self.tools) or None,
+            chat_template=self.given,
+            tokenize=False,
+            add_generation_prompt=asks,
         )
         return rendered

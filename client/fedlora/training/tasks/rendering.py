@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedlora.common.errors import DataError, ModelError
+from fedlora.common.fates import ANSWER_CUT_OFF, CUT, NO_ANSWER, TOO_LONG
 from fedlora.training.data.examples import Conversation, Turn
 from fedlora.training.tasks.answers import find_answers
 from fedlora.training.tasks.chat_template import ChatTemplate
 from fedlora.training.tasks.marking import Message, Span
 from fedlora.training.tasks.special_tokens import Occurrence, SpecialTokens, Token
+from fedlora.training.tasks.template_messages import message_of
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,6 @@ class Encoded:
     token_ids: list[int]
     is_answer: list[bool]
     has_special: bool = False
-
-
-def message_of(turn: Turn) -> Message:
-    """Return a turn as chat templates take it."""
-    return {"role": turn.role, "content": turn.content}
-
-
-def is_learned(turn: Turn) -> bool:
-    """Return whether a turn is an answer to learn."""
-    return turn.role == "assistant"
 
 
 def render(
@@ -166,6 +158,15 @@ def fitted(encoded: Encoded, *, max_length: int, cuts: bool) -> Encoded | None:
     return encoded if any(encoded.is_answer[1:]) else None
 
 
+def fate_of(encoded: Encoded, left: Encoded | None, *, max_length: int, cuts: bool) -> str:
+    """Return the code of what becomes of a text of which `fitted` leaves `left`; nothing where all is left."""
+    if left is not None:
+        return CUT if len(left.token_ids) < len(encoded.token_ids) else ""
+    if len(encoded.token_ids) <= max_length:
+        return NO_ANSWER
+    return ANSWER_CUT_OFF if cuts else TOO_LONG
+
+
 def _typed(text: Rendered, written: Sequence[Occurrence], tokenizer: Any) -> list[Occurrence]:
     """Return those of the special tokens in a text that the data write out.
 
@@ -176,8 +177,7 @@ def _typed(text: Rendered, written: Sequence[Occurrence], tokenizer: Any) -> lis
     def overlaps(one: Occurrence, spans: Sequence[Span]) -> bool:
         return any(one.begin < end and begin < one.end for begin, end in spans)
 
-    spans = text.given if text.is_chat else ((0, len(text.text)),)
-    given = [overlaps(one, spans) for one in written]
+    given = [overlaps(one, text.given) for one in written]
     marks = {one.token_id for one, is_given in zip(written, given, strict=True) if not is_given}
     ends_learned = bool(text.answers) and text.answers[-1][1] == len(text.text)
     found = []
@@ -229,10 +229,13 @@ def _ended(text: Rendered, tokens: Sequence[Token], tokenizer: Any) -> tuple[lis
 def _rendered(conversation: Conversation, template: ChatTemplate, *, system: str) -> Rendered:
     turns = conversation.turns
     if conversation.style == "plain":
-        return _joined([(turn.content, turn.role == "assistant") for turn in turns])
+        return _joined([(turn.content, turn.is_answer) for turn in turns])
     if conversation.style == "instruction" and not template.is_there:
-        return _joined([part for turn in turns for part in _alpaca(turn)])
-    messages, learned = [message_of(turn) for turn in turns], [is_learned(turn) for turn in turns]
+        end = getattr(template.tokenizer, "eos_token", None) or ""
+        return _alpaca(turns, end=end)
+    template = replace(template, tools=conversation.tools) if conversation.tools else template
+    messages: list[Message] = [message_of(turn) for turn in turns]
+    learned = [turn.is_answer for turn in turns]
     if system == "merge":
         messages, learned = _merged(messages, learned)
     try:
@@ -291,16 +294,31 @@ def _takes_merged(messages: Sequence[Message], learned: Sequence[bool], template
     return True
 
 
-def _joined(parts: Sequence[tuple[str, bool]]) -> Rendered:
-    text, answers = "", []
-    for part, is_answer in parts:
+def _joined(parts: Sequence[tuple[str, bool]], *, controls: Sequence[int] = ()) -> Rendered:
+    """Return parts, each a text and whether it is an answer, as one; those at `controls` are not of the data."""
+    text, answers, given = "", [], []
+    for place, (part, is_answer) in enumerate(parts):
+        span = (len(text), len(text) + len(part))
         if is_answer:
-            answers.append((len(text), len(text) + len(part)))
+            answers.append(span)
+        if place not in controls:
+            given.append(span)
         text += part
-    return Rendered(text, tuple(answers), is_chat=False)
+    return Rendered(text, tuple(answers), is_chat=False, given=tuple(given))
 
 
-def _alpaca(turn: Turn) -> list[tuple[str, bool]]:
-    if turn.role == "assistant":
-        return [("### Response:\n", False), (turn.content, True)]
-    return [(f"### Instruction:\n{turn.content}\n\n" if turn.role == "user" else f"{turn.content}\n\n", False)]
+def _alpaca(turns: Sequence[Turn], *, end: str) -> Rendered:
+    """Return turns as Alpaca's prompt; `end` is put behind each answer that others follow."""
+    parts: list[tuple[str, bool]] = []
+    ends: list[int] = []
+    for turn in turns:
+        if turn.role != "assistant":
+            parts.append(
+                (f"### Instruction:\n{turn.content}\n\n" if turn.role == "user" else f"{turn.content}\n\n", False)
+            )
+            continue
+        parts += [("### Response:\n", False), (turn.content, turn.is_learned)]
+        if turn is not turns[-1]:
+            ends.append(len(parts))
+            parts += [(end, turn.is_learned), ("\n\n", False)]
+    return _joined(parts, controls=ends)

@@ -41,7 +41,9 @@ class Task(Protocol[P]):
     Attributes:
         metric_name: what `judge` returns beside the loss, such as "accuracy".
 
-    What `prepare` returns may have `kept`, int64 (n,): the places of the examples that can be used, where not all can.
+    What `prepare` returns may have `kept`, int64 (n,): the places of the examples that can be used, where not all can;
+    `fates`, by the codes of `fedlora.common.fates` how many examples are left out or cut; and `notes`, in a line each
+    what else a user should know of them.
     """
 
     metric_name: str

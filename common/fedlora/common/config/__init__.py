@@ -16,6 +16,7 @@ from fedlora.common.config.federation import (
     PlainMethod,
     RobustSection,
 )
+from fedlora.common.config.idle import Occasion, idle_settings
 from fedlora.common.config.run import RunConfig, RunSection
 from fedlora.common.config.section import Count, Fraction, Section
 from fedlora.common.config.sources import (
@@ -66,6 +67,7 @@ __all__ = [
     "LoraFairTwoSidedMethod",
     "LoraSection",
     "ModelSection",
+    "Occasion",
     "OwnMethod",
     "OwnTask",
     "PartitionSection",
@@ -80,4 +82,5 @@ __all__ = [
     "TaskSection",
     "TextFormat",
     "TrainSection",
+    "idle_settings",
 ]

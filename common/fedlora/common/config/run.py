@@ -88,6 +88,7 @@ class RunConfig(Section):
                 (self.evaluation.generate, "evaluation.generate"),
                 (self.federation.weighting == "tokens", 'federation.weighting = "tokens"'),
                 (self.data.format != "auto", "data.format"),
+                (self.data.ignore != (), "data.ignore"),
             ):
                 if is_set:
                     raise ValueError(f"{key} is for task.kind = causal_lm; this run is {self.task.kind}")

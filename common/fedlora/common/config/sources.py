@@ -114,6 +114,9 @@ class DataSection(Section):
     prompt: str = Field("prompt", description="the prompt's column (prompt_completion)")
     completion: str = Field("completion", description="the answer's column (prompt_completion)")
     image: str = Field("image", description="the picture's column (tables of pictures)")
+    ignore: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="of causal_lm: columns and message keys that are left aside on purpose"
+    )
     label: str = Field("label", description="the label's column (text data, tables of pictures)")
     labels: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (), description="the vocabulary, which a deployment must name; empty: the labels that the data have"

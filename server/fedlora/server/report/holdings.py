@@ -15,6 +15,7 @@ from fedlora.server.report.drawing import (
     short,
     themed_svg,
 )
+from fedlora.server.report.left_out import LeftOut, left_out
 from fedlora.server.report.markup import NOTHING, Html, element, figure, paragraph, section, table
 from fedlora.server.report.wording import count_text
 
@@ -49,6 +50,8 @@ class Holdings:
         labels: the vocabulary, in the order of `by_label`; () where there is none, or it is not told who holds which.
         num_test: the held-out examples.
         partition: how the examples came to the clients, in a sentence.
+        left_out: the sets of which not all examples are used as they are.
+        unread: what of the data nobody reads, in a line each.
     """
 
     clients: Sequence[Holding]
@@ -56,6 +59,8 @@ class Holdings:
     num_test: int = 0
     partition: str = ""
     noun: str = field(default="client", kw_only=True)
+    left_out: Sequence[LeftOut] = field(default=(), kw_only=True)
+    unread: Sequence[str] = field(default=(), kw_only=True)
 
 
 def who_holds_what(holdings: Holdings | None) -> Html:
@@ -70,6 +75,7 @@ def who_holds_what(holdings: Holdings | None) -> Html:
         paragraph(holdings.partition, _about(holdings)),
         element("div", figure(title, _chart(holdings, title), keys=keys), class_="wide"),
         element("details", element("summary", f"Every {holdings.noun} in numbers"), _table(holdings)),
+        left_out(holdings.left_out, holdings.unread, noun=holdings.noun),
     )
 
 

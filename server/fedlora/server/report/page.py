@@ -50,6 +50,7 @@ def render_report(
     shown_answers: Sequence[ShownAnswer] = (),
     holdings: Holdings | None = None,
     load_code: str = "",
+    notes: Sequence[str] = (),
     versions: Mapping[str, str] | None = None,
 ) -> str:
     """Return the report as the text of one HTML file.
@@ -65,6 +66,7 @@ def render_report(
         shown_answers: held-out prompts with the answers generated before training and at the end.
         holdings: who holds what.
         load_code: the Python that loads the adapter.
+        notes: on the run file, in a line each, such as settings that do nothing.
         versions: of the software, by name.
 
     Raises:
@@ -91,7 +93,7 @@ def render_report(
         sections.time(reports),
         sections.refused(reports),
         _load(load_code),
-        section("Configuration", details("The run file", element("pre", element("code", config_toml)))),
+        section("Configuration", _notes(notes), details("The run file", element("pre", element("code", config_toml)))),
     )
     return "<!DOCTYPE html>\n" + element(
         "html", _head(title), element("body", head, body, _versions(versions or {})), lang="en"
@@ -108,6 +110,10 @@ def _head(title: str) -> Html:
         element("title", f"{title} \N{EN DASH} fedlora"),
         element("style", trusted(style)),
     )
+
+
+def _notes(notes: Sequence[str]) -> Html:
+    return element("ul", *(element("li", prose(note)) for note in notes)) if notes else NOTHING
 
 
 def _load(load_code: str) -> Html:
