@@ -37,9 +37,6 @@ def print_preview(console: Console, preview: DataPreview, *, client: str | None)
     if preview.lengths is not None:
         console.print(Text("\n".join(_lengths(preview.lengths, of="" if client is None else f" of {client}"))))
         console.print()
-    if preview.notes:
-        console.print(Text(printable("\n".join(preview.notes))))
-        console.print()
     console.print(_counts_table(preview))
     console.print(Text(f"{count_text(preview.num_test, 'example')} held out for the test"))
     for note in preview.notes:

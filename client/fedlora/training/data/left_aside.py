@@ -9,6 +9,7 @@ from fedlora.common.config import DataSection
 from fedlora.common.errors import DataError
 from fedlora.training.data.columns import shown
 from fedlora.training.data.examples import Row
+from fedlora.training.data.json_values import json_value
 from fedlora.training.data.messages import LEARNED_KEYS, READ_KEYS, REASONING_KEYS, ROLES, is_given
 
 _SYSTEM_AND_TOOLS = ("system", "system_prompt", "tools", "functions")
@@ -152,6 +153,6 @@ def _messages_in(row: Row, data: DataSection, format_name: str) -> Iterator[Mapp
         value = row.get(column)
         if isinstance(value, str) and value.lstrip().startswith("["):
             with suppress(json.JSONDecodeError):
-                value = json.loads(value)
+                value = json_value(value)
         if isinstance(value, list):
             yield from (message for message in value if isinstance(message, Mapping))

@@ -7,6 +7,7 @@ from typing import Any
 from fedlora.common.errors import DataError
 from fedlora.training.data.columns import checked_text, shown
 from fedlora.training.data.examples import Role, Turn
+from fedlora.training.data.json_values import json_value
 from fedlora.training.data.source import enumeration
 
 ROLES: Mapping[str, Role] = {
@@ -235,7 +236,7 @@ def _call(call: object, what: str) -> Mapping[str, object]:
 
 def _parsed(text: str, what: str) -> Any:
     try:
-        return json.loads(text)
+        return json_value(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{what}: not JSON ({error.msg}, character {error.pos + 1})") from error
 
