@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
+from fedlora.cli.logs import terminal_to_ourselves
 from fedlora.cli.outcome_view import outcome_lines, refusal_lines, scores_table
 from fedlora.cli.run_view import RunView, advance, plain_lines, run_panel
 from fedlora.common.run_folder import BEST_FOLDER
@@ -88,7 +89,7 @@ def _renewing_panel(view: RunView, console: Console, metric_name: Callable[[], s
         with lock:
             view = _after(view, event, metric_name)
 
-    with Live(get_renderable=show, console=console, refresh_per_second=4):
+    with Live(get_renderable=show, console=console, refresh_per_second=4), terminal_to_ourselves():
         try:
             yield listen
         finally:
