@@ -28,6 +28,7 @@ from fedlora.common.config import RunConfig
 from fedlora.common.run_file import to_toml
 from fedlora.doctor import accelerator, identity, machine, model, network, packages
 from fedlora.doctor.finding import Finding, findings_of, ok
+from fedlora.doctor.quantising import quantising_error
 from fedlora.doctor.subject import Subject, subject_of
 from fedlora.server.authority import Authority
 
@@ -161,6 +162,21 @@ def test_quantised_weights_without_a_gpu_are_a_problem(vision_run: MakeRun) -> N
     assert (finding.status, finding.remedy) == ("problem", "--set model.quantization=none")
     wanted = Subject(run=vision_run(train={"device": "cuda"}))
     assert by_check(accelerator.torch_and_gpus(wanted))["gpu"].status == "problem"
+
+
+def test_a_quantising_library_is_tried_where_its_noise_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bitsandbytes").mkdir()
+    package = tmp_path / "bitsandbytes" / "__init__.py"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    noise = "import atexit, os\nos.write(2, b'noise')\natexit.register(os.write, 2, b'more noise')\n"
+    package.write_text(f"{noise}raise RuntimeError('built for\\nanother CUDA')")
+    assert quantising_error() == "RuntimeError: built for another CUDA (exit code 1)"
+    package.write_text("import os\nos.write(2, b'cannot go on')\nos._exit(9)")
+    assert quantising_error() == "cannot go on (exit code 9)"
+    assert capfd.readouterr() == ("", "")
+    assert "bitsandbytes" not in sys.modules or not str(sys.modules["bitsandbytes"].__file__).startswith(str(tmp_path))
 
 
 def _has_cuda() -> bool:

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
+from fedlora.cli.logs import terminal_to_ourselves
 from fedlora.cli.notes_view import note_lines
 from fedlora.cli.outcome_view import outcome_lines, refusal_lines, scores_table
 from fedlora.cli.run_view import RunView, advance, plain_lines, run_panel
@@ -90,7 +91,7 @@ def _renewing_panel(view: RunView, console: Console, metric_name: Callable[[], s
             view = _after(view, event, metric_name)
         _print_lines(console, note_lines(event))
 
-    with Live(get_renderable=show, console=console, refresh_per_second=4):
+    with Live(get_renderable=show, console=console, refresh_per_second=4), terminal_to_ourselves():
         try:
             yield listen
         finally:

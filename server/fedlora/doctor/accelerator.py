@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fedlora.doctor.finding import Finding, ok, problem, warning
+from fedlora.doctor.quantising import quantising_error
 from fedlora.doctor.subject import Subject
 
 _GIB = 1 << 30
@@ -68,13 +69,8 @@ def bitsandbytes(subject: Subject) -> Iterator[Finding]:
         else:
             yield ok("bitsandbytes", "not installed; only model.quantization needs it")
         return
-    try:
-        _quantise_something()
-    # What a library that was built for another CUDA raises, has no one class.
-    except Exception as error:
-        words = " ".join(str(error).split())[:150]
-        found = f"{version('bitsandbytes')} does not work here ({type(error).__name__}: {words})"
-        remedy = "pip install --upgrade bitsandbytes"
+    if error := quantising_error():
+        found, remedy = f"{version('bitsandbytes')} does not work here ({error})", "pip install --upgrade bitsandbytes"
         yield problem("bitsandbytes", found, remedy) if is_wanted else warning("bitsandbytes", found, remedy)
     else:
         yield ok("bitsandbytes", f"{version('bitsandbytes')} quantises on this GPU")
@@ -89,19 +85,6 @@ def _gpu(number: int) -> Finding:
     if free < _LEAST_FREE_SHARE * total:
         return warning("gpu", f"{found}; others use it", "nvidia-smi")
     return ok("gpu", found)
-
-
-def _quantise_something() -> None:
-    import torch
-    from bitsandbytes.functional import (  # type: ignore[import-not-found,unused-ignore]
-        dequantize_4bit,
-        quantize_4bit,
-    )
-
-    weight = torch.linspace(-1, 1, 4096, device="cuda").reshape(64, 64)
-    packed, state = quantize_4bit(weight, quant_type="nf4")
-    if not torch.allclose(dequantize_4bit(packed, state), weight, atol=0.2):
-        raise RuntimeError("4 bits and back gives other numbers")
 
 
 def _has_driver() -> bool:
