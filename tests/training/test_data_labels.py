@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fedlora.client.source import OwnSite, WorkbenchSource
@@ -171,6 +172,10 @@ def test_rows_of_a_data_set_are_pairs_of_the_columns_that_the_run_names() -> Non
     assert data.labels == ("glad", "sad")
     assert data.clients["a"].training.inputs == ["t0", "t1", "t2", "t3"]
     assert data.clients["a"].training.labels.tolist() == [1, 0, 1, 0]
+    as_tensors = federated_data_from(
+        {"a": rows.with_format("torch"), "b": [("u", np.array(0)), ("v", torch.tensor(1))]}
+    )
+    assert as_tensors.labels == ("0", "1", "glad", "sad")
     hidden = datasets.Dataset.from_list([{"text": "t", "label": -1}], features=features)
     with pytest.raises(DataError, match=r"test set '', example 0: label -1; expected 0 to 1"):
         federated_data_from({"a": rows}, hidden)

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from fedlora.common.config import DataSection
 from fedlora.common.errors import DataError
 from fedlora.training.data.columns import value_in
@@ -21,6 +19,11 @@ def label_names_of(data_set: object, column: str) -> Sequence[str] | None:
     return names
 
 
+def plain_label(label: Any) -> Any:
+    """Return a label, which numpy or torch may hold as an array without dimensions, as Python's own value."""
+    return label.item() if getattr(label, "ndim", None) == 0 else label
+
+
 def labelled_row(row: Row, columns: DataSection, names: Sequence[str] | None, *, where: str) -> tuple[Any, Any]:
     """Return a row's text, or else its picture, and its label: a number as the name that it stands for.
 
@@ -29,12 +32,12 @@ def labelled_row(row: Row, columns: DataSection, names: Sequence[str] | None, *,
     """
     column = next((name for name in (columns.text, *_PICTURES) if name in row), columns.text)
     given = value_in(row, column, key="data.text", where=where)
-    label = value_in(row, columns.label, key="data.label", where=where)
-    if names is None or isinstance(label, bool) or not isinstance(label, int | np.integer):
+    label = plain_label(value_in(row, columns.label, key="data.label", where=where))
+    if names is None or isinstance(label, bool) or not isinstance(label, int):
         return given, label
     if not 0 <= label < len(names):  # -1 is the label that a test set keeps to itself
         raise DataError(
             f"{where}: label {label}; expected 0 to {len(names) - 1}, a number of the data set's labels; "
             "remove the example if it has none"
         )
-    return given, names[int(label)]
+    return given, names[label]
