@@ -35,7 +35,7 @@ from fedlora.training.data.examples import (
 from fedlora.training.data.federated import deal_out
 from fedlora.training.data.given_pictures import opened_input
 from fedlora.training.data.given_splits import refuse_clients_named_as_splits
-from fedlora.training.data.labelled_rows import label_names_of, labelled_row
+from fedlora.training.data.labelled_rows import label_names_of, labelled_row, plain_label
 from fedlora.training.data.left_aside import left_aside
 from fedlora.training.data.picture_reading import PictureReading, Wanted, notes_on, read_pictures
 from fedlora.training.data.pictures import Opened, same_channels
@@ -255,7 +255,8 @@ def _pair(given: Given, columns: DataSection, *, is_text: bool) -> Pair:
             f"{given.where}: a {type(example).__name__}; expected a pair (input, label), or a mapping with the columns "
             f"{expected!r} and {columns.label!r}"
         )
-    return Pair(given.where, given.group, *example)
+    found, label = example
+    return Pair(given.where, given.group, found, plain_label(label))
 
 
 def _require_examples(clients: Mapping[str, Dataset]) -> None:
@@ -280,7 +281,7 @@ def _word(pair: Pair, labels: Sequence[str] | None) -> str:
     """Return the pair's label as a word of the vocabulary."""
     if isinstance(pair.label, str):
         return label_in(pair.label, labels or (), f"{pair.where}: the label")
-    if not isinstance(pair.label, int | np.integer):
+    if not isinstance(pair.label, int):
         raise DataError(f"{pair.where}: a label of type {type(pair.label).__name__}; expected int or str")
     if labels is None:
         return label_in(int(pair.label), (), f"{pair.where}: the label")

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from fedlora.common.config import DataSection
 from fedlora.common.errors import DataError
 from fedlora.training.data.columns import value_in
@@ -21,6 +19,11 @@ def label_names_of(data_set: object, column: str) -> Sequence[str] | None:
     return names
 
 
+def plain_label(label: Any) -> Any:
+    """Return a label, which numpy or torch may hold as an array without dimensions, as Python's own value."""
+    return label.item() if getattr(label, "ndim", None) == 0 else label
+
+
 def labelled_row(
     row: Row, columns: DataSection, names: Sequence[str] | None, *, is_text: bool, where: str
 ) -> tuple[Any, Any]:
@@ -32,12 +35,12 @@ def labelled_row(
     names_of_inputs = (columns.text,) if is_text else (columns.image, *_PICTURES)
     column = next((name for name in names_of_inputs if name in row), names_of_inputs[0])
     given = value_in(row, column, key="data.text" if is_text else "data.image", where=where)
-    label = value_in(row, columns.label, key="data.label", where=where)
-    if names is None or isinstance(label, bool) or not isinstance(label, int | np.integer):
+    label = plain_label(value_in(row, columns.label, key="data.label", where=where))
+    if names is None or isinstance(label, bool) or not isinstance(label, int):
         return given, label
     if not 0 <= label < len(names):  # -1 is the label that a test set keeps to itself
         raise DataError(
             f"{where}: label {label}; expected 0 to {len(names) - 1}, a number of the data set's labels; "
             "remove the example if it has none"
         )
-    return given, names[int(label)]
+    return given, names[label]
