@@ -179,6 +179,43 @@ def test_arrays_of_an_archive_and_from_python_are_scaled_alike(
         )
 
 
+def tag_of_tiff(content: bytes, tag: int, value: int) -> bytes:
+    """Return a little-endian TIFF with another value of a short tag."""
+    place = next(
+        place for place in range(8, len(content) - 12) if struct.unpack_from("<HHI", content, place) == (tag, 3, 1)
+    )
+    return content[: place + 8] + struct.pack("<HH", value, 0) + content[place + 12 :]
+
+
+def test_unsigned_values_of_32_bits_are_no_negative_ones_and_white_at_0_is_refused(tmp_path: Path) -> None:
+    plain = BytesIO()
+    values = np.linspace(-(2**31), 2**31 - 1, 64).astype(np.int32).reshape(8, 8)
+    Image.fromarray(values).save(plain, "TIFF")
+    path = folder(tmp_path, dtype=np.uint8, top=255) / "a" / "up" / "x.tiff"
+
+    path.write_bytes(tag_of_tiff(plain.getvalue(), 339, 1))
+    ends = load_federated_data(run(tmp_path)).pixel_range
+    assert ends is not None
+    assert ends[0] >= 0
+    assert ends[1] > 2**31
+    path.write_bytes(tag_of_tiff(plain.getvalue(), 339, 2))
+    assert load_federated_data(run(tmp_path)).pixel_range == (-(2**31), 2**31 - 1)
+
+    inverted = BytesIO()
+    Image.fromarray((RAMP * 4095).astype(np.uint16)).save(inverted, "TIFF")
+    path.write_bytes(tag_of_tiff(inverted.getvalue(), 262, 0))
+    with pytest.raises(DataError, match=r"x.tiff: .*16 bits with white at 0 \(PhotometricInterpretation 0\); save it"):
+        load_federated_data(run(tmp_path))
+
+
+def test_a_range_for_pictures_of_8_bits_changes_nothing_and_that_is_said(tmp_path: Path) -> None:
+    folder(tmp_path, dtype=np.uint8, top=255)
+    plain, given = load_federated_data(run(tmp_path)), load_federated_data(run(tmp_path, pixel_range=[0, 4095]))
+    assert np.array_equal(grey_values(plain), grey_values(given))
+    assert "!" in texts(given)
+    assert "no picture is deeper than 8 bits, so that task.pixel_range = [0, 4095] changes nothing" in texts(given)
+
+
 def test_pictures_that_seem_normalised_already_are_warned_of() -> None:
     normal = (RAMP - 0.485) / 0.229
     data = federated_data_from({"a": [(normal, 0), (normal, 1)]}, image_size=8)

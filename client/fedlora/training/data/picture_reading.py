@@ -34,6 +34,7 @@ class PictureReading:
 
     Attributes:
         ends: black and white of those deeper than 8 bits; None where there are none.
+        unneeded: the range that the run gives for such pictures where there are none.
         is_guessed: whether `ends` were found from the pictures themselves.
         num_deep: how many are deeper than 8 bits, with values in `spread`.
         num_clipped, num_values_clipped: pictures with values outside of `ends`, and such values.
@@ -42,6 +43,7 @@ class PictureReading:
 
     num_pictures: int
     ends: Ends | None = None
+    unneeded: Ends | None = None
     is_guessed: bool = False
     num_deep: int = 0
     spread: Spread | None = None
@@ -92,7 +94,7 @@ def read_pictures(
         done = Counter(words for all_done, _, _ in seen for words in all_done)
         deep = {index: spread for index, (_, spread, _) in enumerate(seen) if spread is not None}
         if not deep:
-            return PictureReading(len(wheres), done=done)
+            return PictureReading(len(wheres), unneeded=given, done=done)
         spread = joined(deep.values())
         ends = given or fitting_range(spread)
         if wanted is None:
@@ -100,7 +102,16 @@ def read_pictures(
         if given is None:
             list(pool.map(second, deep))
     outside = [count for _, _, count in seen if count]
-    return PictureReading(len(wheres), ends, given is None, len(deep), spread, len(outside), sum(outside), done)
+    return PictureReading(
+        len(wheres),
+        ends,
+        is_guessed=given is None,
+        num_deep=len(deep),
+        spread=spread,
+        num_clipped=len(outside),
+        num_values_clipped=sum(outside),
+        done=done,
+    )
 
 
 def notes_on(reading: PictureReading, *, origin: str) -> list[Note]:
@@ -109,6 +120,9 @@ def notes_on(reading: PictureReading, *, origin: str) -> list[Note]:
         Note(f"{origin}: {count:,} of {reading.num_pictures:,} pictures {words}", is_warning=words == FIRST_FRAME)
         for words, count in sorted(reading.done.items())
     ]
+    if reading.unneeded is not None:
+        unneeded = f"task.pixel_range = {range_text(reading.unneeded)} changes nothing"
+        notes.append(Note(f"{origin}: no picture is deeper than 8 bits, so that {unneeded}", is_warning=True))
     if reading.ends is None or reading.spread is None:
         return notes
     spread, ends = reading.spread, range_text(reading.ends)
