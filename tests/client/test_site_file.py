@@ -86,8 +86,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "data": {
             "path": "north.csv", "only_group": "ward 3", "test": 0.25, "validation": 0.0,
             "format": "prompt_completion", "text": "note", "prompt": "question", "completion": "reply",
-            "label": "diagnosis", "group": "ward", "split_by": "patient",
-                "splits": "off", "image": "scan",
+            "ignore": ("tone",), "label": "diagnosis", "group": "ward", "split_by": "patient",
+            "splits": "off", "image": "scan",
         },
         "model": {"path": "base"},
         "limits": {

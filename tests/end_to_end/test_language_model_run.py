@@ -127,7 +127,8 @@ def test_kept_moments_and_a_start_out_of_the_base_weights_do_not_depend_on_the_w
 
 
 def test_a_client_whose_examples_are_all_too_long_is_told_what_to_do(chat_run: MakeRun, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"all \d+ examples are longer than task\.max_length.*too_long = \"cut\""):
+    told = r"all \d+ training examples are left out: longer than task\.max_length.*too_long = \"cut\""
+    with pytest.raises(RunError, match=told):
         run(chat_run(task={"max_length": 8}), tmp_path / "run")
 
 
