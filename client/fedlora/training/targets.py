@@ -78,14 +78,15 @@ def targets_of(
     if lost := [path for path in kept if path in unreached]:
         reached = [path for path in kept if path not in unreached]
         pattern = expression_for(lost, kept)
-        what = (
-            f"{len(lost)} of the {len(kept)} layers of {name} that it matches get no gradient from this task's inputs"
-        )
         if not reached:
             raise ModelError(
-                f"lora.target_modules: all {what.partition(' of the ')[2]}, such as {lost[0]}; name others"
+                f"lora.target_modules: all {len(kept)} layers of {name} that it matches get no gradient from this "
+                f"task's inputs, such as {lost[0]}; name others"
             )
-        notes += (f"{what}, and are left out, as by lora.exclude_modules = '{pattern}'",)
+        notes += (
+            f"lora.target_modules matches {len(kept)} layers of {name}, of which {len(lost)} get no gradient from this "
+            f"task's inputs and are left out, as by lora.exclude_modules = '{pattern}'",
+        )
         excluded, kept = _also(excluded, lost, kept), reached
     if isinstance(modules, str) and _is_rewritten(module, modules):
         modules = tuple(kept)
