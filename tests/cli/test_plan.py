@@ -11,7 +11,7 @@ import torch
 
 from fedlora.adapters import Adapter, LoraLayer, pack
 from fedlora.adapters.differences import Precision, encode_file
-from fedlora.aggregation import METHODS, aggregate
+from fedlora.aggregation import METHODS, FedExLora, aggregate
 from fedlora.cli.plan import too_large
 from fedlora.cli.plan_server import server_cost
 from fedlora.cli.plan_traffic import traffic_of
@@ -131,6 +131,26 @@ def test_a_change_of_the_base_weights_grows_as_the_aggregation_makes_it_grow(nam
     )
     assert traffic.down_last == pytest.approx(len(pack(start)), rel=0.03)
     assert traffic.down < traffic.down_last
+
+
+@pytest.mark.parametrize("residual_rank", [4, 10_000])
+@pytest.mark.parametrize("num_rounds", [1, 2, 3, 40])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_a_bounded_or_dense_change_takes_what_its_encoded_file_takes(
+    tmp_path: Path, residual_rank: int, num_rounds: int, precision: Precision
+) -> None:
+    method, starts = FedExLora(residual_rank=residual_rank), [adapter_of(0)]
+    for number in range(1, num_rounds):
+        updates = {str(place): adapter_of(3 * number + place) for place in range(3)}
+        starts.append(aggregate(updates, method=method, reference=starts[-1], measure=False).adapter)
+    traffic = traffic_of(
+        starts[0], method, num_clients=3, num_rounds=num_rounds, precision=precision, init_changes_base=False
+    )
+    for name, adapter in (("before", starts[max(0, num_rounds - 2)]), ("last", starts[-1])):
+        (tmp_path / name).write_bytes(pack(adapter))
+    encode_file(tmp_path / "last", tmp_path / "encoded", reference=tmp_path / "before", precision=precision)
+    # The names of the change's tensors are not counted, and these layers are tiny.
+    assert traffic.down_last == pytest.approx((tmp_path / "encoded").stat().st_size, rel=0.08)
 
 
 def test_pairs_out_of_the_base_weights_take_a_change_of_their_rank_along() -> None:

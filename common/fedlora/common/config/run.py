@@ -114,7 +114,7 @@ class RunConfig(Section):
                 f"lora.init = {self.lora.init!r} takes the whole first pair out of the base weights, and clients of a "
                 "smaller rank would lack the rest of it; remove lora.client_ranks, or take default"
             )
-        largest = max(self.lora.rank, *self.lora.rank_pattern.values())
+        largest = max((self.lora.rank, *self.lora.rank_pattern.values()))
         residual_rank = getattr(self.aggregation, "residual_rank", None)
         if self.lora.init in BASE_CHANGING_INITS and residual_rank is not None and residual_rank <= largest:
             raise ValueError(
