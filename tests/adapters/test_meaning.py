@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedlora.adapters import Adapter, LoraLayer, load_adapter, with_base_change_inside
 from fedlora.adapters.meaning import difference_in_meaning, refuse_another_product, refuse_unknown
-from fedlora.adapters.settings import plain_config
+from fedlora.adapters.settings import fitted_config, plain_config
 from fedlora.adapters.targets import layer_not_chosen
 from fedlora.aggregation import aggregate
 from fedlora.common.errors import AdapterError
@@ -225,8 +225,11 @@ def test_what_a_batch_norm_counts_is_no_leftover() -> None:
 
 def test_a_missing_rank_and_alpha_are_pefts_defaults() -> None:
     adapter = load_adapter(PAIR, {"peft_type": "LORA"})
-    assert adapter.layers["first"].scaling == 8 / 2
-    assert (adapter.config["r"], adapter.config["lora_alpha"]) == (LoraConfig().r, LoraConfig().lora_alpha)
+    assert adapter.layers["first"].scaling == LoraConfig().lora_alpha / 2
+    assert adapter.config["lora_alpha"] == LoraConfig().lora_alpha
+    assert LoraConfig().r == 8
+    fitted = fitted_config(adapter.config, adapter.layers)
+    assert (fitted["r"], fitted["lora_alpha"]) == (2, 8)
 
 
 def test_a_folder_that_holds_the_adapter_further_inside_is_named(tmp_path: Path) -> None:

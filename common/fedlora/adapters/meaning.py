@@ -8,11 +8,8 @@ leaves what the trained tensors mean as it is.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedlora.adapters.settings import SHAPE_KEYS
+from fedlora.adapters.settings import PEFT_ALPHA, SHAPE_KEYS
 from fedlora.common.errors import AdapterError
-
-# What PEFT takes where a file has no such key.
-PEFT_DEFAULTS: Mapping[str, object] = {"r": 8, "lora_alpha": 8}
 
 # Under these a layer's change is not scaling * B @ A.
 _ANOTHER_PRODUCT = {
@@ -53,6 +50,11 @@ _KNOWN = frozenset(
         "loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config", "runtime_config",
     )
 )  # fmt: skip
+
+
+def with_pefts_alpha(config: Mapping[str, object]) -> dict[str, object]:
+    """Return a configuration with an alpha: where it has none, that which PEFT takes then."""
+    return {**config} if "lora_alpha" in config else {**config, "lora_alpha": PEFT_ALPHA}
 
 
 def refuse_another_product(config: Mapping[str, object], *, origin: str) -> None:

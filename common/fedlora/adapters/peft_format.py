@@ -17,7 +17,7 @@ from fedlora.adapters.adapter import Adapter, LoraLayer
 from fedlora.adapters.concatenation import with_base_change_inside
 from fedlora.adapters.dense_change import dense_pair
 from fedlora.adapters.keys import PREFIX, Layout, layer_from, layout_of, named_tensors, to_state_dict
-from fedlora.adapters.meaning import PEFT_DEFAULTS, refuse_another_product, refuse_unknown
+from fedlora.adapters.meaning import refuse_another_product, refuse_unknown, with_pefts_alpha
 from fedlora.adapters.on_demand import OnDemand
 from fedlora.adapters.settings import SCALING_KEYS, plain_config, scaling_of
 from fedlora.adapters.tensor_file import TensorFile
@@ -58,7 +58,7 @@ def load_adapter(
         return Adapter(dict(stored.layers), dict(stored.dense), stored.config, stored.base_change)
     if config is None:
         raise ValueError("a state dict needs its LoraConfig: load_adapter(state_dict, lora_config)")
-    content = {**PEFT_DEFAULTS, **plain_config(config if isinstance(config, Mapping) else config.to_dict())}
+    content = with_pefts_alpha(plain_config(config if isinstance(config, Mapping) else config.to_dict()))
     adapter = _trained(from_state_dict(source, content, origin="state dict"), origin="state dict")
     refuse_unknown(content, origin="state dict")
     return adapter
@@ -257,7 +257,7 @@ def _read_config(path: Path) -> dict[str, object]:
     config.setdefault("peft_type", None)  # Of a file without it nobody knows what it is.
     refuse_another_product(config, origin=str(path))
     refuse_unknown(config, origin=str(path))
-    return {**PEFT_DEFAULTS, **config}
+    return with_pefts_alpha(config)
 
 
 def _open_tensors(folder: Path) -> TensorFile:

@@ -10,6 +10,9 @@ import torch
 
 from fedlora.adapters.adapter import LoraLayer
 
+# What PEFT takes of a file without them.
+PEFT_RANK, PEFT_ALPHA = 8, 8
+
 # The part of a configuration that `scaling_of` reads.
 SCALING_KEYS = ("lora_alpha", "alpha_pattern", "use_rslora")
 
@@ -54,7 +57,8 @@ def plain_config(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def _fits(path: str, layer: LoraLayer, config: Mapping[str, object]) -> bool:
-    rank = _of_pattern(path, config.get("rank_pattern"), config.get("r", layer.rank))
+    otherwise = config.get("r", PEFT_RANK if "peft_type" in config else layer.rank)
+    rank = _of_pattern(path, config.get("rank_pattern"), otherwise)
     return rank == layer.rank and math.isclose(scaling_of(path, layer.rank, config), layer.scaling)
 
 
