@@ -216,3 +216,8 @@ def test_many_chats_are_rendered_as_each_alone(tokenizer: Any) -> None:
     chats = [chat(*PLAIN), chat(*THINKING, system="S"), chat("q", "a")]
     assert render_all(chats, tokenizer, QWEN_LIKE) == [render(one, tokenizer, QWEN_LIKE) for one in chats]
     assert len(encode_all(render_all(chats, tokenizer, QWEN_LIKE), tokenizer)) == 3
+
+
+def test_a_last_answer_that_is_all_a_mark_of_thoughts_leaves_the_others_their_end(tokenizer: Any) -> None:
+    answers = learned(render(chat("ab", "cd", "e", "</think>"), tokenizer, QWEN_LIKE), tokenizer)
+    assert answers[0] == "cd<|end|>"

@@ -61,7 +61,7 @@ def find_answers(messages: Sequence[Message], is_learned: Sequence[bool], templa
         )
     answers = tuple(search.answer(place) for place in kept)
     end = search.end
-    if not found.spans[chosen[-1]]:
+    if end is None:
         end = _tail_by_words(messages[chosen[-1]], found.text[slice(*answers[-1])])
     return Found(found.text, answers, search.given, end, tuple(left_out), search.unanswered)
 
@@ -74,7 +74,7 @@ class _Search:
         last: the place of the last answer.
         headers: by the role before an answer, what stands between its words and the answer's, where it was first seen.
         shared: the same, as far as a template that asks otherwise than it answers has it in both.
-        end: what ends the last answer's turn.
+        end: what ends the last answer's turn; None where that cannot be told without its words.
         unanswered: what such a template has where it asks, and not where it answers.
     """
 
@@ -84,7 +84,7 @@ class _Search:
     last: int
     headers: dict[str, str] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
-    end: str = ""
+    end: str | None = None
     unanswered: str = ""
 
     @cached_property
@@ -93,9 +93,9 @@ class _Search:
         return tuple(sorted(span for spans in self.whole.spans for span in spans))
 
     def __post_init__(self) -> None:
-        if self.last == len(self.messages) - 1:
-            self.end = _tail(self.whole, self.last)
-        elif (alone := self.template.located(self.messages[: self.last + 1])) is not None:
+        is_last = self.last == len(self.messages) - 1
+        alone = self.whole if is_last else self.template.located(self.messages[: self.last + 1])
+        if alone is not None and alone.spans[self.last]:
             self.end = _tail(alone, self.last)
 
     def answer(self, place: int) -> Span:
@@ -180,7 +180,7 @@ class _Search:
     def _end(self, place: int) -> int | None:
         """Return where the answer's turn ends; None where that is not clear."""
         end = self.whole.behind(place, with_space=False)
-        if (length := _offset(self.whole.text[end:], self.end)) is not None:
+        if self.end is not None and (length := _offset(self.whole.text[end:], self.end)) is not None:
             return end + length
         alone = self.template.located(self.messages[: place + 1])
         if alone is None or not alone.spans[place]:
@@ -191,7 +191,7 @@ class _Search:
 
 def _tail(found: Located, place: int) -> str:
     """Return what ends the turn of the last message, without the white space about it."""
-    return found.text[found.behind(place, with_space=False) :].strip() if found.spans[place] else ""
+    return found.text[found.behind(place, with_space=False) :].strip()
 
 
 def _offset(text: str, beginning: str) -> int | None:
