@@ -20,7 +20,7 @@ from fedlora.client.worker_seat import WorkerSeat
 from fedlora.common.config import RunConfig
 from fedlora.v1 import exchange_pb2, messages_pb2, session_pb2
 
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 120.0  # The first worker waits for torch and PEFT, on a machine that may have other work.
 RUN = RunConfig()
 CHUNK_BYTES = 256
 
