@@ -11,11 +11,13 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 
 from fedlora.adapters import Adapter, LoraLayer
@@ -193,7 +195,9 @@ def add_lora(
     """
     whole = (*heads, *_whole_modules(module, settings, heads, name, unreached=unreached))
     _require_heads(module, whole, name)
-    targets = targets_of(module, settings, whole, name, unreached=unreached)
+    targets = targets_of(
+        module, settings, whole, name, unreached=unreached, is_rewritten=partial(_is_rewritten, module)
+    )
     peft_config = LoraConfig(
         r=settings.rank,
         lora_alpha=cast(int, settings.alpha),
@@ -283,6 +287,17 @@ def _whole_modules(
                 "whole would part them; leave it out"
             )
     return tuple(found)
+
+
+def _is_rewritten(module: nn.Module, modules: Modules) -> bool:
+    """Return whether PEFT takes names for those of experts that transformers has since fused into one tensor."""
+    given = list(modules) if isinstance(modules, tuple) else modules
+    config = LoraConfig(target_modules=given)
+    try:
+        convert_peft_config_for_transformers(config, cast(Any, module), None)
+    except ValueError:
+        return True  # a part of what is fused
+    return bool(config.target_parameters) or (isinstance(given, str) and config.target_modules != given)
 
 
 def _fits_into(name: str, found: torch.Size, whole: torch.Size) -> bool:

@@ -1,13 +1,10 @@
 """Which layers of a model get LoRA: from the run's `target_modules` and `exclude_modules` to what PEFT is given."""
 
-import copy
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
-from peft import LoraConfig
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 
 from fedlora.common.config import LoraSection
@@ -43,7 +40,13 @@ class Targets:
 
 
 def targets_of(
-    module: nn.Module, settings: LoraSection, whole: tuple[str, ...], name: str, *, unreached: Collection[str] = ()
+    module: nn.Module,
+    settings: LoraSection,
+    whole: tuple[str, ...],
+    name: str,
+    *,
+    unreached: Collection[str],
+    is_rewritten: Callable[[Modules], bool],
 ) -> Targets:
     """Return which layers of `module` get LoRA.
 
@@ -53,6 +56,7 @@ def targets_of(
         whole: paths of what is trained whole, and never gets LoRA.
         name: the base model's, for errors.
         unreached: paths of layers that would get no gradient.
+        is_rewritten: whether PEFT takes names, or an expression, for something else than they are in this model.
 
     Raises:
         ModelError: names or expressions match nothing, too much, or layers that share their weights; or the rank is
@@ -64,7 +68,7 @@ def targets_of(
         if path and not any(path == head or path.startswith(f"{head}.") for head in whole)
     }
     linear = {path: layer for path, layer in layers.items() if is_linear(layer)}
-    modules, notes = _modules(module, settings.target_modules, linear, name)
+    modules, notes = _modules(module, settings.target_modules, linear, name, is_rewritten=is_rewritten)
     excluded = settings.exclude_modules
     matched = [path for path in layers if is_match(path, modules)]
     kept = [path for path in matched if not is_match(path, excluded)]
@@ -88,9 +92,9 @@ def targets_of(
             f"task's inputs and are left out, as by lora.exclude_modules = '{pattern}'",
         )
         excluded, kept = _also(excluded, lost, kept), reached
-    if isinstance(modules, str) and _is_rewritten(module, modules):
+    if isinstance(modules, str) and is_rewritten(modules):
         modules = tuple(kept)
-    _require_not_experts(module, modules, name)
+    _require_not_experts(modules, name, is_rewritten=is_rewritten)
     _require_patterns(settings, kept, name)
     return Targets(modules, excluded, tuple(kept), notes)
 
@@ -134,7 +138,9 @@ def _also(excluded: Modules, paths: Collection[str], among: Collection[str]) -> 
     return f"{given}|{more}"
 
 
-def _modules(module: nn.Module, given: Modules, linear: Layers, name: str) -> tuple[Modules, tuple[str, ...]]:
+def _modules(
+    module: nn.Module, given: Modules, linear: Layers, name: str, *, is_rewritten: Callable[[Modules], bool]
+) -> tuple[Modules, tuple[str, ...]]:
     """Return the names or the expression that `target_modules` stands for, and what they leave frozen."""
     has = _what_there_is(linear)
     leaves = sorted({path.rpartition(".")[2] for path in linear})
@@ -143,7 +149,7 @@ def _modules(module: nn.Module, given: Modules, linear: Layers, name: str) -> tu
         names = sorted({path.rpartition(".")[2] for path, layer in linear.items() if layer is not output})
         if not names:
             raise ModelError(f'lora.target_modules: "all-linear" finds none in {name}; {has}')
-        taken = [leaf for leaf in names if _is_rewritten(module, (leaf,))]
+        taken = [leaf for leaf in names if is_rewritten((leaf,))]
         return tuple(leaf for leaf in names if leaf not in taken), tuple(_experts_notes(module, taken, linear))
     if given == "auto":
         found = next((family for family in _QUERY_VALUE if set(family) <= set(leaves)), None)
@@ -213,9 +219,9 @@ def _require_own_weights(module: nn.Module, paths: Collection[str], name: str) -
             )
 
 
-def _require_not_experts(module: nn.Module, modules: Modules, name: str) -> None:
+def _require_not_experts(modules: Modules, name: str, *, is_rewritten: Callable[[Modules], bool]) -> None:
     for target in () if isinstance(modules, str) else modules:
-        if _is_rewritten(module, (target,)):
+        if is_rewritten((target,)):
             raise ModelError(
                 f"lora.target_modules: {target!r} of {name} is what PEFT calls the experts of its mixture, which are "
                 "fused into one tensor, and LoRA is trained in linear layers only; leave it out"
@@ -235,17 +241,6 @@ def _require_patterns(settings: LoraSection, paths: Sequence[str], name: str) ->
                     f"lora.{key}: {end!r} matches none of the {len(paths)} layers of {name} that get LoRA, such as "
                     f"{paths[0]}; expected the end of a layer's path"
                 )
-
-
-def _is_rewritten(module: nn.Module, modules: Modules) -> bool:
-    """Return whether PEFT takes names for those of experts that transformers has since fused into one tensor."""
-    given = list(modules) if isinstance(modules, tuple) else modules
-    config = LoraConfig(target_modules=copy.copy(given))
-    try:
-        convert_peft_config_for_transformers(config, cast(Any, module), None)
-    except ValueError:
-        return True  # a part of what is fused
-    return bool(config.target_parameters) or (isinstance(given, str) and config.target_modules != given)
 
 
 def _experts_notes(module: nn.Module, taken: Collection[str], linear: Layers) -> Iterator[str]:
