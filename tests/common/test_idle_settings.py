@@ -71,7 +71,7 @@ def test_a_setting_is_idle_until_what_it_needs_is_set(settings: list[str], cure:
     [
         (["evaluation.generate=8", "data.test=0"], ["data.test=0.1"]),
         (["train.packing=true", "train.batch_size=1"], ["train.batch_size=2"]),
-        (['task.chat_template="x"', "data.format=text"], ["data.format=messages"]),
+        (['task.chat_template="{{ x }}"', "data.format=text"], ["data.format=messages"]),
         (["data.prompt=q", "data.format=messages"], ["data.format=prompt_completion"]),
         (["data.text=t", "data.format=messages"], ["data.format=auto"]),
         (["data.label=kind"], ["partition.by=dirichlet"]),

@@ -38,7 +38,7 @@ def test_a_cell_that_is_nested_too_deeply_is_no_list_of_messages(tmp_path: Path)
     (line,) = refusal(tmp_path / "chats.jsonl", [{"messages": DEEP}])
     assert "line 1: 'messages' is not JSON (lists or objects nested too deeply, character 1)" in line
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": DEEP, "completion": "A"}))
-    (conversation,) = conversations_of(read_text_table(tmp_path / "pairs.jsonl"), DataSection())
+    (conversation,), _ = conversations_of(read_text_table(tmp_path / "pairs.jsonl"), DataSection())
     assert conversation.style == "plain"
 
 

@@ -180,7 +180,7 @@ def test_what_is_missing_or_of_another_kind_is_refused_with_what_would_do(tmp_pa
     (tmp_path / "pictures").mkdir()
     with pytest.raises(DataError, match=r"nowhere.csv: no such file or folder \(looked in /"):
         load_federated_data(text_run("nowhere.csv"))
-    with pytest.raises(DataError, match=r"notes.xlsx: expected a file in .csv, .csv.gz, .jsonl, .*, .parquet"):
+    with pytest.raises(DataError, match=r"notes.xlsx: expected a file in .csv, .csv.gz, .tsv, .*, .parquet"):
         load_federated_data(text_run(tmp_path / "notes.xlsx"))
     with pytest.raises(DataError, match=r"notes.xlsx: expected an image folder or an .npz file"):
         load_federated_data(digits_run(tmp_path / "notes.xlsx"))

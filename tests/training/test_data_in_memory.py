@@ -132,8 +132,8 @@ def test_rows_of_a_data_set_of_pictures_have_their_labels_names() -> None:
         {"a": data_set}, kind="image_classification", data=DataSection(image="img"), image_size=8, validation=0.0
     )
 
-    assert data.labels == ("zebra", "ant")
-    assert data.clients["a"].training.labels.tolist() == [0, 1, 0, 1]
+    assert data.labels == ("ant", "zebra")
+    assert data.clients["a"].training.labels.tolist() == [1, 0, 1, 0]
     undecoded: Any = data_set.cast_column("img", datasets.Image(decode=False))
     again = federated_data_from({"a": undecoded}, data=DataSection(image="img"), image_size=8, validation=0.0)
     assert np.array_equal(again.clients["a"].training.inputs, data.clients["a"].training.inputs)
@@ -195,7 +195,7 @@ def test_the_seed_decides_the_validation_examples_and_not_the_fingerprint() -> N
         (
             {"a": [{"image": GREY, "digit": 0}]},
             [],
-            r"example 0: no column 'label' \(data.image or data.label\); the co",
+            r"example 0: no column 'label' \(data.label\); the co",
         ),
         ({"train": TEXTS, "test": TEXTS}, [], "the clients are 'train', 'test', which are splits of one data set"),
     ],

@@ -80,7 +80,7 @@ def test_an_answer_of_weight_zero_is_read_and_another_is_learned(tokenizer: Any)
     assert "Red." in tokenizer.decode(task.prepare(examples(conversation)).token_ids[0])
     turned = Conversation((ASKED, last, ASKED, first))
     assert learned(task, turned) == "Blue.<|end|>"
-    assert task.references([turned, Conversation((ASKED, CALLED))])[0] == "Blue."
+    assert task.references([turned]) == ["Blue."]
     assert tokenizer.decode(task.prompts([turned])[0]) == "<|user|>Colour?<|end|>\n<|assistant|>"
 
 

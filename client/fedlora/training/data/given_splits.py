@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from fedlora.common.config import Splits
@@ -85,11 +86,13 @@ def given_splits(
     held_out = named["validation"] + named["test"]
     if not held_out and (others or not named["training"]):
         return None
-    known = enumeration([*named["training"], *held_out])
+    # Of a file's path the end tells.
+    known = enumeration(Path(name).name for name in (*named["training"], *held_out))
     off = f'data.splits = "off" to take all of them as {otherwise}'
     if others and not leaves_out:
+        beside = enumeration(Path(name).name for name in others)
         raise DataError(
-            f"{origin}: named as splits are {known}, and not so what is beside them: {enumeration(others)}; "
+            f"{origin}: named as splits are {known}, and not so what is beside them: {beside}; "
             f"{_lines(named, path_of)}, or {off}"
         )
     if not named["training"]:

@@ -143,9 +143,8 @@ def federated_data_from(
         training, held_out = _without_labels(rows, training_given, test_given)
     else:
         split = len(training_given)
-        pairs = [
-            _pair(given, columns, is_text=kind == "sequence_classification") for given in (*training_given, *test_given)
-        ]
+        is_text = None if kind is None else kind == "sequence_classification"
+        pairs = [_pair(given, columns, is_text=is_text) for given in (*training_given, *test_given)]
         vocabulary, indices = _vocabulary_and_labels(pairs, split, labels)
         inputs, reading = _inputs(pairs, image_size=image_size, wanted=pixel_range)
         training = Examples(inputs[:split], indices[:split], _groups(training_given))
@@ -244,13 +243,13 @@ def _given(data_set: Dataset, origin: str, group: str, label: str) -> list[Given
     return [Given(f"{origin}, example {index}", group, data_set[index], names) for index in range(len(data_set))]
 
 
-def _pair(given: Given, columns: DataSection, *, is_text: bool) -> Pair:
+def _pair(given: Given, columns: DataSection, *, is_text: bool | None) -> Pair:
     example = given.example
     if isinstance(example, Mapping):
         found = labelled_row(example, columns, given.label_names, is_text=is_text, where=given.where)
         return Pair(given.where, given.group, *found)
     if not isinstance(example, tuple | list) or len(example) != 2:
-        expected = columns.text if is_text else columns.image
+        expected = columns.image if is_text is False else columns.text
         raise DataError(
             f"{given.where}: a {type(example).__name__}; expected a pair (input, label), or a mapping with the columns "
             f"{expected!r} and {columns.label!r}"

@@ -25,13 +25,17 @@ def plain_label(label: Any) -> Any:
 
 
 def labelled_row(
-    row: Row, columns: DataSection, names: Sequence[str] | None, *, is_text: bool, where: str
+    row: Row, columns: DataSection, names: Sequence[str] | None, *, is_text: bool | None, where: str
 ) -> tuple[Any, Any]:
     """Return a row's text or picture, and its label: a number as the name that it stands for.
+
+    Args:
+        is_text: None where a column of texts tells.
 
     Raises:
         DataError: it lacks a column, or the label has no name.
     """
+    is_text = columns.text in row if is_text is None else is_text
     names_of_inputs = (columns.text,) if is_text else (columns.image, *_PICTURES)
     column = next((name for name in names_of_inputs if name in row), names_of_inputs[0])
     given = value_in(row, column, key="data.text" if is_text else "data.image", where=where)

@@ -54,6 +54,9 @@ def find_answers(messages: Sequence[Message], is_learned: Sequence[bool], templa
     search = _Search(messages, template, found, last=chosen[-1])
     left_out = [place + 1 for place, pieces in enumerate(found.pieces) if len(found.spans[place]) < len(set(pieces))]
     kept = [place for place in chosen if found.spans[place] or not found.pieces[place]]
+    if chosen[-1] not in kept and not messages[chosen[-1]].get("content"):
+        # Of calls alone, of which the template shows none: which is for those to say who know what they are.
+        return _by_words(messages, chosen, template)
     if chosen[-1] not in kept:
         raise ModelError(
             f"the chat template leaves out all words of turn {chosen[-1] + 1}, the last answer; set task.chat_template "

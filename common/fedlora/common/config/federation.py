@@ -83,7 +83,7 @@ class FedExLoraMethod(Section):
 
 class OwnMethod(Section):
     method: Literal["own"] = Field("own", description="one that simulate(config, method=...) was given")
-    name: str = Field(min_length=1, description="its name")
+    name: str = Field("", description="its name")
     settings: str = Field("", description="what it says of itself, and by which a resumed run knows it again")
 
 
