@@ -1,10 +1,10 @@
 """Starts a simulation in this process and kills it on the way: run by test_resume.py as a process of its own.
 
-    python interrupted_run.py RUN.toml OUT (--before-rename JOURNAL | --after-seconds S)
+    python interrupted_run.py RUN.toml OUT (--at-each-file JOURNAL | --at-each-kind JOURNAL | --after-seconds S)
 
-With --before-rename it dies by SIGKILL before the first file is renamed into place whose path is not in JOURNAL, and
-adds that path to it: run again and again, it dies once at each file that the run writes. It exits 0 when the run is
-over and nothing was left to die at.
+With --at-each-file it dies by SIGKILL before the first file is renamed into place whose path is not in JOURNAL, and
+adds that path to it: run again and again, it dies once at each file that the run writes; with --at-each-kind once at
+each kind of them. It exits 0 when the run is over and nothing was left to die at.
 """
 
 import os
@@ -20,15 +20,17 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_before_a_new_rename(journal: Path, out: Path) -> None:
+def die_before_a_new_rename(journal: Path, out: Path, *, of_a_kind: bool) -> None:
     replace = os.replace
 
     def replace_or_die(source: Path, target: Path) -> None:
         done = journal.read_text().splitlines() if journal.exists() else []
-        name = str(Path(target).relative_to(out))
+        target = Path(target)
+        name = str(target.relative_to(out))
         # adapter/ and rounds.jsonl are written once a round under one name: the newest round tells them apart.
         newest = max((path.parent.name for path in out.glob("rounds/*/report.json")), default="none")
-        entry = f"{name} at {newest}"
+        kind = f"update{target.suffix}" if "updates" in target.parts else target.name
+        entry = kind if of_a_kind else f"{name} at {newest}"
         if entry not in done:
             journal.write_text("\n".join([*done, entry]) + "\n")
             die()
@@ -39,8 +41,8 @@ def die_before_a_new_rename(journal: Path, out: Path) -> None:
 
 def main() -> None:
     run, out, how, value = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
-    if how == "--before-rename":
-        die_before_a_new_rename(Path(value), out)
+    if how.startswith("--at-each-"):
+        die_before_a_new_rename(Path(value), out, of_a_kind=how == "--at-each-kind")
     else:
         threading.Timer(float(value), die).start()
     simulate(run, out=out, num_workers=1, resume=(out / "run.toml").is_file())

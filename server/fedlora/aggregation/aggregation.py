@@ -103,7 +103,7 @@ def aggregate(
             layers[path] = _result(path, alive, updates, owners, p=p, like=like)
             if combined.base_change is not None:
                 combined = _moved_into_base(path, combined, changes, like, device=_home(owners))
-                if not all(tensor.isfinite().all() for tensor in (combined.base_change or ())):
+                if not all(map(_is_finite, combined.base_change or ())):
                     raise AdapterError(_too_large(path, update))
             if measure:
                 # What came to life has the same product, but for rounding, which a product of zero would show.
@@ -197,6 +197,11 @@ def _combine(path: str, update: CentredUpdate, method: Method) -> Combined:
     return combined
 
 
+def _is_finite(tensor: Tensor) -> bool:
+    """Return whether all values are finite, without a second tensor of that size."""
+    return tensor.numel() == 0 or all(bool(end.isfinite()) for end in tensor.aminmax())
+
+
 def _alive(combined: Combined, update: CentredUpdate) -> Combined:
     """Return the same product without directions that are dead in both factors: means of clients may have some."""
     num_dead = dead_directions(combined.A, combined.B).shape[1]
@@ -288,7 +293,7 @@ def _moved_into_base(
 
 
 def _joined(*notes: str) -> str:
-    return "; ".join(filter(None, notes))
+    return "; ".join(dict.fromkeys(filter(None, notes)))
 
 
 def _config(updates: Mapping[str, Adapter], layers: Mapping[str, LoraLayer]) -> dict[str, object]:
