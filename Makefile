@@ -11,8 +11,8 @@ DEVELOPMENT := .venv/.development
 simulate: $(RUNTIME)   ## run federated rounds on this machine; ARGS="--preset emoji" for more
 	$(BIN)/fedlora simulate $(ARGS)
 
-test: check            ## all checks, then the tests; ARGS="-m slow" for the slow ones
-	$(BIN)/python -m pytest $(ARGS)
+test: check            ## all checks, then the tests in two processes; ARGS="-m slow" for the slow ones
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 bench: $(DEVELOPMENT)  ## the benchmark tables, also as benchmarks.json; ARGS="help trainer" for some of them
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)

@@ -23,9 +23,14 @@ _CALLERS = re.compile(
 
 
 def pytest_configure() -> None:
-    """Forget the caller's environment; here, because some libraries read it once, when they are imported."""
+    """Forget the caller's environment; here, because some libraries read it once, when they are imported.
+
+    One thread for each process: the tests run in two, and threads that wait for one another on matrices this small
+    take five times as long.
+    """
     for name in filter(_CALLERS.fullmatch, list(os.environ)):
         del os.environ[name]
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 WORDS = ("good", "great", "fine", "bad", "poor", "awful", "the", "a", "film", "was", "not", "and", "very")
