@@ -33,6 +33,11 @@ def pytest_configure() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long tests, so that of two processes none is left alone with them at the end."""
+    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+
+
 WORDS = ("good", "great", "fine", "bad", "poor", "awful", "the", "a", "film", "was", "not", "and", "very")
 
 

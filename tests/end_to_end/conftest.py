@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fedlora.cli.main import main
 from fedlora.common.run_file import load_run, to_toml
 
 RunFile = Callable[..., Path]
@@ -58,5 +59,20 @@ def fedlora(tmp_path: Path) -> Command:
     def run(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "fedlora.cli", *map(str, arguments)]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run
+
+
+@pytest.fixture
+def fedlora_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Return a function that runs the command in this process, whose workers are there sooner, in tmp_path."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["fedlora", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code, printed = ended.value.code, capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, code if isinstance(code, int) else 0, printed.out, printed.err)
 
     return run

@@ -38,27 +38,27 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
     ],
 )
 def test_a_wrong_value_is_one_line(
-    fedlora: Command, run_file: RunFile, tmp_path: Path, override: str, expected: str
+    fedlora_here: Command, run_file: RunFile, tmp_path: Path, override: str, expected: str
 ) -> None:
     extra = ["--set", "partition.num_clients=1000"] if "label_shards" in override else []
-    done = fedlora("simulate", run_file(), "--set", override, *extra, "--out", "out", "--workers", "1")
+    done = fedlora_here("simulate", run_file(), "--set", override, *extra, "--out", "out", "--workers", "1")
     assert expected in refusal(done)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unreadable_toml_is_one_line(fedlora: Command, tmp_path: Path) -> None:
+def test_an_unreadable_toml_is_one_line(fedlora_here: Command, tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("[run\nname = 3")
-    assert "broken.toml: not valid TOML" in refusal(fedlora("simulate", "broken.toml"))
+    assert "broken.toml: not valid TOML" in refusal(fedlora_here("simulate", "broken.toml"))
 
 
 def test_a_folder_that_holds_another_run_is_refused_and_kept(
-    fedlora: Command, run_file: RunFile, tmp_path: Path
+    fedlora_here: Command, run_file: RunFile, tmp_path: Path
 ) -> None:
     run = run_file("federation.rounds=1")
-    assert fedlora("simulate", run, "--out", "out", "--workers", "1").returncode == 0
+    assert fedlora_here("simulate", run, "--out", "out", "--workers", "1").returncode == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert "holds a run" in refusal(fedlora("simulate", run, "--out", "out"))
-    other = refusal(fedlora("simulate", run, "--set", "lora.rank=2", "--out", "out", "--resume"))
+    assert "holds a run" in refusal(fedlora_here("simulate", run, "--out", "out"))
+    other = refusal(fedlora_here("simulate", run, "--set", "lora.rank=2", "--out", "out", "--resume"))
     assert "lora.rank is 4, not 2" in other
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 

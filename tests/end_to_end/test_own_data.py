@@ -84,7 +84,7 @@ def test_an_image_folder_trains_with_one_client_per_domain(
 
 @pytest.mark.parametrize("head", ["linear", "auto"])
 def test_a_csv_of_texts_trains_split_by_label_skew(
-    fedlora: Command, text_table: Path, tiny_text_model: Path, tmp_path: Path, head: str
+    fedlora_here: Command, text_table: Path, tiny_text_model: Path, tmp_path: Path, head: str
 ) -> None:
     (tmp_path / "run.toml").write_text(
         f"""
@@ -112,7 +112,7 @@ def test_a_csv_of_texts_trains_split_by_label_skew(
         rounds = 2
         """
     )
-    done = fedlora("simulate", "run.toml", "--workers", "1")
+    done = fedlora_here("simulate", "run.toml", "--workers", "1")
     assert done.returncode == 0, done.stderr
     first, *_, last = reports(tmp_path / "runs" / "reviews")
     assert set(last["clients"]) == {"client-1", "client-2"}
