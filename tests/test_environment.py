@@ -25,7 +25,7 @@ def test_it_is_forgotten_before_anything_is_imported() -> None:
         env=os.environ | EXPORTED,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout

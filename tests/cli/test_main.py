@@ -32,7 +32,9 @@ def installed(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     """Return what the installed command did in `folder`."""
     command = [str(Path(sys.executable).with_name("fedlora")), *arguments]
     environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +55,7 @@ def errors(done: Any) -> list[str]:
 def test_help_and_version_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = IMPORTED_BY.format(heavy=HEAVY)
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True
     )
     assert done.stdout.splitlines()[-1] == "imported:"
 
@@ -149,5 +151,5 @@ def test_the_printed_run_is_a_file_that_gives_the_same_run(fedlora: Run, folder:
 
 def test_the_command_is_the_module_too(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fedlora.cli", "--version"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout == f"fedlora {version('fedlora')}\n"

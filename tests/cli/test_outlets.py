@@ -25,7 +25,7 @@ print("\\u00b1\\u2026", file=sys.stderr)
 def run(*arguments: str | Path, encoding: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:
     variables = environment | ({"PYTHONIOENCODING": encoding} if encoding else {})
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, env=os.environ | variables, capture_output=True, timeout=120, check=False)
+    return subprocess.run(command, env=os.environ | variables, capture_output=True, timeout=600, check=False)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def start_error(folder: Path, *arguments: str | Path) -> str:
     # Flower sets it as it is imported, and this process may have done so.
     environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 1, done.stderr
     lines = done.stderr.splitlines()

@@ -30,7 +30,7 @@ from fedlora.common.messages import (
 from fedlora.common.records import from_record, to_record
 
 FOLDER = "SEAT_FOLDER"
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 120.0
 
 
 def make_app() -> ClientApp:

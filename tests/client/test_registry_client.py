@@ -43,7 +43,7 @@ from fedlora.v1.registry_pb2_grpc import RegistryServiceStub, add_RegistryServic
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["query"]}
 SITE = (("fedlora-site", "somebody"),)
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 120.0
 
 Connects = Callable[[], AbstractContextManager[RegistryClient]]
 

@@ -35,7 +35,7 @@ from fedlora.common.messages import (
 )
 from fedlora.common.packed_file import PackedFile
 
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 120.0
 
 
 @pytest.fixture

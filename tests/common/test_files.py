@@ -28,7 +28,7 @@ except StoreError as error:
 
 def write_beyond_the_limit(path: Path) -> str:
     command = [sys.executable, "-c", WRITE_BEYOND_THE_LIMIT, str(path)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
 
 
 def entries(folder: Path) -> list[str]:

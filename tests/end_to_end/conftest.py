@@ -56,7 +56,7 @@ def run_file(tmp_path: Path, tiny_vision_model: Path, tiny_digits: Path) -> RunF
 def fedlora(tmp_path: Path) -> Command:
     """Return a function that runs the command in a process of its own, in tmp_path."""
 
-    def run(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str | Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "fedlora.cli", *map(str, arguments)]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False)
 

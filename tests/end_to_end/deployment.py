@@ -159,7 +159,7 @@ class Deployment:
             process.at_phase = lambda _process, _phase: None
             process.kill()
 
-    def command(self, *arguments: str, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
+    def command(self, *arguments: str, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
         """Run the command to its end."""
         command = [sys.executable, "-m", "fedlora.cli", *arguments]
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=timeout, check=False)

@@ -75,7 +75,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
         f"sys.argv = ['fedlora', 'simulate', {str(run)!r}, '--out', 'out', '--workers', '1']; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )
     assert "cannot write" in refusal(done)
     assert fedlora("simulate", "--resume", "--out", "out", "--workers", "1").returncode == 0
@@ -101,7 +101,7 @@ def test_ctrl_c_says_how_to_go_on(run_file: RunFile, tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
         process.communicate()
@@ -117,7 +117,7 @@ def test_a_bug_shows_its_traceback(run_file: RunFile, tmp_path: Path) -> None:
         f"sys.argv = ['fedlora', 'simulate', {str(run_file())!r}, '--out', 'out', '--workers', '1']; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 1
     assert "Traceback" in done.stderr

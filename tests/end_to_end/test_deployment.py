@@ -16,7 +16,7 @@ from fedlora.adapters import load_adapter
 RunFile = Callable[..., Path]
 
 SITES = ("chalk", "pencil")
-SECONDS = 120.0
+SECONDS = 600.0
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from fedlora.common.run_file import load_run, to_toml
 from fedlora.simulation import simulate
 
 SITES = ("mnist", "sans")
-SECONDS = 240.0
+SECONDS = 900.0
 
 # Who dies, at which of its phases, the how-manieth time it comes there.
 CELLS = [

@@ -11,7 +11,7 @@ from fedlora.common.config import RunConfig
 from fedlora.common.run_file import to_toml
 
 MakeRun = Callable[..., RunConfig]
-SECONDS = 120.0
+SECONDS = 600.0
 
 
 def site_file(folder: Path, name: str, data: Path, *lines: str) -> Path:

@@ -38,7 +38,7 @@ def python(loud: Path, *arguments: str | Path) -> subprocess.CompletedProcess[st
         env=os.environ | {"PYTHONPATH": str(loud.parent)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 

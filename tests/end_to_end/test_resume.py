@@ -44,7 +44,7 @@ def interrupted(run: Path, out: Path, *how: str) -> int:
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
         try:
-            return process.wait(timeout=120)
+            return process.wait(timeout=600)
         finally:
             # The process that workers are forked from ends by itself, but only after its imports.
             with suppress(ProcessLookupError):

@@ -106,7 +106,7 @@ def flwr_run(environment: dict[str, str], sites: Sequence[Path], tmp_path: Path)
 
     def flwr(*arguments: str) -> dict[str, object]:
         command = [str(BIN / "flwr"), *arguments, "--format", "json"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120, check=True)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=600, check=True)
         answer: dict[str, object] = json.loads(done.stdout)
         assert answer["success"], answer
         return answer

@@ -54,7 +54,7 @@ from fedlora.v1.session_pb2_grpc import SessionServiceStub, add_SessionServiceSe
 
 RUN = RunConfig.model_validate({"run": {"name": "digits"}, "data": {"labels": ["0", "1"]}})
 DAY = timedelta(days=1)
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 120.0
 
 ADAPTER = {"A": torch.linspace(-1, 1, 40).reshape(4, 10)}
 

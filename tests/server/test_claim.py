@@ -147,7 +147,7 @@ def test_a_run_that_failed_after_its_manifest_can_be_continued(tmp_path: Path) -
 def test_a_run_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     code = HOLD.replace("import sys", "import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))", 1)
     command = [sys.executable, "-c", code, str(tmp_path / "x")]
-    found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
+    found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=300)
     assert "StoreError: cannot write" in found.stderr
     assert entries(tmp_path) == set()
 

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from fedlora.common.messages import TrainReceipt, TrainRequest
 from fedlora.common.records import from_record, to_record
 
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 120.0
 
 
 def make_obedient_app() -> ClientApp:

@@ -26,7 +26,7 @@ from fedlora.server.conversation import Addressed, Answer, ask
 from fedlora.simulation.inprocess import InProcessGrid, worker_environments
 
 HERE = Path(__file__).parent
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 120.0
 # As in a simulation, whose tests share this process and with it the one from which workers are forked.
 PRELOAD = ("fedlora.client.app",)
 
