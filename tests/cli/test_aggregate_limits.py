@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from fedlora.aggregation import METHODS
 from fedlora.aggregation.dead_directions import dead_directions
-from fedlora.cli.method_options import shares_of
+from fedlora.aggregation.updates import shares_of
 
 TENSORS = "adapter_model.safetensors"
 

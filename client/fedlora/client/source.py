@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from fedlora.client.workbench import Workbench
     from fedlora.training.base_model import BaseModel
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class OwnSite:

@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, cast
 
-from fedlora.common.errors import ModelError
+from fedlora.common.errors import ModelError, one_line
 
 _NAME = "bitsandbytes"
 # Who remembers whether it is there, and who has a name for it from the moment it was imported itself.
@@ -58,10 +58,9 @@ def use_bitsandbytes(*, why: str) -> bool:
         import_module(_NAME)
     # What a library that was built for another machine raises, has no one class.
     except Exception as error:
-        words = " ".join(str(error).split())[:200]
         raise ModelError(
             f"{why} needs bitsandbytes, which is installed and cannot be imported here ({type(error).__name__}: "
-            f"{words}); try: pip install --upgrade bitsandbytes"
+            f"{one_line(error)[:200]}); try: pip install --upgrade bitsandbytes"
         ) from error
     heed_bitsandbytes()
     return True

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from fedlora.common.config import ModelSection
-from fedlora.common.errors import ModelError
+from fedlora.common.errors import ModelError, one_line
 from fedlora.common.file_digests import remembered_sha256
 from fedlora.training.resources import resolve_path
 from fedlora.training.vocabulary import require_padding
@@ -91,11 +91,6 @@ def find_checkpoint(section: ModelSection) -> Checkpoint:
         raise ModelError(f"model.name: cannot load {section.name}: {one_line(error)}") from error
     require_padding(settings, section.name)
     return Checkpoint(section.name, folder, settings)
-
-
-def one_line(error: Exception) -> str:
-    """Return what `error` says, in one line that is not too long."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
 def require_hub_id(name: str) -> None:

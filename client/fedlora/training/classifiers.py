@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from fedlora.common.config import ImageClassification, RunConfig, SequenceClassification
-from fedlora.common.errors import ModelError
+from fedlora.common.errors import ModelError, one_line
 from fedlora.training import tasks
-from fedlora.training.checkpoint import UNREADABLE, Checkpoint, one_line
+from fedlora.training.checkpoint import UNREADABLE, Checkpoint
 from fedlora.training.model_loading import BaseModel, load_module, load_tokenizer, require_weights, text_fingerprints
 from fedlora.training.pooled_classifier import HEAD, PooledClassifier
 from fedlora.training.reach import without_gradient

@@ -14,10 +14,10 @@ import numpy as np
 import transformers
 
 from fedlora.common.config import CausalLm, RunConfig, SequenceClassification
-from fedlora.common.errors import DataError, ModelError
+from fedlora.common.errors import DataError, ModelError, one_line
 from fedlora.common.fates import CUT
 from fedlora.common.spelling import spelled
-from fedlora.training.checkpoint import UNREADABLE, one_line, require_hub_id
+from fedlora.training.checkpoint import UNREADABLE, require_hub_id
 from fedlora.training.data import ClientData, Examples, FederatedData, equal_parts, load_federated_data
 from fedlora.training.data.examples import Conversation, Note
 from fedlora.training.data.source import enumeration

@@ -24,10 +24,10 @@ from transformers import AutoTokenizer
 
 from fedlora.adapters.peft_format import CONFIG_FILE, TENSOR_FILE
 from fedlora.common.config import ImageClassification, RunConfig
-from fedlora.common.errors import ConfigError, ModelError, StoreError
+from fedlora.common.errors import ConfigError, ModelError, StoreError, one_line
 from fedlora.common.files import require_free
 from fedlora.common.published import move_folder
-from fedlora.training.checkpoint import OPTIONS, UNREADABLE, Checkpoint, find_checkpoint, one_line
+from fedlora.training.checkpoint import OPTIONS, UNREADABLE, Checkpoint, find_checkpoint
 from fedlora.training.finished_run import FinishedRun
 from fedlora.training.generation_settings import save_generation_settings
 from fedlora.training.loading_lines import Loading, OwnHead, loading_lines

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import ModelError
+from fedlora.common.errors import ModelError, one_line
 from fedlora.training.base_model import BaseModel, load_base_model
-from fedlora.training.checkpoint import OPTIONS, UNREADABLE, Checkpoint, one_line
+from fedlora.training.checkpoint import OPTIONS, UNREADABLE, Checkpoint
 from fedlora.training.data.in_memory import unlabelled
 from fedlora.training.finished_run import FinishedRun
 from fedlora.training.peft_bridge import with_saved_adapter

@@ -14,8 +14,8 @@ from typing import Protocol, TypeVar, cast
 from torch import nn
 
 from fedlora.common.config import OwnTask
-from fedlora.common.errors import ConfigError, FedloraError, ModelError
-from fedlora.training.checkpoint import Checkpoint, one_line
+from fedlora.common.errors import ConfigError, FedloraError, ModelError, one_line
+from fedlora.training.checkpoint import Checkpoint
 from fedlora.training.model_loading import BaseModel
 from fedlora.training.tasks import Prepared, Task
 

@@ -25,10 +25,10 @@ from fedlora.adapters.keys import factor_of, to_state_dict
 from fedlora.adapters.peft_format import from_state_dict
 from fedlora.adapters.settings import SHAPE_KEYS, plain_config
 from fedlora.common.config import LoraSection
-from fedlora.common.errors import AdapterError, ModelError
+from fedlora.common.errors import AdapterError, ModelError, one_line
 from fedlora.training.base_weights import BaseWeights
 from fedlora.training.bitsandbytes_door import heed_bitsandbytes
-from fedlora.training.checkpoint import UNREADABLE, one_line
+from fedlora.training.checkpoint import UNREADABLE
 from fedlora.training.reach import is_transposed
 from fedlora.training.targets import Modules, is_match, targets_of
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from fedlora.adapters import Adapter, LoraLayer, open_adapter
+from fedlora.common.errors import one_line
 from fedlora.training.bitsandbytes_door import spare_bitsandbytes
-from fedlora.training.checkpoint import one_line
 
 
 def peft_refusal(folder: Path) -> str:

@@ -57,3 +57,8 @@ class RunError(FedloraError):
     """A run that cannot go on."""
 
     code = "run"
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error of a library says, in one line that is not too long."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -19,7 +19,7 @@ from fedlora.aggregation.lora_fair import LoraFair
 from fedlora.aggregation.method import Combined, Method
 from fedlora.aggregation.report import Measured, measure_layer, summarise
 from fedlora.aggregation.robust import Robust, admitted
-from fedlora.aggregation.updates import CentredUpdate, LayerUpdates, centre, working_dtype
+from fedlora.aggregation.updates import CentredUpdate, LayerUpdates, centre, shares_of, working_dtype
 from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.errors import AdapterError
 
@@ -124,9 +124,7 @@ def _normalised(weights: Mapping[str, float] | None, *, clients: Sequence[str]) 
     for client in clients:
         if not (math.isfinite(weights[client]) and weights[client] > 0):
             raise ValueError(f"the weight of {client} is {weights[client]}; expected a finite, positive number")
-    largest = max(weights.values())  # The sum of very large weights would overflow.
-    total = math.fsum(weights[client] / largest for client in clients)
-    return {client: weights[client] / largest / total for client in clients}
+    return dict(zip(clients, shares_of([weights[client] for client in clients]), strict=True))
 
 
 def _largest(owners: Mapping[str, LoraLayer]) -> LoraLayer:

@@ -1,5 +1,6 @@
 """One layer's updates, client by client, and the same as their mean and the deviations from it."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -170,3 +171,10 @@ def _owned_means(updates: LayerUpdates) -> CentredUpdate:
         mean_A[:rank].lerp_(A, step[:, None])
         owned_B[:, :rank].lerp_(B, step)
     return CentredUpdate(updates, mean_A, owned_B * mass.to(owned_B.dtype), owned_B)
+
+
+def shares_of(weights: Sequence[float]) -> list[float]:
+    """Return finite, positive weights over their sum."""
+    largest = max(weights)  # The sum of very large weights would overflow.
+    total = math.fsum(weight / largest for weight in weights)
+    return [weight / largest / total for weight in weights]

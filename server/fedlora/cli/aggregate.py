@@ -16,9 +16,10 @@ from fedlora.adapters.meaning import starts_from_the_base
 from fedlora.adapters.peft_format import CONFIG_FILE, TENSOR_FILE
 from fedlora.adapters.settings import SHAPE_KEYS
 from fedlora.aggregation import Aggregate, Method, aggregate
+from fedlora.aggregation.updates import shares_of
 from fedlora.cli.adapter_folders import check_alike, name_clients, tensor_that_is_not_finite, with_one_origin
 from fedlora.cli.aggregation_view import diagnostics_table, explanations
-from fedlora.cli.method_options import method_from, settings_of, settings_text, shares_of, weights_from
+from fedlora.cli.method_options import method_from, settings_of, settings_text, weights_from
 from fedlora.cli.rank_limit import RankLimit, limit_rank
 from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.codec import Codec

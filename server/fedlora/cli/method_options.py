@@ -74,13 +74,6 @@ def weights_from(text: str | None, clients: Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def shares_of(weights: Sequence[float]) -> list[float]:
-    """Return finite, positive weights over their sum."""
-    largest = max(weights)  # The sum of very large weights would overflow.
-    total = math.fsum(weight / largest for weight in weights)
-    return [weight / largest / total for weight in weights]
-
-
 def _value(setting: str, text: str, kind: object) -> object:
     """Return the text as a value of that type; words are for the method itself to judge."""
     if NoneType in get_args(kind):

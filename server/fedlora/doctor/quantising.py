@@ -7,6 +7,8 @@ machine says things on the terminal when it is imported, and may take the proces
 import subprocess
 import sys
 
+from fedlora.common.errors import one_line
+
 _SECONDS = 120.0
 
 
@@ -36,8 +38,7 @@ def main() -> int:
         _quantise_something()
     # What such a library raises, has no one class.
     except Exception as error:
-        words = " ".join(str(error).split())[:150]
-        print(f"{type(error).__name__}: {words}")
+        print(f"{type(error).__name__}: {one_line(error)[:150]}")
         return 1
     return 0
 

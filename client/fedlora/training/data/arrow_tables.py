@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedlora.common.errors import DataError
+from fedlora.common.errors import DataError, one_line
 from fedlora.common.files import sha256_of
 from fedlora.training.data.examples import Row
 from fedlora.training.data.source import enumeration
@@ -38,7 +38,7 @@ def read_parquet(path: Path) -> Table:
             rows = _placed(str(path), file.iter_batches())
     # ValueError and OverflowError: a time that Python has no value for.
     except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read ({_one_line(error)})") from error
+        raise DataError(f"{path}: cannot be read ({one_line(error)})") from error
     return Table(rows, sha256_of([path]))
 
 
@@ -125,9 +125,9 @@ def _read(library: Any, origin: str, load: Callable[[], Any]) -> Table:
         batches = data_set.with_format("arrow").iter(batch_size=1000)
         rows = _placed(origin, batches, names)
     except library.exceptions.DatasetNotFoundError as error:
-        raise _NotFoundError(f"{origin}: {_one_line(error)}") from error
+        raise _NotFoundError(f"{origin}: {one_line(error)}") from error
     except (OSError, ValueError, OverflowError, LookupError, library.exceptions.DatasetsError) as error:
-        raise DataError(f"{origin}: cannot be read ({_one_line(error)})") from error
+        raise DataError(f"{origin}: cannot be read ({one_line(error)})") from error
     digest = hashlib.sha256()
     for placed in rows:
         digest.update(repr(placed.row).encode("utf-8", "surrogatepass"))
@@ -157,7 +157,3 @@ def _with_names(row: dict[str, object], names: Mapping[str, list[str]]) -> Row:
         # -1 is the label that a test set keeps to itself.
         row[column] = of_label[label] if isinstance(label, int) and label >= 0 else None
     return row
-
-
-def _one_line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]

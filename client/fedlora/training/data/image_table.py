@@ -1,6 +1,7 @@
 """Pictures in a column of a table, with their labels: bytes of files, Hugging Face's Image feature, or paths."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +64,5 @@ def labelled_pictures(
     source = with_columns(inputs, table, data, label_key="data.label")
     # Of pictures in files the table has the names alone.
     fingerprint = hashlib.sha256(source.fingerprint.encode() + inputs.tobytes()).hexdigest()
-    return Source(
-        inputs,
-        source.labels,
-        source.groups,
-        source.split_by,
-        fingerprint,
-        notes=tuple(notes_on(reading, origin=origin)),
-        pixel_range=reading.ends,
-    )
+    notes = tuple(notes_on(reading, origin=origin))
+    return replace(source, fingerprint=fingerprint, notes=notes, pixel_range=reading.ends)

@@ -85,7 +85,7 @@ def splits_in(found: Path | list[Path] | str, *, are_pictures: bool) -> GivenSpl
     if [folder.name for folder in inner] == [_HUB_FOLDER]:
         return splits_in(inner[0], are_pictures=are_pictures)
     # A picture beside the splits' folders would be in none of them.
-    loose = [path for path in sorted(found.iterdir()) if path.is_file() and not is_litter(path)]
+    loose = [path for path in sorted(_entries(found)) if path.is_file() and not is_litter(path)]
     pictures = [path for path in loose if are_pictures and path.suffix.lower() in SUFFIXES]
     splits = _one_each(
         {path.name: path for path in (*inner, *pictures)},

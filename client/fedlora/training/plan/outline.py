@@ -19,8 +19,8 @@ from transformers import (
 
 from fedlora.adapters import Adapter
 from fedlora.common.config import CausalLm, ImageClassification, OwnTask, RunConfig, SequenceClassification
-from fedlora.common.errors import ConfigError, ModelError
-from fedlora.training.checkpoint import OPTIONS, UNREADABLE, one_line
+from fedlora.common.errors import ConfigError, ModelError, one_line
+from fedlora.training.checkpoint import OPTIONS, UNREADABLE
 from fedlora.training.classifiers import OWN_HEADS, embeddings_of, encoder_part, require_kind, require_room
 from fedlora.training.language_model import require_positions
 from fedlora.training.peft_bridge import add_lora

@@ -13,14 +13,13 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from transformers import AutoConfig
 
 from fedlora.common.config import ModelSection
-from fedlora.common.errors import ModelError
+from fedlora.common.errors import ModelError, one_line
 from fedlora.training.checkpoint import (
     HUB_TIMEOUT_SECONDS,
     OPTIONS,
     SMALL_FILES,
     UNREADABLE,
     files_on_the_hub,
-    one_line,
     require_hub_id,
 )
 from fedlora.training.model_loading import load_tokenizer
