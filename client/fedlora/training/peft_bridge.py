@@ -24,13 +24,14 @@ from fedlora.adapters import Adapter, LoraLayer
 from fedlora.adapters.keys import factor_of, to_state_dict
 from fedlora.adapters.peft_format import from_state_dict
 from fedlora.adapters.settings import SHAPE_KEYS, plain_config
+from fedlora.adapters.targets import is_named
 from fedlora.common.config import LoraSection
 from fedlora.common.errors import AdapterError, ModelError, one_line
 from fedlora.training.base_weights import BaseWeights
 from fedlora.training.bitsandbytes_door import heed_bitsandbytes
 from fedlora.training.checkpoint import UNREADABLE
 from fedlora.training.reach import is_transposed
-from fedlora.training.targets import Modules, is_match, targets_of
+from fedlora.training.targets import Modules, targets_of
 
 # PEFT's name for the one adapter of a model.
 _NAME = "default"
@@ -265,7 +266,7 @@ def _whole_modules(
     paths = [path for path, _ in module.named_modules() if path]
     found: list[str] = []
     for end in settings.modules_to_save:
-        matched = [path for path in paths if is_match(path, (end,))]
+        matched = [path for path in paths if is_named(path, (end,))]
         if not matched:
             parts = ", ".join(child for child, _ in module.named_children())
             raise ModelError(f"lora.modules_to_save: {end!r} is no module of {name}; its outermost ones are {parts}")

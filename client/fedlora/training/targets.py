@@ -7,6 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from fedlora.adapters.targets import is_named
 from fedlora.common.config import LoraSection
 from fedlora.common.errors import ModelError
 from fedlora.training.reach import is_linear
@@ -70,8 +71,8 @@ def targets_of(
     linear = {path: layer for path, layer in layers.items() if is_linear(layer)}
     modules, notes = _modules(module, settings.target_modules, linear, name, is_rewritten=is_rewritten)
     excluded = settings.exclude_modules
-    matched = [path for path in layers if is_match(path, modules)]
-    kept = [path for path in matched if not is_match(path, excluded)]
+    matched = [path for path in layers if is_named(path, modules)]
+    kept = [path for path in matched if not is_named(path, excluded)]
     _require_exclusions(excluded, matched, name)
     if settings.target_modules == "all-linear" and (output := _output_layer(module)) is not None:
         # Another layer may be called as it is.
@@ -97,13 +98,6 @@ def targets_of(
     _require_not_experts(modules, name, is_rewritten=is_rewritten)
     _require_patterns(settings, kept, name)
     return Targets(modules, excluded, tuple(kept), notes)
-
-
-def is_match(path: str, modules: Modules) -> bool:
-    """Return whether a path ends as one of the names does, or an expression matches the whole of it, as in PEFT."""
-    if isinstance(modules, str):
-        return re.fullmatch(modules, path) is not None
-    return any(path == target or path.endswith(f".{target}") for target in modules)
 
 
 def expression_for(paths: Collection[str], among: Collection[str]) -> str:
@@ -166,7 +160,7 @@ def _require_fit(modules: Modules, matched: Layers, settings: LoraSection, linea
     has = _what_there_is(linear)
     for target in (modules,) if isinstance(modules, str) else modules:
         one: Modules = target if isinstance(modules, str) else (target,)
-        paths = [path for path in matched if is_match(path, one)]
+        paths = [path for path in matched if is_named(path, one)]
         if other := [path for path in paths if path not in linear]:
             kind = type(matched[other[0]]).__name__
             raise ModelError(f"lora.target_modules: {target!r} matches {other[0]}, a {kind}, not a linear layer; {has}")
@@ -192,13 +186,13 @@ def _require_fit(modules: Modules, matched: Layers, settings: LoraSection, linea
 def _require_exclusions(excluded: Modules, matched: Collection[str], name: str) -> None:
     for one in (excluded,) if isinstance(excluded, str) else excluded:
         asked: Modules = one if isinstance(excluded, str) else (one,)
-        if matched and not any(is_match(path, asked) for path in matched):
+        if matched and not any(is_named(path, asked) for path in matched):
             raise ModelError(
                 f"lora.exclude_modules: {one!r} excludes none of the {len(matched)} layers of {name} that "
                 f"lora.target_modules matches, such as {next(iter(matched))}; a name in a list is how a path ends, an "
                 f"expression is for the whole path: lora.exclude_modules = '.*vision_tower.*'"
             )
-    if matched and excluded and all(is_match(path, excluded) for path in matched):
+    if matched and excluded and all(is_named(path, excluded) for path in matched):
         raise ModelError(
             f"lora.exclude_modules: leaves none of the {len(matched)} layers of {name} that lora.target_modules matches"
         )

@@ -9,6 +9,13 @@ from fedlora.common.errors import AdapterError
 _ALL_LINEAR = "all-linear"
 
 
+def is_named(path: str, names: str | Iterable[str]) -> bool:
+    """Return whether an expression matches all of the path, or a name in a list is the path or its end, as in PEFT."""
+    if isinstance(names, str):
+        return re.fullmatch(names, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
 def layer_not_chosen(config: Mapping[str, object], paths: Iterable[str], *, origin: str) -> str:
     """Return the first of the layers that this configuration does not choose, and why; empty where it chooses all.
 
@@ -31,25 +38,20 @@ def layer_not_chosen(config: Mapping[str, object], paths: Iterable[str], *, orig
 
 
 def _reason_against(path: str, config: Mapping[str, object]) -> str:
-    excluded, targets = config.get("exclude_modules"), config.get("target_modules")
-    if excluded and _is_named(path, excluded):
+    excluded, targets = (
+        cast(str | list[str] | None, config.get(f"{which}_modules")) for which in ("exclude", "target")
+    )
+    if excluded and is_named(path, excluded):
         return f"exclude_modules is {excluded!r}"
     if targets is None or (isinstance(targets, str) and targets.lower() == _ALL_LINEAR):
         return ""
-    if not _is_named(path, targets):
+    if not is_named(path, targets):
         return f"target_modules is {targets!r}"
     numbers = config.get("layers_to_transform")
     if isinstance(targets, str) or numbers is None or numbers == []:
         return ""
     chosen = [numbers] if isinstance(numbers, int) else list(cast(list[int], numbers))
     return "" if _layer_number(path, config.get("layers_pattern")) in chosen else f"layers_to_transform is {numbers!r}"
-
-
-def _is_named(path: str, names: object) -> bool:
-    """Return whether an expression matches all of the path, or a name in a list is the path or its end."""
-    if isinstance(names, str):
-        return re.fullmatch(names, path) is not None
-    return any(path == name or path.endswith(f".{name}") for name in cast(list[str], names))
 
 
 def _layer_number(path: str, pattern: object) -> int | None:

@@ -59,6 +59,10 @@ class RunError(FedloraError):
     code = "run"
 
 
+# An error, or what became of an example, travels as a code.
+CODE = "[a-z_]{1,40}"
+
+
 def one_line(error: Exception) -> str:
     """Return what an error of a library says, in one line that is not too long."""
     return (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping
 
+from fedlora.common.errors import CODE
+
 TOO_LONG = "too_long"
 ANSWER_CUT_OFF = "answer_cut_off"
 NO_ANSWER = "no_answer"
@@ -19,12 +21,11 @@ _WORDS = {
     NO_ANSWER: "nothing to learn in them",
     UNUSABLE: "the task cannot use them",
 }
-_CODE = re.compile(r"[a-z_]{1,40}")
 
 
 def checked(fates: Mapping[str, int], *, num_left_out: int) -> dict[str, int]:
     """Return a task's fates, with all that it has left out: what has no code that can be sent counts as unusable."""
-    known = {code: number for code, number in fates.items() if number > 0 and _CODE.fullmatch(code)}
+    known = {code: number for code, number in fates.items() if number > 0 and re.fullmatch(CODE, code)}
     unknown = num_left_out - sum(number for code, number in known.items() if code != CUT)
     return known | ({UNUSABLE: unknown + known.get(UNUSABLE, 0)} if unknown > 0 else {})
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
+from fedlora.common.errors import CODE
 from fedlora.common.fates import Fates, fate_line
 from fedlora.common.packed_file import Packed
 
@@ -203,7 +204,7 @@ class EvaluateReceipt:
 class Failure:
     """An answer in place of a receipt: a typed code, and words only where site and server belong to one person."""
 
-    code: Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")]
+    code: Annotated[str, StringConstraints(pattern=f"^{CODE}$")]
     text: Annotated[str, StringConstraints(max_length=2000)] = ""
 
 

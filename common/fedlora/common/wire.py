@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar, cast
 
-from fedlora.common.errors import RunError
+from fedlora.common.errors import CODE, RunError
 from fedlora.common.fates import PARTS
 from fedlora.common.messages import (
     EvaluateReceipt,
@@ -28,8 +28,6 @@ from fedlora.v1 import session_pb2
 # Peers with different numbers refuse each other.
 PROTOCOL = 3
 
-_FAILURE_CODE = frozenset("abcdefghijklmnopqrstuvwxyz_")
-_MAX_CODE = 40
 # A run's id names a folder at the site.
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MAX_ENTRIES = 1_000_000
@@ -201,7 +199,7 @@ def read_receipt(message: session_pb2.Answer) -> Receipt:
             )
         case "failure":
             code = message.failure.code
-            if not 0 < len(code) <= _MAX_CODE or not set(code) <= _FAILURE_CODE:
+            if not re.fullmatch(CODE, code):
                 raise RunError("a failure whose code is none")
             return Failure(code)
     raise RunError("an answer that this version does not know")
@@ -260,11 +258,7 @@ def _read_fates(messages: Sequence[pb.Fate]) -> dict[str, dict[str, int]]:
     if len(messages) > _MAX_FATES:
         raise RunError(f"{len(messages):,} fates of examples; expected at most {_MAX_FATES}")
     for message in messages:
-        if (
-            message.part not in PARTS
-            or not 0 < len(message.code) <= _MAX_CODE
-            or not set(message.code) <= _FAILURE_CODE
-        ):
+        if message.part not in PARTS or not re.fullmatch(CODE, message.code):
             raise RunError("a fate of examples whose part or code is none")
         fates.setdefault(message.part, {})[message.code] = message.num_examples
     return fates

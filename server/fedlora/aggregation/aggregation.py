@@ -1,7 +1,7 @@
 """From the clients' updates to the global adapter: check that they fit, average, let the method combine, measure."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -103,8 +103,7 @@ def aggregate(
             layers[path] = _result(path, alive, updates, owners, p=p, like=like)
             if combined.base_change is not None:
                 combined = _moved_into_base(path, combined, changes, like, device=_home(owners))
-                if not all(map(_is_finite, combined.base_change or ())):
-                    raise AdapterError(_too_large(path, update))
+                _require_finite(path, update, combined.base_change or ())
             if measure:
                 # What came to life has the same product, but for rounding, which a product of zero would show.
                 measured[path] = _measure(update, replace(combined, note=_joined(combined.note, alive.note)), like)
@@ -190,14 +189,14 @@ def _overflow_refused(path: str, update: CentredUpdate) -> Iterator[None]:
 
 def _combine(path: str, update: CentredUpdate, method: Method) -> Combined:
     combined = method.combine(update)
-    if not all(factor.isfinite().all() for factor in (combined.A, combined.B, *(combined.base_change or ()))):
-        raise AdapterError(_too_large(path, update))
+    _require_finite(path, update, (combined.A, combined.B, *(combined.base_change or ())))
     return combined
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    """Return whether all values are finite, without a second tensor of that size."""
-    return tensor.numel() == 0 or all(bool(end.isfinite()) for end in tensor.aminmax())
+def _require_finite(path: str, update: CentredUpdate, tensors: Iterable[Tensor]) -> None:
+    """Check that all values are finite, without a second tensor of that size."""
+    if not all(end.isfinite() for tensor in tensors if tensor.numel() for end in tensor.aminmax()):
+        raise AdapterError(_too_large(path, update))
 
 
 def _alive(combined: Combined, update: CentredUpdate) -> Combined:

@@ -102,3 +102,20 @@ Listener = Callable[[Event], None]
 
 def ignore(event: Event) -> None:
     """Listen to nothing."""
+
+
+class HeardSites:
+    """A listener that keeps what the clients said of themselves, and tells another everything.
+
+    Attributes:
+        sites: by name, what each said last.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self.sites: Mapping[str, SiteDescription] = {}
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, SitesDescribed):
+            self.sites = {**self.sites, **event.sites}
+        self._listener(event)

@@ -22,7 +22,7 @@ from fedlora.common.run_folder import RUN_FILE
 from fedlora.server.app import server_app_for
 from fedlora.server.claim import Claim
 from fedlora.server.data_notes import data_notes
-from fedlora.server.events import Event, Noted, RoundEnded, RunStarted, SitesDescribed, UpdateArrived
+from fedlora.server.events import Event, HeardSites, Noted, RoundEnded, RunStarted, SitesDescribed, UpdateArrived
 from fedlora.server.outcome import write_report
 from fedlora.server.store import RunFolder
 
@@ -43,14 +43,8 @@ def main(grid: Grid, context: Context) -> None:
     config = load_run(run_file)
     require_labels(config, origin=str(run_file))
     notes = idle_settings(config, Occasion("superlink"))
-    sites: dict[str, SiteDescription] = {}
-
-    def tell(event: Event) -> None:
-        if isinstance(event, SitesDescribed):
-            sites.update(event.sites)
-        _tell(event)
-
-    tell(Noted(notes))
+    heard = HeardSites(_tell)
+    heard(Noted(notes))
     with Claim(out, config, resume=(out / RUN_FILE).is_file()):
         rounds = server_app_for(
             config,
@@ -58,12 +52,12 @@ def main(grid: Grid, context: Context) -> None:
             num_sites=config.federation.sites,
             # Not the process's own arguments, which hold Flower's token.
             command=f'flwr run --run-config \'run="{run_file}" out="{out}"\'',
-            listener=tell,
+            listener=heard,
         )
         try:
             rounds(RunCarryingGrid(grid, config), context)
         finally:
-            _write_report(config, RunFolder(out), sites, notes)
+            _write_report(config, RunFolder(out), heard.sites, notes)
 
 
 class RunCarryingGrid(Grid):

@@ -6,7 +6,7 @@ import numpy as np
 
 from fedlora.common.config import ByGroup, Dirichlet, Iid, LabelShards, PartitionSection, RunConfig
 from fedlora.common.messages import SiteDescription
-from fedlora.server.data_notes import left_out_parts
+from fedlora.server.data_notes import left_out_parts, unread
 from fedlora.server.report import Holding, Holdings
 from fedlora.training.data import ClientData, FederatedData
 from fedlora.training.partitioning import client_names
@@ -34,7 +34,7 @@ def holdings_of(data: FederatedData, config: RunConfig, sites: Mapping[str, Site
         num_test=len(data.test),
         partition=_words(config.partition) if _is_of(data.clients, config.partition) else _GIVEN,
         left_out=left_out_parts(sites),
-        unread=tuple(dict.fromkeys(note for site in sites.values() for note in site.notes)),
+        unread=unread(sites),
     )
 
 

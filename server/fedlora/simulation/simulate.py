@@ -16,7 +16,7 @@ from fedlora.common.messages import SiteDescription
 from fedlora.common.run_file import load_run
 from fedlora.common.run_folder import RUN_FILE
 from fedlora.server.claim import Claim
-from fedlora.server.events import Event, Listener, Noted, SitesDescribed, ignore
+from fedlora.server.events import HeardSites, Listener, Noted, ignore
 from fedlora.server.round_report import RoundReport
 from fedlora.simulation.inprocess import refuse_inside_a_starting_worker
 from fedlora.training.data import FederatedData, federated_data_from, load_federated_data, with_found_range
@@ -111,7 +111,7 @@ def simulate(
         for note in data.notes:
             logger.log(logging.WARNING if note.is_warning else logging.INFO, "%s", note.text)
     notes = idle_settings(config, _occasion(data, has_given_data=clients is not None))
-    heard = _Heard(listener)
+    heard = HeardSites(listener)
     path = choose_folder(config, out, resume=resume)
     source = WorkbenchSource(
         key=uuid.uuid4().hex,
@@ -152,19 +152,6 @@ def _with_method(config: RunConfig, method: "Method | None") -> RunConfig:
     from fedlora.server.run_method import method_of, naming
 
     return naming(method or method_of(config), config)
-
-
-class _Heard:
-    """A listener that keeps what the clients said of themselves, and tells another everything."""
-
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-        self.sites: Mapping[str, SiteDescription] = {}
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, SitesDescribed):
-            self.sites = {**self.sites, **event.sites}
-        self._listener(event)
 
 
 def _occasion(data: FederatedData, *, has_given_data: bool) -> Occasion:

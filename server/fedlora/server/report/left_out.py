@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedlora.server.report.markup import NOTHING, Html, element, join, paragraph, prose, table
+from fedlora.server.report.markup import NOTHING, Html, bullets, element, join, paragraph, table
 from fedlora.server.report.wording import count_text
 
 _MOST_ROWS = 500
@@ -59,6 +59,6 @@ def left_out(parts: Sequence[LeftOut], unread: Sequence[str], *, noun: str) -> H
             element("h3", "Left out and cut" if parts else "Not read"),
             paragraph(*sentences),
             shown,
-            element("ul", *(element("li", prose(line)) for line in unread)) if unread else NOTHING,
+            bullets(unread),
         )
     )

@@ -95,6 +95,11 @@ def details(summary: str, *content: str) -> Html:
 NOTHING = Html("")
 
 
+def bullets(lines: Sequence[str]) -> Html:
+    """Return sentences as a list, or nothing."""
+    return element("ul", *(element("li", prose(line)) for line in lines)) if lines else NOTHING
+
+
 def section(title: str, *content: str) -> Html:
     """Return a section under its heading."""
     return element("section", element("h2", title), *content)

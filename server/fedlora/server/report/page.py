@@ -9,7 +9,7 @@ from fedlora.server.report import sections, sentences
 from fedlora.server.report.answers import ShownAnswer, answers
 from fedlora.server.report.client_sections import groups
 from fedlora.server.report.holdings import Holdings, who_holds_what
-from fedlora.server.report.markup import NOTHING, Html, details, element, join, prose, section, trusted
+from fedlora.server.report.markup import NOTHING, Html, bullets, details, element, join, prose, section, trusted
 from fedlora.server.round_report import RoundReport
 
 _MOST_CHARACTERS = 400
@@ -93,7 +93,7 @@ def render_report(
         sections.time(reports),
         sections.refused(reports),
         _load(load_code),
-        section("Configuration", _notes(notes), details("The run file", element("pre", element("code", config_toml)))),
+        section("Configuration", bullets(notes), details("The run file", element("pre", element("code", config_toml)))),
     )
     return "<!DOCTYPE html>\n" + element(
         "html", _head(title), element("body", head, body, _versions(versions or {})), lang="en"
@@ -110,10 +110,6 @@ def _head(title: str) -> Html:
         element("title", f"{title} \N{EN DASH} fedlora"),
         element("style", trusted(style)),
     )
-
-
-def _notes(notes: Sequence[str]) -> Html:
-    return element("ul", *(element("li", prose(note)) for note in notes)) if notes else NOTHING
 
 
 def _load(load_code: str) -> Html:
