@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fedlora.cli.data_view import printable
 from fedlora.training.data_preview import Piece, pieces_of
-from fedlora.training.tasks.rendering import Encoded
+from fedlora.training.tasks.encoding import Encoded
 
 Command = Callable[..., Any]
 

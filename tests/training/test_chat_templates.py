@@ -25,8 +25,9 @@ from tokenizers_made import tokenizer_of
 from fedlora.common.config import CausalLm as CausalLmSection
 from fedlora.common.errors import DataError, ModelError
 from fedlora.training.data.examples import Conversation, Turn
+from fedlora.training.tasks.encoding import encode, encode_all
 from fedlora.training.tasks.end_of_turn import end_of_chats
-from fedlora.training.tasks.rendering import Rendered, encode, encode_all, render, render_all, render_prompt
+from fedlora.training.tasks.rendering import Rendered, render, render_all, render_prompt
 from fedlora.training.tasks.rendering_notes import rendering_notes
 
 PLAIN = ("ab", "cd", "e ", " f ")

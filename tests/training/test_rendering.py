@@ -8,7 +8,8 @@ from transformers import AutoTokenizer
 
 from fedlora.common.errors import DataError, ModelError
 from fedlora.training.data.examples import Conversation, Turn
-from fedlora.training.tasks.rendering import encode, encode_all, render, render_prompt
+from fedlora.training.tasks.encoding import encode, encode_all
+from fedlora.training.tasks.rendering import render, render_prompt
 
 CHAT = Conversation((Turn("user", "ab"), Turn("assistant", "cd"), Turn("user", "e"), Turn("assistant", " f\u00e9 ")))
 PLAIN = Conversation((Turn("user", "2 + 2 ="), Turn("assistant", " 4")), style="plain")

@@ -23,7 +23,8 @@ from fedlora.training.data.examples import Conversation, Note
 from fedlora.training.data.source import enumeration
 from fedlora.training.model_loading import load_tokenizer
 from fedlora.training.resources import resolve_path
-from fedlora.training.tasks.rendering import Encoded, encode_all, fate_of, fitted, render, render_all
+from fedlora.training.tasks.encoding import Encoded, encode_all, fate_of, fitted
+from fedlora.training.tasks.rendering import render, render_all
 from fedlora.training.tasks.rendering_notes import rendering_notes
 from fedlora.training.tasks.template_messages import shown_notes
 

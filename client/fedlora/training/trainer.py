@@ -91,7 +91,6 @@ class LocalTrainer(Generic[P]):
         self._asked_micro_batch_size = self._micro_batch_size
         self._autocast = _autocast_dtype(settings.precision, device, weights=model.base_dtype)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast == torch.float16)
-        self._silent: list[str] = []
         self._has_told = False
         # For training alone: what is judged is judged by the model as it is.
         self._forward: Callable[..., object] = model.peft_model
@@ -147,7 +146,7 @@ class LocalTrainer(Generic[P]):
         self.model.set_training(True)
         losses: list[Tensor] = []
         num_tokens, trained = 0, self.model.trained()
-        self._silent = [name for name in trained if not is_routed(name)]
+        silent = [name for name in trained if not is_routed(name)]
         self._seconds = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
         began = time.perf_counter()
         for step in range(num_steps):
@@ -158,7 +157,7 @@ class LocalTrainer(Generic[P]):
             loss, step_tokens = self._gradients(prepared, next(batches), optimizer)
             losses.append(loss)
             num_tokens += step_tokens
-            self._silent = [name for name in self._silent if trained[name].grad is None]
+            silent = [name for name in silent if trained[name].grad is None]
             started = time.perf_counter()
             self._scaler.unscale_(optimizer)
             _add_pull(self.model.parameters, start_values, settings.proximal_mu)
@@ -170,7 +169,7 @@ class LocalTrainer(Generic[P]):
             self._seconds["optimizer"] += time.perf_counter() - started
         stacked = torch.stack(losses).cpu()
         is_finite = bool(torch.isfinite(stacked).all()) and self.model.is_finite()
-        self._tell_of_silence(len(trained))
+        self._tell_of(silent, num_trained=len(trained))
         is_reduced = self._micro_batch_size < self._asked_micro_batch_size
         return TrainingResult(
             num_steps,
@@ -182,15 +181,15 @@ class LocalTrainer(Generic[P]):
             read_moments(optimizer, self.model.trained()) if settings.optimizer_state == "keep" else {},
         )
 
-    def _tell_of_silence(self, num_trained: int) -> None:
+    def _tell_of(self, silent: Sequence[str], *, num_trained: int) -> None:
         """Say once what got no gradient in any step: a model of the user's own may have parts that nothing reaches."""
-        if self._silent and not self._has_told:
+        if silent and not self._has_told:
             logger.warning(
                 "%d of the %d tensors that are trained got no gradient in a whole round, such as %s: they are sent and "
                 "averaged for nothing; lora.exclude_modules leaves layers out",
-                len(self._silent),
+                len(silent),
                 num_trained,
-                self._silent[0],
+                silent[0],
             )
             self._has_told = True
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedlora.training.data.examples import Conversation, Examples
+from fedlora.training.tasks.encoding import Encoded, encode_all, fate_of, fitted
 from fedlora.training.tasks.end_of_turn import EndOfTurn, end_of
 from fedlora.training.tasks.generation import generate_answers
-from fedlora.training.tasks.rendering import Encoded, Rendered, encode_all, fate_of, fitted, prompt_of, render_all
+from fedlora.training.tasks.rendering import Rendered, prompt_of, render_all
 from fedlora.training.tasks.task import Batch
 from fedlora.training.tasks.template_messages import shown_notes
 
@@ -139,17 +140,15 @@ class CausalLm:
 
     def references(self, conversations: Sequence[Conversation]) -> list[str]:
         """Return each conversation's last answer as the model would write it: of a call or a thought as rendered."""
-        rendered = self._rendered(conversations)
-        references = []
-        for conversation, found in zip(conversations, rendered, strict=True):
-            answer = conversation.last_answer
-            if not answer.tool_calls and not answer.reasoning:
-                references.append(answer.content)
-                continue
-            begin, end = found.answers[-1]
-            ids = self.tokenizer(found.text[begin:end], add_special_tokens=False)["input_ids"]
-            references.append(self.tokenizer.decode(ids, skip_special_tokens=True).strip())
-        return references
+        return [self._reference(conversation) for conversation in conversations]
+
+    def _reference(self, conversation: Conversation) -> str:
+        answer = conversation.last_answer
+        if not answer.tool_calls and not answer.reasoning:
+            return answer.content
+        (rendered,) = self._rendered([conversation])
+        ids = self.tokenizer(rendered.text[slice(*rendered.answers[-1])], add_special_tokens=False)["input_ids"]
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def prompts(self, conversations: Sequence[Conversation]) -> list[list[int]]:
         """Return the tokens of what stands before each conversation's last answer."""

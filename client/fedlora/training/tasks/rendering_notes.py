@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fedlora.common.config import CausalLm
-from fedlora.training.tasks.rendering import Encoded, Rendered
+from fedlora.training.tasks.encoding import Encoded
+from fedlora.training.tasks.rendering import Rendered
 
 
 def rendering_notes(
