@@ -137,6 +137,13 @@ def test_a_text_to_classify_has_only_the_special_tokens_about_it(
     assert sum(one in special for one in batch.inputs["input_ids"][0].tolist()) == 2
 
 
+def test_a_text_is_as_long_for_the_count_of_those_cut_as_for_the_model(text_run: Callable[..., RunConfig]) -> None:
+    task: Any = load_base_model(text_run(), ("bad", "good")).task
+    texts = ["[SEP] " * 12, "good"]  # 12 tokens if they were control tokens, and 36 as text; 32 are taken
+    prepared = task.prepare(Examples(texts, np.zeros(2, np.int64), np.full(2, "")))
+    assert prepared.fates == {"cut": 1}
+
+
 def test_how_many_texts_have_some_is_logged(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     texts = [plain("a", "b"), plain("<|end|>", "b")]

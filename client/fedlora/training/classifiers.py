@@ -134,14 +134,15 @@ def _task(
         return tasks.ImageClassification(mean=mean, std=std), {"pixel_values": torch.zeros(1, 3, size, size)}, None
     max_length = cast(SequenceClassification, config.task).max_length
 
-    def tokenize(texts: list[str]) -> list[list[int]]:
-        token_ids: list[list[int]] = tokenizer(
-            texts, truncation=True, max_length=max_length, split_special_tokens=True
-        )["input_ids"]
+    def token_ids_of(texts: list[str], **cutting: Any) -> list[list[int]]:
+        token_ids: list[list[int]] = tokenizer(texts, split_special_tokens=True, verbose=False, **cutting)["input_ids"]
         return token_ids
 
+    def tokenize(texts: list[str]) -> list[list[int]]:
+        return token_ids_of(texts, truncation=True, max_length=max_length)
+
     def count_cut(texts: list[str]) -> int:
-        return sum(len(ids) > max_length for ids in tokenizer(texts, verbose=False)["input_ids"])
+        return sum(len(ids) > max_length for ids in token_ids_of(texts))
 
     pad_token_id = _pad_token_id(tokenizer, checkpoint.settings)
     input_ids = torch.tensor(tokenize(["an example"]))
