@@ -56,7 +56,11 @@ def idle(config: RunConfig, occasion: Occasion | None = None) -> list[str]:
         (["lora.init=gaussian", "federation.start_from=folder"], None),
         (["model.revision=main"], ["model.name=owner/model"]),
         (["model.pooling=mean", "model.head=auto"], ["model.head=linear"]),
-        (["data.group=site"], None),
+        (["data.group=site"], ["data.path=scans.parquet"]),
+        (["data.image=scan"], ["data.path=scans.parquet"]),
+        (["data.label=kind"], ["data.path=scans.parquet"]),
+        (["data.text=note"], None),
+        (["robust.gauge_limit=0.5"], ["robust.regauge=true"]),
     ],
 )
 def test_a_setting_is_idle_until_what_it_needs_is_set(settings: list[str], cure: list[str] | None) -> None:
@@ -76,6 +80,7 @@ def test_a_setting_is_idle_until_what_it_needs_is_set(settings: list[str], cure:
         (["data.text=t", "data.format=messages"], ["data.format=auto"]),
         (["data.label=kind"], ["partition.by=dirichlet"]),
         (["model.head=auto"], None),
+        (["data.image=scan"], None),
     ],
 )
 def test_so_it_is_with_a_language_model(settings: list[str], cure: list[str] | None) -> None:
@@ -98,6 +103,7 @@ def test_so_it_is_with_a_language_model(settings: list[str], cure: list[str] | N
         ("train.device=cuda", (SERVER, SUPERLINK), (SIMULATION, None)),
         ("data.path=pictures", (SERVER, Occasion(has_given_data=True)), (SIMULATION, None)),
         ("data.test=held_out", (SERVER, SUPERLINK), (SIMULATION, None)),
+        ("data.label=kind", (SIMULATION, None), (SERVER, Occasion(has_given_data=True))),
         ("partition.by=iid", (SERVER, Occasion(has_given_data=True)), (SIMULATION, None)),
         ("evaluation.round_examples=9", (Occasion(num_test=0),), (Occasion(num_test=1),)),
         ("evaluation.early_stopping=3", (Occasion(num_validation=0),), (Occasion(num_validation=1),)),

@@ -111,6 +111,11 @@ def _deals_by_label(config: RunConfig, occasion: Occasion) -> bool:
     return is_dealt_out and config.partition.by in ("dirichlet", "label_shards")
 
 
+def _reads_archive(config: RunConfig, occasion: Occasion) -> bool:
+    is_read = not _is_deployment(config, occasion) and not occasion.has_given_data
+    return is_read and config.data.path.lower().endswith(".npz")
+
+
 def _reads_other_format(config: RunConfig, *formats: str) -> bool:
     return config.task.kind == "causal_lm" and config.data.format not in ("auto", *formats)
 
@@ -152,15 +157,21 @@ _RULES = (
         lambda config, occasion: _is_deployment(config, occasion) and isinstance(config.data.test, str),
     ),
     _Rule(
-        ("data.path", "data.test", "data.group", "data.split_by", "data.label", *_ALL_OF_PARTITION),
+        ("data.path", "data.test", "data.group", "data.split_by", *_ALL_OF_PARTITION),
         "the data sets were given in Python",
         _has_given_data,
     ),
     _Rule(
-        ("data.text", "data.prompt", "data.completion", "data.label", "data.group"),
-        "pictures have no columns",
+        ("data.text", "data.prompt", "data.completion"),
+        "the task reads pictures, and no texts",
         _is_of_kind("image_classification"),
     ),
+    _Rule(
+        ("data.image",),
+        "the task reads texts, and no pictures",
+        _is_of_kind("sequence_classification", "causal_lm"),
+    ),
+    _Rule(("data.image", "data.label", "data.group"), "an .npz file has no columns", _reads_archive),
     _Rule(
         ("data.text", "data.prompt", "data.completion"),
         "a task of one's own reads the rows itself",
@@ -269,6 +280,7 @@ _RULES = (
         "a round has the update of a single client",
         lambda config, occasion: _num_updates(config, occasion) <= 1,
     ),
+    _Rule(("robust.gauge_limit",), "robust.regauge is off", lambda config, _: not config.robust.regauge),
     _Rule(
         ("federation.norm_limit",),
         "fewer than three updates of a round have no median to compare with",
