@@ -1,4 +1,4 @@
-"""A site on the bench, without a network."""
+"""A site on the bench, without a network, and the seat of a worker."""
 
 import sys
 from collections.abc import Iterator
@@ -13,13 +13,41 @@ sys.path.append(str(Path(__file__).parent))
 if TYPE_CHECKING:
     from site_bench import Bench, StartBench
 
+    from fedlora.client.worker_seat import WorkerSeat
+
 
 @pytest.fixture
-def start_bench(tmp_path: Path) -> "Iterator[StartBench]":
+def identity() -> Iterator[None]:
+    """Give back what Flower knows of this process, which a seat changes."""
+    before = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
+    yield
+    TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = before
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return the folder in which the app of `seat_apps` finds its orders, and notes what it does."""
+    (tmp_path / "app").mkdir()
+    return tmp_path / "app"
+
+
+@pytest.fixture
+def seat(folder: Path, identity: None) -> "Iterator[WorkerSeat]":  # noqa: ARG001 (it is given back at the end)
+    """Return the seat of a worker with the app of `seat_apps`."""
+    import seat_apps
+
+    from fedlora.client.worker_seat import WorkerSeat
+
+    seat = WorkerSeat(seat_apps.make_app, {seat_apps.FOLDER: str(folder)})
+    yield seat
+    seat.close()
+
+
+@pytest.fixture
+def start_bench(tmp_path: Path, identity: None) -> "Iterator[StartBench]":  # noqa: ARG001
     """Return a function that puts a site with these sections of its site file on the bench."""
     from site_bench import Bench
 
-    before = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
     benches: list[Bench] = []
 
     def start(**sections: object) -> Bench:
@@ -29,7 +57,6 @@ def start_bench(tmp_path: Path) -> "Iterator[StartBench]":
     yield start
     for bench in benches:
         bench.site.close()
-    TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = before
 
 
 @pytest.fixture

@@ -5,31 +5,18 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from flwr.supercore.task_identity import TaskIdentity
 
 sys.path.append(str(Path(__file__).parent))
-
-import seat_apps
 
 from fedlora.client.worker_output import Lines, WorkerOutput
 from fedlora.client.worker_seat import WorkerSeat
 from fedlora.common.messages import WORKER_DIED, Failure, TrainReceipt, TrainRequest
 
 LOGGER = "fedlora.client.worker_output"
-
-
-@pytest.fixture
-def seat(tmp_path: Path) -> Iterator[WorkerSeat]:
-    before = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
-    seat = WorkerSeat(seat_apps.make_app, {seat_apps.FOLDER: str(tmp_path)})
-    yield seat
-    seat.close()
-    TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = before
 
 
 def lines_of(*chunks: bytes) -> list[str]:
@@ -99,9 +86,9 @@ def test_of_a_traceback_the_error_is_the_last_word() -> None:
 
 
 def test_what_a_worker_prints_and_its_libraries_write_is_logged_and_nothing_reaches_the_terminal(
-    seat: WorkerSeat, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    seat: WorkerSeat, folder: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert isinstance(ask(seat, "speak", tmp_path), TrainReceipt)
+    assert isinstance(ask(seat, "speak", folder), TrainReceipt)
     seat.close()
     deadline = time.monotonic() + 30
     while len(said(caplog)) < 4:
@@ -113,12 +100,12 @@ def test_what_a_worker_prints_and_its_libraries_write_is_logged_and_nothing_reac
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_worker_that_dies_is_said_to_with_its_last_words(seat: WorkerSeat, tmp_path: Path) -> None:
-    found = ask(seat, "speak, then die", tmp_path)
+def test_a_worker_that_dies_is_said_to_with_its_last_words(seat: WorkerSeat, folder: Path) -> None:
+    found = ask(seat, "speak, then die", folder)
     assert found == Failure(
         WORKER_DIED, "the worker process died (exit code 4); it said last: by a library / and another"
     )
 
 
-def test_a_worker_that_writes_more_than_a_pipe_holds_goes_on(seat: WorkerSeat, tmp_path: Path) -> None:
-    assert isinstance(ask(seat, "shout", tmp_path), TrainReceipt)
+def test_a_worker_that_writes_more_than_a_pipe_holds_goes_on(seat: WorkerSeat, folder: Path) -> None:
+    assert isinstance(ask(seat, "shout", folder), TrainReceipt)

@@ -5,14 +5,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from flwr.app import Message
-from flwr.supercore.task_identity import TaskIdentity
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -36,22 +35,6 @@ from fedlora.common.messages import (
 from fedlora.common.packed_file import PackedFile
 
 DEADLINE_SECONDS = 120.0
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Return the folder in which the app finds its orders, and notes what it does."""
-    (tmp_path / "app").mkdir()
-    return tmp_path / "app"
-
-
-@pytest.fixture
-def seat(folder: Path) -> Iterator[WorkerSeat]:
-    before = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
-    seat = WorkerSeat(seat_apps.make_app, {seat_apps.FOLDER: str(folder)})
-    yield seat
-    seat.close()
-    TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = before
 
 
 def wait_until(is_true: Callable[[], bool]) -> None:
