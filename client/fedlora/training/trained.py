@@ -13,7 +13,8 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import ModelError
 from fedlora.training.base_model import load_base_model
 from fedlora.training.data.examples import Conversation, Turn
-from fedlora.training.data.in_memory import Input, unlabelled
+from fedlora.training.data.given_examples import Input
+from fedlora.training.data.in_memory import unlabelled
 from fedlora.training.finished_run import Choice, open_finished
 from fedlora.training.peft_bridge import with_saved_adapter
 from fedlora.training.tasks import CausalLm, Task

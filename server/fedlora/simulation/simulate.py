@@ -20,7 +20,7 @@ from fedlora.server.events import HeardSites, Listener, Noted, ignore
 from fedlora.server.round_report import RoundReport
 from fedlora.simulation.inprocess import refuse_inside_a_starting_worker
 from fedlora.training.data import FederatedData, federated_data_from, load_federated_data, with_found_range
-from fedlora.training.data.in_memory import Dataset
+from fedlora.training.data.given_examples import Dataset
 from fedlora.training.vocabulary import require_embeddings_by_files
 
 if TYPE_CHECKING:

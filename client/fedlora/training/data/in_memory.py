@@ -2,30 +2,22 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from fedlora.common.config import DataSection
 from fedlora.common.errors import DataError
 from fedlora.common.spelling import checked_names
-from fedlora.training.data.columns import label_in
 from fedlora.training.data.conversations import (
-    conversation_of,
     format_of,
-    plain_text,
-    prompt_and_answer,
     without_ignored,
 )
 from fedlora.training.data.examples import (
     Conversation,
     Examples,
     FederatedData,
-    Images,
-    Inputs,
     Note,
     Row,
     Words,
@@ -33,47 +25,25 @@ from fedlora.training.data.examples import (
     words_of,
 )
 from fedlora.training.data.federated import deal_out
-from fedlora.training.data.given_pictures import opened_input
+from fedlora.training.data.given_examples import (
+    Dataset,
+    Given,
+    Input,
+    Pair,
+    all_given,
+    conversation_in,
+    inputs_of,
+    pair_of,
+    row_in,
+    word_of,
+)
 from fedlora.training.data.given_splits import refuse_clients_named_as_splits
-from fedlora.training.data.labelled_rows import label_names_of, labelled_row, plain_label
 from fedlora.training.data.left_aside import left_aside
-from fedlora.training.data.picture_reading import PictureReading, Wanted, notes_on, read_pictures
-from fedlora.training.data.pictures import Opened, same_channels
+from fedlora.training.data.picture_reading import PictureReading, Wanted, notes_on
 from fedlora.training.data.source import checked_vocabulary, label_indices
 from fedlora.training.partitioning import members
 
-# A torch tensor too, whose type is not imported for this.
-Input = str | bytes | Image.Image | npt.NDArray[Any] | Mapping[str, Any]
-Label = int | str
-Messages = Sequence[Mapping[str, str]]
-Example = tuple[Input, Label] | tuple[str, str] | tuple[Messages, Messages] | str | Conversation | Row
-Dataset = Sequence[Example]
 Kind = Literal["image_classification", "sequence_classification", "causal_lm", "own"]
-
-
-@dataclass(frozen=True)
-class Given:
-    """An example as the user gave it.
-
-    Attributes:
-        where: names it in errors.
-        label_names: of a row whose label is a number, what the number stands for, if its data set says so.
-    """
-
-    where: str
-    group: str
-    example: Any
-    label_names: Sequence[str] | None = None
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An input and its label as the user gave them; `where` names the pair in errors."""
-
-    where: str
-    group: str
-    input: Any
-    label: Any
 
 
 def federated_data_from(
@@ -123,30 +93,30 @@ def federated_data_from(
     training_given = [
         given
         for name, data_set in clients.items()
-        for given in _given(data_set, f"client {name!r}", name, columns.label)
+        for given in all_given(data_set, f"client {name!r}", name, columns.label)
     ]
     tests = test if isinstance(test, Mapping) else {"": test}
     test_given = [
         given
         for name, data_set in tests.items()
-        for given in _given(data_set, f"test set {name!r}", name, columns.label)
+        for given in all_given(data_set, f"test set {name!r}", name, columns.label)
     ]
     vocabulary: tuple[str, ...] = ()
     reading: PictureReading | None = None
     notes: tuple[Note, ...] = ()
     if kind == "causal_lm":
-        conversations = [_conversation(given, columns) for given in (*training_given, *test_given)]
+        conversations = [conversation_in(given, columns) for given in (*training_given, *test_given)]
         notes = _notes([*training_given, *test_given], columns)
         training, held_out = _without_labels(conversations, training_given, test_given)
     elif kind == "own" and isinstance(training_given[0].example, Mapping):
-        rows = [_row(given) for given in (*training_given, *test_given)]
+        rows = [row_in(given) for given in (*training_given, *test_given)]
         training, held_out = _without_labels(rows, training_given, test_given)
     else:
         split = len(training_given)
         is_text = None if kind is None else kind == "sequence_classification"
-        pairs = [_pair(given, columns, is_text=is_text) for given in (*training_given, *test_given)]
+        pairs = [pair_of(given, columns, is_text=is_text) for given in (*training_given, *test_given)]
         vocabulary, indices = _vocabulary_and_labels(pairs, split, labels)
-        inputs, reading = _inputs(pairs, image_size=image_size, wanted=pixel_range)
+        inputs, reading = inputs_of(pairs, image_size=image_size, wanted=pixel_range)
         training = Examples(inputs[:split], indices[:split], _groups(training_given))
         held_out = Examples(inputs[split:], indices[split:], _groups(test_given))
     parts = {str(training.groups[rows[0]]): rows for rows in members(training.groups)}
@@ -176,7 +146,7 @@ def _vocabulary_and_labels(
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
     """Return the vocabulary, and each pair's index into it, (n,); the clients' pairs come first."""
     named = None if labels is None else checked_vocabulary(tuple(labels), origin="labels")
-    words = [_word(pair, named) for pair in pairs]
+    words = [word_of(pair, named) for pair in pairs]
     vocabulary = named or checked_vocabulary(sorted_vocabulary(words[:num_training]), origin="the clients")
     of_clients = label_indices(words[:num_training], vocabulary, origin="the clients")
     of_test = label_indices(words[num_training:], vocabulary, origin="the test set")
@@ -198,29 +168,6 @@ def _groups(given: list[Given]) -> Words:
     return words_of(one.group for one in given)
 
 
-def _conversation(given: Given, columns: DataSection) -> Conversation:
-    match given.example:
-        case Conversation():
-            return given.example
-        case str():
-            return plain_text(given.example, what=given.where)
-        case Mapping():
-            return conversation_of(given.example, columns, where=given.where)
-        case (prompt, answer):
-            of_prompt, of_answer = f"{given.where}: the prompt", f"{given.where}: the answer"
-            return prompt_and_answer(prompt, answer, of_prompt=of_prompt, of_answer=of_answer)
-    raise DataError(
-        f"{given.where}: a {type(given.example).__name__}; expected a pair (prompt, answer), a text, a Conversation, "
-        "or a mapping such as {'messages': [...]}"
-    )
-
-
-def _row(given: Given) -> Row:
-    if not isinstance(given.example, Mapping):
-        raise DataError(f"{given.where}: a {type(given.example).__name__}; expected a mapping, as the first example")
-    return given.example
-
-
 def unlabelled(inputs: Sequence[Input], *, image_size: int | None, pixel_range: Wanted = None) -> Examples:
     """Return texts, or pictures resized to `image_size` pixels, as examples that all have the label 0.
 
@@ -232,30 +179,8 @@ def unlabelled(inputs: Sequence[Input], *, image_size: int | None, pixel_range: 
     """
     pairs = [Pair(f"input {index}", "", given, 0) for index, given in enumerate(inputs)]
     labels = np.zeros(len(pairs), dtype=np.int64)
-    given, _ = _inputs(pairs, image_size=image_size, wanted=pixel_range)
+    given, _ = inputs_of(pairs, image_size=image_size, wanted=pixel_range)
     return Examples(given, labels, np.full(len(pairs), "", dtype=np.str_))
-
-
-def _given(data_set: Dataset, origin: str, group: str, label: str) -> list[Given]:
-    """Return the examples of a data set; of one of the library `datasets` with the names of its column `label`."""
-    names = label_names_of(data_set, label)
-    # By number: a torch data set need not end an iteration.
-    return [Given(f"{origin}, example {index}", group, data_set[index], names) for index in range(len(data_set))]
-
-
-def _pair(given: Given, columns: DataSection, *, is_text: bool | None) -> Pair:
-    example = given.example
-    if isinstance(example, Mapping):
-        found = labelled_row(example, columns, given.label_names, is_text=is_text, where=given.where)
-        return Pair(given.where, given.group, *found)
-    if not isinstance(example, tuple | list) or len(example) != 2:
-        expected = columns.image if is_text is False else columns.text
-        raise DataError(
-            f"{given.where}: a {type(example).__name__}; expected a pair (input, label), or a mapping with the columns "
-            f"{expected!r} and {columns.label!r}"
-        )
-    found, label = example
-    return Pair(given.where, given.group, found, plain_label(label))
 
 
 def _require_examples(clients: Mapping[str, Dataset]) -> None:
@@ -274,51 +199,6 @@ def _require_examples(clients: Mapping[str, Dataset]) -> None:
         checked_names(tuple(clients))
     except ValueError as error:
         raise DataError(f"clients {error}") from error
-
-
-def _word(pair: Pair, labels: Sequence[str] | None) -> str:
-    """Return the pair's label as a word of the vocabulary."""
-    if isinstance(pair.label, str):
-        return label_in(pair.label, labels or (), f"{pair.where}: the label")
-    if not isinstance(pair.label, int):
-        raise DataError(f"{pair.where}: a label of type {type(pair.label).__name__}; expected int or str")
-    if labels is None:
-        return label_in(int(pair.label), (), f"{pair.where}: the label")
-    if not 0 <= pair.label < len(labels):
-        raise DataError(f"{pair.where}: label {pair.label}; expected 0 to {len(labels) - 1}, an index into labels")
-    return labels[int(pair.label)]
-
-
-def _inputs(pairs: list[Pair], *, image_size: int | None, wanted: Wanted) -> tuple[Inputs, PictureReading | None]:
-    """Return all inputs: texts where the first is one, else pictures (n, image_size, image_size, channels)."""
-    if isinstance(pairs[0].input, str):
-        for pair in pairs:
-            if not isinstance(pair.input, str):
-                raise DataError(f"{pair.where}: a {type(pair.input).__name__} among texts; expected str")
-        return [pair.input for pair in pairs], None
-    if image_size is None:
-        raise ValueError("pictures need image_size, such as config.task.image_size")
-    pictures: list[Images] = [np.empty(0, np.uint8)] * len(pairs)
-    reading = read_pictures(
-        [pair.where for pair in pairs],
-        lambda index: _opened(pairs[index], image_size),
-        pictures.__setitem__,
-        image_size=image_size,
-        wanted=wanted,
-    )
-    return np.stack(same_channels(pictures)), reading
-
-
-def _opened(pair: Pair, image_size: int) -> Opened:
-    try:
-        return opened_input(pair.input, image_size)
-    except TypeError as error:
-        raise DataError(
-            f"{pair.where}: a {type(pair.input).__name__}; expected a Pillow picture, an array or a tensor, or a "
-            "file's bytes, as the first example"
-        ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{pair.where}: {' '.join(str(error).split())}") from error
 
 
 def _fingerprint(vocabulary: tuple[str, ...], *parts: Examples) -> str:
