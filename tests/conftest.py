@@ -34,8 +34,17 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the long tests, so that of two processes none is left alone with them at the end."""
-    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+    """Let both halves, with which two processes begin, begin with long tests: none is left alone with them at the end.
+
+    The tests of a file stay together, for what they share.
+    """
+    long, short = [], []
+    for item in items:
+        (long if "end_to_end" in item.path.parts else short).append(item)
+    files = list(dict.fromkeys(item.path for item in long))
+    halves = [[item for item in long if item.path in files[half::2]] for half in (0, 1)]
+    middle = len(items) // 2 - len(halves[0])
+    items[:] = [*halves[0], *short[: max(0, middle)], *halves[1], *short[max(0, middle) :]]
 
 
 WORDS = ("good", "great", "fine", "bad", "poor", "awful", "the", "a", "film", "was", "not", "and", "very")
@@ -169,7 +178,7 @@ def tiny_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def vision_run(tiny_vision_model: Path, tiny_digits: Path) -> MakeRun:
     """Return a function that gives a run over the tiny pictures; its keywords are sections, as tables, to change."""
     return _run(
@@ -181,7 +190,7 @@ def vision_run(tiny_vision_model: Path, tiny_digits: Path) -> MakeRun:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def text_run(tiny_text_model: Path) -> MakeRun:
     """Return a function that gives a run over texts; its keywords are sections, as tables, to change."""
     return _run(
@@ -193,7 +202,7 @@ def text_run(tiny_text_model: Path) -> MakeRun:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def chat_run(tiny_language_model: Path, tiny_chats: Path) -> MakeRun:
     """Return a function that gives a run over the tiny conversations; its keywords are sections to change."""
     return _run(

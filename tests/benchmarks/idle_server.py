@@ -16,6 +16,7 @@ from fedlora.common.run_file import load_run
 from fedlora.server.claim import Claim
 from fedlora.server.events import Event, RoundEnded
 from fedlora.server.grpc.serve import Door, serve
+from fedlora.training.resident_check import ResidentCheck
 
 
 def main(run: Path, folder: Path, log: EventLog) -> None:
@@ -44,8 +45,12 @@ def main(run: Path, folder: Path, log: EventLog) -> None:
         status_file.listening(port)
         log.say("opened", port=port)
 
-    with Claim(folder, config, resume=False), StatusFile(folder, config) as status_file:
-        serve(config, folder, Door("127.0.0.1:0"), listener=listen, opened=opened)
+    with (
+        Claim(folder, config, resume=False),
+        StatusFile(folder, config) as status_file,
+        ResidentCheck() as check,
+    ):
+        serve(config, folder, Door("127.0.0.1:0"), check=check, listener=listen, opened=opened)
 
 
 if __name__ == "__main__":

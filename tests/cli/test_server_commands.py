@@ -4,13 +4,13 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from deployment import Deployment
+from warm_start import run_warm
 
 from fedlora.common.config import RunConfig
 from fedlora.common.run_file import parse_run, to_toml
@@ -56,12 +56,7 @@ def write_run(path: Path, config: RunConfig) -> Path:
 
 def start_error(folder: Path, *arguments: str | Path) -> str:
     """Return the one line on stderr of a `server start`, in a process of its own, that fails."""
-    command = [sys.executable, "-m", "fedlora.cli", "server", "start", *map(str, arguments)]
-    # Flower sets it as it is imported, and this process may have done so.
-    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
+    done = run_warm(["-m", "fedlora.cli", "server", "start", *map(str, arguments)], cwd=folder)
     assert done.returncode == 1, done.stderr
     lines = done.stderr.splitlines()
     assert [line.startswith("error: ") for line in lines] == [True], done.stderr

@@ -3,31 +3,33 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from warm_start import run_warm
 
 from fedlora.cli.main import main
 from fedlora.common.run_file import load_run, to_toml
+from fedlora.simulation import SimulationResult, simulate
 
 RunFile = Callable[..., Path]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture
-def run_file(tmp_path: Path, tiny_vision_model: Path, tiny_digits: Path) -> RunFile:
-    """Return a function that writes a run file: three clients, two rounds, dropout on, with overrides."""
-    base = tmp_path / "base.toml"
+def write_run_file(folder: Path, model: Path, digits: Path, *overrides: str) -> Path:
+    """Return a new run file in `folder`: three clients, two rounds, dropout on, with overrides."""
+    base, path = folder / "base.toml", folder / "run.toml"
     base.write_text(
         f"""
         [run]
         name = "tiny"
         [model]
-        name = "{tiny_vision_model}"
+        name = "{model}"
         [task]
         image_size = 16
         [data]
-        path = "{tiny_digits}"
+        path = "{digits}"
         [lora]
         rank = 4
         dropout = 0.1
@@ -43,13 +45,23 @@ def run_file(tmp_path: Path, tiny_vision_model: Path, tiny_digits: Path) -> RunF
         client_examples = 4
         """
     )
+    path.write_text(to_toml(load_run(base, overrides)))
+    return path
 
-    def write(*overrides: str) -> Path:
-        path = tmp_path / "run.toml"
-        path.write_text(to_toml(load_run(base, overrides)))
-        return path
 
-    return write
+@pytest.fixture
+def run_file(tmp_path: Path, tiny_vision_model: Path, tiny_digits: Path) -> RunFile:
+    """Return a function that writes a run file with overrides."""
+    return partial(write_run_file, tmp_path, tiny_vision_model, tiny_digits)
+
+
+@pytest.fixture(scope="module")
+def finished_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_vision_model: Path, tiny_digits: Path
+) -> SimulationResult:
+    """Return the small run without overrides, finished: not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    return simulate(write_run_file(folder, tiny_vision_model, tiny_digits), out=folder / "out", num_workers=2)
 
 
 @pytest.fixture
@@ -57,8 +69,7 @@ def fedlora(tmp_path: Path) -> Command:
     """Return a function that runs the command in a process of its own, in tmp_path."""
 
     def run(*arguments: str | Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "fedlora.cli", *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False)
+        return run_warm(["-m", "fedlora.cli", *map(str, arguments)], cwd=tmp_path, timeout=timeout)
 
     return run
 

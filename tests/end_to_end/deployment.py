@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 import psutil
+from warm_start import WarmProcess, run_warm, start_warm
 
 _POLL_SECONDS = 0.05
 
@@ -48,7 +48,7 @@ class Process:
     environment: dict[str, str] = field(default_factory=dict)
     at_phase: Callable[["Process", str], None] | None = None
     phases: list[str] = field(default_factory=list)
-    popen: "subprocess.Popen[bytes] | None" = None
+    popen: WarmProcess | None = None
     _watcher: threading.Thread | None = None
 
     def start(self) -> None:
@@ -64,14 +64,12 @@ class Process:
             environment["FEDLORA_PHASES"] = f"{say},{hear}"
             descriptors = (say, hear)
         with open(self.log, "ab") as log:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", "fedlora.cli", *self.arguments],
+            self.popen = start_warm(
+                ["-m", "fedlora.cli", *self.arguments],
                 cwd=self.cwd,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                output=log.fileno(),
+                environment=environment,
                 pass_fds=descriptors,
-                start_new_session=True,
             )
         if self.at_phase is not None:
             os.close(say)
@@ -161,8 +159,7 @@ class Deployment:
 
     def command(self, *arguments: str, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
         """Run the command to its end."""
-        command = [sys.executable, "-m", "fedlora.cli", *arguments]
-        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=timeout, check=False)
+        return run_warm(["-m", "fedlora.cli", *arguments], cwd=self.folder, timeout=timeout)
 
     def invite(self, name: str) -> str:
         """Return the token of a new invitation."""

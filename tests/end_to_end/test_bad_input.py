@@ -3,12 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from warm_start import run_warm, start_warm
 
 RunFile = Callable[..., Path]
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -68,57 +69,50 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
 ) -> None:
     """The limit on a file's size stands in for a full disk: the adapter no longer fits, the small files do."""
     run = run_file("federation.rounds=1", "lora.rank=16")
-    script = (
+    script = tmp_path / "full.py"
+    script.write_text(
         "import resource, signal, sys; from fedlora.cli.main import main;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000));"
-        f"sys.argv = ['fedlora', 'simulate', {str(run)!r}, '--out', 'out', '--workers', '1']; main()"
+        f"sys.argv = ['fedlora', 'simulate', {str(run)!r}, '--out', 'out', '--workers', '1'];"
+        "main() if __name__ == '__main__' else None"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert "cannot write" in refusal(done)
+    assert "cannot write" in refusal(run_warm([str(script)], cwd=tmp_path))
     assert fedlora("simulate", "--resume", "--out", "out", "--workers", "1").returncode == 0
 
 
 def test_ctrl_c_says_how_to_go_on(run_file: RunFile, tmp_path: Path) -> None:
     run = run_file("federation.rounds=500")
-    command = [sys.executable, "-m", "fedlora.cli", "simulate", str(run), "--out", "out", "--workers", "1"]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell that starts these tests in its background has SIGINT ignored, which children inherit.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (no threads here)
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "out/rounds/0001/report.json").exists():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-        _, errors = process.communicate(timeout=300)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == 130
-    assert errors == "interrupted; go on with: fedlora simulate --resume --out out\n"
+    with tempfile.TemporaryFile("w+") as errors:
+        process = start_warm(
+            ["-m", "fedlora.cli", "simulate", str(run), "--out", "out", "--workers", "1"],
+            cwd=tmp_path,
+            errors=errors.fileno(),
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "out/rounds/0001/report.json").exists():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+            assert process.wait(300) == 130
+        finally:
+            process.kill()
+        errors.seek(0)
+        assert errors.read() == "interrupted; go on with: fedlora simulate --resume --out out\n"
     assert (tmp_path / "out/report.html").exists()
 
 
 def test_a_bug_shows_its_traceback(run_file: RunFile, tmp_path: Path) -> None:
-    script = (
+    script = tmp_path / "bug.py"
+    script.write_text(
         "import sys; from fedlora.cli.main import main; from fedlora.server import rounds;"
         "rounds.cohort = None;"
-        f"sys.argv = ['fedlora', 'simulate', {str(run_file())!r}, '--out', 'out', '--workers', '1']; main()"
+        f"sys.argv = ['fedlora', 'simulate', {str(run_file())!r}, '--out', 'out', '--workers', '1'];"
+        "main() if __name__ == '__main__' else None"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
-    )
+    done = run_warm([str(script)], cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "TypeError" in done.stderr

@@ -30,16 +30,9 @@ def run(config: RunConfig, out: Path, workers: int = 2) -> SimulationResult:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture
-def finished(chat_run: MakeRun, folder: Path) -> SimulationResult:
+def finished(chat_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> SimulationResult:
     """Return a finished run, the same for all tests of this file."""
-    if not (folder / "run").exists():
-        run(chat_run(**SECTIONS), folder / "run")
-    return simulate(chat_run(**SECTIONS), out=folder / "run", resume=True)
+    return run(chat_run(**SECTIONS), tmp_path_factory.mktemp("runs") / "run")
 
 
 def test_a_language_model_learns_and_says_so_per_token(finished: SimulationResult) -> None:

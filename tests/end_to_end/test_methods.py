@@ -23,6 +23,7 @@ def small_run(method: str, *overrides: str) -> RunConfig:
     """Return the embedded run, cut to a few pictures and steps."""
     return preset(
         "digits",
+        "task.image_size=28",
         "federation.rounds=3",
         "train.steps=2",
         "train.batch_size=4",

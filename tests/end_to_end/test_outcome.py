@@ -21,37 +21,34 @@ from fedlora.training.trained import load_trained
 RunFile = Callable[..., Path]
 
 
-@pytest.fixture
-def finished(run_file: RunFile, tmp_path: Path) -> SimulationResult:
-    return simulate(run_file(), out=tmp_path / "out", num_workers=2)
-
-
-def test_the_loaded_model_predicts_what_the_last_evaluation_did(finished: SimulationResult) -> None:
-    data = load_federated_data(load_run(finished.folder / "run.toml"))
-    judged = json.loads((finished.folder / "rounds" / "0002" / "predictions.json").read_text())
-    trained = load_trained(finished.folder)
+def test_the_loaded_model_predicts_what_the_last_evaluation_did(finished_run: SimulationResult) -> None:
+    data = load_federated_data(load_run(finished_run.folder / "run.toml"))
+    judged = json.loads((finished_run.folder / "rounds" / "0002" / "predictions.json").read_text())
+    trained = load_trained(finished_run.folder)
     predicted = trained.predict(list(data.test.inputs[:, :, :, 0]))
     assert predicted == [data.labels[judged[str(place)]] for place in range(len(data.test))]
     right = np.mean([label == data.labels[true] for label, true in zip(predicted, data.test.labels, strict=True)])
-    held_out = finished.reports[-1].held_out
+    held_out = finished_run.reports[-1].held_out
     assert held_out is not None
     assert held_out.is_complete
     assert right == pytest.approx(held_out.overall.metric)
 
 
-def test_the_plain_encoder_takes_the_lora_part(finished: SimulationResult, tiny_vision_model: Path) -> None:
+def test_the_plain_encoder_takes_the_lora_part(finished_run: SimulationResult, tiny_vision_model: Path) -> None:
     pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    plain = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_vision_model), str(finished.folder / "adapter"))
+    plain = PeftModel.from_pretrained(
+        AutoModel.from_pretrained(tiny_vision_model), str(finished_run.folder / "adapter")
+    )
     features = plain.eval()(pixel_values=pixels).last_hidden_state
-    logits = load_trained(finished.folder).model(pixel_values=pixels)
-    head = load_adapter(finished.folder / "adapter").dense
+    logits = load_trained(finished_run.folder).model(pixel_values=pixels)
+    head = load_adapter(finished_run.folder / "adapter").dense
     pooled = torch.cat([features[:, 0], features[:, 1:].mean(1)], dim=-1)
     weight, bias = head["classification_head.weight"], head["classification_head.bias"]
     torch.testing.assert_close(pooled @ weight.T + bias, logits, atol=1e-5, rtol=1e-5)
 
 
-def test_every_round_is_one_documented_line(finished: SimulationResult) -> None:
-    lines = [json.loads(line) for line in (finished.folder / "rounds.jsonl").read_text().splitlines()]
+def test_every_round_is_one_documented_line(finished_run: SimulationResult) -> None:
+    lines = [json.loads(line) for line in (finished_run.folder / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [0, 1, 2]
     last = lines[-1]
     assert last["cohort"] == sorted(last["clients"])
@@ -68,14 +65,14 @@ def test_every_round_is_one_documented_line(finished: SimulationResult) -> None:
 
 
 def test_a_run_starts_from_the_adapter_of_another(
-    finished: SimulationResult, run_file: RunFile, tmp_path: Path
+    finished_run: SimulationResult, run_file: RunFile, tmp_path: Path
 ) -> None:
     following = simulate(
-        run_file(f"federation.start_from={finished.folder / 'adapter'}", "federation.rounds=1"),
+        run_file(f"federation.start_from={finished_run.folder / 'adapter'}", "federation.rounds=1"),
         out=tmp_path / "following",
         num_workers=1,
     )
-    first, last = following.reports[0].held_out, finished.reports[-1].held_out
+    first, last = following.reports[0].held_out, finished_run.reports[-1].held_out
     assert first is not None
     assert last is not None
     assert first.overall.metric == pytest.approx(last.overall.metric)

@@ -44,20 +44,34 @@ def python(loud: Path, *arguments: str | Path) -> subprocess.CompletedProcess[st
 
 
 def test_no_command_imports_it(loud: Path, run_file: RunFile) -> None:
-    run = run_file("federation.rounds=1")
-    for arguments in (
+    run = str(run_file("federation.rounds=1"))
+    commands = (
         ("--help",),
         ("plan", run),
         ("simulate", run, "--out", "out", "--workers", "2"),
         ("doctor", "out"),
         ("export", "out", "--merge", "--out", "merged"),
-    ):
-        done = python(loud, "-m", "fedlora.cli", *arguments)
-        assert (done.returncode, done.stderr) == (0, ""), arguments
-        assert "on standard output too" not in done.stdout
-        assert not (loud / "imported").exists(), arguments
-    done = python(loud, "-m", "fedlora.training.peft_check", loud.parents[1] / "out" / "adapter")
+    )
+    # One after the other in one interpreter, which imports once what each would.
+    script = loud.parents[1] / "commands.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from fedlora.cli.main import main\n"
+        "from fedlora.training.resident_check import ResidentCheck\n"
+        "if __name__ == '__main__':\n"
+        f"    for arguments in {commands!r}:\n"
+        "        sys.argv = ['fedlora', *arguments]\n"
+        "        try:\n"
+        "            main()\n"
+        "        except SystemExit as ended:\n"
+        "            assert not ended.code, (arguments, ended.code)\n"
+        f"        assert not Path({str(loud / 'imported')!r}).exists(), arguments\n"
+        "    with ResidentCheck() as check:\n"
+        "        assert check(Path('out/adapter')) == ''\n"
+    )
+    done = python(loud, script)
     assert (done.returncode, done.stderr) == (0, "")
+    assert "on standard output too" not in done.stdout
+    assert not (loud / "imported").exists()
 
 
 def test_peft_learns_of_it_from_who_needs_it_and_code_of_the_users_own_may_import_it(loud: Path) -> None:

@@ -5,7 +5,6 @@ import functools
 import multiprocessing
 import multiprocessing.context
 import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -16,6 +15,7 @@ from flwr.clientapp import ClientApp
 
 from fedlora.client.worker import serve
 from fedlora.client.worker_output import WorkerOutput
+from fedlora.common.withheld_interrupts import interrupts_withheld
 
 _DEATH_SECONDS = 5.0
 _FIRST = "fedlora.client.worker_preload"
@@ -97,16 +97,15 @@ class WorkerStarter:
 
 
 def _ensure_forkserver() -> None:
-    """Start the process that workers are forked from; Ctrl-C, which reaches the whole group, is left to us."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Start the process that workers are forked from; Ctrl-C is left to us."""
     # An own thread may write to the terminal at this very moment, so that its descriptors cannot be lent; and Python
     # passes on no others. Without /proc, what little the process says goes to the terminal.
     os.environ[_OUTPUT_VARIABLE] = _forkserver_output()[1]
     try:
-        forkserver.ensure_running()
+        with interrupts_withheld():
+            forkserver.ensure_running()
     finally:
         del os.environ[_OUTPUT_VARIABLE]
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @functools.cache

@@ -1,17 +1,13 @@
-"""Whether PEFT reloads a folder: python -m fedlora.training.peft_check FOLDER
+"""Whether PEFT reloads the adapter in a folder."""
 
-Exit status 0, or 1 with the reason as one line on stderr. A process of its own, because to import peft takes seconds.
-"""
-
-import sys
-import warnings
 from pathlib import Path
 
+from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
+from peft.utils import load_peft_weights
 from torch import Tensor, nn
 
 from fedlora.adapters import Adapter, LoraLayer, open_adapter
 from fedlora.common.errors import one_line
-from fedlora.training.bitsandbytes_door import spare_bitsandbytes
 
 
 def peft_refusal(folder: Path) -> str:
@@ -21,10 +17,6 @@ def peft_refusal(folder: Path) -> str:
     embedding layers of these shapes that have no memory, by the folder's configuration, and must then find each
     tensor of the folder a place, and for each place a tensor.
     """
-    # Here, because `main` has something to do before PEFT is imported.
-    from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
-    from peft.utils import load_peft_weights
-
     try:
         adapter = open_adapter(folder)
         config = PeftConfig.from_pretrained(str(folder))
@@ -43,16 +35,6 @@ def peft_refusal(folder: Path) -> str:
         what, name = ("no tensor for", empty[0]) if empty else ("no place for", sorted(unexpected)[0])
         return f"there is {what} {name}; the tensors and adapter_config.json do not agree"
     return ""
-
-
-def main(folder: str) -> int:
-    """Return the exit status for a folder; a refusal goes to stderr."""
-    warnings.simplefilter("ignore")
-    spare_bitsandbytes()
-    refusal = peft_refusal(Path(folder))
-    if refusal:
-        print(refusal, file=sys.stderr)
-    return int(bool(refusal))
 
 
 def _is_trained(name: str) -> bool:
@@ -87,7 +69,3 @@ def _module_at(base: nn.Module, path: str) -> nn.Module:
             module.add_module(name, nn.Module())
         module = module.get_submodule(name)
     return module
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

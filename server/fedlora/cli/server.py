@@ -183,10 +183,12 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
         from fedlora.server.grpc.serve import serve
         from fedlora.server.outcome import load_code, metric_name, write_report
         from fedlora.server.store import RunFolder
+        from fedlora.training.resident_check import ResidentCheck
 
         with (
             progress_view(title=config.run.name, metric_name=partial(metric_name, out), console=console) as view,
             StatusFile(out, config) as status_file,
+            ResidentCheck() as check,
         ):
 
             def opened(port: int) -> None:
@@ -202,7 +204,7 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
                 view(event)  # type: ignore[arg-type]
 
             try:
-                serve(config, out, door, listener=listen, opened=opened)
+                serve(config, out, door, check=check, listener=listen, opened=opened)
             except RunStopped as error:
                 print(f"stopped: {error}", file=sys.stderr)
                 raise typer.Exit(_STOPPED) from None

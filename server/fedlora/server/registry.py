@@ -2,9 +2,9 @@
 
     published/NAME-vNNNN/     fedlora.common.published says what is in it
 
-An adapter is published only when all its numbers are finite and PEFT reloads it. That takes PEFT, and so a process of
-its own and some seconds, for which no round waits: where rounds are faster, the newest wins. A folder is whole or
-absent, never changes, and is removed once so many newer ones are there.
+An adapter is published only when all its numbers are finite and the caller's check has nothing against it. No round
+waits for that: where rounds are faster, the newest wins. A folder is whole or absent, never changes, and is removed
+once so many newer ones are there.
 """
 
 import itertools
@@ -13,8 +13,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -47,7 +45,6 @@ logger = logging.getLogger(__name__)
 # How long the end of a run waits for watchers to fetch its last adapter.
 LINGER_SECONDS = 30.0
 
-_CHECK_SECONDS = 600.0
 _UNFINISHED = ".unfinished"
 _VERSION = re.compile(r".+-v(\d{4,})")
 
@@ -63,15 +60,12 @@ class _Candidate:
 class Registry:
     """Publishes the adapters of one run, and tells who watches. The caller holds the folder's `Claim`."""
 
-    def __init__(self, folder: Path, *, keep: int = 5, check: Callable[[Path], str] | None = None) -> None:
-        """`folder` is the run's; `keep` versions stay, the newest; `check` says what is wrong with a PEFT folder.
-
-        Without `check` it is whether PEFT reloads the folder, in a process of its own.
-        """
+    def __init__(self, folder: Path, *, check: Callable[[Path], str], keep: int = 5) -> None:
+        """`folder` is the run's; `keep` versions stay, the newest; `check` says what is wrong with a PEFT folder."""
         self._run_folder = folder
         self._folder = folder / PUBLISHED_FOLDER
         self._keep = keep
-        self._check = check or refused_by_peft
+        self._check = check
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._waiting: _Candidate | None = None
@@ -158,7 +152,7 @@ class Registry:
                     return
             try:
                 self._publish(candidate)
-            except (FedloraError, OSError, subprocess.SubprocessError) as error:
+            except (FedloraError, OSError) as error:
                 logger.error("round %d is not published: %s", candidate.report.round, error)
             # The thread must live on: without it, no later adapter would be published.
             except Exception:
@@ -170,7 +164,7 @@ class Registry:
         """Give a candidate its name, if it is good and not published already.
 
         Raises:
-            FedloraError, OSError, SubprocessError: it is not good, or cannot be written.
+            FedloraError, OSError: it is not good, or cannot be written.
         """
         files = described_files(candidate.folder, (CONFIG_FILE, TENSOR_FILE))
         round = candidate.report.round
@@ -235,25 +229,6 @@ def not_finite(folder: Path) -> str:
         if not bool(adapter.dense[path].isfinite().all()):
             return f"{path} has numbers that are not finite"
     return ""
-
-
-def refused_by_peft(folder: Path) -> str:
-    """Return why PEFT does not reload a folder, nothing where it does."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fedlora.training.peft_check", str(folder)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        timeout=_CHECK_SECONDS,
-        check=False,
-        # Ctrl-C is for the server, which ends in good order.
-        start_new_session=True,
-    )
-    lines = done.stderr.strip().splitlines() or [f"the check ended with {done.returncode}"]
-    return "" if done.returncode == 0 else f"PEFT does not reload it: {lines[-1]}"
 
 
 def _version_of(folder: Path) -> re.Match[str] | None:

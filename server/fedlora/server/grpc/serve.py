@@ -63,6 +63,7 @@ def serve(
     folder: Path,
     door: Door,
     *,
+    check: Callable[[Path], str],
     listener: Listener,
     opened: Callable[[int], None] = lambda _port: None,
 ) -> None:
@@ -71,6 +72,7 @@ def serve(
     The caller holds the folder's `Claim`. SIGTERM and SIGINT end it in good order: what was accepted is on disk.
 
     Args:
+        check: says what is wrong with the PEFT folder of an adapter that is to be published, nothing if all is well.
         opened: called with the port's number once sites can connect.
 
     Raises:
@@ -88,7 +90,7 @@ def serve(
     else:
         credentials = ServerCertificates(authority, door.external_pair).credentials()
     gate = Gate(authority, run=config.run.name)
-    registry = Registry(folder, keep=config.exchange.published)
+    registry = Registry(folder, check=check, keep=config.exchange.published)
 
     def add_services(server: grpc.aio.Server) -> None:
         add_SessionServiceServicer_to_server(SessionService(grid, exchange, gate, config), server)
