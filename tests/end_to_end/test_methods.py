@@ -1,6 +1,7 @@
 """Every method in a whole run: three rounds on the small real model, on pictures of five domains."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +16,8 @@ from fedlora.common.errors import ConfigError
 from fedlora.simulation import SimulationResult, preset, simulate
 from fedlora.training.data import load_federated_data
 from fedlora.training.trained import load_trained
+
+MakeRun = Callable[..., RunConfig]
 
 NUM_DOMAINS = 5
 
@@ -98,17 +101,18 @@ class HalfStep(FedIT):
         return Combined(update.mean_A, update.mean_B / 2)
 
 
-def test_a_method_of_ones_own_is_one_small_class(tmp_path: Path) -> None:
-    result = simulate(small_run("fedit"), out=tmp_path / "run", num_workers=2, method=HalfStep())
+def test_a_method_of_ones_own_is_one_small_class(vision_run: MakeRun, tmp_path: Path) -> None:
+    config = vision_run(federation={"rounds": 1})
+    result = simulate(config, out=tmp_path / "run", num_workers=2, method=HalfStep())
     aggregation = result.reports[-1].aggregation
     assert aggregation is not None
     assert aggregation.method == "half_step"
     assert aggregation.moved_B == pytest.approx(0.5)
 
 
-def test_robust_settings_take_part_in_a_run(tmp_path: Path) -> None:
-    robust = ("robust.regauge=true", "robust.clip=1.0", "robust.weighting=geometric_median")
-    result = run("lora_fair", tmp_path / "run", *robust)
+def test_robust_settings_take_part_in_a_run(vision_run: MakeRun, tmp_path: Path) -> None:
+    robust = {"regauge": True, "clip": 1.0, "weighting": "geometric_median"}
+    result = simulate(vision_run(federation={"rounds": 2}, robust=robust), out=tmp_path / "run", num_workers=2)
     aggregation = result.reports[-1].aggregation
     assert aggregation is not None
     assert aggregation.notes
