@@ -1,6 +1,5 @@
 """What `aggregate` promises of weights, precision, configuration, dense tensors and refusals."""
 
-import dataclasses
 import math
 from dataclasses import replace
 
@@ -136,7 +135,7 @@ def test_methods_are_found_by_the_name_they_report(make_updates):
     for name, method in METHODS.items():
         assert aggregate(make_updates(), method=method()).report.method == name
     assert METHODS["lora_fair"](ridge=0.5) == LoraFair(ridge=0.5)
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(ValueError, match="frozen"):
         LoraFair().ridge = 1.0
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fedlora.adapters import Adapter, LoraLayer, with_base_change_inside
 from fedlora.aggregation import FedExLora, FedIT, Flora, aggregate
 from fedlora.aggregation.base_change import accumulated
-from fedlora.aggregation.low_rank import recompressed
+from fedlora.algebra.low_rank import recompressed
 
 few = settings(derandomize=True, database=None, deadline=None, max_examples=20)
 seeds = st.integers(0, 10_000)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.aggregation import METHODS, FedIT, FlexLora, LoraFair, LoraFairCosine, LoraFairTwoSided, aggregate
-from fedlora.aggregation.dead_directions import brought_to_life, dead_directions
-from fedlora.aggregation.low_rank import projected, truncated
+from fedlora.algebra.dead_directions import brought_to_life, dead_directions
+from fedlora.algebra.low_rank import projected, truncated
 
 few = settings(derandomize=True, database=None, deadline=None, max_examples=8)
 seeds = st.integers(0, 10_000)

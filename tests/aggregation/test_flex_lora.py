@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlora.aggregation import FlexLora, aggregate
-from fedlora.aggregation.low_rank import aligned, best_product, projected, truncated
+from fedlora.algebra.low_rank import aligned, best_product, projected, truncated
 
 few = settings(derandomize=True, database=None, deadline=None, max_examples=20)
 seeds = st.integers(0, 10_000)

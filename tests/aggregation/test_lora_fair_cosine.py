@@ -260,11 +260,11 @@ def test_at_a_moderate_penalty_it_turns_b_as_least_squares_does(make_updates):
 
 @pytest.mark.parametrize("settings", [{"penalty": -1.0}, {"learning_rate": math.nan}, {"start": -0.1}, {"steps": -1}])
 def test_negative_settings_are_refused(settings):
-    with pytest.raises(ValueError, match="expected a finite number that is not negative"):
+    with pytest.raises(ValueError, match="Input should be"):
         LoraFairCosine(**settings)
 
 
 @pytest.mark.parametrize(("name", "value"), [("solver", "adam"), ("axis", "diagonal")])
 def test_unknown_words_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name} is '{value}'; expected "):
+    with pytest.raises(ValueError, match=rf"{name}\n *Input should be"):
         LoraFairCosine(**{name: value})

@@ -103,5 +103,5 @@ def test_towards_an_infinite_ridge_the_result_is_fedit(make_updates):
 
 @pytest.mark.parametrize("settings", [{"ridge": -1.0}, {"ridge": float("nan")}, {"sweeps": 0}])
 def test_a_negative_ridge_and_no_sweep_are_refused(settings):
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(ValueError, match="Input should be"):
         LoraFairTwoSided(**settings)

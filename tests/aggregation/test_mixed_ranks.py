@@ -35,10 +35,9 @@ def test_the_means_count_each_rows_mass_once_and_the_error_completes_them(
     M, mean_A, mean_B = dense_mean(updates, uneven_p(updates))
     layers = [update.layers["q_proj"] for update in updates.values()]
     start = torch.zeros(max(ranks), 9).double(), torch.zeros(12, max(ranks)).double()
-    update = centre(
-        LayerUpdates(list(uneven_p(updates).values()), ranks, lambda index: (layers[index].A, layers[index].B), *start)
-    )
-    P, Q = update.stacked()
+    p = tuple(uneven_p(updates).values())
+    update = centre(LayerUpdates(p, tuple(ranks), lambda index: (layers[index].A, layers[index].B), *start))
+    P, Q = update.stacked_deviations()
     assert relative(update.mean_A, mean_A) < 1e-13
     assert relative(update.mean_B, mean_B) < 1e-13
     assert relative(update.mean_B @ update.mean_A + P @ Q, M) < 1e-13

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -20,22 +20,22 @@ from fedlora.aggregation import (
     Flora,
     LoraFair,
     LoraFairTwoSided,
+    Method,
     aggregate,
 )
 
 few = settings(derandomize=True, database=None, deadline=None, max_examples=20)
 
 
-@dataclass(frozen=True)
-class Everything:
+class Everything(Method):
     """A method that moves A and B and the base weights, to which the report must be just as fair."""
 
     name: ClassVar[str] = "everything"
     changes_base: ClassVar[bool] = True
 
-    def combine(self, update):
-        change = update.mean_B[:, :2] + 0.3, update.mean_A[-2:] * 0.2
-        return Combined(0.7 * update.mean_A + 0.1, 1.3 * update.mean_B - 0.2, change, note="all of it moved")
+    def combine(self, layer):
+        change = layer.mean_B[:, :2] + 0.3, layer.mean_A[-2:] * 0.2
+        return Combined(0.7 * layer.mean_A + 0.1, 1.3 * layer.mean_B - 0.2, change, note="all of it moved")
 
 
 def dense_report(M, mean_A, mean_B, adapter):

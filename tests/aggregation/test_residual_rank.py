@@ -159,5 +159,5 @@ def test_a_change_of_nothing_does_not_travel(method):
 
 @pytest.mark.parametrize("rank", [0, -1, 1.5, True, "4"])
 def test_a_residual_rank_that_is_none_is_refused(rank):
-    with pytest.raises(ValueError, match=r"residual_rank is .*; expected a whole number of at least 1, or none"):
+    with pytest.raises(ValueError, match=r"residual_rank\n *Input should be"):
         FedExLora(residual_rank=rank)

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedlora.aggregation import METHODS
-from fedlora.aggregation.dead_directions import dead_directions
 from fedlora.aggregation.updates import shares_of
+from fedlora.algebra.dead_directions import dead_directions
 
 TENSORS = "adapter_model.safetensors"
 
@@ -81,9 +81,9 @@ def test_a_residual_rank_bounds_the_written_rank_and_its_error_is_shown(tiny: An
 @pytest.mark.parametrize(
     ("value", "answer"),
     [
-        ("0", "residual_rank is 0; expected a whole number of at least 1, or none"),
-        ("two", "--set residual_rank=two: expected a whole number"),
-        ("1.5", "--set residual_rank=1.5: expected a whole number"),
+        ("0", "--set residual_rank=0: input should be greater than or equal to 1"),
+        ("two", "--set residual_rank=two: input should be a valid integer"),
+        ("1.5", "--set residual_rank=1.5: input should be a valid integer"),
     ],
 )
 def test_a_residual_rank_that_is_none_is_refused_in_one_line(value: str, answer: str, tiny: Any, fedlora: Any) -> None:

@@ -57,16 +57,12 @@ class MemoryExchange:
         self.files[digest] = content
         return messages_pb2.Blob(sha256=digest, size_bytes=len(content))
 
-    def Read(  # noqa: N802 (the proto's name)
-        self, request: exchange_pb2.ReadRequest, *, metadata: object
-    ) -> Iterator[exchange_pb2.ReadResponse]:
+    def Read(self, request: exchange_pb2.ReadRequest, *, metadata: object) -> Iterator[exchange_pb2.ReadResponse]:
         assert metadata == ()
         self.read.append(request.sha256)
         yield exchange_pb2.ReadResponse(data=self.files[request.sha256][request.offset :])
 
-    def Write(  # noqa: N802
-        self, requests: Iterator[exchange_pb2.WriteRequest], *, metadata: object
-    ) -> exchange_pb2.WriteResponse:
+    def Write(self, requests: Iterator[exchange_pb2.WriteRequest], *, metadata: object) -> exchange_pb2.WriteResponse:
         assert metadata == ()
         first = next(requests)
         assert first.ticket == b"ticket"
@@ -81,7 +77,7 @@ class MemoryExchange:
         self.written[digest] = have
         return exchange_pb2.WriteResponse(committed_bytes=len(have))
 
-    def QueryWriteStatus(  # noqa: N802
+    def QueryWriteStatus(
         self, request: exchange_pb2.QueryWriteStatusRequest, *, metadata: object
     ) -> exchange_pb2.QueryWriteStatusResponse:
         assert (request.ticket, metadata) == (b"ticket", ())

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.common.config import Dirichlet, Iid, ImageClassification, PlainMethod, RunConfig, SequenceClassification
+from fedlora.common.config import Dirichlet, Iid, ImageClassification, RunConfig, SequenceClassification
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import differences, load_run, parse_run, to_toml
+from fedlora.methods.fedit import FedIT
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -50,7 +51,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"partition": {"alpha": 1.0}}, "partition.alpha does not go with partition.by = 'group'; remove one of them"),
     ({"partition": {"by": "iid", "num_client": 2}}, "partition.num_client: unknown key; did you mean partition.num_c"),
     ({"aggregation": {"method": "fedit", "ridge": 1}}, "aggregation.ridge does not go with aggregation.method = 'fed"),
-    ({"aggregation": {"method": "median"}}, "aggregation.method is 'median'; expected one of 'lora_fair', 'lora_"),
+    ({"aggregation": {"method": "median"}}, "aggregation.method is 'median'; expected one of 'fedex_lora', 'fedit', "),
     ({"task": {"kind": "sequence_classification"}}, "task.kind = sequence_classification needs a text encoder in mod"),
     ({"data": {"split_by": "emoji"}}, "data.split_by is for text data; remove it from an image run"),
     (
@@ -154,7 +155,7 @@ def test_the_same_choice_again_keeps_its_section() -> None:
 
 
 def test_every_choice_can_be_changed_by_an_override() -> None:
-    assert parse_run({"aggregation": {"ridge": 0.5}}, ["aggregation.method=fedit"]).aggregation == PlainMethod()
+    assert parse_run({"aggregation": {"ridge": 0.5}}, ["aggregation.method=fedit"]).aggregation == FedIT()
     image = {"task": {"image_size": 32}}
     text = parse_run(image, ["task.kind=sequence_classification", "model.name=bert", "data.group=site"])
     assert text.task == SequenceClassification()

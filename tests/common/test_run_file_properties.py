@@ -6,6 +6,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedlora.aggregation import METHODS, LoraFair, LoraFairCosine, LoraFairTwoSided
 from fedlora.common import config as sections
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
@@ -57,10 +58,10 @@ partitions = st.one_of(
     st.builds(sections.LabelShards, num_clients=counts, shards_per_client=counts),
 )
 methods = st.one_of(
-    st.builds(sections.LoraFairMethod, ridge=non_negatives, corrects=st.sampled_from(["A", "B"])),
-    st.builds(sections.LoraFairCosineMethod, penalty=non_negatives, repairs_scale=st.booleans()),
-    st.builds(sections.LoraFairTwoSidedMethod, ridge=non_negatives, sweeps=counts),
-    st.builds(sections.PlainMethod, method=st.sampled_from(["fedit", "ffa_lora", "rolora", "flora", "flex_lora"])),
+    st.builds(LoraFair, ridge=non_negatives, corrects=st.sampled_from(["A", "B"])),
+    st.builds(LoraFairCosine, penalty=non_negatives, repairs_scale=st.booleans()),
+    st.builds(LoraFairTwoSided, ridge=non_negatives, sweeps=counts),
+    st.sampled_from([METHODS[name]() for name in ("fedit", "ffa_lora", "rolora", "flora", "flex_lora")]),
 )
 robust_sections = st.builds(sections.RobustSection, regauge=st.booleans(), clip=st.none() | positives)
 tests = fractions | texts

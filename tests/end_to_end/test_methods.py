@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from fedlora.adapters import load_adapter, with_base_change_inside
-from fedlora.aggregation import METHODS, CentredUpdate, Combined, FedIT
+from fedlora.aggregation import METHODS, Combined, FedIT, Layer
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.simulation import SimulationResult, preset, simulate
@@ -91,14 +90,13 @@ def test_a_loaded_model_has_the_change_of_the_base_weights(method: str, tmp_path
     assert found == [data.labels[predictions[str(place)]] for place in range(len(found))]
 
 
-@dataclass(frozen=True)
 class HalfStep(FedIT):
     """The mean of A, and half the mean of B."""
 
     name: ClassVar[str] = "half_step"
 
-    def combine(self, update: CentredUpdate) -> Combined:
-        return Combined(update.mean_A, update.mean_B / 2)
+    def combine(self, layer: Layer) -> Combined:
+        return Combined(layer.mean_A, layer.mean_B / 2)
 
 
 def test_a_method_of_ones_own_is_one_small_class(vision_run: MakeRun, tmp_path: Path) -> None:

@@ -127,9 +127,7 @@ class Mallory(EnrolmentServiceServicer):
         self.shown_authority = shown_authority or self.ca
         self.seen: list[bytes] = []
 
-    def Enrol(  # noqa: N802
-        self, request: enrolment_pb2.EnrolRequest, context: grpc.ServicerContext
-    ) -> enrolment_pb2.EnrolResponse:
+    def Enrol(self, request: enrolment_pb2.EnrolRequest, context: grpc.ServicerContext) -> enrolment_pb2.EnrolResponse:
         self.seen.append(request.SerializeToString())
         authenticated: Any = context.auth_context()
         for values in authenticated.values():

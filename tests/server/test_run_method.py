@@ -1,6 +1,5 @@
 """A method that is given in Python is what run.toml, and so manifest and report, say of the run."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +15,6 @@ from fedlora.server.run_method import method_of, naming
 from fedlora.simulation import simulate
 
 
-@dataclass(frozen=True)
 class Scaled(FedIT):
     name: ClassVar[str] = "scaled"
     factor: float = 0.5

@@ -54,7 +54,7 @@ def finish_round(folder: RunFolder, number: int) -> RoundReport:
     adapter = adapter_of(number)
     folder.write_plan(number, Plan(("größer", "b"), 2))
     folder.write_accepted(number, receipt_of("größer", number))
-    report = report_of(number, folder.write_checkpoint(number, adapter, predictions={}))
+    report = report_of(number, folder.write_checkpoint(number, adapter, predictions={}).adapter_sha256)
     folder.complete(report, adapter)
     return report
 
@@ -132,7 +132,7 @@ def test_what_a_crash_after_the_last_report_cut_off_is_made_up_for_by_publishing
         finish_round(folder, number)
     adapter = adapter_of(2)
     folder.write_accepted(2, receipt_of("größer", 2))
-    report = report_of(2, folder.write_checkpoint(2, adapter, predictions={}))
+    report = report_of(2, folder.write_checkpoint(2, adapter, predictions={}).adapter_sha256)
     in_round(folder, 2, "report.json").write_text(CODEC.dump(report) + "\n")
 
     latest = folder.latest()
@@ -277,7 +277,7 @@ def test_a_diverged_round_is_valid_json_and_comes_back(folder: RunFolder) -> Non
     spoiled = Score(3, math.nan, 0.0)
     adapter = adapter_of(0)
     report = dataclasses.replace(
-        report_of(0, folder.write_checkpoint(0, adapter, predictions={})),
+        report_of(0, folder.write_checkpoint(0, adapter, predictions={}).adapter_sha256),
         clients={"a": ClientReport(1, 1, math.inf, spoiled, None, {"training": math.nan})},
         aggregation=AggregationReport("fedit", math.inf, math.nan, -math.inf),
         held_out=HeldOutReport(spoiled, {"g": spoiled}, is_complete=True),

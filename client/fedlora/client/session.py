@@ -135,7 +135,7 @@ class Session:
                 self._site.look()
 
     def _welcome(self, welcome: session_pb2.Welcome, line: Line) -> None:
-        run = parse_toml(welcome.run_toml, origin="the server's run")
+        run = parse_toml(welcome.run_toml, origin="the server's run", aggregates_elsewhere=True)
         if run != self._run:
             if self._site is not None:
                 self._site.close()

@@ -99,7 +99,7 @@ def _run(message: Message) -> RunConfig:
     record = message.content.config_records.get(RUN_FILE)
     if record is None:
         raise RunError(f"the message carries no {RUN_FILE}; expected one of fedlora.server.superlink_app")
-    return parse_toml(str(record[RUN_FILE]), origin="the server's run")
+    return parse_toml(str(record[RUN_FILE]), origin="the server's run", aggregates_elsewhere=True)
 
 
 def _load(run: RunConfig, site: SiteConfig, path: Path) -> "Workbench":

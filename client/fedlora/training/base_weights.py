@@ -68,7 +68,7 @@ class BaseWeights:
         if not weight.is_floating_point():
             raise ModelError(
                 f"the base weight of {path} is quantised ({weight.dtype}), and the run's method adds to it; "
-                "load the model unquantised, or choose a method that leaves the base weights alone, such as lora_fair"
+                "load the model unquantised, or choose a method that leaves the base weights alone"
             )
         return weight
 

@@ -5,8 +5,8 @@
     ...                                                                  # train
     arrays = ArrayRecord(get_peft_model_state_dict(model))               # the reply, as for FedAvg
 
-It is needed for the methods that train one factor at a time (ffa_lora, rolora) or change the base weights (flora,
-fedex_lora), and does for the others what PEFT's `set_peft_model_state_dict` does, with checks.
+It is needed for the methods that train one factor at a time or change the base weights, and does for the others what
+PEFT's `set_peft_model_state_dict` does, with checks.
 """
 
 import re

@@ -23,7 +23,7 @@ def with_base_change_inside(adapter: Adapter) -> Adapter:
     if start := starts_from_the_base(adapter.config):
         raise AdapterError(
             f"init_lora_weights is {start!r}: with a change of the base weights as further rank PEFT would load the "
-            "adapter onto other base weights; choose a method that leaves them alone, such as lora_fair, or save the "
+            "adapter onto other base weights; choose a method that leaves them alone, or save the "
             "adapters with path_initial_model_for_weight_conversion first"
         )
     layers = dict(adapter.layers)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from fedlora.common.config import RunConfig
+from fedlora.common.config.aggregation import ELSEWHERE, settings_of_all
 from fedlora.common.errors import ConfigError
+from fedlora.common.section import Section
 from fedlora.common.spelling import twins_in_words
 
 logger = logging.getLogger(__name__)
@@ -42,23 +44,32 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     return parse_toml(text, overrides, origin=str(path))
 
 
-def parse_toml(text: str, overrides: Iterable[str] = (), *, origin: str) -> RunConfig:
-    """Return the run in TOML; `origin` names the source in errors."""
+def parse_toml(
+    text: str, overrides: Iterable[str] = (), *, origin: str, aggregates_elsewhere: bool = False
+) -> RunConfig:
+    """Return the run in TOML.
+
+    Args:
+        origin: names the source in errors.
+        aggregates_elsewhere: whether the aggregation method need not be installed here.
+    """
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{origin}: not valid TOML: {error}") from error
-    return parse_run(table, overrides, origin=origin)
+    return parse_run(table, overrides, origin=origin, aggregates_elsewhere=aggregates_elsewhere)
 
 
-def parse_run(table: Table, overrides: Iterable[str] = (), *, origin: str = "run") -> RunConfig:
-    """Return the run in a parsed TOML table; `origin` names the source in errors."""
+def parse_run(
+    table: Table, overrides: Iterable[str] = (), *, origin: str = "run", aggregates_elsewhere: bool = False
+) -> RunConfig:
+    """Return the run in a parsed TOML table; the arguments are those of `parse_toml`."""
     table = {name: dict(section) if isinstance(section, dict) else section for name, section in table.items()}
     for override in sorted(overrides, key=lambda text: not _is_choice(text)):
         _apply(table, override)
     _fill_defaults(table)
     try:
-        return RunConfig.model_validate(table)
+        return RunConfig.model_validate(table, context={ELSEWHERE: aggregates_elsewhere})
     except ValidationError as error:
         findings: dict[str, str] = {}
         for detail in error.errors():
@@ -86,11 +97,11 @@ def to_toml(config: RunConfig, *, comments: bool = True) -> str:
     """Return the whole run as TOML, each key with its description; a key without value is commented out."""
     lines: list[str] = []
     for name in RunConfig.model_fields:
-        section: BaseModel = getattr(config, name)
+        section: Section = getattr(config, name)
         lines += ["", f"[{name}]"]
-        for key, field in type(section).model_fields.items():
-            entry = _entry(key, getattr(section, key))
-            lines.append(f"{entry:<34} # {field.description}" if comments else entry)
+        for key, value, description in section.entries():
+            entry = _entry(key, value)
+            lines.append(f"{entry:<34} # {description}" if comments else entry)
     return "\n".join(lines[1:]) + "\n"
 
 
@@ -108,7 +119,7 @@ def _fill_defaults(table: Table) -> None:
     """Write into `table` what a section leaves open: which variant it is, and that epochs replace the default steps."""
     for name, key in _CHOICES.items():
         if isinstance(section := table.get(name), dict):
-            section.setdefault(key, getattr(getattr(RunConfig(), name), key))
+            section.setdefault(key, RunConfig().model_dump()[name][key])
     train = table.get("train")
     if isinstance(train, dict) and train.get("epochs") is not None:
         train.setdefault("steps", None)
@@ -201,6 +212,8 @@ def _unknown(path: str, location: tuple[int | str, ...]) -> str:
 
 def _section_keys(name: str) -> list[str]:
     """Return the keys that a section may have, over all its variants."""
+    if name == "aggregation":
+        return list(settings_of_all())
     annotation = RunConfig.model_fields[name].annotation
     variants = get_args(annotation) or (annotation,)
     return list(dict.fromkeys(key for variant in variants for key in variant.model_fields))

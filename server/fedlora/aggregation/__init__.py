@@ -11,41 +11,40 @@
     result.report.error_before        # how far the plain mean is from the ideal update, relative to it
     result.report.error_after         # how far the method's result is
 
-A further method is one file with a frozen dataclass that satisfies `Method`, and one line in `METHODS`.
+A further method is one file with a subclass of `fedlora.methods.Method`, and one entry point.
 """
 
 from fedlora.aggregation.aggregation import Aggregate, aggregate
-from fedlora.aggregation.fedex_lora import FedExLora
-from fedlora.aggregation.fedit import FedIT
-from fedlora.aggregation.ffa_lora import FfaLora
-from fedlora.aggregation.flex_lora import FlexLora
-from fedlora.aggregation.flora import Flora
-from fedlora.aggregation.lora_fair import LoraFair
-from fedlora.aggregation.lora_fair_cosine import LoraFairCosine
-from fedlora.aggregation.lora_fair_two_sided import LoraFairTwoSided
-from fedlora.aggregation.method import Combined, Method, RoundPlan
-from fedlora.aggregation.methods import METHODS
 from fedlora.aggregation.robust import Robust
-from fedlora.aggregation.rolora import RoLora
-from fedlora.aggregation.updates import CentredUpdate
 from fedlora.common.aggregation_report import AggregationReport, LayerReport
+from fedlora.methods import METHODS, Combined, Layer, Method, Phases, RoundPlan
+from fedlora.methods.fedex_lora import FedExLora
+from fedlora.methods.fedit import FedIT
+from fedlora.methods.ffa_lora import FfaLora
+from fedlora.methods.flex_lora import FlexLora
+from fedlora.methods.flora import Flora
+from fedlora.methods.lora_fair import LoraFair
+from fedlora.methods.lora_fair_cosine import LoraFairCosine
+from fedlora.methods.lora_fair_two_sided import LoraFairTwoSided
+from fedlora.methods.rolora import RoLora
 
 __all__ = [
     "METHODS",
     "Aggregate",
     "AggregationReport",
-    "CentredUpdate",
     "Combined",
     "FedExLora",
     "FedIT",
     "FfaLora",
     "FlexLora",
     "Flora",
+    "Layer",
     "LayerReport",
     "LoraFair",
     "LoraFairCosine",
     "LoraFairTwoSided",
     "Method",
+    "Phases",
     "RoLora",
     "Robust",
     "RoundPlan",

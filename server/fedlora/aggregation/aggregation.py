@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,14 +14,13 @@ from fedlora.adapters.meaning import require_one_meaning
 from fedlora.adapters.settings import fitted_config
 from fedlora.aggregation.base_change import accumulated, difference
 from fedlora.aggregation.beside import all_paths, mean_dense, mean_of_owners, refuse_spoilers
-from fedlora.aggregation.dead_directions import brought_to_life, dead_directions
-from fedlora.aggregation.lora_fair import LoraFair
-from fedlora.aggregation.method import Combined, Method
+from fedlora.aggregation.driver import alive, combine
 from fedlora.aggregation.report import Measured, measure_layer, summarise
 from fedlora.aggregation.robust import Robust, admitted
 from fedlora.aggregation.updates import CentredUpdate, LayerUpdates, centre, shares_of, working_dtype
 from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.errors import AdapterError
+from fedlora.methods import Combined, Method, MethodState, default_method, names_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +30,12 @@ class Aggregate:
     Attributes:
         adapter: where every client starts the next round.
         report: how far it is from the mean of the clients' products.
+        state: what the method wants to know in the next round, tensors by layer and name; nothing as a rule.
     """
 
     adapter: Adapter
     report: AggregationReport
+    state: MethodState = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -42,8 +43,9 @@ def aggregate(
     updates: Mapping[str, Adapter],
     *,
     weights: Mapping[str, float] | None = None,
-    method: Method = LoraFair(),  # noqa: B008 (frozen)
+    method: Method | None = None,
     reference: Adapter | None = None,
+    state: MethodState | None = None,
     robust: Robust | None = None,
     measure: bool = True,
     device: torch.device | str | None = None,
@@ -63,9 +65,10 @@ def aggregate(
     Args:
         updates: adapters by client name, of any dtype.
         weights: a finite, positive weight for every client, on any scale; uniform if None.
-        method: how a layer's pairs become one pair.
+        method: how a layer's pairs become one pair; LoRA-FAIR's way if None.
         reference: the adapter that the round started from, if there was one. The result then has its layers, ranks,
             scalings and configuration; what no client has stays as it was; and a change of the base weights adds up.
+        state: that of the round before, for a method that keeps one.
         robust: what is done to the updates and their weights first; it needs `reference`.
         measure: whether to measure the errors, which takes longer than the methods that average.
         device: where to compute; the result is on the updates' own device.
@@ -75,6 +78,7 @@ def aggregate(
             is not finite.
         ValueError: there is no update, or `weights` has other clients or a weight that is not finite and positive.
     """
+    method = method or default_method()
     p = _normalised(weights, clients=sorted(updates))
     started = {} if reference is None else {"the round's start": reference.config}
     require_one_meaning(started | {client: updates[client].config for client in p})
@@ -86,6 +90,7 @@ def aggregate(
     layers: dict[str, LoraLayer] = {}
     changes: dict[str, LoraLayer] = dict(reference.base_change) if reference else {}
     measured: dict[str, Measured] = {}
+    states: dict[str, Mapping[str, Tensor]] = dict(state or {})
     outlines = {client: updates[client].outline for client in p}
     for path in all_paths([*([reference.layers] if reference else []), *outlines.values()]):
         start = reference.layers.get(path) if reference else None
@@ -98,18 +103,23 @@ def aggregate(
         _check_layer(path, owners, like, method=method)
         update = _centred(path, updates, owners, p, like=like, start=start, device=place)
         with _overflow_refused(path, update):
-            combined = _combine(path, update, method)
-            alive = _alive(combined, update)
-            layers[path] = _result(path, alive, updates, owners, p=p, like=like)
+            combined = combine(method, update, states.pop(path, {}))
+            _require_finite(path, update, (combined.A, combined.B, *(combined.base_change or ())))
+            if combined.state:
+                _require_finite(path, update, combined.state.values())
+                states[path] = combined.state
+            living = alive(combined, update)
+            layers[path] = _result(path, living, updates, owners, p=p, like=like)
             if combined.base_change is not None:
-                combined = _moved_into_base(path, combined, changes, like, device=_home(owners))
+                most = method.base_change_rank
+                combined = _moved_into_base(path, combined, changes, like, rank=most, device=_home(owners))
                 _require_finite(path, update, combined.base_change or ())
             if measure:
                 # What came to life has the same product, but for rounding, which a product of zero would show.
-                measured[path] = _measure(update, replace(combined, note=_joined(combined.note, alive.note)), like)
+                measured[path] = _measure(update, replace(combined, note=_joined(combined.note, living.note)), like)
     config = reference.config if reference is not None else _config(updates, layers)
     adapter = Adapter(layers, mean_dense(updates, p=p, reference=reference), config, changes)
-    return Aggregate(adapter, summarise(method.name, measured, notes=notes))
+    return Aggregate(adapter, summarise(method.name, measured, notes=notes), states)
 
 
 def _normalised(weights: Mapping[str, float] | None, *, clients: Sequence[str]) -> dict[str, float]:
@@ -139,10 +149,10 @@ def _check_layer(path: str, owners: Mapping[str, LoraLayer], like: LoraLayer, *,
                 f"{path}: {layer.shapes()} of {client} against {like.shapes()}; all must train one base model, "
                 "with at most the rank of the round's start"
             )
-        if layer.magnitude is not None and method.changes_base:
+        if layer.magnitude is not None and not method.allows_dora:
             raise AdapterError(
                 f"{path}: {client} trains DoRA, whose magnitudes {method.name} cannot move into the base weights; "
-                "choose a method that leaves them alone, such as lora_fair or fedit"
+                f"choose a method that leaves them alone: {names_of(lambda kind: kind.allows_dora)}"
             )
 
 
@@ -171,7 +181,7 @@ def _centred(
         zero = torch.zeros((), dtype=dtype, device=device)
         A, B = zero.expand(like.A.shape), zero.expand(like.B.shape)
     shares = _normalised({client: p[client] for client in clients}, clients=clients)
-    ranks = [layer.rank for layer in owners.values()]
+    ranks = tuple(layer.rank for layer in owners.values())
     update = centre(LayerUpdates(tuple(shares.values()), ranks, read, A, B))
     if not (update.mean_A.isfinite().all() and update.mean_B.isfinite().all()):
         refuse_spoilers(path, clients, lambda client: read(clients.index(client)))
@@ -187,30 +197,10 @@ def _overflow_refused(path: str, update: CentredUpdate) -> Iterator[None]:
         raise AdapterError(_too_large(path, update)) from error
 
 
-def _combine(path: str, update: CentredUpdate, method: Method) -> Combined:
-    combined = method.combine(update)
-    _require_finite(path, update, (combined.A, combined.B, *(combined.base_change or ())))
-    return combined
-
-
 def _require_finite(path: str, update: CentredUpdate, tensors: Iterable[Tensor]) -> None:
     """Check that all values are finite, without a second tensor of that size."""
     if not all(end.isfinite() for tensor in tensors if tensor.numel() for end in tensor.aminmax()):
         raise AdapterError(_too_large(path, update))
-
-
-def _alive(combined: Combined, update: CentredUpdate) -> Combined:
-    """Return the same product without directions that are dead in both factors: means of clients may have some."""
-    num_dead = dead_directions(combined.A, combined.B).shape[1]
-    if not num_dead:
-        return combined
-    means = update.mean_A, update.mean_B
-    A, B = brought_to_life(combined.A, combined.B, like=means, spare=update.updates.A)
-    note = (
-        f"{num_dead} of {len(A)} directions were zero in both A and B, where nothing is ever learned; one factor is "
-        "not zero there any more, and the product is the same"
-    )
-    return replace(combined, A=A, B=B, note=note)
 
 
 def _measure(update: CentredUpdate, combined: Combined, like: LoraLayer) -> Measured:
@@ -266,7 +256,13 @@ def _home(owners: Mapping[str, LoraLayer]) -> torch.device:
 
 
 def _moved_into_base(
-    path: str, combined: Combined, changes: dict[str, LoraLayer], like: LoraLayer, *, device: torch.device
+    path: str,
+    combined: Combined,
+    changes: dict[str, LoraLayer],
+    like: LoraLayer,
+    *,
+    rank: int | None,
+    device: torch.device,
 ) -> Combined:
     """Add the method's change of the base weight to `changes`, and return what it has got of it in its place.
 
@@ -276,15 +272,13 @@ def _moved_into_base(
     added = LoraLayer(right.to(device), (left * like.scaling).to(device), 1.0, is_embedding=like.is_embedding)
     before = changes.pop(path, None)
     rank_before = 0 if before is None else before.rank
-    change = accumulated(before, added, rank=combined.base_change_rank)
+    change = accumulated(before, added, rank=rank)
     if change.A.any() and change.B.any():
         changes[path] = change
-    if combined.base_change_rank is None or change.rank == rank_before + added.rank or dense_of(change) is not None:
+    if rank is None or change.rank == rank_before + added.rank or dense_of(change) is not None:
         return combined
     kept_left, kept_right = difference(before, change)
-    note = (
-        f"the change of the base weights is the best of rank {combined.base_change_rank}; the error after is the rest"
-    )
+    note = f"the change of the base weights is the best of rank {rank}; the error after is the rest"
     kept = (kept_left / like.scaling).to(left), kept_right.to(right)
     return replace(combined, base_change=kept, note=_joined(combined.note, note))
 

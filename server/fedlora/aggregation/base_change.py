@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedlora.adapters import LoraLayer
 from fedlora.adapters.dense_change import dense_of, dense_pair
-from fedlora.aggregation.low_rank import aligned, best_product, recompressed
+from fedlora.algebra.low_rank import aligned, best_product, recompressed
 
 
 def accumulated(before: LoraLayer | None, added: LoraLayer, *, rank: int | None = None) -> LoraLayer:

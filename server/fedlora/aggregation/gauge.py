@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from fedlora.adapters import Adapter, LoraLayer
-from fedlora.aggregation.method import Factor
 from fedlora.aggregation.products import start_of
 from fedlora.aggregation.transformed import transformed
 from fedlora.aggregation.updates import working_dtype
+from fedlora.methods import Factor
 
 # Rows of norm 1 with a singular value below it depend on each other, but for float32's rounding.
 _LEAST_ROW = 1e-6

@@ -18,9 +18,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from fedlora.aggregation.method import Combined
 from fedlora.aggregation.updates import CentredUpdate
 from fedlora.common.aggregation_report import AggregationReport, LayerReport
+from fedlora.methods import Combined
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,8 @@ def _share(square_left: float, square_before: float) -> float:
 
 def _error(update: CentredUpdate) -> tuple[Tensor, Tensor]:
     """Return E in factors, (out_features, n) and (n, in_features), n being at most the smaller of the two."""
-    if sum(update.updates.ranks) <= min(update.mean_B.shape[0], update.mean_A.shape[1]):
-        return update.stacked()
+    if sum(update.ranks) <= min(update.mean_B.shape[0], update.mean_A.shape[1]):
+        return update.stacked_deviations()
     E = update.mean_B.new_zeros(update.mean_B.shape[0], update.mean_A.shape[1])
     for weight, dA, dB in update.deviations():
         E.addmm_(dB, dA, alpha=weight)

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from fedlora.adapters import Adapter
 from fedlora.aggregation.gauge import anchor_of, regauged
-from fedlora.aggregation.method import Factor
 from fedlora.aggregation.products import misfit, move_of, product_gram, pulled_back, start_of
 from fedlora.aggregation.selection import geometric_median, krum_scores
 from fedlora.common.errors import AdapterError
+from fedlora.methods import Factor
 
 # Products of four such values, which squared norms are, do not overflow float64. float32 cannot hold larger ones.
 _MAX_VALUE = 1e50

@@ -3,9 +3,12 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from fedlora.methods.method import Contribution
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +24,8 @@ class LayerUpdates:
         B: for its shape, (out_features, rank): a column that no client has is zero.
     """
 
-    p: Sequence[float]
-    ranks: Sequence[int]
+    p: tuple[float, ...]
+    ranks: tuple[int, ...]
     read: Callable[[int], tuple[Tensor, Tensor]]
     A: Tensor
     B: Tensor
@@ -33,10 +36,7 @@ class LayerUpdates:
             yield (weight, *self.read(index))
 
     def stacked(self) -> tuple[Tensor, Tensor]:
-        """Return the ideal update M as P @ Q, of which it takes the memory: K pairs of this layer.
-
-        P = [B_1, .., B_K] (out_features, sum of ranks) and Q = [p_1 A_1; ..; p_K A_K] (sum of ranks, in_features).
-        """
+        """Return the ideal update M as P @ Q: see `EveryPair`."""
         return self.stack(self)
 
     def stack(self, pairs: Iterable[tuple[float, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -85,27 +85,64 @@ class CentredUpdate:
     mean_B: Tensor
     owned_B: Tensor
 
+    @property
+    def p(self) -> tuple[float, ...]:
+        """The clients' weights, with sum 1."""
+        return self.updates.p
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The clients' ranks."""
+        return self.updates.ranks
+
     def deviations(self) -> Iterator[tuple[float, Tensor, Tensor]]:
         """Yield each client's p_i, A_i - mean_A (rank_i, in_features) and B_i - owned_B (out_features, rank_i).
 
         The two tensors are written over for the next client: fresh memory for each would cost more than the rest.
         """
-        space_A, space_B = torch.empty_like(self.mean_A), torch.empty_like(self.owned_B)
-        for weight, A, B in self.updates:
-            rank = A.shape[0]
-            yield (
-                weight,
-                torch.sub(A, self.mean_A[:rank], out=space_A[:rank]),
-                torch.sub(B, self.owned_B[:, :rank], out=space_B[:, :rank]),
-            )
+        for weight, client in self._clients():
+            yield weight, client.dA, client.dB
 
     def stacked(self) -> tuple[Tensor, Tensor]:
-        """Return E as P @ Q, of which it takes the memory: K pairs of this layer.
+        """Return M as P @ Q: see `EveryPair`."""
+        return self.updates.stacked()
 
-        P = [B_1 - owned_B, .., B_K - owned_B] (out_features, sum of ranks) and
-        Q = [p_1 (A_1 - mean_A); ..; p_K (A_K - mean_A)] (sum of ranks, in_features).
-        """
+    def stacked_deviations(self) -> tuple[Tensor, Tensor]:
+        """Return E as P @ Q: see `EveryPair`."""
         return self.updates.stack(self.deviations())
+
+    def total(self, contribution: Contribution) -> Tensor:
+        """Return the sum of what the clients add, with their weights: one pass over them."""
+        total: Tensor | None = None
+        for weight, client in self._clients():
+            part = contribution(client)
+            total = part * weight if total is None else total.add_(part, alpha=weight)
+        assert total is not None  # There is at least one client.
+        return total
+
+    def _clients(self) -> Iterator[tuple[float, "_Client"]]:
+        spaces = torch.empty_like(self.mean_A), torch.empty_like(self.owned_B)
+        for weight, A, B in self.updates:
+            yield weight, _Client(A, B, self, spaces)
+
+
+class _Client:
+    """A client's pair, whose deviations are computed when they are asked for, into space that the next one reuses."""
+
+    def __init__(self, A: Tensor, B: Tensor, centred: CentredUpdate, spaces: tuple[Tensor, Tensor]) -> None:
+        self.A, self.B = A, B
+        self._centred = centred
+        self._space_A, self._space_B = spaces
+
+    @cached_property
+    def dA(self) -> Tensor:
+        rank = self.A.shape[0]
+        return torch.sub(self.A, self._centred.mean_A[:rank], out=self._space_A[:rank])
+
+    @cached_property
+    def dB(self) -> Tensor:
+        rank = self.A.shape[0]
+        return torch.sub(self.B, self._centred.owned_B[:, :rank], out=self._space_B[:, :rank])
 
 
 def centre(updates: LayerUpdates) -> CentredUpdate:

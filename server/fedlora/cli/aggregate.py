@@ -15,7 +15,7 @@ from fedlora.adapters.keys import to_state_dict
 from fedlora.adapters.meaning import starts_from_the_base
 from fedlora.adapters.peft_format import CONFIG_FILE, TENSOR_FILE
 from fedlora.adapters.settings import SHAPE_KEYS
-from fedlora.aggregation import Aggregate, Method, aggregate
+from fedlora.aggregation import Aggregate, aggregate
 from fedlora.aggregation.updates import shares_of
 from fedlora.cli.adapter_folders import check_alike, name_clients, tensor_that_is_not_finite, with_one_origin
 from fedlora.cli.aggregation_view import diagnostics_table, explanations
@@ -25,6 +25,7 @@ from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.codec import Codec
 from fedlora.common.errors import AdapterError
 from fedlora.common.files import require_free
+from fedlora.methods import Method
 from fedlora.server.report.wording import count_text, list_text, percent_text, share_text, size_text
 
 _WIDTH_WITHOUT_TERMINAL = 100
@@ -193,7 +194,7 @@ def _results(outcome: Outcome, method: Method) -> Iterator[tuple[str, str]]:
     rank = str(outcome.largest_rank) if outcome.smallest_rank == outcome.largest_rank else ranks
     limit = outcome.rank_limit
     if method.changes_base and limit is None:
-        most = getattr(method, "residual_rank", None)
+        most = method.base_change_rank
         rank += f", the change of the base weights included, {'exactly' if most is None else f'at most rank {most}'}"
     yield "rank", rank
     if limit is not None:

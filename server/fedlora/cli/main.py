@@ -11,6 +11,7 @@ from fedlora.cli.client import client_app
 from fedlora.cli.data import data_app
 from fedlora.cli.outlets import prepare_outlets
 from fedlora.cli.server import server_app, sites_app
+from fedlora.common.method_names import DEFAULT, method_points
 from fedlora.training.bitsandbytes_door import bitsandbytes_spared
 
 app = typer.Typer(
@@ -106,10 +107,9 @@ def aggregate(
         str,
         typer.Option(
             metavar="NAME",
-            help="lora_fair, lora_fair_cosine, lora_fair_two_sided, fedit, ffa_lora, rolora, flora, fedex_lora or "
-            "flex_lora.",
+            help=f"One of {', '.join(method_points())}. `fedlora methods` says what each does.",
         ),
-    ] = "lora_fair",
+    ] = DEFAULT,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method, ridge=0.1 say; may be repeated."),
@@ -134,12 +134,19 @@ def aggregate(
 ) -> None:
     """Average LoRA adapters into one, and measure by layer how far it is from their ideal mean.
 
-    flora and fedex_lora change the base weights; the folder then holds one adapter of larger rank
-    that acts exactly the same.
+    Where a method changes the base weights, the folder holds one adapter of larger rank that acts exactly the same.
     """
     from fedlora.cli.aggregate import Options, run_aggregate
 
     run_aggregate(Options(tuple(folders), out, method, tuple(settings or ()), weights, rank, as_json, base_model))
+
+
+@app.command()
+def methods() -> None:
+    """List the aggregation methods, of other packages too, with their settings and what they allow."""
+    from fedlora.cli.methods_view import print_methods
+
+    print_methods()
 
 
 @app.command()

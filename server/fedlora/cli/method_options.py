@@ -1,14 +1,13 @@
 """What was typed of a method: its name and settings, and the clients' weights."""
 
-import dataclasses
 import math
 import tomllib
 from collections.abc import Iterable, Sequence
-from types import NoneType
-from typing import get_args, get_type_hints
 
-from fedlora.aggregation import METHODS, Method
+from pydantic import ValidationError
+
 from fedlora.common.errors import ConfigError
+from fedlora.methods import METHODS, Method
 
 
 def method_from(name: str, settings: Iterable[str]) -> Method:
@@ -21,8 +20,8 @@ def method_from(name: str, settings: Iterable[str]) -> Method:
         raise ConfigError(f"--method is {name!r}; expected one of {', '.join(METHODS)}")
     kind = METHODS[name]
     defaults = settings_of(kind())
-    kinds = get_type_hints(kind)
     given: dict[str, object] = {}
+    typed: dict[str, str] = {}
     for setting in settings:
         key, equals, text = (part.strip() for part in setting.partition("="))
         if not (equals and key):
@@ -31,16 +30,19 @@ def method_from(name: str, settings: Iterable[str]) -> Method:
             known = ", ".join(f"{key}={_typed(value)}" for key, value in defaults.items())
             has = f"expected one of its settings, with their defaults: {known}" if known else "it has no settings"
             raise ConfigError(f"--set {setting}: {name} has no setting {key!r}; {has}")
-        given[key] = _value(setting, text, kinds[key])
+        given[key], typed[key] = _value(text), setting
     try:
-        return kind(**given)
-    except ValueError as error:
-        raise ConfigError(f"--set of {name}: {error}") from error
+        return kind.model_validate(given)
+    except ValidationError as error:
+        (detail, *_) = error.errors()
+        message = detail["msg"][0].lower() + detail["msg"][1:]
+        wrong = [typed[str(detail["loc"][0])]] if detail["loc"] else list(typed.values())
+        raise ConfigError(f"--set {' --set '.join(wrong)}: {message}") from error
 
 
 def settings_of(method: Method) -> dict[str, object]:
     """Return a method's settings by name."""
-    return {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}  # type: ignore[arg-type]
+    return {key: getattr(method, key) for key in type(method).model_fields}
 
 
 def settings_text(method: Method) -> str:
@@ -74,26 +76,14 @@ def weights_from(text: str | None, clients: Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def _value(setting: str, text: str, kind: object) -> object:
-    """Return the text as a value of that type; words are for the method itself to judge."""
-    if NoneType in get_args(kind):
-        if text.lower() == "none":
-            return None
-        (kind,) = (one for one in get_args(kind) if one is not NoneType)
+def _value(text: str) -> object:
+    """Return the text as a TOML value; a word, without quotes, is itself, and none is no value."""
+    if text.lower() == "none":
+        return None
     try:
-        value: object = tomllib.loads(f"value = {text}")["value"]
+        return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float:
-        if not is_number:
-            raise ConfigError(f"--set {setting}: expected a number")
-        return float(value)  # type: ignore[arg-type]
-    if kind is int and not (is_number and isinstance(value, int)):
-        raise ConfigError(f"--set {setting}: expected a whole number")
-    if kind is bool and not isinstance(value, bool):
-        raise ConfigError(f"--set {setting}: expected true or false")
-    return value
+        return text
 
 
 def _typed(value: object) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from fedlora.aggregation import METHODS, Method
 from fedlora.cli.plan_server import ServerCost, server_cost
 from fedlora.cli.plan_traffic import Traffic, traffic_of
 from fedlora.cli.plan_view import print_plan
 from fedlora.common.config import BASE_CHANGING_INITS, CausalLm, RunConfig, idle_settings
 from fedlora.common.errors import ModelError
 from fedlora.common.run_file import load_run
+from fedlora.methods import METHODS, Method
 from fedlora.server.run_method import method_of
 from fedlora.training.plan.outline import ASSUMED_LABELS, outline_of
 from fedlora.training.plan.speed import estimated_seconds

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from fedlora.adapters import Adapter, LoraLayer
-from fedlora.aggregation import Method, aggregate
+from fedlora.aggregation import aggregate
+from fedlora.methods import Method
 from fedlora.training.plan.live_bytes import LiveBytes
 
 # Few clients are measured, and more of them take in proportion more.

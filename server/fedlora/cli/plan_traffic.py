@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.adapters.keys import factor_of, to_state_dict
-from fedlora.aggregation import FedExLora, Method
+from fedlora.methods import Method
 
 # Of a tensor's entry in the header beside its name: type, shape, offsets.
 _ENTRY_BYTES = 70
@@ -56,12 +56,13 @@ def traffic_of(
         trains = method.plan(number).trains
         return header + sum(size for name, size in sizes.items() if all(one in trains for one in factor_of(name)))
 
-    added = num_clients - (method.name == "fedex_lora") if method.changes_base else 0
-    bound = method.residual_rank if isinstance(method, FedExLora) else None
+    def added(layer: LoraLayer, number: int) -> int:
+        """Return the rank of all changes before the round, side by side."""
+        return method.added_base_rank(layer.rank, num_clients) * (number - 1) + init_changes_base * layer.rank
 
     def rank_of(layer: LoraLayer, number: int) -> int:
         """Return the rank of a layer's change at the start of a round; that of the weight itself where it is dense."""
-        return _kept_rank(layer, (added * (number - 1) + init_changes_base) * layer.rank, bound=bound)
+        return _kept_rank(layer, added(layer, number), bound=method.base_change_rank)
 
     def changed(number: int) -> int:
         total = 0

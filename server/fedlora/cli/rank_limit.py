@@ -7,9 +7,9 @@ import torch
 
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.adapters.settings import fitted_config
-from fedlora.aggregation.dead_directions import brought_to_life
-from fedlora.aggregation.gram import product_square
-from fedlora.aggregation.low_rank import best_product
+from fedlora.algebra.dead_directions import brought_to_life
+from fedlora.algebra.gram import product_square
+from fedlora.algebra.low_rank import best_product
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fedlora.adapters import Adapter, load_adapter
 from fedlora.adapters.keys import to_state_dict
 from fedlora.adapters.peft_format import HasToDict
 from fedlora.adapters.settings import fitted_config, plain_config
-from fedlora.aggregation import Aggregate, AggregationReport, LoraFair, Method, Robust, RoundPlan, aggregate
+from fedlora.aggregation import Aggregate, AggregationReport, Robust, RoundPlan, aggregate
 from fedlora.common.errors import AdapterError
 from fedlora.flower.metrics import averageable
 from fedlora.flower.replies import (
@@ -30,6 +30,7 @@ from fedlora.flower.replies import (
     read_weight,
     tensors_in,
 )
+from fedlora.methods import Method, MethodState, default_method, names_of
 from fedlora.server.admission import MAX_NUM_EXAMPLES
 from fedlora.server.rounds import start_of_round
 
@@ -94,10 +95,10 @@ class LoraFairStrategy(FedAvg):
     round's MetricRecord has `num-refused`, and in training `lora-error-before` and `lora-error-after`: the errors
     of plain averaging and of the method, relative to the ideal update.
 
-    The train ConfigRecord has `lora-trains`: "A,B", or the only factor that clients train in this round ("B" under
-    ffa_lora, both in turn under rolora). Under flora and fedex_lora the record of arrays has further ones,
-    `base_change.<layer>.A` and `.B`, to be added to the base weights. `fedlora.training.flower_round.load_round` does
-    on a client what both ask for; the other methods need nothing of the kind.
+    The train ConfigRecord has `lora-trains`: "A,B", or the only factor that clients train in this round. Under a method
+    that changes the base weights the record of arrays has further ones, `base_change.<layer>.A` and `.B`, to be added
+    to them. `fedlora.training.flower_round.load_round` does on a client what both ask for; the other methods need
+    nothing of the kind.
 
     Attributes:
         adapter: the newest global adapter; `fedlora.adapters.save_adapter` writes it as a PEFT folder.
@@ -111,7 +112,7 @@ class LoraFairStrategy(FedAvg):
         self,
         *,
         lora_config: HasToDict | Mapping[str, object],
-        method: Method = LoraFair(),  # noqa: B008 (frozen)
+        method: Method | None = None,
         robust: Robust | None = None,
         max_weight: float = MAX_NUM_EXAMPLES,
         seed: int = 0,
@@ -121,10 +122,10 @@ class LoraFairStrategy(FedAvg):
 
         Args:
             lora_config: the LoraConfig of the clients' models, or its content.
-            method: how updates become one adapter; `fedlora.aggregation` has them.
+            method: how updates become one adapter; `fedlora.aggregation` has them. LoRA-FAIR's way if None.
             robust: what is done to the updates first, against attackers.
             max_weight: the most that one client's `weighted_by_key` may claim.
-            seed: of the fresh pairs that flora draws in every round.
+            seed: of the fresh pairs that some methods draw in every round.
 
         Raises:
             AdapterError: `lora_config` asks for DoRA, under a method that changes the base weights.
@@ -132,17 +133,18 @@ class LoraFairStrategy(FedAvg):
         super().__init__(**fedavg)
         content = lora_config if isinstance(lora_config, Mapping) else lora_config.to_dict()
         self.lora_config = plain_config(content)
-        self.method = method
+        self.method = method or default_method()
         self.robust = robust
         self.max_weight = max_weight
         self.seed = seed
         self.reports = {}
+        self._state: MethodState = {}
         self._asked: _Asked | None = None
         self._evaluate_messages: tuple[Message, ...] = ()
-        if method.changes_base and self.lora_config.get("use_dora"):
+        if not self.method.allows_dora and self.lora_config.get("use_dora"):
             raise AdapterError(
-                f"lora_config has use_dora, and {method.name} cannot move DoRA's magnitudes into the base weights; "
-                "choose a method that leaves them alone, such as lora_fair"
+                f"lora_config has use_dora, and {self.method.name} cannot move its magnitudes into the base weights; "
+                f"choose a method that leaves them alone: {names_of(lambda kind: kind.allows_dora)}"
             )
 
     def summary(self) -> None:
@@ -215,11 +217,13 @@ class LoraFairStrategy(FedAvg):
                 weights={name: update.weight for name, update in named.items()},
                 method=self.method,
                 reference=start,
+                state=self._state,
                 robust=self.robust,
             )
         except AdapterError as error:
             _log.warning("aggregate_train: the arrays stay as they are: %s", error)
             return None, str(error)
+        self._state = result.state
         return result, ""
 
     def configure_evaluate(

@@ -6,8 +6,9 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedlora.aggregation import Method, Robust
+from fedlora.aggregation import Robust
 from fedlora.common.config import RunConfig
+from fedlora.methods import Method
 from fedlora.server.events import Listener
 from fedlora.server.run_method import method_of
 from fedlora.server.store import RunFolder

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from flwr.app import MessageType
 
 from fedlora.adapters import Adapter, pack
-from fedlora.aggregation import Method, RoundPlan
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError
 from fedlora.common.messages import Failure, TrainReceipt, TrainRequest
 from fedlora.common.packed_file import wire_bytes
 from fedlora.common.phases import announce
+from fedlora.methods import Method, RoundPlan
 from fedlora.server import rounds
 from fedlora.server.admission import Refusal, admit, is_unchanged, outliers
 from fedlora.server.conversation import Addressed, Answer, Inquiry, acknowledge

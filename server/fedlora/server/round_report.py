@@ -73,6 +73,7 @@ class RoundReport:
         bytes_down, bytes_up: adapter bytes to and from the clients.
         seconds: wall time by phase: training (of the whole cohort), aggregation, evaluation, storing.
         adapter_sha256: of the packed global adapter after this round.
+        state_sha256: of what the method keeps for the next round; empty where it keeps nothing.
         validation: of the last round, the new adapter's score on the clients' own validation examples; that of the
             rounds before is in the next round's `before`.
         ended_early: whether this was the last round because validation had not become better.
@@ -90,6 +91,7 @@ class RoundReport:
     adapter_sha256: str = ""
     validation: Score | None = None
     ended_early: bool = False
+    state_sha256: str = ""
 
 
 CODEC = Codec(RoundReport)

@@ -10,9 +10,10 @@ import torch
 
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.adapters.settings import fitted_config
-from fedlora.aggregation import Aggregate, Method, Robust, RoundPlan, aggregate
+from fedlora.aggregation import Aggregate, Robust, aggregate
 from fedlora.common.messages import Score, merge_scores
 from fedlora.common.random_streams import stream
+from fedlora.methods import Method, MethodState, RoundPlan
 from fedlora.server.round_report import RoundReport
 
 _LEAST_TO_SAY = 3
@@ -110,6 +111,7 @@ def complete(
     sizes: Mapping[str, int],
     weighting: str,
     method: Method,
+    state: MethodState | None = None,
     robust: Robust | None = None,
     ages: Mapping[str, int] | None = None,
 ) -> Aggregate:
@@ -118,12 +120,13 @@ def complete(
     Args:
         start: the adapter that the round started from.
         sizes: by client, the examples or tokens by which it weighs, unless weighting is "uniform".
+        state: what the method wanted to know after the round before.
         ages: of late updates, by how many rounds they are late; each halves the weight.
     """
     weights = None if weighting == "uniform" else {name: float(sizes[name]) for name in updates}
     if ages and any(ages.values()):
         weights = {name: (weights[name] if weights else 1.0) * 0.5 ** ages.get(name, 0) for name in updates}
-    return aggregate(updates, weights=weights, method=method, reference=start, robust=robust)
+    return aggregate(updates, weights=weights, method=method, reference=start, state=state, robust=robust)
 
 
 def _fresh(layer: LoraLayer, draw: np.random.Generator) -> LoraLayer:

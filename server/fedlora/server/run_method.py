@@ -1,11 +1,10 @@
 """The aggregation method that a run names, and the run that names a given method."""
 
-import dataclasses
-
-from fedlora.aggregation import METHODS, Method
-from fedlora.common.config import OwnMethod, RunConfig
+from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import parse_run
+from fedlora.common.section import Section
+from fedlora.methods import METHODS, Method
 
 
 def method_of(config: RunConfig) -> Method:
@@ -14,14 +13,12 @@ def method_of(config: RunConfig) -> Method:
     Raises:
         ConfigError: it was one of somebody's own, which only `simulate(config, method=...)` can be given.
     """
-    settings = config.aggregation.model_dump()
-    name = settings.pop("method")
-    if isinstance(config.aggregation, OwnMethod):
-        raise ConfigError(
-            f"aggregation.method is 'own', {config.aggregation.name}: a method of one's own is given in Python, "
-            "simulate(config, method=...); or choose another"
-        )
-    return METHODS[name](**settings)
+    if isinstance(config.aggregation, Method):
+        return config.aggregation
+    raise ConfigError(
+        f"aggregation.method is 'own', {config.method_name}: a method of one's own is given in Python, "
+        "simulate(config, method=...); or choose another"
+    )
 
 
 def naming(method: Method, config: RunConfig) -> RunConfig:
@@ -30,13 +27,9 @@ def naming(method: Method, config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: the method does not go with another setting of the run.
     """
-    kind = type(method)
-    settings: dict[str, object]
-    if METHODS.get(method.name) is kind and dataclasses.is_dataclass(method):
-        settings = {"method": method.name, **dataclasses.asdict(method)}
+    if method.name in METHODS and METHODS[method.name] is type(method):
+        settings = method.model_dump(mode="json")
     else:
-        # Without a text of its own an object has its address in memory, which is another one at the next start.
-        is_told = kind.__repr__ is not object.__repr__
-        path = f"{kind.__module__}.{kind.__qualname__}"
-        settings = {"method": "own", "name": method.name, "settings": repr(method) if is_told else path}
+        # Not what the class has made of it: an object's address in memory is another one at the next start.
+        settings = {"method": "own", "name": method.name, "settings": Section.__repr__(method)}
     return parse_run(config.model_dump(mode="json") | {"aggregation": settings}, origin="simulate(method=...)")

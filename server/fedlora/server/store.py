@@ -28,7 +28,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,12 +41,15 @@ from fedlora.common.files import client_file_name, link_file, write_file
 from fedlora.common.messages import Score, SiteDescription, TrainReceipt
 from fedlora.common.packed_file import PackedFile, wire_bytes
 from fedlora.common.run_folder import ADAPTER_FOLDER, BEST_FOLDER, BEST_RECORD, MANIFEST_FILE, SITES_FILE
+from fedlora.methods import MethodState
+from fedlora.server.method_state import pack_state, unpack_state
 from fedlora.server.round_report import CODEC, RoundReport
 
 logger = logging.getLogger(__name__)
 
 ROUNDS_FILE = "rounds.jsonl"
 REPORT_FILE = "report.html"
+_STATE_FILE = "state.safetensors"
 _KEPT_ADAPTERS = 2
 
 Content = TypeVar("Content")
@@ -69,11 +72,20 @@ _ANSWERS = TypeAdapter(dict[int, str])
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The newest round that is over: its number, the global adapter after it, and the reports up to it."""
+    """The newest round that is over: its number, the global adapter and the method's state after it, the reports."""
 
     round: int
     adapter: Adapter
     reports: tuple[RoundReport, ...]
+    state: MethodState = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Written:
+    """The digests of what a checkpoint holds; that of the state is empty where the method keeps none."""
+
+    adapter_sha256: str
+    state_sha256: str
 
 
 class RunFolder:
@@ -115,8 +127,9 @@ class RunFolder:
         while (report := _read(self._round(len(reports)) / "report.json", CODEC.load)) is not None:
             reports.append(report)
         for number in range(len(reports) - 1, -1, -1):
-            if (adapter := self._read_adapter(reports[number])) is not None:
-                return Checkpoint(number, adapter, tuple(reports[: number + 1]))
+            adapter, state = self._read_adapter(reports[number]), self._read_state(reports[number])
+            if adapter is not None and state is not None:
+                return Checkpoint(number, adapter, tuple(reports[: number + 1]), state)
         if reports:
             raise StoreError(
                 f"{self.path}: {len(reports) - 1} rounds are recorded, but none of the last adapters is whole; "
@@ -181,16 +194,24 @@ class RunFolder:
         return _read(self._round(number) / "answers.json", _ANSWERS.validate_json) or {}
 
     def write_checkpoint(
-        self, number: int, adapter: Adapter, *, predictions: Mapping[int, int], answers: Mapping[int, str] | None = None
-    ) -> str:
-        """Write the global adapter after a round, and what was predicted and answered; return the adapter's sha256."""
-        packed = pack(adapter)
+        self,
+        number: int,
+        adapter: Adapter,
+        state: MethodState | None = None,
+        *,
+        predictions: Mapping[int, int],
+        answers: Mapping[int, str] | None = None,
+    ) -> Written:
+        """Write the global adapter and the method's state after a round, and what was predicted and answered."""
+        packed, packed_state = pack(adapter), pack_state(state) if state else b""
         write_file(self._round(number) / "adapter.safetensors", packed)
+        if state:
+            write_file(self._round(number) / _STATE_FILE, packed_state)
         if predictions:
             write_file(self._round(number) / "predictions.json", json.dumps(dict(predictions)) + "\n")
         if answers:
             write_file(self._round(number) / "answers.json", json.dumps(dict(answers)) + "\n")
-        return hashlib.sha256(packed).hexdigest()
+        return Written(hashlib.sha256(packed).hexdigest(), hashlib.sha256(packed_state).hexdigest() if state else "")
 
     def complete(self, report: RoundReport, adapter: Adapter) -> None:
         """Record that a round is over, after its checkpoint was written; then publish adapter and report."""
@@ -223,18 +244,32 @@ class RunFolder:
     def _prune(self, number: int) -> None:
         shutil.rmtree(self._round(number) / "updates", ignore_errors=True)
         if number >= _KEPT_ADAPTERS:
-            (self._round(number - _KEPT_ADAPTERS) / "adapter.safetensors").unlink(missing_ok=True)
+            for file in ("adapter.safetensors", _STATE_FILE):
+                (self._round(number - _KEPT_ADAPTERS) / file).unlink(missing_ok=True)
 
     def _read_adapter(self, report: RoundReport) -> Adapter | None:
-        def load(packed: bytes) -> Adapter:
-            if hashlib.sha256(packed).hexdigest() != report.adapter_sha256:
-                raise ValueError("another sha256 than in the report")
-            return unpack(packed)
+        path = self._round(report.round) / "adapter.safetensors"
+        return _read(path, lambda packed: unpack(_checked(packed, report.adapter_sha256)))
 
-        return _read(self._round(report.round) / "adapter.safetensors", load)
+    def _read_state(self, report: RoundReport) -> MethodState | None:
+        if not report.state_sha256:
+            return {}
+        path = self._round(report.round) / _STATE_FILE
+        return _read(path, lambda packed: unpack_state(_checked(packed, report.state_sha256)))
 
     def _round(self, number: int) -> Path:
         return self.path / "rounds" / f"{number:04d}"
+
+
+def _checked(packed: bytes, sha256: str) -> bytes:
+    """Return the bytes, whose digest is in the report.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if hashlib.sha256(packed).hexdigest() != sha256:
+        raise ValueError("another sha256 than in the report")
+    return packed
 
 
 def _read(path: Path, load: Callable[[bytes], Content]) -> Content | None:

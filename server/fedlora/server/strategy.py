@@ -13,11 +13,12 @@ from flwr.app import MessageType
 from flwr.serverapp import Grid
 
 from fedlora.adapters import Adapter, unpack
-from fedlora.aggregation import AggregationReport, Method, Robust
+from fedlora.aggregation import AggregationReport, Robust
 from fedlora.common.config import BASE_CHANGING_INITS, RunConfig
 from fedlora.common.messages import Failure, InitialiseReceipt, InitialiseRequest, Score, TrainReceipt, merge_scores
 from fedlora.common.packed_file import Packed, PackedFile
 from fedlora.common.phases import announce
+from fedlora.methods import Method, MethodState
 from fedlora.server import rounds
 from fedlora.server.collection import Collected, Collector
 from fedlora.server.conversation import Addressed, Inquiry, expect
@@ -74,6 +75,7 @@ class LoraStrategy:
         checkpoint = self._folder.latest()
         # A start that does not fit is refused before anything is written.
         adapter = self._first_adapter(federation) if checkpoint is None else checkpoint.adapter
+        state: MethodState = {} if checkpoint is None else checkpoint.state
         federation.identify(config=self._config, command=self._command)
         num_rounds = self._config.federation.rounds
         reports = [] if checkpoint is None else list(checkpoint.reports)
@@ -87,7 +89,7 @@ class LoraStrategy:
             self._remember_best({index: self._folder.adapter(index) for index in (number, number - 1)}, reports)
         while len(reports) <= num_rounds and not reports[-1].ended_early:
             number, before = len(reports), adapter
-            adapter, report = self._round(federation, number, adapter, reports)
+            adapter, state, report = self._round(federation, number, adapter, state, reports)
             reports.append(report)
             self._remember_best({number - 1: before, number: adapter}, reports)
 
@@ -120,9 +122,14 @@ class LoraStrategy:
         return given_start(given, like=fresh, room=Room(starts_fresh, starts_fresh or changes_base))
 
     def _round(
-        self, federation: Federation, number: int, adapter: Adapter, reports: Sequence[RoundReport]
-    ) -> tuple[Adapter, RoundReport]:
-        """Return the global adapter after one round, and the round's report."""
+        self,
+        federation: Federation,
+        number: int,
+        adapter: Adapter,
+        state: MethodState,
+        reports: Sequence[RoundReport],
+    ) -> tuple[Adapter, MethodState, RoundReport]:
+        """Return the global adapter and the method's state after one round, and the round's report."""
         settings = self._config.federation
         began = time.perf_counter()
         plan = self._method.plan(number)
@@ -145,6 +152,7 @@ class LoraStrategy:
             },
             weighting=settings.weighting,
             method=self._method,
+            state=state,
             robust=self._robust,
             ages={client: number - receipt.round for client, receipt in collected.receipts.items()},
         )
@@ -158,9 +166,16 @@ class LoraStrategy:
             patience=self._config.evaluation.early_stopping,
         )
         report = self._finish(
-            federation, number, result.adapter, collected, result.report, seconds, ends_early=ends_early
+            federation,
+            number,
+            result.adapter,
+            collected,
+            result.report,
+            seconds,
+            state=result.state,
+            ends_early=ends_early,
         )
-        return result.adapter, report
+        return result.adapter, result.state, report
 
     def _finish(
         self,
@@ -171,6 +186,7 @@ class LoraStrategy:
         aggregation: AggregationReport | None,
         seconds: Mapping[str, float],
         *,
+        state: MethodState | None = None,
         ends_early: bool = False,
     ) -> RoundReport:
         """Judge the new global adapter, and record that the round is over."""
@@ -197,7 +213,7 @@ class LoraStrategy:
             validation = validate(federation, adapter, round=number, num_examples=budget, patience=patience)
         judged = time.perf_counter()
         announce("write checkpoint")
-        adapter_sha256 = self._folder.write_checkpoint(number, adapter, predictions=predictions, answers=answers)
+        written = self._folder.write_checkpoint(number, adapter, state, predictions=predictions, answers=answers)
         storing = seconds.get("storing", 0.0) + time.perf_counter() - judged
         received = collected.receipts
         bytes_down, bytes_up = self._bytes_moved(federation.grid, collected)
@@ -219,7 +235,8 @@ class LoraStrategy:
             bytes_down=bytes_down,
             bytes_up=bytes_up,
             seconds={**seconds, "evaluation": judged - began, "storing": storing},
-            adapter_sha256=adapter_sha256,
+            adapter_sha256=written.adapter_sha256,
+            state_sha256=written.state_sha256,
             validation=validation,
             ended_early=ends_early,
         )

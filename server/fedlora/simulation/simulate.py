@@ -18,6 +18,7 @@ from fedlora.common.run_folder import RUN_FILE
 from fedlora.server.claim import Claim
 from fedlora.server.events import HeardSites, Listener, Noted, ignore
 from fedlora.server.round_report import RoundReport
+from fedlora.server.run_method import method_of, naming
 from fedlora.simulation.inprocess import refuse_inside_a_starting_worker
 from fedlora.training.data import FederatedData, federated_data_from, load_federated_data, with_found_range
 from fedlora.training.data.given_examples import Dataset
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fedlora.adapters import Adapter
-    from fedlora.aggregation import Method
+    from fedlora.methods import Method
     from fedlora.training.base_model import BaseModel
     from fedlora.training.tasks import Task
 
@@ -146,11 +147,6 @@ def _with_method(config: RunConfig, method: "Method | None") -> RunConfig:
     Raises:
         ConfigError: that is one of somebody's own which is not given, or does not go with the run.
     """
-    if method is None and config.aggregation.method != "own":
-        return config
-    # The methods import torch, which a run that needs neither can do while its workers do.
-    from fedlora.server.run_method import method_of, naming
-
     return naming(method or method_of(config), config)
 
 

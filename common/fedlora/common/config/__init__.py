@@ -3,22 +3,10 @@
 Every field has a default and a one-line description; `run_file` reads, checks and writes them as TOML.
 """
 
-from fedlora.common.config.federation import (
-    AggregationSection,
-    EvaluationSection,
-    ExchangeSection,
-    FederationSection,
-    FedExLoraMethod,
-    LoraFairCosineMethod,
-    LoraFairMethod,
-    LoraFairTwoSidedMethod,
-    OwnMethod,
-    PlainMethod,
-    RobustSection,
-)
+from fedlora.common.config.aggregation import AggregationSection, MethodElsewhere, OwnMethod
+from fedlora.common.config.federation import EvaluationSection, ExchangeSection, FederationSection, RobustSection
 from fedlora.common.config.idle import Occasion, idle_settings
 from fedlora.common.config.run import RunConfig, RunSection
-from fedlora.common.config.section import Count, Fraction, Section
 from fedlora.common.config.sources import (
     EMBEDDED_DIGITS,
     EMBEDDED_ENCODER,
@@ -41,6 +29,7 @@ from fedlora.common.config.sources import (
     TextFormat,
 )
 from fedlora.common.config.training import BASE_CHANGING_INITS, LoraSection, TrainSection
+from fedlora.common.section import Count, Fraction, Section
 
 __all__ = [
     "BASE_CHANGING_INITS",
@@ -56,23 +45,19 @@ __all__ = [
     "Dirichlet",
     "EvaluationSection",
     "ExchangeSection",
-    "FedExLoraMethod",
     "FederationSection",
     "Fraction",
     "Iid",
     "ImageClassification",
     "LabelShards",
-    "LoraFairCosineMethod",
-    "LoraFairMethod",
-    "LoraFairTwoSidedMethod",
     "LoraSection",
+    "MethodElsewhere",
     "ModelSection",
     "Occasion",
     "OwnMethod",
     "OwnTask",
     "PartitionSection",
     "PixelRange",
-    "PlainMethod",
     "RobustSection",
     "RunConfig",
     "RunSection",

@@ -1,10 +1,10 @@
-"""How the clients' work becomes one: [federation] [aggregation] [robust] [evaluation] [exchange]."""
+"""How the clients' work becomes one: [federation] [robust] [evaluation] [exchange]."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fedlora.common.config.section import Count, NonNegative, Positive, Section, Share
+from fedlora.common.section import Count, Positive, Section, Share
 
 
 class FederationSection(Section):
@@ -36,61 +36,6 @@ class FederationSection(Section):
         100.0, description="an update this many times larger than its round's median is refused"
     )
     start_from: str | None = Field(None, description="an adapter folder to start from instead of a fresh adapter")
-
-
-_METHODS = "lora_fair, lora_fair_cosine, lora_fair_two_sided, fedit, ffa_lora, rolora, flora, fedex_lora, flex_lora"
-
-
-class LoraFairMethod(Section):
-    method: Literal["lora_fair"] = Field("lora_fair", description=_METHODS)
-    ridge: NonNegative = Field(
-        0.03, description="lambda relative to the mean eigenvalue of A A^T; a large one approaches fedit"
-    )
-    corrects: Literal["A", "B"] = Field("B", description="the factor that is corrected; B as in the paper")
-
-
-class LoraFairCosineMethod(Section):
-    method: Literal["lora_fair_cosine"] = Field("lora_fair_cosine", description=_METHODS)
-    penalty: NonNegative = Field(0.01, description="the paper's lambda; at 1 the result is practically the plain mean")
-    repairs_scale: bool = Field(
-        False, description="whether the result is scaled to the update, to which cosines are blind"
-    )
-    solver: Literal["exact", "sgd"] = Field(
-        "exact", description="sgd: as published, for comparison; forms full matrices"
-    )
-    steps: Count = Field(1000, description="of sgd")
-    learning_rate: Positive = Field(0.01, description="of sgd")
-    start: NonNegative = Field(0.0, description="of sgd: standard deviation of the random start; 0 starts at the mean")
-    axis: Literal["all", "rows", "columns"] = Field("all", description="of sgd: the cosine of all, or along an axis")
-
-
-class LoraFairTwoSidedMethod(Section):
-    method: Literal["lora_fair_two_sided"] = Field("lora_fair_two_sided", description=_METHODS)
-    ridge: NonNegative = Field(0.03, description="as for lora_fair, for both factors")
-    sweeps: Count = Field(2, description="how many times B and then A are corrected")
-
-
-class PlainMethod(Section):
-    method: Literal["fedit", "ffa_lora", "flora", "flex_lora", "rolora"] = Field("fedit", description=_METHODS)
-
-
-class FedExLoraMethod(Section):
-    method: Literal["fedex_lora"] = Field("fedex_lora", description=_METHODS)
-    residual_rank: Count | None = Field(
-        None, description="the most rank of the base weights' change, over all rounds; without it the change is exact"
-    )
-
-
-class OwnMethod(Section):
-    method: Literal["own"] = Field("own", description="one that simulate(config, method=...) was given")
-    name: str = Field("", description="its name")
-    settings: str = Field("", description="what it says of itself, and by which a resumed run knows it again")
-
-
-AggregationSection = Annotated[
-    LoraFairMethod | LoraFairCosineMethod | LoraFairTwoSidedMethod | FedExLoraMethod | PlainMethod | OwnMethod,
-    Field(discriminator="method"),
-]
 
 
 class RobustSection(Section):

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedlora.common.config.run import RunConfig
-from fedlora.common.config.section import Section
+from fedlora.common.section import Section
+from fedlora.methods import Method
 
 Place = Literal["simulation", "server", "superlink"]
 
 
-_CHOICES = ("kind", "by", "method")
+_CHOICES = ("kind", "by")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ def idle_settings(config: RunConfig, occasion: Occasion | None = None) -> tuple[
         for path in rule.keys:
             if path not in lines and _is_set(config, path) and rule.applies(config, occasion):
                 lines[path] = f"{path} = {_value(config, path)} does nothing here: {rule.why}"
+    if isinstance(config.aggregation, Method):
+        for key, why in config.aggregation.idle().items():
+            if _is_set(config, path := f"aggregation.{key}"):
+                lines[path] = f"{path} = {_value(config, path)} does nothing here: {why}"
     return tuple(lines.values())
 
 
@@ -285,11 +290,6 @@ _RULES = (
         ("federation.norm_limit",),
         "fewer than three updates of a round have no median to compare with",
         lambda config, occasion: _num_updates(config, occasion) < 3,
-    ),
-    _Rule(
-        ("aggregation.steps", "aggregation.learning_rate", "aggregation.start", "aggregation.axis"),
-        'it is for aggregation.solver = "sgd"',
-        lambda config, _: getattr(config.aggregation, "solver", "") == "exact",
     ),
     _Rule(("evaluation.round_examples", "evaluation.generate"), _NO_TEST, _has_no_test),
     _Rule(

@@ -2,16 +2,8 @@
 
 from pydantic import Field, field_validator, model_validator
 
-from fedlora.common.config.federation import (
-    AggregationSection,
-    EvaluationSection,
-    ExchangeSection,
-    FederationSection,
-    LoraFairMethod,
-    OwnMethod,
-    RobustSection,
-)
-from fedlora.common.config.section import Section
+from fedlora.common.config.aggregation import AggregationSection, OwnMethod, default_section
+from fedlora.common.config.federation import EvaluationSection, ExchangeSection, FederationSection, RobustSection
 from fedlora.common.config.sources import (
     EMBEDDED_ENCODER,
     ByGroup,
@@ -22,6 +14,8 @@ from fedlora.common.config.sources import (
     TaskSection,
 )
 from fedlora.common.config.training import BASE_CHANGING_INITS, LoraSection, TrainSection
+from fedlora.common.section import Section
+from fedlora.methods import Method, names_of
 
 
 class RunSection(Section):
@@ -49,7 +43,7 @@ class RunConfig(Section):
     lora: LoraSection = LoraSection()
     train: TrainSection = TrainSection()
     federation: FederationSection = FederationSection()
-    aggregation: AggregationSection = LoraFairMethod()
+    aggregation: AggregationSection = Field(default_factory=default_section)
     robust: RobustSection = RobustSection()
     evaluation: EvaluationSection = EvaluationSection()
     exchange: ExchangeSection = ExchangeSection()
@@ -57,7 +51,7 @@ class RunConfig(Section):
     @property
     def method_name(self) -> str:
         """The name of the aggregation method, of one's own too."""
-        return self.aggregation.name if isinstance(self.aggregation, OwnMethod) else self.aggregation.method
+        return self.aggregation.name if isinstance(self.aggregation, Method | OwnMethod) else self.aggregation.method
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
@@ -67,16 +61,6 @@ class RunConfig(Section):
             needed = "causal language model" if is_lm else "text encoder"
             raise ValueError(
                 f"task.kind = {self.task.kind} needs a {needed} in model.name; the embedded model is for images"
-            )
-        if self.aggregation.method == "fedex_lora" and self.lora.client_ranks:
-            raise ValueError(
-                "aggregation.method = fedex_lora needs one rank for all clients; "
-                "remove lora.client_ranks, or take flora, flex_lora or lora_fair"
-            )
-        if self.federation.late == "next_round" and self.aggregation.method in ("rolora", "flora", "fedex_lora"):
-            raise ValueError(
-                f'federation.late = "next_round" does not go with aggregation.method = {self.aggregation.method}, '
-                'whose updates fit their own round only; use "discard"'
             )
         if self.task.kind == "image_classification" and self.data.split_by is not None:
             raise ValueError("data.split_by is for text data; remove it from an image run")
@@ -99,28 +83,10 @@ class RunConfig(Section):
                 f"lora.init = {self.lora.init!r} changes the base weights, which model.quantization = "
                 f"{self.model.quantization!r} freezes as whole numbers; take default"
             )
-        if self.lora.init != "default" and self.aggregation.method == "flora":
-            raise ValueError(
-                f"lora.init = {self.lora.init!r} is lost under aggregation.method = flora, whose pairs start afresh in "
-                "every round; take default, or another method"
-            )
-        if self.model.quantization != "none" and self.aggregation.method in ("flora", "fedex_lora"):
-            raise ValueError(
-                f"aggregation.method = {self.aggregation.method} adds to the base weights, which model.quantization = "
-                f"{self.model.quantization!r} freezes as whole numbers; take lora_fair, fedit or flex_lora"
-            )
         if self.lora.init in BASE_CHANGING_INITS and self.lora.client_ranks:
             raise ValueError(
                 f"lora.init = {self.lora.init!r} takes the whole first pair out of the base weights, and clients of a "
                 "smaller rank would lack the rest of it; remove lora.client_ranks, or take default"
-            )
-        largest = max((self.lora.rank, *self.lora.rank_pattern.values()))
-        residual_rank = getattr(self.aggregation, "residual_rank", None)
-        if self.lora.init in BASE_CHANGING_INITS and residual_rank is not None and residual_rank <= largest:
-            raise ValueError(
-                f"lora.init = {self.lora.init!r} takes a part of rank {largest} out of the base weights, and "
-                f"aggregation.residual_rank = {residual_rank} leaves no room beside it; take more than {largest}, or "
-                "default"
             )
         if self.lora.init == "orthogonal" and any(
             rank % 2 for rank in (self.lora.rank, *self.lora.rank_pattern.values())
@@ -136,4 +102,37 @@ class RunConfig(Section):
                 f"train.micro_batch_size is {self.train.micro_batch_size}, more than train.batch_size = "
                 f"{self.train.batch_size}; expected at most that"
             )
+        if isinstance(self.aggregation, Method):
+            self._goes_with(self.aggregation)
         return self
+
+    def _goes_with(self, method: Method) -> None:
+        """Check that the run asks for nothing that the method cannot do."""
+        named = f"aggregation.method = {method.name}"
+        if not method.allows_client_ranks and self.lora.client_ranks:
+            raise ValueError(
+                f"{named} needs one rank for all clients; remove lora.client_ranks, or take "
+                f"{names_of(lambda kind: kind.allows_client_ranks)}"
+            )
+        if self.federation.late == "next_round" and not method.allows_late_updates:
+            raise ValueError(
+                f'federation.late = "next_round" does not go with {named}, whose updates fit their own round only; use '
+                '"discard"'
+            )
+        if self.lora.init != "default" and method.plan(1).starts_fresh:
+            raise ValueError(
+                f"lora.init = {self.lora.init!r} is lost under {named}, whose pairs start afresh in every round; take "
+                "default, or another method"
+            )
+        if self.model.quantization != "none" and method.changes_base:
+            raise ValueError(
+                f"{named} adds to the base weights, which model.quantization = {self.model.quantization!r} freezes as "
+                f"whole numbers; take {names_of(lambda kind: not kind.changes_base)}"
+            )
+        largest = max((self.lora.rank, *self.lora.rank_pattern.values()))
+        most = method.base_change_rank
+        if self.lora.init in BASE_CHANGING_INITS and most is not None and most <= largest:
+            raise ValueError(
+                f"lora.init = {self.lora.init!r} takes a part of rank {largest} out of the base weights, and {named} "
+                f"with a rank of {most} for their change leaves no room beside it; take more than {largest}, or default"
+            )

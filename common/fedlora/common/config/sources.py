@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from fedlora.common.config.section import Count, Finite, Fraction, Positive, Section
+from fedlora.common.section import Count, Finite, Fraction, Positive, Section
 from fedlora.common.spelling import checked_names
 
 EMBEDDED_ENCODER = "package:fedlora.embedded/dinov2-small"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fedlora.common.config.section import Count, Fraction, NonNegative, Positive, Section
+from fedlora.common.section import Count, Fraction, NonNegative, Positive, Section
 from fedlora.common.spelling import spelled, visible
 
 _Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]

@@ -18,9 +18,7 @@ class EnrolmentService(EnrolmentServiceServicer):
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
 
-    async def Enrol(  # noqa: N802 (the proto's name)
-        self, request: enrolment_pb2.EnrolRequest, context: Context
-    ) -> enrolment_pb2.EnrolResponse:
+    async def Enrol(self, request: enrolment_pb2.EnrolRequest, context: Context) -> enrolment_pb2.EnrolResponse:
         """Sign the key of the site whose invitation the caller's certificate was made from."""
         authority, record, _ = await self._gate.invited(context)
         try:
@@ -33,9 +31,7 @@ class EnrolmentService(EnrolmentServiceServicer):
             await refuse(context, grpc.StatusCode.UNAVAILABLE, "not_stored")
         return enrolment_pb2.EnrolResponse(certificate=certificate, authority=authority.ca_pem, site=record.name)
 
-    async def Renew(  # noqa: N802
-        self, request: enrolment_pb2.RenewRequest, context: Context
-    ) -> enrolment_pb2.RenewResponse:
+    async def Renew(self, request: enrolment_pb2.RenewRequest, context: Context) -> enrolment_pb2.RenewResponse:
         """Sign a new key of the calling site."""
         name = await self._gate.site(context)
         authority = self._gate.authority

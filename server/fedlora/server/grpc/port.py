@@ -96,14 +96,12 @@ class GatedHealth(HealthServicer):  # type: ignore[misc]
         super().__init__()
         self._gate = gate
 
-    async def Check(  # noqa: N802 (the proto's name)
-        self, request: health_pb2.HealthCheckRequest, context: Context
-    ) -> health_pb2.HealthCheckResponse:
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
         """Say whether the server serves."""
         await self._gate.site(context)
         return cast(health_pb2.HealthCheckResponse, await super().Check(request, context))
 
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:  # noqa: N802
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         """Say so at once, and at each change."""
         await self._gate.site(context)
         await super().Watch(request, context)

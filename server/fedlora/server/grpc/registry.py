@@ -25,7 +25,7 @@ class RegistryService(RegistryServiceServicer):
         self._registry = registry
         self._gate = gate
 
-    async def ListAdapters(  # noqa: N802 (the proto's name)
+    async def ListAdapters(
         self, request: registry_pb2.ListAdaptersRequest, context: Context
     ) -> registry_pb2.ListAdaptersResponse:
         """Send one page of the adapters."""
@@ -42,7 +42,7 @@ class RegistryService(RegistryServiceServicer):
             next_page_token=f"before-{page[-1].version}" if len(page) < len(left) else "",
         )
 
-    async def ReadFile(  # noqa: N802
+    async def ReadFile(
         self, request: registry_pb2.ReadFileRequest, context: Context
     ) -> AsyncIterator[registry_pb2.ReadFileResponse]:
         """Send a file of an adapter from an offset on; one that is removed meanwhile is sent to its end."""
@@ -61,7 +61,7 @@ class RegistryService(RegistryServiceServicer):
             while chunk := file.read(CHUNK_BYTES):
                 yield registry_pb2.ReadFileResponse(data=chunk)
 
-    async def WatchAdapters(  # noqa: N802
+    async def WatchAdapters(
         self, request: registry_pb2.WatchAdaptersRequest, context: Context
     ) -> AsyncIterator[registry_pb2.WatchAdaptersResponse]:
         """Send each adapter after a version as long as the run lasts, and at its end that it is over."""

@@ -38,7 +38,7 @@ class SessionService(SessionServiceServicer):
         self._gate = gate
         self._config = config
 
-    async def Connect(  # noqa: N802 (the proto's name)
+    async def Connect(
         self, request_iterator: AsyncIterator[session_pb2.ConnectRequest], context: Context
     ) -> AsyncIterator[session_pb2.ConnectResponse]:
         """Serve one connection of a site for as long as it stands."""

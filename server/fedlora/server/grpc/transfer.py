@@ -49,7 +49,7 @@ class TransferService(AdapterExchangeServiceServicer):
         self._chunk_seconds = chunk_seconds
         self._uploading: set[str] = set()
 
-    async def Read(  # noqa: N802 (the proto's name)
+    async def Read(
         self, request: exchange_pb2.ReadRequest, context: Context
     ) -> AsyncIterator[exchange_pb2.ReadResponse]:
         """Send a file on offer from an offset on."""
@@ -65,7 +65,7 @@ class TransferService(AdapterExchangeServiceServicer):
                 yield exchange_pb2.ReadResponse(data=chunk)
                 self._grid.count(down=len(chunk))
 
-    async def QueryWriteStatus(  # noqa: N802
+    async def QueryWriteStatus(
         self, request: exchange_pb2.QueryWriteStatusRequest, context: Context
     ) -> exchange_pb2.QueryWriteStatusResponse:
         """Say how much of an update is here."""
@@ -73,7 +73,7 @@ class TransferService(AdapterExchangeServiceServicer):
         committed = await asyncio.to_thread(_committed, path, request.blob)
         return exchange_pb2.QueryWriteStatusResponse(committed_bytes=committed)
 
-    async def Write(  # noqa: N802
+    async def Write(
         self, request_iterator: AsyncIterator[exchange_pb2.WriteRequest], context: Context
     ) -> exchange_pb2.WriteResponse:
         """Take an update from the committed offset on."""

@@ -4,21 +4,10 @@ import math
 from collections.abc import Sequence
 
 from fedlora.common.aggregation_report import AggregationReport
+from fedlora.methods import title_of
 from fedlora.server.report.numbers import is_corrected
 from fedlora.server.report.wording import count_text, error_texts, percent_text, significant
 from fedlora.server.round_report import RoundReport
-
-METHOD_NAMES = {
-    "fedit": "FedIT (the plain mean of A and of B)",
-    "ffa_lora": "FFA-LoRA (A frozen, the mean of B)",
-    "flora": "FLoRA",
-    "flex_lora": "FlexLoRA",
-    "fedex_lora": "FedEx-LoRA",
-    "rolora": "RoLoRA (A and B in turn)",
-    "lora_fair": "LoRA-FAIR",
-    "lora_fair_cosine": "LoRA-FAIR by the cosine",
-    "lora_fair_two_sided": "two-sided LoRA-FAIR",
-}
 
 
 def about_aggregation(reports: Sequence[RoundReport]) -> list[str]:
@@ -34,7 +23,7 @@ def about_aggregation(reports: Sequence[RoundReport]) -> list[str]:
     if not is_corrected(reports):
         return [
             meaning,
-            f"In the last round it was {before}. {METHOD_NAMES.get(last.method, last.method)} leaves it as it is.",
+            f"In the last round it was {before}. {title_of(last.method)} leaves it as it is.",
             _reach(last),
             *notes,
         ]
@@ -43,7 +32,7 @@ def about_aggregation(reports: Sequence[RoundReport]) -> list[str]:
     counted = f"It was smaller than before in {lowered} of {count_text(len(aggregations), 'round')}" + (
         f", and larger in {raised}." if raised else "."
     )
-    name = METHOD_NAMES.get(last.method, last.method)
+    name = title_of(last.method)
     removed = _share_removed(last.error_before, last.error_after)
     return [
         meaning,

@@ -8,31 +8,24 @@ PEFT's initialisation, drawn once for the whole run (drawing it anew at each cli
 does, would lose just what the method is for).
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
 from typing import ClassVar
 
-from torch import Tensor
-
-from fedlora.aggregation.low_rank import truncated
-from fedlora.aggregation.method import Combined, RoundPlan
-from fedlora.aggregation.updates import CentredUpdate
+from fedlora.methods.method import Combined, Layer, Method, RoundPlan
 
 
-@dataclass(frozen=True)
-class FfaLora:
+class FfaLora(Method):
     """The weighted mean of B; A stays as it was at the start of the run."""
 
     name: ClassVar[str] = "ffa_lora"
-    changes_base: ClassVar[bool] = False
+    title: ClassVar[str] = "FFA-LoRA (A frozen, the mean of B)"
+    summary: ClassVar[str] = "A frozen from the start, the mean of B"
 
     def plan(self, _round: int, /) -> RoundPlan:
         """Clients train B in every round."""
         return RoundPlan(trains=("B",))
 
-    def combine(self, update: CentredUpdate) -> Combined:
+    def combine(self, layer: Layer) -> Combined:
         """Return the clients' common A (rank, in_features) and B = sum_i p_i B_i (out_features, rank)."""
-        return Combined(update.mean_A, update.mean_B)
-
-    def fit(self, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-        """Return the first rows of A and columns of B: all clients keep rows of one A."""
-        return truncated(A, B, rank)
+        return Combined(layer.mean_A, layer.mean_B)

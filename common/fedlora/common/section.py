@@ -1,5 +1,6 @@
 """The base of all sections of the run file, and the numbers that they are made of."""
 
+from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,3 +17,8 @@ class Section(BaseModel):
     """Base of all sections."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+    def entries(self) -> Iterator[tuple[str, object, str]]:
+        """Yield each key with its value and its description, as a run file has them."""
+        for key, field in type(self).model_fields.items():
+            yield key, getattr(self, key), field.description or ""

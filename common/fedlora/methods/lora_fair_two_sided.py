@@ -9,68 +9,78 @@ the means. A smaller error is not yet a better model: the paper's own ablation w
 which solved it otherwise, was worse than with B alone.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
-from fedlora.aggregation.lora_fair import require_not_negative
-from fedlora.aggregation.low_rank import RidgeSolver, projected
-from fedlora.aggregation.method import BOTH_FACTORS, Combined, RoundPlan
-from fedlora.aggregation.updates import CentredUpdate
+from pydantic import Field
+
+from fedlora.common.section import Count, NonNegative
+from fedlora.methods.method import ClientPair, Combined, Layer, Method, Phases
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedlora.algebra.low_rank import RidgeSolver
 
 
-@dataclass(frozen=True)
-class LoraFairTwoSided:
+class LoraFairTwoSided(Method):
     """Both means, corrected in turn.
 
     Attributes:
         ridge: lambda_B relative to the mean eigenvalue of mean_A mean_A^T, and lambda_A to that of mean_B^T mean_B.
         sweeps: how many times B and then A are corrected.
-
-    Raises:
-        ValueError: `ridge` is negative or not finite, or there is no sweep.
     """
 
     name: ClassVar[str] = "lora_fair_two_sided"
-    changes_base: ClassVar[bool] = False
-    ridge: float = 0.03
-    sweeps: int = 2
+    title: ClassVar[str] = "two-sided LoRA-FAIR"
+    summary: ClassVar[str] = "both means corrected in turn"
 
-    def __post_init__(self) -> None:
-        require_not_negative(ridge=self.ridge)
-        if self.sweeps < 1:
-            raise ValueError(f"sweeps is {self.sweeps}; expected at least 1")
+    ridge: NonNegative = Field(
+        0.03, description="lambda, for both factors, relative to the mean eigenvalue of A A^T and of B^T B"
+    )
+    sweeps: Count = Field(2, description="how many times B and then A are corrected")
 
-    def plan(self, _round: int, /) -> RoundPlan:
-        """Clients train both factors in every round."""
-        return BOTH_FACTORS
-
-    def combine(self, update: CentredUpdate) -> Combined:
+    def combine(self, layer: Layer) -> Phases:
         """Return A = mean_A + dA (rank, in_features) and B = mean_B + dB (out_features, rank).
 
         M - mean_B A = E - mean_B dA and M - B mean_A = E - dB mean_A: each step solves for the whole
-        correction from the means, of which both are small where clients are close. It takes the memory
-        of all clients' pairs of this layer.
+        correction from the means, of which both are small where clients are close. A half sweep is one phase.
         """
-        mean_A, mean_B = update.mean_A, update.mean_B
-        P, Q = update.stacked()
+        import torch
+
+        from fedlora.algebra.low_rank import RidgeSolver
+
+        mean_A, mean_B = layer.mean_A, layer.mean_B
         A, B, dA = mean_A, mean_B, torch.zeros_like(mean_A)
         # Both penalties stay what they are at the means, or the objective would change from sweep to sweep.
         scale_B = RidgeSolver(mean_A, ridge=self.ridge).scale
         scale_A = RidgeSolver(mean_B.T, ridge=self.ridge).scale
         for sweep in range(self.sweeps):
             ridge_B = RidgeSolver(A, ridge=self.ridge, scale=scale_B)
-            dB = P @ ridge_B.solve(Q @ A.T)
+            dB = yield partial(_corrected_B, A=A, ridge=ridge_B)
             if sweep > 0:
-                dB -= mean_B @ ridge_B.solve(dA @ A.T)
+                dB = dB - mean_B @ ridge_B.solve(dA @ A.T)
             B = mean_B + dB
             ridge_A = RidgeSolver(B.T, ridge=self.ridge, scale=scale_A)
-            dA = ridge_A.solve(P.T @ B).T @ Q - ridge_A.solve(dB.T @ B).T @ mean_A
+            dA = yield partial(_corrected_A, B=B, ridge=ridge_A)
+            dA = dA - ridge_A.solve(dB.T @ B).T @ mean_A
             A = mean_A + dA
         return Combined(A, B)
 
     def fit(self, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """Return the first rows of A, and B solved again for them."""
+        from fedlora.algebra.low_rank import projected
+
         return projected(A, B, rank)
+
+
+def _corrected_B(client: ClientPair, *, A: Tensor, ridge: RidgeSolver) -> Tensor:
+    """Return a client's part of E A^T (A A^T + lambda I)^-1."""
+    return client.dB @ ridge.solve(client.dA @ A.T)
+
+
+def _corrected_A(client: ClientPair, *, B: Tensor, ridge: RidgeSolver) -> Tensor:
+    """Return a client's part of (B^T B + lambda I)^-1 B^T E."""
+    return ridge.solve(client.dB.T @ B).T @ client.dA

@@ -8,39 +8,45 @@ a fresh pair. As in the paper; the change of the base weights is kept as a sum s
 start, so that a client that sat out some rounds has the right ones too.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from fedlora.aggregation.dead_directions import brought_to_life
-from fedlora.aggregation.low_rank import truncated
-from fedlora.aggregation.method import Combined, RoundPlan
-from fedlora.aggregation.updates import CentredUpdate
+from fedlora.methods.method import Combined, Layer, Method, RoundPlan
 
 
-@dataclass(frozen=True)
-class Flora:
+class Flora(Method):
     """The exact mean of the products, as a change of the base weights."""
 
     name: ClassVar[str] = "flora"
+    title: ClassVar[str] = "FLoRA"
+    summary: ClassVar[str] = "the stacked pairs move into the base weights, fresh pairs"
     changes_base: ClassVar[bool] = True
+    allows_late_updates: ClassVar[bool] = False
+    allows_dora: ClassVar[bool] = False
+
+    @property
+    def needs_every_pair(self) -> bool:
+        """They are the result."""
+        return True
+
+    def added_base_rank(self, rank: int, num_clients: int) -> int:
+        """Return the rank of all clients' pairs together."""
+        return rank * num_clients
 
     def plan(self, _round: int, /) -> RoundPlan:
         """Clients train both factors in every round, from a fresh start."""
         return RoundPlan(starts_fresh=True)
 
-    def combine(self, update: CentredUpdate) -> Combined:
+    def combine(self, layer: Layer) -> Combined:
         """Return the mean of A with B = 0, and the stacked pairs as the change of the base weights.
 
         Where rows of A depend on each other, one factor gets further ones: beside B = 0 they could not be trained.
-        It takes the memory of all clients' pairs of this layer; they are the result.
         """
-        empty, means = torch.zeros_like(update.mean_B), (update.mean_A, update.mean_B)
-        A, B = brought_to_life(update.mean_A, empty, like=means, spare=update.updates.A)
-        return Combined(A, B, update.updates.stacked())
+        import torch
 
-    def fit(self, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-        """Return the first rows of the fresh A, and as many columns of B, which is zero."""
-        return truncated(A, B, rank)
+        from fedlora.algebra.dead_directions import brought_to_life
+
+        empty, means = torch.zeros_like(layer.mean_B), (layer.mean_A, layer.mean_B)
+        A, B = brought_to_life(layer.mean_A, empty, like=means, spare=layer.start_A)
+        return Combined(A, B, layer.every_pair().stacked())

@@ -11,27 +11,25 @@ and this objective cannot see it. `repairs_scale` multiplies B' by the factor th
 closest to M. `solver = "sgd"` is the published way, for comparison only.
 """
 
+from __future__ import annotations
+
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
+from pydantic import Field
 
-from fedlora.aggregation.cosine_sgd import Axis, correct_by_sgd
-from fedlora.aggregation.gram import product_square
-from fedlora.aggregation.lora_fair import require_not_negative
-from fedlora.aggregation.low_rank import RidgeSolver, projected
-from fedlora.aggregation.method import BOTH_FACTORS, Combined, RoundPlan
-from fedlora.aggregation.updates import CentredUpdate
+from fedlora.common.section import NonNegative, Positive
+from fedlora.methods.method import Combined, Layer, Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SCANNED_DECADES = 14  # below and above the largest eigenvalue of G
 _SCANNED_PER_DECADE = 20
 _NUM_BISECTIONS = 50  # a twentieth of a decade, down to the last bit of float64
 
 
-@dataclass(frozen=True)
-class LoraFairCosine:
+class LoraFairCosine(Method):
     """The mean of A, and the mean of B turned towards M.
 
     Attributes:
@@ -42,58 +40,61 @@ class LoraFairCosine:
         steps, learning_rate: of "sgd".
         start: standard deviation of the random dB that "sgd" starts from; 0 starts from zero.
         axis: of "sgd": the cosine of the whole matrices ("all"), or the mean over that of their "rows" or "columns".
-
-    Raises:
-        ValueError: a setting is negative or not finite, or not one of the words above.
     """
 
     name: ClassVar[str] = "lora_fair_cosine"
-    changes_base: ClassVar[bool] = False
-    penalty: float = 0.01
-    repairs_scale: bool = False
-    solver: Literal["exact", "sgd"] = "exact"
-    steps: int = 1000
-    learning_rate: float = 0.01
-    start: float = 0.0
-    axis: Axis = "all"
+    title: ClassVar[str] = "LoRA-FAIR by the cosine"
+    summary: ClassVar[str] = "the paper's own objective, solved exactly"
 
-    def __post_init__(self) -> None:
-        require_not_negative(penalty=self.penalty, learning_rate=self.learning_rate, start=self.start, steps=self.steps)
-        for name, value, expected in (
-            ("solver", self.solver, ("exact", "sgd")),
-            ("axis", self.axis, ("all", "rows", "columns")),
-        ):
-            if value not in expected:
-                raise ValueError(f"{name} is {value!r}; expected {' or '.join(map(repr, expected))}")
+    penalty: NonNegative = Field(0.01, description="the paper's lambda; at 1 the result is practically the plain mean")
+    repairs_scale: bool = Field(
+        False, description="whether the result is scaled to the update, to which cosines are blind"
+    )
+    solver: Literal["exact", "sgd"] = Field(
+        "exact", description="sgd: as published, for comparison; forms full matrices"
+    )
+    steps: int = Field(1000, ge=0, description="of sgd")
+    learning_rate: Positive = Field(0.01, description="of sgd")
+    start: NonNegative = Field(0.0, description="of sgd: standard deviation of the random start; 0 starts at the mean")
+    axis: Literal["all", "rows", "columns"] = Field("all", description="of sgd: the cosine of all, or along an axis")
 
-    def plan(self, _round: int, /) -> RoundPlan:
-        """Clients train both factors in every round."""
-        return BOTH_FACTORS
+    @property
+    def needs_every_pair(self) -> bool:
+        """|M| is no sum over the clients."""
+        return True
 
-    def combine(self, update: CentredUpdate) -> Combined:
+    def idle(self) -> dict[str, str]:
+        """The exact solver takes no steps."""
+        if self.solver == "sgd":
+            return {}
+        return dict.fromkeys(("steps", "learning_rate", "start", "axis"), 'it is for aggregation.solver = "sgd"')
+
+    def combine(self, layer: Layer) -> Combined:
         """Return A = mean_A (rank, in_features) and B = B' (out_features, rank).
 
-        It takes the memory of all clients' pairs of this layer, for |M|. Where the mean product does
-        not point towards M at all, <M, mean_B mean_A> <= 0, there is no such minimum nearby; the means are
-        returned, and the note says so. It also names the least-squares solution, which is returned where the
-        objective only falls towards B' = 0.
+        Where the mean product does not point towards M at all, <M, mean_B mean_A> <= 0, there is no such minimum
+        nearby; the means are returned, and the note says so. It also names the least-squares solution, which is
+        returned where the objective only falls towards B' = 0.
         """
-        mean_A, mean_B = update.mean_A.double(), update.mean_B.double()
-        P, Q = update.stacked()
+        from fedlora.algebra.gram import product_square
+        from fedlora.methods.cosine_sgd import correct_by_sgd
+
+        mean_A, mean_B = layer.mean_A.double(), layer.mean_B.double()
+        P, Q = layer.every_pair().stacked_deviations()
         G = mean_A @ mean_A.T
-        N = (P @ (Q @ update.mean_A.T)).double()
+        N = (P @ (Q @ layer.mean_A.T)).double()
         M_A = mean_B @ G + N
         # The order matters: of an overflow's NaN, max(0, NaN) would make a zero.
         square_M = max(product_square(P, Q) + float((mean_B * (M_A + N)).sum()), 0.0)
         if square_M == 0 or float((M_A * mean_B).sum()) <= 0:
-            return Combined(update.mean_A, update.mean_B, note="the plain mean: it does not point towards the update")
+            return Combined(layer.mean_A, layer.mean_B, note="the plain mean: it does not point towards the update")
         note = ""
         if self.solver == "sgd":
-            M = update.mean_B @ update.mean_A + P @ Q
+            M = layer.mean_B @ layer.mean_A + P @ Q
             B = correct_by_sgd(
                 M,
-                update.mean_A,
-                update.mean_B,
+                layer.mean_A,
+                layer.mean_B,
                 penalty=self.penalty,
                 steps=self.steps,
                 learning_rate=self.learning_rate,
@@ -103,10 +104,12 @@ class LoraFairCosine:
             tau = float((M_A * B.double()).sum() / ((B.double().T @ B.double()) * G).sum())
         else:
             B, tau, note = _solve(M_A, mean_A, mean_B, G, norm_M=math.sqrt(square_M), penalty=self.penalty)
-        return Combined(update.mean_A, B * tau if self.repairs_scale else B, note=note)
+        return Combined(layer.mean_A, B * tau if self.repairs_scale else B, note=note)
 
     def fit(self, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """Return the first rows of A, and B solved again for them."""
+        from fedlora.algebra.low_rank import projected
+
         return projected(A, B, rank)
 
 
@@ -128,6 +131,8 @@ def _solve(
         M_A: M mean_A^T, (out_features, rank).
         G: mean_A mean_A^T.
     """
+    import torch
+
     if penalty == 0:
         return _solve_without_penalty(M_A, mean_A, mean_B, G)
     w, V = torch.linalg.eigh(G)
@@ -180,6 +185,8 @@ def _solve_without_penalty(M_A: Tensor, mean_A: Tensor, mean_B: Tensor, G: Tenso
 
     Of these it is the nearest to mean_B. Where they come nearer only by shrinking to nothing, it is the projection.
     """
+    from fedlora.algebra.low_rank import RidgeSolver
+
     ridge = RidgeSolver(mean_A, ridge=0.0)
     B = ridge.solve(M_A)
     factor = float((B * mean_B).sum() / B.square().sum())

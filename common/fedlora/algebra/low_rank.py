@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedlora.aggregation.dead_directions import brought_to_life
+from fedlora.algebra.dead_directions import brought_to_life
 
 # Below this relative ridge a singular Gram matrix may not pass Cholesky in float64.
 _LEAST_CHOLESKY_RIDGE = 1e-6
@@ -144,3 +144,16 @@ def _singular_values(left: Tensor, right: Tensor) -> tuple[Callable[[int], Tenso
         S,
         (lambda n: expanded(right_reflectors, right_tau, Vh[:n].T).T),
     )
+
+
+def random_directions(like: Tensor, num: int) -> Tensor:
+    """Return Gaussian directions (in_features, num) from a fixed seed, for `like` (rank, in_features)."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(like.shape[1], num, generator=generator, dtype=torch.float64)
+    return drawn.to(like)
+
+
+def orthonormal(columns: Tensor) -> Tensor:
+    """Return an orthonormal basis (n, at most m) of the span of the columns (n, m)."""
+    Q: Tensor = torch.linalg.qr(columns).Q
+    return Q

@@ -1,0 +1,63 @@
+"""The methods by their name in a run file: each is an entry point, ours like those of other packages.
+
+[project.entry-points."fedlora.methods"]
+my_method = "my_package.my_method:MyMethod"
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint
+
+from fedlora.common.errors import ConfigError, one_line
+from fedlora.common.method_names import DEFAULT, method_points
+from fedlora.methods.method import Method
+
+
+class _Methods(Mapping[str, type[Method]]):
+    """The classes by name, each imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> type[Method]:
+        return _load(method_points()[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(method_points())
+
+    def __len__(self) -> int:
+        return len(method_points())
+
+
+METHODS: Mapping[str, type[Method]] = _Methods()
+
+
+def default_method() -> Method:
+    """Return the method of a run that names none, LoRA-FAIR's."""
+    return METHODS[DEFAULT]()
+
+
+def title_of(name: str) -> str:
+    """Return how a report calls the method of that name, which need not be installed here."""
+    return (METHODS[name].title if name in METHODS else "") or name
+
+
+def names_of(is_wanted: Callable[[type[Method]], bool]) -> str:
+    """Return the names of the methods that are as wanted, separated by commas, for an error."""
+    return ", ".join(name for name, kind in METHODS.items() if is_wanted(kind))
+
+
+@cache
+def _load(point: EntryPoint) -> type[Method]:
+    """Return the class that an entry point names.
+
+    Raises:
+        ConfigError: it cannot be imported, or is no method of that name.
+    """
+    try:
+        kind = point.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"aggregation.method: {point.name!r} cannot be imported ({one_line(error)})") from error
+    if not (isinstance(kind, type) and issubclass(kind, Method) and getattr(kind, "name", "") == point.name):
+        raise ConfigError(
+            f"aggregation.method: {point.value} is no method of the name {point.name!r}; expected a subclass of "
+            f"fedlora.methods.Method with that name"
+        )
+    return kind

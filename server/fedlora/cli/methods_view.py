@@ -1,0 +1,44 @@
+"""`fedlora methods`: the aggregation methods, one below the other."""
+
+from rich.console import Console
+from rich.text import Text
+
+from fedlora.cli.method_options import settings_text
+from fedlora.methods import DEFAULT, METHODS, Method
+
+
+def print_methods() -> None:
+    """Print name, summary, settings and limits of each method."""
+    console = Console()
+    for name, kind in METHODS.items():
+        method = kind()
+        console.print(Text.assemble((name, "bold"), " (default)" if name == DEFAULT else ""), soft_wrap=True)
+        for line in _lines(method):
+            console.print(Text(f"    {line}"), soft_wrap=True)
+
+
+def _lines(method: Method) -> list[str]:
+    settings, plans = settings_text(method), [method.plan(number) for number in (1, 2)]
+    trains = " and ".join(dict.fromkeys(" and ".join(plan.trains) for plan in plans))
+    return [
+        line
+        for line in (
+            method.summary or method.title,
+            f"settings: {settings}" if settings else "",
+            ""
+            if plans[0].trains == plans[1].trains == ("A", "B")
+            else f"clients train {trains}" + (" in turn" if plans[0].trains != plans[1].trains else " alone"),
+            "changes the base weights" if method.changes_base else "",
+            *(
+                f"not with {what}"
+                for what, is_allowed in (
+                    ("lora.client_ranks", method.allows_client_ranks),
+                    ('federation.late = "next_round"', method.allows_late_updates),
+                    ("DoRA", method.allows_dora),
+                )
+                if not is_allowed
+            ),
+            "memory of the server: " + ("every client's pair of a layer" if method.needs_every_pair else "a few means"),
+        )
+        if line
+    ]

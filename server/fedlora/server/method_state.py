@@ -1,0 +1,33 @@
+"""What an aggregation method keeps from round to round, as a file: its tensors by layer and name."""
+
+from collections import defaultdict
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from fedlora.methods import MethodState
+
+
+def pack_state(state: MethodState) -> bytes:
+    """Return the state as safetensors."""
+    return save(
+        {f"{path}.{name}": tensor.contiguous() for path, tensors in state.items() for name, tensor in tensors.items()}
+    )
+
+
+def unpack_state(packed: bytes) -> MethodState:
+    """Return the state in safetensors.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    state: defaultdict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    try:
+        tensors = load(packed)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    for key, tensor in tensors.items():
+        path, _, name = key.rpartition(".")
+        state[path][name] = tensor
+    return dict(state)
