@@ -1,11 +1,14 @@
 """The dependency rules of the design, read from the source: who may import what, and which packages are whose."""
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from fedlora.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("protos", "common", "server", "client")
@@ -81,7 +84,8 @@ IMPURE = (
 )  # fmt: skip
 IMPURE_CALLS = ("open", "print", "input")
 PURE = (
-    "fedlora.aggregation", "fedlora.algebra", "fedlora.methods", "fedlora.server.rounds", "fedlora.server.admission", "fedlora.training.partitioning",
+    "fedlora.aggregation", "fedlora.algebra", "fedlora.methods",
+    "fedlora.server.rounds", "fedlora.server.admission", "fedlora.training.partitioning",
 )  # fmt: skip
 
 RULES = (
@@ -260,3 +264,18 @@ def test_what_breaks_a_rule_is_named_with_its_line(module: str, source: str, lin
 )
 def test_what_keeps_the_rules_is_not_named(module: str, source: str) -> None:
     assert list(findings(module, source)) == []
+
+
+def test_a_methods_name_stands_in_its_own_file_alone() -> None:
+    """Settings, capabilities and words about a method live on its class; that of a run that names none is one line."""
+    names = [path.stem for path in (ROOT / "common/fedlora/methods").glob("*.py") if path.stem in METHODS]
+    assert len(names) == 9
+    found = []
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            is_public = path == ROOT / "server/fedlora/aggregation/__init__.py"
+            text = path.read_text().replace('DEFAULT = "lora_fair"', "")
+            if path.stem in names or is_public:
+                continue
+            found += [f"{path.relative_to(ROOT)}: {name}" for name in names if re.search(rf"\b{name}\b", text)]
+    assert found == []

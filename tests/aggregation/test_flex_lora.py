@@ -35,6 +35,32 @@ def test_the_product_is_the_best_of_the_largest_rank(make_updates, dense_mean, u
     assert result.report.error_after == pytest.approx(result.report.floor, abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("spread", "dtype", "iterations", "excess"),
+    [
+        # Above the error of the exact product, relative to the ideal update; clients that disagree are the hard case.
+        (0.1, torch.float32, 0, 1e-2),
+        (0.1, torch.float32, 2, 1e-6),
+        (1.0, torch.float32, 0, 1e-1),
+        (1.0, torch.float32, 2, 5e-3),
+        (1.0, torch.float64, 20, 1e-6),
+    ],
+)
+@pytest.mark.parametrize("ranks", [[4] * 10, [4, 2, 3] * 4], ids=["one rank", "mixed ranks"])
+def test_sums_over_the_clients_come_as_close_to_the_best_product_as_they_say(
+    make_updates, ranks, spread, dtype, iterations, excess
+):
+    updates = make_updates(ranks=ranks, spread=spread, out_features=96, in_features=128, dtype=dtype)
+    exact = aggregate(updates, method=FlexLora())
+    found = aggregate(updates, method=FlexLora(power_iterations=iterations))
+    assert exact.report.floor <= found.report.error_after * (1 + 1e-9)
+    assert found.report.error_after <= exact.report.error_after + excess
+    assert torch.equal(
+        found.adapter.layers["q_proj"].A,
+        aggregate(updates, method=FlexLora(power_iterations=iterations)).adapter.layers["q_proj"].A,
+    )
+
+
 @few
 @given(seeds, st.sampled_from(CLIENTS))
 def test_both_factors_have_the_square_roots_of_the_singular_values(make_updates, dense_mean, seed, ranks):

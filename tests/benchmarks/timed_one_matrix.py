@@ -28,6 +28,7 @@ from fedlora.aggregation import (
     LoraFairTwoSided,
     Method,
 )
+from fedlora.aggregation.driver import combine
 from fedlora.aggregation.report import measure_layer
 from fedlora.aggregation.updates import centre
 
@@ -38,6 +39,7 @@ _METHODS: dict[str, Method] = {
     "lora_fair_two_sided, 2 sweeps": LoraFairTwoSided(sweeps=2),
     "lora_fair_cosine": LoraFairCosine(),
     "flex_lora": FlexLora(),
+    "flex_lora, 2 iterations": FlexLora(power_iterations=2),
     "fedex_lora": FedExLora(),
     "flora": Flora(),
 }
@@ -55,9 +57,9 @@ def main(size: int, rank: int, num_clients: int, num_repeats: int, answer: Path)
     updates = updates_of(pairs)
 
     def call_of(method: Method) -> Callable[[], object]:
-        return lambda: method.combine(centre(updates))
+        return lambda: combine(method, centre(updates), {})
 
-    corrected = LoraFair().combine(centre(updates))
+    corrected = combine(LoraFair(), centre(updates), {})
     _check("the factored form without centring", uncentred_form(pairs)[1], corrected.B)
     _check("the dense closed form", dense_form(pairs)[1], corrected.B)
     update = centre(updates)
@@ -83,7 +85,7 @@ def main(size: int, rank: int, num_clients: int, num_repeats: int, answer: Path)
         "sgd": [without_steps + step * _SGD_STEPS_OF_THE_PAPER],
         "dense decomposition": [time.perf_counter() - began],
     }
-    best = FlexLora().combine(centre(updates))
+    best = combine(FlexLora(), centre(updates), {})
     _check("the dense singular value decomposition", B @ A, best.B @ best.A)
     answer.write_text(json.dumps(seconds))
 

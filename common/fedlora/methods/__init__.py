@@ -5,7 +5,7 @@ A further method is one file with a subclass of `Method`, and one entry point in
 
 from fedlora.common.method_names import DEFAULT
 from fedlora.methods.method import ClientPair, Combined, Factor, Layer, Method, MethodState, Phases, RoundPlan
-from fedlora.methods.registry import METHODS, default_method, names_of, title_of
+from fedlora.methods.registry import METHODS, default_method, loadable_methods, names_of, title_of
 
 __all__ = [
     "DEFAULT",
@@ -19,6 +19,7 @@ __all__ = [
     "Phases",
     "RoundPlan",
     "default_method",
+    "loadable_methods",
     "names_of",
     "title_of",
 ]

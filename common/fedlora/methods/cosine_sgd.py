@@ -1,6 +1,6 @@
 """LoRA-FAIR's cosine objective by SGD, as published code does it: for comparison with the exact solution only.
 
-It forms the full update and takes minutes where `lora_fair_cosine` takes milliseconds.
+It forms the full update and takes minutes where the exact solution takes milliseconds.
 """
 
 from typing import Literal

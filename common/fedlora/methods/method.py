@@ -105,7 +105,7 @@ class Layer:
     Attributes:
         mean_A: (rank, in_features), float32, or float64 where an update is.
         mean_B: (out_features, rank), likewise.
-        start_A: the A of the round's start (rank, in_features), zero where there was none.
+        start_A, start_B: the pair that the round started from, of these shapes; zero where there was none.
         state: what `Combined.state` was after the round before, empty at first.
         pairs: every client's pair, for a method that needs them, see `every_pair`.
     """
@@ -113,6 +113,7 @@ class Layer:
     mean_A: Tensor
     mean_B: Tensor
     start_A: Tensor
+    start_B: Tensor
     state: Mapping[str, Tensor] = field(default_factory=dict)
     pairs: EveryPair | None = None
 

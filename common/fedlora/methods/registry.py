@@ -5,7 +5,6 @@ my_method = "my_package.my_method:MyMethod"
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from importlib.metadata import EntryPoint
 
 from fedlora.common.errors import ConfigError, one_line
@@ -36,15 +35,27 @@ def default_method() -> Method:
 
 def title_of(name: str) -> str:
     """Return how a report calls the method of that name, which need not be installed here."""
-    return (METHODS[name].title if name in METHODS else "") or name
+    kind = loadable_methods()[0].get(name)
+    return (kind.title if kind else "") or name
 
 
 def names_of(is_wanted: Callable[[type[Method]], bool]) -> str:
     """Return the names of the methods that are as wanted, separated by commas, for an error."""
-    return ", ".join(name for name, kind in METHODS.items() if is_wanted(kind))
+    return ", ".join(name for name, kind in loadable_methods()[0].items() if is_wanted(kind))
 
 
-@cache
+def loadable_methods() -> tuple[dict[str, type[Method]], dict[str, str]]:
+    """Return the methods that can be imported, by name, and why the others cannot: one package must not spoil all."""
+    found: dict[str, type[Method]] = {}
+    broken: dict[str, str] = {}
+    for name in METHODS:
+        try:
+            found[name] = METHODS[name]
+        except ConfigError as error:
+            broken[name] = str(error)
+    return found, broken
+
+
 def _load(point: EntryPoint) -> type[Method]:
     """Return the class that an entry point names.
 
@@ -53,7 +64,8 @@ def _load(point: EntryPoint) -> type[Method]:
     """
     try:
         kind = point.load()
-    except (ImportError, AttributeError) as error:
+    # It is another package's code: whatever it raises is theirs to read.
+    except Exception as error:
         raise ConfigError(f"aggregation.method: {point.name!r} cannot be imported ({one_line(error)})") from error
     if not (isinstance(kind, type) and issubclass(kind, Method) and getattr(kind, "name", "") == point.name):
         raise ConfigError(

@@ -19,7 +19,7 @@ def combine(method: Method, update: CentredUpdate, state: Mapping[str, Tensor]) 
         state: what the method wanted to know of this layer after the round before.
     """
     pairs = update if method.needs_every_pair else None
-    phases = method.combine(Layer(update.mean_A, update.mean_B, update.updates.A, state, pairs))
+    phases = method.combine(Layer(update.mean_A, update.mean_B, update.updates.A, update.updates.B, state, pairs))
     if isinstance(phases, Combined):
         return phases
     try:

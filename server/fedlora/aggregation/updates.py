@@ -20,8 +20,8 @@ class LayerUpdates:
         ranks: each client's rank, at most that of the result.
         read: returns A_i (rank_i, in_features) and B_i (out_features, rank_i) of the i-th client, in `dtype`, with
             the client's scaling over the result's folded into B_i.
-        A: what a row of A is that no client has, that of the round's start or zero: (rank, in_features), as the result.
-        B: for its shape, (out_features, rank): a column that no client has is zero.
+        A: that of the round's start or zero, (rank, in_features), as the result; a row that no client has stays it.
+        B: likewise, (out_features, rank); but a column that no client has is zero.
     """
 
     p: tuple[float, ...]

@@ -4,17 +4,20 @@ from rich.console import Console
 from rich.text import Text
 
 from fedlora.cli.method_options import settings_text
-from fedlora.methods import DEFAULT, METHODS, Method
+from fedlora.methods import DEFAULT, Method, loadable_methods
 
 
 def print_methods() -> None:
     """Print name, summary, settings and limits of each method."""
     console = Console()
-    for name, kind in METHODS.items():
+    methods, broken = loadable_methods()
+    for name, kind in methods.items():
         method = kind()
         console.print(Text.assemble((name, "bold"), " (default)" if name == DEFAULT else ""), soft_wrap=True)
         for line in _lines(method):
             console.print(Text(f"    {line}"), soft_wrap=True)
+    for reason in broken.values():
+        console.print(Text(f"WARNING: {reason}"), soft_wrap=True)
 
 
 def _lines(method: Method) -> list[str]:

@@ -14,7 +14,7 @@ from fedlora.cli.plan_view import print_plan
 from fedlora.common.config import BASE_CHANGING_INITS, CausalLm, RunConfig, idle_settings
 from fedlora.common.errors import ModelError
 from fedlora.common.run_file import load_run
-from fedlora.methods import METHODS, Method
+from fedlora.methods import Method, loadable_methods
 from fedlora.server.run_method import method_of
 from fedlora.training.plan.outline import ASSUMED_LABELS, outline_of
 from fedlora.training.plan.speed import estimated_seconds
@@ -95,7 +95,7 @@ def plan_of(config: RunConfig) -> Plan:
             init_changes_base=init_changes_base,
         )
 
-    others = [METHODS[name]() for name in METHODS if name != method.name]
+    others = [kind() for name, kind in loadable_methods()[0].items() if name != method.name]
     return Plan(
         name=config.run.name,
         model=config.model.name,

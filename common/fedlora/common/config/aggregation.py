@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, Validat
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from fedlora.common.section import Section
-from fedlora.methods import DEFAULT, METHODS, Method
+from fedlora.methods import DEFAULT, METHODS, Method, loadable_methods
 
 # In the validation's context: whether a method may be missing here, because another machine aggregates.
 ELSEWHERE = "aggregates elsewhere"
@@ -37,7 +37,7 @@ def _section(given: object, info: ValidationInfo) -> object:
     name = settings.pop("method", DEFAULT)
     if name == "own":
         return OwnMethod.model_validate(settings)
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         if (info.context or {}).get(ELSEWHERE) and isinstance(name, str):
             return MethodElsewhere.model_validate(given)
         expected = ", ".join(map(repr, METHODS))
@@ -74,4 +74,4 @@ def default_section() -> Any:
 
 def settings_of_all() -> dict[str, None]:
     """Return the keys that the section may have, over all methods, in their order."""
-    return dict.fromkeys(["method", *(key for kind in METHODS.values() for key in kind.model_fields)])
+    return dict.fromkeys(["method", *(key for kind in loadable_methods()[0].values() for key in kind.model_fields)])

@@ -1,0 +1,157 @@
+"""The README's own method, as it stands there: installed, found by its entry point, used wherever a method is."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedlora.adapters import load_adapter, save_adapter
+from fedlora.common.config import MethodElsewhere, RunConfig
+from fedlora.common.errors import ConfigError
+from fedlora.common.method_names import method_points
+from fedlora.common.run_file import parse_run, parse_toml, to_toml
+from fedlora.methods import METHODS
+from fedlora.server.events import Event, RoundEnded
+from fedlora.simulation import simulate
+
+README = Path(__file__).parents[2] / "README.md"
+MakeRun = Callable[..., RunConfig]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Put the README's method, and two that are broken, where pip would have put them."""
+    (example,) = (
+        code
+        for code in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+        if "class Momentum" in code
+    )
+    site = tmp_path / "site-packages"
+    information = site / "momentum-1.0.dist-info"
+    information.mkdir(parents=True)
+    (site / "momentum_method.py").write_text(example)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: momentum\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[fedlora.methods]\nmomentum = momentum_method:Momentum\n")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.delitem(sys.modules, "momentum_method", raising=False)
+    method_points.cache_clear()
+    yield site
+    method_points.cache_clear()
+
+
+@pytest.fixture
+def run(vision_run: MakeRun) -> RunConfig:
+    base = vision_run(federation={"rounds": 3}).model_dump(mode="json")
+    return parse_run(base | {"aggregation": {"method": "momentum", "beta": 0.8}})
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_after_round_2(event: Event) -> None:
+    if isinstance(event, RoundEnded) and event.report.round == 2:
+        raise StoppedError
+
+
+@pytest.mark.usefixtures("installed")
+def test_it_is_simulated_reported_and_resumed_from_what_it_keeps(run: RunConfig, tmp_path: Path) -> None:
+    whole = simulate(run, out=tmp_path / "whole", num_workers=2)
+    with pytest.raises(StoppedError):
+        simulate(run, out=tmp_path / "stopped", num_workers=1, listener=stop_after_round_2)
+    again = simulate(run, out=tmp_path / "stopped", num_workers=1, resume=True)
+    assert digest(again.folder) == digest(whole.folder)
+    states = {path.parent.name: path for path in (whole.folder / "rounds").glob("*/state.safetensors")}
+    assert set(states) == {"0002", "0003"}
+    page = (whole.folder / "report.html").read_text()
+    assert "Momentum (of the means of A and of B)" in page
+    assert "beta = 0.8" in (whole.folder / "run.toml").read_text()
+    assert json.loads((whole.folder / "manifest.json").read_text())["aggregation"] == {
+        "method": "momentum",
+        "beta": 0.8,
+    }
+    other = simulate(parse_run(run.model_dump(mode="json"), ["aggregation.beta=0.0"]), out=tmp_path / "fedavg")
+    assert digest(other.folder) != digest(whole.folder)
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_damaged_state_is_done_again(run: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        simulate(run, out=tmp_path / "run", num_workers=1, listener=stop_after_round_2)
+    (tmp_path / "run" / "rounds" / "0002" / "state.safetensors").write_bytes(b"damaged")
+    again = simulate(run, out=tmp_path / "run", num_workers=1, resume=True)
+    whole = simulate(run, out=tmp_path / "whole", num_workers=1)
+    assert digest(again.folder) == digest(whole.folder)
+
+
+@pytest.mark.usefixtures("installed")
+def test_it_is_listed_planned_and_aggregated_by(run: RunConfig, tmp_path: Path, fedlora_here: Command) -> None:
+    listed = fedlora_here("methods").stdout
+    assert "momentum\n    the means, carried on by a part of the last round's step\n    settings: beta=0.5" in listed
+    (tmp_path / "run.toml").write_text(to_toml(run))
+    planned = fedlora_here("plan", tmp_path / "run.toml", "--json")
+    assert next(iter(json.loads(planned.stdout)["traffic"]))["method"] == "momentum"
+    simulate(parse_run(run.model_dump(mode="json"), ["federation.rounds=1"]), out=tmp_path / "out", num_workers=1)
+    adapter = load_adapter(tmp_path / "out" / "adapter")
+    for name in ("a", "b"):
+        save_adapter(adapter, tmp_path / name)
+    done = fedlora_here("aggregate", "--method", "momentum", "--set", "beta=0.25", "--out", "mean", "a", "b")
+    assert done.stdout.startswith("momentum (beta=0.25) over ")
+    (path, *_) = adapter.layers
+    assert torch.equal(load_adapter(tmp_path / "mean").layers[path].B, adapter.layers[path].B)
+    refused = fedlora_here("aggregate", "--method", "momentum", "--set", "beta=1", "--out", "mean2", "a", "b")
+    assert refused.stderr == "error: --set beta=1: input should be less than 1\n"
+
+
+def test_a_site_without_it_takes_part_and_everybody_else_is_told_what_there_is(run_toml: str) -> None:
+    elsewhere = parse_toml(run_toml, origin="the server's run", aggregates_elsewhere=True).aggregation
+    assert isinstance(elsewhere, MethodElsewhere)
+    with pytest.raises(ConfigError, match=r"aggregation.method is 'momentum'; expected one of 'fedex_lora', "):
+        parse_toml(run_toml, origin="run.toml")
+
+
+@pytest.fixture
+def run_toml(installed: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the run file as the server has it, at a site where the method is not installed."""
+    text = to_toml(run)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(installed)])
+    method_points.cache_clear()
+    return text
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("import no_such_module\n", "cannot be imported"),
+        ("class Momentum: pass\n", "is no method of the name 'momentum'"),
+    ],
+)
+def test_a_broken_one_is_one_line_and_spoils_nothing_else(
+    installed: Path, fedlora_here: Command, module: str, reason: str
+) -> None:
+    (installed / "momentum_method.py").write_text(module)
+    assert parse_run({}, ["aggregation.method=fedit"]).method_name == "fedit"
+    with pytest.raises(ConfigError, match=r"aggregation\.rigde: unknown key"):
+        parse_run({}, ["aggregation.rigde=1"])
+    listed = fedlora_here("methods")
+    assert (listed.returncode, reason in listed.stdout, "fedit" in listed.stdout) == (0, True, True)
+    with pytest.raises(ConfigError, match=reason):
+        parse_run({}, ["aggregation.method=momentum"])
+
+
+@pytest.mark.usefixtures("installed")
+def test_who_lists_all_methods_imports_it() -> None:
+    assert "momentum" in METHODS
+    assert METHODS["momentum"]().model_dump() == {"method": "momentum", "beta": 0.5}
