@@ -31,7 +31,7 @@ def updates_of(pairs: Sequence[Pair]) -> LayerUpdates:
     num_clients = len(pairs)
     return LayerUpdates(
         (1 / num_clients,) * num_clients,
-        [A.shape[0]] * num_clients,
+        (A.shape[0],) * num_clients,
         pairs.__getitem__,
         zero.expand(A.shape),
         zero.expand(B.shape),

@@ -4,7 +4,7 @@ A further method is one file with a subclass of `Method`, and one entry point in
 """
 
 from fedlora.common.method_names import DEFAULT
-from fedlora.methods.method import ClientPair, Combined, Factor, Layer, Method, MethodState, Phases, RoundPlan
+from fedlora.methods.method import ClientPair, Combined, Factor, Layer, Method, MethodState, Phases, Product, RoundPlan
 from fedlora.methods.registry import METHODS, default_method, loadable_methods, names_of, title_of
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Method",
     "MethodState",
     "Phases",
+    "Product",
     "RoundPlan",
     "default_method",
     "loadable_methods",

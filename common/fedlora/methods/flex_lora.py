@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from fedlora.methods.method import ClientPair, Combined, Layer, Method, Phases
+from fedlora.methods.method import ClientPair, Combined, Layer, Method, Phases, Product
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,9 +92,9 @@ class FlexLora(Method):
         return Combined(*brought_to_life(*found, like=(layer.mean_A, layer.mean_B), spare=layer.start_A))
 
 
-def _E_times(client: ClientPair, *, rows: Tensor) -> Tensor:
-    return client.dB @ (client.dA @ rows)
+def _E_times(client: ClientPair, *, rows: Tensor) -> Product:
+    return Product(client.dB, client.dA @ rows)
 
 
-def _times_E(client: ClientPair, *, columns: Tensor) -> Tensor:
-    return (columns.T @ client.dB) @ client.dA
+def _times_E(client: ClientPair, *, columns: Tensor) -> Product:
+    return Product(columns.T @ client.dB, client.dA)

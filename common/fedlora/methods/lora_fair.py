@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from fedlora.common.section import NonNegative
-from fedlora.methods.method import Combined, Layer, Method, Phases
+from fedlora.methods.method import Combined, Layer, Method, Phases, Product
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,10 +63,10 @@ class LoraFair(Method):
         mean_A, mean_B = layer.mean_A, layer.mean_B
         if self.corrects == "B":
             ridge = RidgeSolver(mean_A, ridge=self.ridge)
-            dB = yield lambda client: client.dB @ ridge.solve(client.dA @ mean_A.T)
+            dB = yield lambda client: Product(client.dB, ridge.solve(client.dA @ mean_A.T))
             return Combined(mean_A, mean_B + dB)
         ridge = RidgeSolver(mean_B.T, ridge=self.ridge)
-        dA = yield lambda client: ridge.solve(client.dB.T @ mean_B).T @ client.dA
+        dA = yield lambda client: Product(ridge.solve(client.dB.T @ mean_B).T, client.dA)
         return Combined(mean_A + dA, mean_B)
 
     def fit(self, A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:

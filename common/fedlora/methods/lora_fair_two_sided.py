@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from fedlora.common.section import Count, NonNegative
-from fedlora.methods.method import ClientPair, Combined, Layer, Method, Phases
+from fedlora.methods.method import ClientPair, Combined, Layer, Method, Phases, Product
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,11 +76,11 @@ class LoraFairTwoSided(Method):
         return projected(A, B, rank)
 
 
-def _corrected_B(client: ClientPair, *, A: Tensor, ridge: RidgeSolver) -> Tensor:
+def _corrected_B(client: ClientPair, *, A: Tensor, ridge: RidgeSolver) -> Product:
     """Return a client's part of E A^T (A A^T + lambda I)^-1."""
-    return client.dB @ ridge.solve(client.dA @ A.T)
+    return Product(client.dB, ridge.solve(client.dA @ A.T))
 
 
-def _corrected_A(client: ClientPair, *, B: Tensor, ridge: RidgeSolver) -> Tensor:
+def _corrected_A(client: ClientPair, *, B: Tensor, ridge: RidgeSolver) -> Product:
     """Return a client's part of (B^T B + lambda I)^-1 B^T E."""
-    return ridge.solve(client.dB.T @ B).T @ client.dA
+    return Product(ridge.solve(client.dB.T @ B).T, client.dA)

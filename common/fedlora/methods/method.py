@@ -9,7 +9,7 @@ can be, it is a sequence of sums over the clients:
 
         def combine(self, layer: Layer) -> Phases:
             ridge = RidgeSolver(layer.mean_A, ridge=self.ridge)
-            N = yield lambda client: client.dB @ (client.dA @ layer.mean_A.T)
+            N = yield lambda client: Product(client.dB, client.dA @ layer.mean_A.T)
             return Combined(layer.mean_A, layer.mean_B + ridge.solve(N))
 
 What it yields is what each client adds, from its own pair and what the earlier sums made known; what comes back is the
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
@@ -67,8 +67,15 @@ class ClientPair(Protocol):
     def dB(self) -> Tensor: ...
 
 
+class Product(NamedTuple):
+    """left @ right, which is added to the sum without being formed by itself."""
+
+    left: Tensor
+    right: Tensor
+
+
 # What a client adds to a sum.
-Contribution = Callable[[ClientPair], "Tensor"]
+Contribution = Callable[[ClientPair], "Tensor | Product"]
 
 
 class EveryPair(Protocol):

@@ -17,7 +17,7 @@ A further method is one file with a subclass of `fedlora.methods.Method`, and on
 from fedlora.aggregation.aggregation import Aggregate, aggregate
 from fedlora.aggregation.robust import Robust
 from fedlora.common.aggregation_report import AggregationReport, LayerReport
-from fedlora.methods import METHODS, Combined, Layer, Method, Phases, RoundPlan
+from fedlora.methods import METHODS, Combined, Layer, Method, Phases, Product, RoundPlan
 from fedlora.methods.fedex_lora import FedExLora
 from fedlora.methods.fedit import FedIT
 from fedlora.methods.ffa_lora import FfaLora
@@ -45,6 +45,7 @@ __all__ = [
     "LoraFairTwoSided",
     "Method",
     "Phases",
+    "Product",
     "RoLora",
     "Robust",
     "RoundPlan",

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedlora.methods.method import Contribution
+from fedlora.methods.method import Contribution, Product
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,12 @@ class CentredUpdate:
         total: Tensor | None = None
         for weight, client in self._clients():
             part = contribution(client)
-            total = part * weight if total is None else total.add_(part, alpha=weight)
+            if isinstance(part, Product):
+                if total is None:
+                    total = part.left.new_zeros(part.left.shape[0], part.right.shape[1])
+                total.addmm_(part.left, part.right, alpha=weight)
+            else:
+                total = part * weight if total is None else total.add_(part, alpha=weight)
         assert total is not None  # There is at least one client.
         return total
 
