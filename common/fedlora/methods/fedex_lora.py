@@ -62,16 +62,18 @@ class FedExLora(Method):
         With one rank for all, sum_i p_i (B_i - mean_B) = 0 lets the A of one client c, that of the largest weight, be
         the centre in place of the mean: E = sum_{i != c} p_i (B_i - mean_B) (A_i - A_c), one client's rank less.
         """
+        import torch
+
         pairs = layer.every_pair()
         P, Q = pairs.stacked_deviations()
         rank = layer.mean_A.shape[0]
         if all(client_rank == rank for client_rank in pairs.ranks):
-            centre = pairs.p.index(max(pairs.p))
+            centre = max(range(len(pairs.p)), key=lambda client: (pairs.p[client], client))
             blocks = Q.view(-1, rank, Q.shape[1])
             dA = blocks[centre] / pairs.p[centre]
             for block, weight in zip(blocks, pairs.p, strict=True):
                 block.sub_(dA, alpha=weight)
-            others = [row for row in range(len(Q)) if row // rank != centre]
-            P = P[:, others]
-            Q = Q[others]
+            before, after = slice(centre * rank), slice((centre + 1) * rank, None)
+            P = torch.cat([P[:, before], P[:, after]], 1)
+            Q = torch.cat([Q[before], Q[after]])
         return Combined(layer.mean_A, layer.mean_B, (P, Q))
