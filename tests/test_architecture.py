@@ -52,8 +52,7 @@ EVERYTHING = ("fedlora",)
 WITH_FLOWER = (
     "fedlora.common.records",
     "fedlora.flower",
-    "fedlora.server.app", "fedlora.server.collection", "fedlora.server.conversation", "fedlora.server.evaluation",
-    "fedlora.server.polled_grid", "fedlora.server.sites", "fedlora.server.strategy", "fedlora.server.superlink_app",
+    "fedlora.server.app", "fedlora.server.polled_grid", "fedlora.server.sites", "fedlora.server.superlink_app",
     "fedlora.server.grpc.grid", "fedlora.server.grpc.known_site", "fedlora.server.grpc.serve",
     "fedlora.simulation",
     "fedlora.client.app", "fedlora.client.files_mod", "fedlora.client.site", "fedlora.client.source",

@@ -13,6 +13,7 @@ from fedlora.common.errors import RunError
 from fedlora.common.messages import WORKER_DIED, Failure, TrainReceipt, TrainRequest
 from fedlora.common.records import from_record, to_record
 from fedlora.server.conversation import Addressed, Answer, ask, expect
+from fedlora.server.sites import FlowerSites
 
 Reply = RecordDict | Error
 
@@ -81,8 +82,9 @@ def honest(given: TrainRequest, node: int) -> RecordDict:
 
 
 def conversation(grid: Grid, num_clients: int = 3) -> Iterator[Answer[TrainReceipt]]:
-    requests = {f"client {node}": Addressed(node, request) for node in range(1, num_clients + 1)}
-    return ask(grid, requests, message_type="train", expected=TrainReceipt)
+    nodes = {f"client {node}": node for node in range(1, num_clients + 1)}
+    sites = FlowerSites(grid, num_sites=num_clients, nodes=nodes)
+    return ask(sites, {name: Addressed(name, request) for name in nodes}, expected=TrainReceipt)
 
 
 def test_answers_come_one_by_one_in_the_order_of_their_arrival() -> None:

@@ -9,8 +9,8 @@ from fedlora.common.errors import RunError
 from fedlora.common.fates import checked, fate_line
 from fedlora.common.messages import SiteDescription
 from fedlora.server.data_notes import data_notes, left_out_parts
+from fedlora.server.federation import _require_test
 from fedlora.server.report.holdings import Holding, Holdings, who_holds_what
-from fedlora.server.sites import _require_test
 
 PLAIN = SiteDescription("a", 10, 2, 4, "token accuracy", (), "base", "sha256:0", "d", "0.1.0", 2)
 

@@ -18,6 +18,7 @@ from fedlora.common.config import RunConfig
 from fedlora.server.events import Event, UpdateArrived, Waiting
 from fedlora.server.grpc.grid import RunStopped
 from fedlora.server.round_report import RoundReport
+from fedlora.server.sites import LastingSites
 from fedlora.server.store import RunFolder
 from fedlora.server.strategy import LoraStrategy
 
@@ -52,7 +53,7 @@ class Run:
 
         def run() -> None:
             try:
-                strategy.start(self.grid)
+                strategy.start(LastingSites(self.grid))
             except BaseException as error:
                 self.error = error
 

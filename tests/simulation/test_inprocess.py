@@ -23,6 +23,7 @@ from fedlora.common.errors import RunError
 from fedlora.common.messages import WORKER_DIED, Failure, TrainReceipt, TrainRequest
 from fedlora.common.records import from_record, to_record
 from fedlora.server.conversation import Addressed, Answer, ask
+from fedlora.server.sites import FlowerSites
 from fedlora.simulation.inprocess import InProcessGrid, worker_environments
 
 HERE = Path(__file__).parent
@@ -59,11 +60,12 @@ def request(run: str, *, round: int = 1, attempt: int = 0) -> TrainRequest:
 
 
 def addressed(node: int, run: str = "answer", *, round: int = 1) -> Addressed:
-    return Addressed(node, lambda attempt: request(run, round=round, attempt=attempt))
+    return Addressed(str(node), lambda attempt: request(run, round=round, attempt=attempt))
 
 
 def conversation(grid: InProcessGrid, requests: Mapping[str, Addressed]) -> Iterator[Answer[TrainReceipt]]:
-    return ask(grid, requests, message_type="train", expected=TrainReceipt)
+    nodes = {str(node): node for node in grid.get_node_ids()}
+    return ask(FlowerSites(grid, num_sites=len(nodes), nodes=nodes), requests, expected=TrainReceipt)
 
 
 def receipt_of(grid: InProcessGrid, node: int = 1, run: str = "answer") -> TrainReceipt:

@@ -4,14 +4,14 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedlora.client.worker import APP_DIED, INTERRUPT
 from fedlora.client.worker_process import WorkerProcess, WorkerStarter
-from fedlora.common.messages import WORKER_DIED, DescribeRequest, EvaluateRequest, Failure, InitialiseRequest
-from fedlora.common.records import reply_from_record, to_record
+from fedlora.common.messages import WORKER_DIED, Failure
+from fedlora.common.records import message_type_of, reply_from_record, to_record
 
 _NODE = 1
 
@@ -32,7 +32,7 @@ class WorkerSeat:
 
     def message(self, request: object) -> Message:
         """Return the message that carries a request to the worker's ClientApp."""
-        return Message(to_record(request), _NODE, _message_type(request))
+        return Message(to_record(request), _NODE, message_type_of(request))
 
     def ask(self, message: Message, expected: type) -> object:
         """Return the worker's receipt of type `expected`, or a Failure; takes as long as the work does."""
@@ -69,14 +69,3 @@ class WorkerSeat:
             self._is_closed = True
             if self._worker is not None:
                 self._worker.process.kill()
-
-
-def _message_type(request: object) -> str:
-    match request:
-        case DescribeRequest():
-            return f"{MessageType.QUERY}.describe"
-        case InitialiseRequest():
-            return f"{MessageType.QUERY}.initialise"
-        case EvaluateRequest():
-            return MessageType.EVALUATE
-    return MessageType.TRAIN

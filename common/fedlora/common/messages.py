@@ -207,6 +207,10 @@ class Failure:
     code: Annotated[str, StringConstraints(pattern=f"^{CODE}$")]
     text: Annotated[str, StringConstraints(max_length=2000)] = ""
 
+    def words(self, who: str) -> str:
+        """Return what went wrong at `who`, for the end of a run that cannot do without the answer."""
+        return self.text or f"{who} answered {self.code}; its own log says why"
+
 
 def merge_scores(scores: Sequence[Score]) -> Score:
     """Return the score over the examples, or tokens, of all of `scores`, of which there is at least one."""

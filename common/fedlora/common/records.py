@@ -8,12 +8,22 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MessageType, RecordDict
 from pydantic import ValidationError
 
 from fedlora.common.codec import Codec
 from fedlora.common.errors import RunError
-from fedlora.common.messages import Failure
+from fedlora.common.messages import (
+    DescribeRequest,
+    EvaluateReceipt,
+    EvaluateRequest,
+    Failure,
+    InitialiseReceipt,
+    InitialiseRequest,
+    SiteDescription,
+    TrainReceipt,
+    TrainRequest,
+)
 from fedlora.common.packed_file import Packed, PackedFile
 
 _FIELDS = "fedlora"
@@ -24,7 +34,25 @@ _FILE_STYPE = "fedlora.file/v1"
 
 Message = TypeVar("Message")
 
+# Of each request, Flower's type of its message, and what answers it.
+_QUESTIONS: dict[type, tuple[str, type]] = {
+    DescribeRequest: (f"{MessageType.QUERY}.describe", SiteDescription),
+    InitialiseRequest: (f"{MessageType.QUERY}.initialise", InitialiseReceipt),
+    TrainRequest: (MessageType.TRAIN, TrainReceipt),
+    EvaluateRequest: (MessageType.EVALUATE, EvaluateReceipt),
+}
+
 _codecs: dict[type, Codec[Any]] = {}  # building one takes milliseconds
+
+
+def message_type_of(request: object) -> str:
+    """Return Flower's type of the message that carries a request."""
+    return _QUESTIONS[type(request)][0]
+
+
+def receipt_type_of(request: object) -> type:
+    """Return what a request is answered with, unless it is a Failure."""
+    return _QUESTIONS[type(request)][1]
 
 
 def to_record(message: object) -> RecordDict:

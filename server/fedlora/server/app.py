@@ -11,6 +11,7 @@ from fedlora.common.config import RunConfig
 from fedlora.methods import Method
 from fedlora.server.events import Listener
 from fedlora.server.run_method import method_of
+from fedlora.server.sites import sites_behind
 from fedlora.server.store import RunFolder
 from fedlora.server.strategy import LoraStrategy
 
@@ -50,7 +51,7 @@ def server_app_for(
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            strategy.start(grid)
+            strategy.start(sites_behind(grid, num_sites=num_sites))
         finally:
             torch.set_num_threads(num_threads)
 

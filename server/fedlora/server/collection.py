@@ -6,21 +6,17 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from flwr.app import MessageType
-
 from fedlora.adapters import Adapter, pack
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import RunError
 from fedlora.common.messages import Failure, TrainReceipt, TrainRequest
 from fedlora.common.packed_file import wire_bytes
 from fedlora.common.phases import announce
 from fedlora.methods import Method, RoundPlan
 from fedlora.server import rounds
 from fedlora.server.admission import Refusal, admit, is_unchanged, outliers
-from fedlora.server.conversation import Addressed, Answer, Inquiry, acknowledge
+from fedlora.server.conversation import Addressed, Answer, Inquiry
 from fedlora.server.events import Listener, RoundStarted, UpdateArrived
-from fedlora.server.lasting_grid import LastingGrid
-from fedlora.server.sites import Federation
+from fedlora.server.federation import Federation
 from fedlora.server.store import Plan, RunFolder
 
 logger = logging.getLogger(__name__)
@@ -97,15 +93,12 @@ class Collector:
             if len(gathering.updates) >= least:
                 return gathering.collected()
             reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(gathering.refused.items()))
-            if not isinstance(federation.grid, LastingGrid):
-                raise RunError(
-                    f"round {number}: {len(gathering.updates)} of {len(gathering.plan.cohort)} updates were accepted, "
-                    f"fewer than federation.quorum = {quorum:g} asks for ({reasons})"
-                )
             federation.wait_for(
                 f"round {number} has {len(gathering.updates)} of the {least} updates of its quorum ({reasons}); "
                 f"repeated in {pause:.0f} s",
                 seconds=pause,
+                hopeless=f"round {number}: {len(gathering.updates)} of {len(gathering.plan.cohort)} updates were "
+                f"accepted, fewer than federation.quorum = {quorum:g} asks for ({reasons})",
             )
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
@@ -167,11 +160,11 @@ class _Gathering:
         self.refused.clear()
         self._listener(RoundStarted(self._number, self.plan.cohort, tuple(self.updates)))
         asked = {
-            client: Addressed(self._federation.sites[client].node, self._requests[client])
+            client: Addressed(client, self._requests[client])
             for client in self.plan.cohort
             if client not in self.updates
         }
-        inquiry = Inquiry(self._federation.grid, asked, message_type=MessageType.TRAIN, expected=TrainReceipt)
+        inquiry = Inquiry(self._federation.link, asked, expected=TrainReceipt)
         deadline = self._deadline(needed)
         for answer in inquiry.answers(lambda waiting: self._is_over(waiting, deadline)):
             self._admit(answer)
@@ -183,11 +176,11 @@ class _Gathering:
         """Take an update of an earlier round into this one."""
         client, content = answer.key, answer.content
         if client in self.updates or client not in self._federation.sites:
-            acknowledge(self._federation.grid, answer, refusal="late")
+            self._federation.link.acknowledge(answer.reply_id, "late")
             return
         self._prepare([client])
         self._requests[client] = lambda attempt: replace(request, attempt=attempt)
-        self._admit(Answer(client, answer.attempt, content, answer.message_id))
+        self._admit(Answer(client, answer.attempt, content, answer.reply_id))
 
     def refuse_outliers(self, limit: float, *, by_factors: bool) -> None:
         """Refuse the updates that have moved very much further than the others."""
@@ -220,8 +213,7 @@ class _Gathering:
     def _planned(self) -> Plan:
         """Return whom to ask: as journaled, or drawn and journaled before any of them is asked."""
         settings, known = self._config.federation, self._folder.plan(self._number)
-        is_lasting = isinstance(self._federation.grid, LastingGrid)
-        if known is not None and (self._num_asked == 0 or not is_lasting):
+        if known is not None and self._num_asked == 0:
             return known
         patience = settings.patience
         available = self._federation.expected(patience, without=self._collector.busy | self.updates.keys())
@@ -237,7 +229,8 @@ class _Gathering:
             plan = Plan(tuple(sorted({*self.updates, *again})), known.num_wanted)
         else:
             while not available:
-                self._federation.wait_for(f"round {self._number}: no site is ready", seconds=0.2)
+                what = f"round {self._number}: no site is ready"
+                self._federation.wait_for(what, seconds=0.2, hopeless=what)
                 available = self._federation.expected(patience, without=self._collector.busy)
             wanted = settings.cohort or rounds.share(settings.fraction, len(available))
             wanted = min(wanted, len(available))
@@ -249,7 +242,7 @@ class _Gathering:
     def _prepare(self, clients: Sequence[str]) -> None:
         """Make ready what each client starts from: the global adapter, at its own rank where that is smaller."""
         for client in clients:
-            rank = self._federation.sites[client].description.lora_rank
+            rank = self._federation.sites[client].lora_rank
             if rank not in self._by_rank:
                 given = rounds.for_rank(self._start, rank, method=self._collector._method)
                 self._by_rank[rank] = given, pack(given)
@@ -288,7 +281,7 @@ class _Gathering:
             self.refused[client] = str(refusal)
             if isinstance(content, TrainReceipt):
                 self._folder.quarantine(self._number, content, str(refusal))
-        acknowledge(self._federation.grid, answer, refusal="" if refusal is None else refusal.code)
+        self._federation.link.acknowledge(answer.reply_id, "" if refusal is None else refusal.code)
         loss = content.loss if isinstance(content, TrainReceipt) else math.nan
         self._listener(UpdateArrived(self._number, client, self.refused.get(client, ""), loss))
 
@@ -330,17 +323,11 @@ class _Gathering:
     def _is_over(self, waiting: Collection[str], deadline: float) -> bool:
         if len(self.updates) >= self.plan.num_wanted or time.monotonic() >= deadline:
             return True
-        grid = self._federation.grid
-        if not isinstance(grid, LastingGrid):
-            return False
         # The round can do without those that have been gone for long, and waits for anybody who works.
-        away = grid.seconds_away()
         patience = self._config.federation.patience
-        return all(away.get(self._federation.sites[client].node, math.inf) > patience for client in waiting)
+        return all(self._federation.seconds_away(client) > patience for client in waiting)
 
     def _why_missing(self, client: str) -> str:
         if len(self.updates) >= self.plan.num_wanted:
             return "not_needed"
-        grid = self._federation.grid
-        is_away = isinstance(grid, LastingGrid) and grid.seconds_away().get(self._federation.sites[client].node, 1) > 0
-        return "away" if is_away else "late"
+        return "away" if self._federation.seconds_away(client) > 0 else "late"

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from flwr.app import MessageType
-
 from fedlora.adapters import Adapter, pack
 from fedlora.common.errors import RunError
 from fedlora.common.messages import (
@@ -18,8 +16,8 @@ from fedlora.common.messages import (
     merge_scores,
 )
 from fedlora.server.conversation import Addressed, Inquiry, ask, expect
+from fedlora.server.federation import Federation
 from fedlora.server.round_report import HeldOutReport
-from fedlora.server.sites import Federation
 
 _SHARD_EXAMPLES = 128
 
@@ -53,15 +51,15 @@ def judge(
     request = replace(request, num_generated=num_generated)
     if federation.has_own_held_out:
         return _judge_at_sites(federation, request, patience=patience), {}, {}
-    sites = list(federation.sites.values())
+    sites = list(federation.sites)
     size = num_examples or federation.num_held_out
     num_shards = math.ceil(size / _SHARD_EXAMPLES)
     request = replace(request, num_shards=num_shards, with_predictions=num_examples is None)
     asked = {
-        f"shard {shard}": Addressed(sites[shard % len(sites)].node, partial(_shard_request, request, shard))
+        f"shard {shard}": Addressed(sites[shard % len(sites)], partial(_shard_request, request, shard))
         for shard in range(num_shards)
     }
-    answers = ask(federation.grid, asked, message_type=MessageType.EVALUATE, expected=EvaluateReceipt)
+    answers = ask(federation.link, asked, expected=EvaluateReceipt)
     receipts = sorted((expect(answer) for answer in answers), key=lambda receipt: receipt.shard)
     by_group: dict[str, list[Score]] = {}
     for receipt in receipts:
@@ -85,7 +83,7 @@ def validate(
     It is over the clients that answered, and None where none did or none has any.
     """
     request = replace(_unsharded(federation, adapter, round=round, num_examples=num_examples), of_validation=True)
-    there = [name for name in federation.expected(patience) if federation.sites[name].description.num_validation > 0]
+    there = [name for name in federation.expected(patience) if federation.sites[name].num_validation > 0]
     scores = [
         score
         for receipt in _answers_of_sites(federation, dict.fromkeys(there, request), patience=patience).values()
@@ -109,7 +107,7 @@ def _unsharded(federation: Federation, adapter: Adapter, *, round: int, num_exam
 
 def _judge_at_sites(federation: Federation, request: EvaluateRequest, *, patience: float) -> HeldOutReport | None:
     """Return the score over the sites that answered, or None where none did; who is away for long is not waited for."""
-    there = [name for name in federation.expected(patience) if federation.sites[name].description.num_held_out > 0]
+    there = [name for name in federation.expected(patience) if federation.sites[name].num_held_out > 0]
 
     def share(num_examples: int) -> int:
         return math.ceil(num_examples / max(1, len(there)))
@@ -140,8 +138,8 @@ def _answers_of_sites(
     def asking(name: str, _attempt: int) -> EvaluateRequest:
         return requests[name]
 
-    asked = {name: Addressed(federation.sites[name].node, partial(asking, name)) for name in requests}
-    inquiry = Inquiry(federation.grid, asked, message_type=MessageType.EVALUATE, expected=EvaluateReceipt)
+    asked = {name: Addressed(name, partial(asking, name)) for name in requests}
+    inquiry = Inquiry(federation.link, asked, expected=EvaluateReceipt)
     answers = inquiry.answers(lambda waiting: not set(waiting) & set(federation.expected(patience)))
     receipts = {answer.key: answer.content for answer in answers if isinstance(answer.content, EvaluateReceipt)}
     inquiry.withdraw()

@@ -9,9 +9,6 @@ admits and journals each reply as it arrives, and goes on from the journal. What
 import time
 from collections.abc import Mapping, Sequence
 
-from flwr.app import MessageType
-from flwr.serverapp import Grid
-
 from fedlora.adapters import Adapter, unpack
 from fedlora.aggregation import AggregationReport, Robust
 from fedlora.common.config import BASE_CHANGING_INITS, RunConfig
@@ -21,17 +18,16 @@ from fedlora.common.phases import announce
 from fedlora.methods import Method, MethodState
 from fedlora.server import rounds
 from fedlora.server.collection import Collected, Collector
-from fedlora.server.conversation import Addressed, Inquiry, expect
+from fedlora.server.conversation import Addressed, Inquiry
 from fedlora.server.evaluation import judge, validate
 from fedlora.server.events import EvaluationStarted, Listener, RoundEnded, RunStarted, ignore
+from fedlora.server.federation import Federation
 from fedlora.server.given_start import Room, given_start
-from fedlora.server.lasting_grid import LastingGrid, Traffic
 from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
-from fedlora.server.sites import Federation
+from fedlora.server.sites import Sites, Traffic
 from fedlora.server.store import RunFolder
 
 _PATIENCE = 30.0  # for the first adapter, which any site can give
-_INITIALISE = f"{MessageType.QUERY}.initialise"
 
 
 class LoraStrategy:
@@ -63,14 +59,14 @@ class LoraStrategy:
         regauges = robust is not None and robust.regauge
         self._collector = Collector(config, method, folder, by_factors=not regauges, listener=listener)
 
-    def start(self, grid: Grid) -> None:
+    def start(self, sites: Sites) -> None:
         """Run the rounds that are left.
 
         Raises:
             RunError: too few sites came, they do not fit together, or a round stayed below its quorum.
             StoreError: the folder cannot be written, or base model or data are not those the run began with.
         """
-        federation = Federation(grid, self._folder, self._listener)
+        federation = Federation(sites, self._folder, self._listener)
         federation.gather(num_sites=self._num_sites)
         checkpoint = self._folder.latest()
         # A start that does not fit is refused before anything is written.
@@ -100,17 +96,18 @@ class LoraStrategy:
         """
         request = InitialiseRequest(self._config.run.seed)
         while True:
-            names = federation.available()
-            for client in names:
-                asked = {client: Addressed(federation.sites[client].node, lambda _attempt: request)}
-                inquiry = Inquiry(federation.grid, asked, message_type=_INITIALISE, expected=InitialiseReceipt)
+            reasons: list[str] = []
+            for client in federation.available():
+                asked = {client: Addressed(client, lambda _attempt: request)}
+                inquiry = Inquiry(federation.link, asked, expected=InitialiseReceipt)
                 answers = list(inquiry.answers(lambda waiting: not set(waiting) & set(federation.expected(_PATIENCE))))
                 inquiry.withdraw()
-                if not isinstance(federation.grid, LastingGrid):
-                    return self._start_from(expect(answers[0]).adapter)
-                if answers and not isinstance(answers[0].content, Failure):
-                    return self._start_from(answers[0].content.adapter)
-            federation.wait_for("no site could give the first adapter", seconds=2.0)
+                for answer in answers:
+                    if not isinstance(answer.content, Failure):
+                        return self._start_from(answer.content.adapter)
+                    reasons.append(answer.content.words(client))
+            what = "no site could give the first adapter"
+            federation.wait_for(what, seconds=2.0, hopeless=reasons[0] if reasons else what)
 
     def _start_from(self, packed: Packed) -> Adapter:
         fresh = unpack(packed.path.read_bytes() if isinstance(packed, PackedFile) else packed)
@@ -216,7 +213,7 @@ class LoraStrategy:
         written = self._folder.write_checkpoint(number, adapter, state, predictions=predictions, answers=answers)
         storing = seconds.get("storing", 0.0) + time.perf_counter() - judged
         received = collected.receipts
-        bytes_down, bytes_up = self._bytes_moved(federation.grid, collected)
+        bytes_down, bytes_up = self._bytes_moved(federation.link, collected)
         report = RoundReport(
             round=number,
             cohort=tuple(collected.cohort),
@@ -245,12 +242,13 @@ class LoraStrategy:
         self._listener(RoundEnded(report))
         return report
 
-    def _bytes_moved(self, grid: Grid, collected: Collected) -> tuple[int, int]:
-        """Return the adapter bytes down and up since the last report: as counted, where the Grid counts them."""
-        if not isinstance(grid, LastingGrid):
+    def _bytes_moved(self, sites: Sites, collected: Collected) -> tuple[int, int]:
+        """Return the adapter bytes down and up since the last report: as counted, where somebody counts them."""
+        moved = sites.traffic()
+        if moved is None:
             return collected.bytes_down, collected.bytes_up
-        before, self._traffic = self._traffic, grid.traffic()
-        return self._traffic.bytes_down - before.bytes_down, self._traffic.bytes_up - before.bytes_up
+        before, self._traffic = self._traffic, moved
+        return moved.bytes_down - before.bytes_down, moved.bytes_up - before.bytes_up
 
     def _remember_best(self, adapters: Mapping[int, Adapter | None], reports: Sequence[RoundReport]) -> None:
         """Keep the best round's adapter by the clients' validation loss, where it is one of `adapters`, by round."""

@@ -33,8 +33,8 @@ from fedlora.server.grpc.known_site import (
     offered,
     place,
 )
-from fedlora.server.lasting_grid import Traffic
 from fedlora.server.polled_grid import PolledGrid
+from fedlora.server.sites.contract import Traffic
 from fedlora.server.tickets import Ticket, TicketOffice
 from fedlora.v1 import session_pb2
 
@@ -202,9 +202,9 @@ class GrpcGrid(PolledGrid):
                 send(session_pb2.ConnectResponse(turned_away=session_pb2.TurnedAway(reason=code)))
             self.not_ready(site, code)
 
-    def seconds_away(self) -> dict[int, float]:
+    def seconds_away(self) -> dict[str, float]:
         with self._changed:
-            return {node_of(name): site.seconds_away for name, site in self._sites.items()}
+            return {name: site.seconds_away for name, site in self._sites.items()}
 
     def acknowledge(self, message_id: str, refusal: str) -> None:
         with self._changed:

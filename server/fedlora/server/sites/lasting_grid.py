@@ -1,21 +1,12 @@
-"""What a Grid can do beyond Flower's: one whose nodes come and go, and whose answers are acknowledged.
-
-Strategy and conversations use it where the Grid has it, and do without where it has not (a simulation).
-"""
+"""What our Grid over connections can do beyond Flower's: its nodes come and go, and answers are acknowledged."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from flwr.app import Message
+
 from fedlora.common.messages import SiteDescription
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Adapter bytes to and from the sites so far."""
-
-    bytes_down: int
-    bytes_up: int
+from fedlora.server.sites.contract import Traffic
 
 
 @runtime_checkable
@@ -31,8 +22,14 @@ class LastingGrid(Protocol):
     def turn_away(self, site: str, code: str) -> None:
         """Count a site as not ready, by the code of what keeps it from taking part, and tell it so."""
 
-    def seconds_away(self) -> Mapping[int, float]:
-        """Return for how long each known node has not been there, in seconds.
+    def push_messages(self, messages: Iterable[Message], /) -> Iterable[str]:
+        """Send Flower's messages, and return an id for each."""
+
+    def pull_messages(self, message_ids: Iterable[str], /) -> Iterable[Message]:
+        """Return the replies that are there; where none is, after a short wait for one."""
+
+    def seconds_away(self) -> Mapping[str, float]:
+        """Return for how long each known site has not been there, in seconds.
 
         It is 0 for one that takes part, and infinite for one that is there and takes none.
         """

@@ -1,0 +1,114 @@
+"""The sites behind any of Flower's Grids: in this process, on Ray, at a SuperLink."""
+
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedlora.common.errors import RunError
+from fedlora.common.messages import WORKER_DIED, DescribeRequest, Failure, SiteDescription
+from fedlora.common.records import message_type_of, receipt_type_of, reply_from_record, to_record
+from fedlora.server.sites.contract import Reply, Traffic
+
+UNREADABLE = "unreadable"
+_WAIT_SECONDS = 60.0
+_POLL_SECONDS = 0.1
+
+
+class FlowerSites:
+    """The sites of a Grid whose nodes are all there at the start and stay; nothing is acknowledged or counted."""
+
+    are_fixed = True
+
+    def __init__(self, grid: Grid, *, num_sites: int, nodes: Mapping[str, int] | None = None) -> None:
+        """`num_sites` nodes are waited for, and asked for their names; `nodes` are those that are known by name."""
+        self._grid = grid
+        self._num_sites = num_sites
+        self._nodes: dict[str, int] = dict(nodes or {})
+        self._descriptions: dict[str, SiteDescription] = {}
+        self._expected: dict[str, type] = {}
+
+    def descriptions(self) -> Mapping[str, SiteDescription]:
+        if not self._descriptions:
+            self._descriptions = self._meet()
+        return self._descriptions
+
+    def remember(self, sites: Iterable[str]) -> None:
+        pass
+
+    def seconds_away(self) -> Mapping[str, float]:
+        return dict.fromkeys(self._nodes, 0.0)
+
+    def turn_away(self, site: str, code: str) -> None:
+        raise RunError(f"{site} does not fit into the run: {code}")
+
+    def ask(self, questions: Sequence[tuple[str, object]]) -> list[str]:
+        return self._push([(self._nodes[site], site, request) for site, request in questions])
+
+    def replies(self, ids: Collection[str]) -> list[Reply]:
+        began = time.monotonic()
+        replies = [self._read(message) for message in self._grid.pull_messages(list(ids))] if ids else []
+        if ids and not replies:
+            # Our Grid waits for a reply itself, Flower's answer at once.
+            time.sleep(max(0.0, _POLL_SECONDS - (time.monotonic() - began)))
+        return replies
+
+    def acknowledge(self, id: str, refusal: str) -> None:
+        pass
+
+    def withdraw(self, ids: Iterable[str]) -> None:
+        for id in ids:
+            self._expected.pop(id, None)
+
+    def traffic(self) -> Traffic | None:
+        return None
+
+    def pause(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def _push(self, questions: Sequence[tuple[int, str, object]]) -> list[str]:
+        messages = [
+            Message(to_record(request), node, message_type_of(request), group_id=label)
+            for node, label, request in questions
+        ]
+        ids = list(self._grid.push_messages(messages))
+        for id, (_, _, request) in zip(ids, questions, strict=True):
+            self._expected[id] = receipt_type_of(request)
+        return ids
+
+    def _read(self, message: Message) -> Reply:
+        """Return the reply in a message. What Flower itself reports means that nobody is left who could explain it."""
+        id = message.metadata.reply_to_message_id
+        expected = self._expected.pop(id)
+        if message.has_error():
+            reason = message.error.reason or f"Flower's error {message.error.code}"
+            return Reply(id, Failure(WORKER_DIED, reason))
+        try:
+            return Reply(id, reply_from_record(message.content, expected))
+        except RunError as error:
+            return Reply(id, Failure(UNREADABLE, str(error)))
+
+    def _meet(self) -> dict[str, SiteDescription]:
+        """Return what the nodes say of themselves, by name, once so many are there.
+
+        Raises:
+            RunError: too few came, one could not answer, or two have one name.
+        """
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while len(nodes := list(self._grid.get_node_ids())) < self._num_sites:
+            if time.monotonic() > deadline:
+                raise RunError(f"{len(nodes)} of {self._num_sites} clients have joined within {_WAIT_SECONDS:.0f} s")
+            time.sleep(_POLL_SECONDS)
+        asked = dict(zip(self._push([(node, f"node {node}", DescribeRequest()) for node in nodes]), nodes, strict=True))
+        found: dict[str, SiteDescription] = {}
+        while asked:
+            for reply in self.replies(asked):
+                node = asked.pop(reply.id)
+                if isinstance(reply.content, Failure):
+                    raise RunError(reply.content.words(f"node {node}"))
+                description: SiteDescription = reply.content
+                if description.client in found:
+                    raise RunError(f"two clients are named {description.client!r}; each needs a name of its own")
+                found[description.client], self._nodes[description.client] = description, node
+        return dict(sorted(found.items()))
