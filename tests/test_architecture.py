@@ -50,7 +50,7 @@ def packages_of(room: str) -> tuple[str, ...]:
 
 EVERYTHING = ("fedlora",)
 WITH_FLOWER = (
-    "fedlora.common.records",
+    "fedlora.common.flower_privates", "fedlora.common.records",
     "fedlora.flower",
     "fedlora.server.app", "fedlora.server.polled_grid", "fedlora.server.sites", "fedlora.server.superlink_app",
     "fedlora.server.grpc.grid", "fedlora.server.grpc.known_site", "fedlora.server.grpc.serve",
@@ -114,6 +114,12 @@ RULES = (
         of=EVERYTHING,
         except_for=WITH_FLOWER,
         may_not_import=("flwr",),
+    ),
+    Rule(
+        "what Flower keeps to itself stands in one file",
+        of=EVERYTHING,
+        except_for=("fedlora.common.flower_privates",),
+        may_not_import=("flwr.supercore", "flwr.server", "flwr.common", "flwr.proto"),
     ),
     Rule(
         "peft and transformers stay where base models are loaded and bridged",

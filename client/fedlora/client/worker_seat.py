@@ -6,10 +6,10 @@ from contextlib import suppress
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedlora.client.worker import APP_DIED, INTERRUPT
 from fedlora.client.worker_process import WorkerProcess, WorkerStarter
+from fedlora.common.flower_privates import assume_identity
 from fedlora.common.messages import WORKER_DIED, Failure
 from fedlora.common.records import message_type_of, reply_from_record, to_record
 
@@ -21,7 +21,7 @@ class WorkerSeat:
 
     def __init__(self, make_app: Callable[[], ClientApp], environment: Mapping[str, str]) -> None:
         """`make_app` is sent to the worker, so it must be picklable; so are the environment variables."""
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 1
+        assume_identity()
         self._make_app = make_app
         self._environment = environment
         self._starter = WorkerStarter(("fedlora.client.app", "fedlora.client.files_mod"))

@@ -5,14 +5,15 @@ from collections.abc import Iterable
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+
+from fedlora.common.flower_privates import Run, empty_run
 
 
 class PolledGrid(Grid):
     """A Grid whose `pull_messages` waits a little where no reply is there."""
 
     def __init__(self) -> None:
-        self._run = Run.create_empty(run_id=1)
+        self._run = empty_run()
 
     def set_run(self, run: Run) -> None:
         self._run = run

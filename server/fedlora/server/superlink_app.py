@@ -12,10 +12,10 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.run import Run
 
 from fedlora.common.config import Occasion, RunConfig, idle_settings
 from fedlora.common.errors import ConfigError, StoreError
+from fedlora.common.flower_privates import Run
 from fedlora.common.messages import SiteDescription
 from fedlora.common.run_file import load_run, require_labels, to_toml
 from fedlora.common.run_folder import RUN_FILE

@@ -17,11 +17,11 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedlora.client.worker import APP_DIED
 from fedlora.client.worker_process import WorkerProcess, WorkerStarter
 from fedlora.common.errors import RunError
+from fedlora.common.flower_privates import assume_identity, give_id
 from fedlora.server.polled_grid import PolledGrid
 
 _POLL_SECONDS = 0.2
@@ -124,8 +124,7 @@ class InProcessGrid(PolledGrid):
         self._replies: dict[str, Message] = {}
         self._num_messages = 0
         self._num_idle_deaths = 0
-        self._identity = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 1
+        self._give_identity_back = assume_identity()
         self._environments = list(environments)
         self._workers: list[_Worker] = []
 
@@ -142,7 +141,7 @@ class InProcessGrid(PolledGrid):
         for worker in self._workers:
             worker.running.end()
         self._workers = []
-        TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = self._identity
+        self._give_identity_back()
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self._contexts)
@@ -153,8 +152,7 @@ class InProcessGrid(PolledGrid):
         message_ids = []
         for message in messages:
             self._num_messages += 1
-            # Flower's SuperLink gives a message its id; here that is us.
-            message.metadata.__dict__["_message_id"] = str(self._num_messages)
+            give_id(message, str(self._num_messages))
             self._queue.append(message)
             message_ids.append(message.metadata.message_id)
         self._dispatch()

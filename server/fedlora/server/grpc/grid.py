@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flwr.app import Message
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedlora.common.errors import RunError
+from fedlora.common.flower_privates import assume_identity, give_id
 from fedlora.common.messages import (
     EvaluateRequest,
     InitialiseRequest,
@@ -76,7 +76,7 @@ class GrpcGrid(PolledGrid):
         self._is_stopping = False
         self._prefix = secrets.token_hex(4)
         self._num_messages = 0
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 1
+        assume_identity()
 
     # -- for the session service
 
@@ -244,8 +244,7 @@ class GrpcGrid(PolledGrid):
                 self._refuse_to_go_on()
                 self._num_messages += 1
                 message_id = f"{self._prefix}-{self._num_messages}"
-            # Flower's SuperLink gives a message its id; here that is us.
-            message.metadata.__dict__["_message_id"] = message_id
+            give_id(message, message_id)
             site = self._names[message.metadata.dst_node_id]
             self._send_request(message, site)
             message_ids.append(message_id)
