@@ -7,17 +7,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
-from fedlora.adapters import load_adapter, save_adapter
+from fedlora.adapters import Adapter, LoraLayer, load_adapter, save_adapter
+from fedlora.aggregation import FedIT, aggregate
 from fedlora.common.config import MethodElsewhere, RunConfig
-from fedlora.common.errors import ConfigError
+from fedlora.common.errors import AdapterError, ConfigError
 from fedlora.common.method_names import method_points
 from fedlora.common.run_file import parse_run, parse_toml, to_toml
-from fedlora.methods import METHODS
+from fedlora.methods import METHODS, Combined, Layer
 from fedlora.server.events import Event, RoundEnded
+from fedlora.server.method_state import pack_state, unpack_state
+from fedlora.server.run_method import naming
 from fedlora.simulation import simulate
 
 README = Path(__file__).parents[2] / "README.md"
@@ -155,3 +159,76 @@ def test_a_broken_one_is_one_line_and_spoils_nothing_else(
 def test_who_lists_all_methods_imports_it() -> None:
     assert "momentum" in METHODS
     assert METHODS["momentum"]().model_dump() == {"method": "momentum", "beta": 0.5}
+
+
+def test_a_site_with_a_broken_or_another_version_of_it_takes_part(
+    installed: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = to_toml(run)
+    for module in (
+        "import no_such_module\n",
+        (installed / "momentum_method.py").read_text().replace("beta:", "gamma:"),
+    ):
+        (installed / "momentum_method.py").write_text(module)
+        monkeypatch.delitem(sys.modules, "momentum_method", raising=False)
+        found = parse_toml(text, origin="the server's run", aggregates_elsewhere=True).aggregation
+        assert isinstance(found, MethodElsewhere)
+        with pytest.raises(ConfigError):
+            parse_toml(text, origin="run.toml")
+
+
+def test_an_entry_point_that_is_none_and_a_setting_without_a_default_end_no_command(
+    installed: Path, fedlora_here: Command
+) -> None:
+    (installed / "momentum_method.py").write_text(
+        "from typing import ClassVar\nfrom fedlora.methods import Method\n"
+        "class Momentum(Method):\n    name: ClassVar[str] = 'momentum'\n    beta: float\n"
+    )
+    points = installed / "momentum-1.0.dist-info" / "entry_points.txt"
+    points.write_text(points.read_text() + "odd = my-package.odd:Odd\n")
+    method_points.cache_clear()
+    listed = fedlora_here("methods").stdout
+    assert "has a setting without a default: beta" in listed
+    assert "'odd' cannot be imported" in listed
+
+
+def test_of_own_methods_the_settings_and_the_limits_are_checked_too() -> None:
+    with pytest.raises(ConfigError, match=r"^run: aggregation\.foo: unknown key"):
+        parse_run({"aggregation": {"method": "own", "foo": 1}})
+
+    class Hasty(FedIT):
+        name: ClassVar[str] = "hasty"
+        allows_late_updates: ClassVar[bool] = False
+
+    config = parse_run({}, ['federation.late="next_round"'])
+    with pytest.raises(ConfigError, match=r'simulate\(method=...\): federation.late = "next_round" does not go with'):
+        naming(Hasty(), config)
+    with pytest.raises(TypeError, match=r"method is object; expected an object of a subclass of fedlora\.methods"):
+        naming(object(), config)  # type: ignore[arg-type]
+
+
+def test_a_state_may_share_memory_and_has_names_without_dots() -> None:
+    mean = torch.ones(2, 3)
+    state = {"layers.0": {"A": mean, "again": mean, "part": mean[:1].T}}
+    found = unpack_state(pack_state(state))
+    assert all(torch.equal(found["layers.0"][name], tensor) for name, tensor in state["layers.0"].items())
+
+    class Dotted(FedIT):
+        name: ClassVar[str] = "dotted"
+
+        def combine(self, layer: Layer) -> Combined:
+            return Combined(layer.mean_A, layer.mean_B, state={"a.b": layer.mean_A})
+
+    adapter = Adapter({"q": LoraLayer(torch.ones(2, 3), torch.ones(4, 2), 1.0)})
+    with pytest.raises(ValueError, match=r"dotted keeps a state named 'a\.b'"):
+        aggregate({"a": adapter}, method=Dotted())
+
+
+def test_a_method_that_changes_the_base_takes_no_dora_whatever_it_says() -> None:
+    class Bold(FedIT):
+        name: ClassVar[str] = "bold"
+        changes_base: ClassVar[bool] = True
+
+    layer = LoraLayer(torch.ones(2, 3), torch.ones(4, 2), 1.0, magnitude=torch.ones(4))
+    with pytest.raises(AdapterError, match=r"a trains DoRA, whose magnitudes bold cannot move"):
+        aggregate({"a": Adapter({"q": layer}, {}, {"use_dora": True})}, method=Bold())

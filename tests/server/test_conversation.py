@@ -10,7 +10,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedlora.common.errors import RunError
-from fedlora.common.messages import WORKER_DIED, Failure, TrainReceipt, TrainRequest
+from fedlora.common.messages import WORKER_DIED, Failure, SiteDescription, TrainReceipt, TrainRequest
 from fedlora.common.records import from_record, to_record
 from fedlora.server.conversation import Addressed, Answer, ask, expect
 from fedlora.server.sites import FlowerSites
@@ -178,3 +178,32 @@ def test_an_expected_receipt_is_returned_and_a_failure_ends_the_run_with_its_tex
     ]:
         with pytest.raises(RunError, match=message):
             expect(Answer("client 1", 0, failure))
+
+
+def test_a_worker_that_dies_as_it_is_met_is_asked_again() -> None:
+    description = SiteDescription(
+        client="north", num_examples=1, num_validation=0, num_held_out=0, metric_name="accuracy", labels=("a", "b"),
+        base_model="m", base_model_fingerprint="f", data_fingerprint="d", version="1", lora_rank=2,
+    )  # fmt: skip
+    replies: list[Reply] = [Error(8, "died"), Error(8, "died"), to_record(description)]
+
+    class Meeting(PatientGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            for message in messages:
+                self.pushed.append((message.metadata.dst_node_id, 0))
+                message.metadata.__dict__["_message_id"] = f"message {len(self.pushed)}"
+                self._waiting.append(message)
+                yield message.metadata.message_id
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            message = self._waiting.pop()
+            assert message.metadata.message_id in list(message_ids)
+            yield Message(replies.pop(0), reply_to=message)  # type: ignore[call-overload]
+
+        def get_node_ids(self) -> Iterable[int]:
+            return [1]
+
+    assert FlowerSites(Meeting(honest), num_sites=1).descriptions() == {"north": description}
+    replies += [Error(8, "died")] * 3
+    with pytest.raises(RunError, match="died"):
+        FlowerSites(Meeting(honest), num_sites=1).descriptions()

@@ -66,7 +66,7 @@ def open_finished(folder: str | Path, adapter: Choice = "newest") -> FinishedRun
         raise AdapterError(
             f"{folder}: no {chosen.name}/{CONFIG_FILE}; expected the folder of a run with a finished round"
         )
-    config = load_run(folder / RUN_FILE)
+    config = load_run(folder / RUN_FILE, aggregates_elsewhere=True)
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
         labels, fingerprint = tuple(map(str, manifest["labels"])), str(manifest["base_model"]["fingerprint"])

@@ -10,7 +10,7 @@ DEFAULT = "lora_fair"
 @cache
 def method_points() -> dict[str, EntryPoint]:
     """Return the methods' entry points by name; where two packages have one name, ours."""
-    points = sorted(entry_points(group=GROUP), key=lambda point: (point.name, not point.module.startswith(GROUP)))
+    points = sorted(entry_points(group=GROUP), key=lambda point: (point.name, not point.value.startswith(f"{GROUP}.")))
     found: dict[str, EntryPoint] = {}
     for point in points:
         found.setdefault(point.name, point)

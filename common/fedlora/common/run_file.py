@@ -26,8 +26,11 @@ _CHOICES = {"task": "kind", "partition": "by", "aggregation": "method"}
 _EXCLUSIVE = {"train.steps": "epochs", "train.epochs": "steps"}
 
 
-def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+def load_run(path: Path, overrides: Iterable[str] = (), *, aggregates_elsewhere: bool = False) -> RunConfig:
     """Return the run in a TOML file, with `section.key=value` overrides applied.
+
+    Args:
+        aggregates_elsewhere: as for `parse_toml`; also for who only reads what a run has left.
 
     Raises:
         ConfigError: the file is missing or no TOML, or a key or value is wrong; one line for each finding.
@@ -41,7 +44,7 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
-    return parse_toml(text, overrides, origin=str(path))
+    return parse_toml(text, overrides, origin=str(path), aggregates_elsewhere=aggregates_elsewhere)
 
 
 def parse_toml(

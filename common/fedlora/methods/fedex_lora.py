@@ -36,7 +36,6 @@ class FedExLora(Method):
     changes_base: ClassVar[bool] = True
     allows_client_ranks: ClassVar[bool] = False
     allows_late_updates: ClassVar[bool] = False
-    allows_dora: ClassVar[bool] = False
 
     residual_rank: Count | None = Field(
         None, description="the most rank of the base weights' change, over all rounds; without it the change is exact"

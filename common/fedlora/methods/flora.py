@@ -23,7 +23,6 @@ class Flora(Method):
     summary: ClassVar[str] = "the stacked pairs move into the base weights, fresh pairs"
     changes_base: ClassVar[bool] = True
     allows_late_updates: ClassVar[bool] = False
-    allows_dora: ClassVar[bool] = False
 
     @property
     def needs_every_pair(self) -> bool:

@@ -172,7 +172,7 @@ class Method(Section):
         changes_base: whether `combine` moves a part of the update into the base weights.
         allows_client_ranks: whether clients may have smaller ranks than the run.
         allows_late_updates: whether an update may count in a later round than its own.
-        allows_dora: whether clients may train DoRA's magnitudes.
+        allows_dora: whether clients may train DoRA's magnitudes; never where it changes the base weights.
     """
 
     name: ClassVar[str]
@@ -195,6 +195,11 @@ class Method(Section):
         Where there is one, the change is replaced in each round by the best of that rank.
         """
         return None
+
+    @classmethod
+    def takes_dora(cls) -> bool:
+        """Return whether clients may train DoRA's magnitudes, which nobody can move into the base weights."""
+        return cls.allows_dora and not cls.changes_base
 
     def added_base_rank(self, rank: int, num_clients: int) -> int:  # noqa: ARG002 (for who overrides it)
         """Return the rank of what a round adds to the base weight of a layer of this rank."""

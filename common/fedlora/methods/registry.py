@@ -18,6 +18,9 @@ class _Methods(Mapping[str, type[Method]]):
     def __getitem__(self, name: str) -> type[Method]:
         return _load(method_points()[name])
 
+    def __contains__(self, name: object) -> bool:
+        return name in method_points()
+
     def __iter__(self) -> Iterator[str]:
         return iter(method_points())
 
@@ -72,4 +75,6 @@ def _load(point: EntryPoint) -> type[Method]:
             f"aggregation.method: {point.value} is no method of the name {point.name!r}; expected a subclass of "
             f"fedlora.methods.Method with that name"
         )
+    if needed := [key for key, field in kind.model_fields.items() if field.is_required()]:
+        raise ConfigError(f"aggregation.method: {point.value} has a setting without a default: {needed[0]}")
     return kind

@@ -105,6 +105,8 @@ def aggregate(
         with _overflow_refused(path, update):
             combined = combine(method, update, states.pop(path, {}))
             _require_finite(path, update, (combined.A, combined.B, *(combined.base_change or ())))
+            if wrong := [name for name in combined.state if not name.isidentifier()]:
+                raise ValueError(f"{method.name} keeps a state named {wrong[0]!r}; expected a name without dots")
             if combined.state:
                 _require_finite(path, update, combined.state.values())
                 states[path] = combined.state
@@ -149,10 +151,10 @@ def _check_layer(path: str, owners: Mapping[str, LoraLayer], like: LoraLayer, *,
                 f"{path}: {layer.shapes()} of {client} against {like.shapes()}; all must train one base model, "
                 "with at most the rank of the round's start"
             )
-        if layer.magnitude is not None and not method.allows_dora:
+        if layer.magnitude is not None and not method.takes_dora():
             raise AdapterError(
                 f"{path}: {client} trains DoRA, whose magnitudes {method.name} cannot move into the base weights; "
-                f"choose a method that leaves them alone: {names_of(lambda kind: kind.allows_dora)}"
+                f"choose a method that leaves them alone: {names_of(lambda kind: kind.takes_dora())}"
             )
 
 

@@ -37,7 +37,7 @@ def _lines(method: Method) -> list[str]:
                 for what, is_allowed in (
                     ("lora.client_ranks", method.allows_client_ranks),
                     ('federation.late = "next_round"', method.allows_late_updates),
-                    ("DoRA", method.allows_dora),
+                    ("DoRA", method.takes_dora()),
                 )
                 if not is_allowed
             ),

@@ -260,4 +260,4 @@ def _run_of(out: Path) -> str:
 
     if not (out / RUN_FILE).is_file():
         raise StoreError(f"{out} holds no run; start the server first, or name the run with --run")
-    return load_run(out / RUN_FILE).run.name
+    return load_run(out / RUN_FILE, aggregates_elsewhere=True).run.name

@@ -56,7 +56,7 @@ def subject_of(path: Path | None) -> Subject:
     if path.is_dir():
         if not (path / RUN_FILE).is_file():
             raise ConfigError(f"{path}: no {RUN_FILE}; expected a run's folder, a run file or a site file")
-        return Subject(path, run=load_run(path / RUN_FILE), folder=path)
+        return Subject(path, run=load_run(path / RUN_FILE, aggregates_elsewhere=True), folder=path)
     if _is_site(path):
         return Subject(path, site=load_site(path))
     return Subject(path, run=load_run(path))

@@ -141,10 +141,10 @@ class LoraFairStrategy(FedAvg):
         self._state: MethodState = {}
         self._asked: _Asked | None = None
         self._evaluate_messages: tuple[Message, ...] = ()
-        if not self.method.allows_dora and self.lora_config.get("use_dora"):
+        if not self.method.takes_dora() and self.lora_config.get("use_dora"):
             raise AdapterError(
                 f"lora_config has use_dora, and {self.method.name} cannot move its magnitudes into the base weights; "
-                f"choose a method that leaves them alone: {names_of(lambda kind: kind.allows_dora)}"
+                f"choose a method that leaves them alone: {names_of(lambda kind: kind.takes_dora())}"
             )
 
     def summary(self) -> None:

@@ -8,12 +8,11 @@ from typing import Generic, TypeVar
 from fedlora.common.errors import RunError
 from fedlora.common.messages import WORKER_DIED, Failure
 from fedlora.server.sites import Sites
+from fedlora.server.sites.contract import MAX_ATTEMPTS
 
 logger = logging.getLogger(__name__)
 
 Receipt = TypeVar("Receipt")
-
-_MAX_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Inquiry(Generic[Receipt]):
         for reply in self._sites.replies(list(self._pending)):
             key, attempt = self._pending.pop(reply.id)
             content = reply.content
-            if isinstance(content, Failure) and content.code == WORKER_DIED and attempt + 1 < _MAX_ATTEMPTS:
+            if isinstance(content, Failure) and content.code == WORKER_DIED and attempt + 1 < MAX_ATTEMPTS:
                 logger.warning("%s: %s; asking again", key, content.text or content.code)
                 self._sites.acknowledge(reply.id, WORKER_DIED)
                 self._push([key], attempt + 1)

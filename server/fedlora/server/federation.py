@@ -60,8 +60,8 @@ class Federation:
     def available(self, *, without: Collection[str] = ()) -> list[str]:
         """Return the sorted names of the sites that can be asked now, new ones included."""
         ready = self.link.descriptions()
-        self._greet_new(ready)
-        return sorted(name for name in self.sites if name in ready and name not in without)
+        fitting = ready.keys() - self._greet_new(ready)
+        return sorted(name for name in self.sites if name in fitting and name not in without)
 
     def expected(self, patience: float, *, without: Collection[str] = ()) -> list[str]:
         """Return the sorted names of the sites that are there, or were within the last `patience` seconds."""
@@ -131,18 +131,21 @@ class Federation:
                 )
         self.run_id = str(manifest["run_id"])
 
-    def _greet_new(self, ready: Mapping[str, SiteDescription]) -> None:
-        """Take sites that have come, or come back as something else, into the run if they fit."""
+    def _greet_new(self, ready: Mapping[str, SiteDescription]) -> set[str]:
+        """Take sites that have come, or come back as something else, into the run if they fit; return who does not."""
+        turned_away: set[str] = set()
         for name, description in ready.items():
             if self.sites.get(name) == description:
                 continue
             reference = next((known for other, known in self.sites.items() if other != name), None)
             if reference is not None and (code := _misfit(description, reference)):
                 self.link.turn_away(name, code)
+                turned_away.add(name)
                 continue
             self.sites = dict(sorted((self.sites | {name: description}).items()))
             self._listener(SitesDescribed({name: description}))
             self._folder.write_sites(self.sites)
+        return turned_away
 
 
 def _require_test(descriptions: Collection[SiteDescription]) -> None:

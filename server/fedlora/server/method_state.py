@@ -12,7 +12,12 @@ from fedlora.methods import MethodState
 def pack_state(state: MethodState) -> bytes:
     """Return the state as safetensors."""
     return save(
-        {f"{path}.{name}": tensor.contiguous() for path, tensors in state.items() for name, tensor in tensors.items()}
+        # Safetensors takes no two tensors that share their memory, such as a mean that is kept under two names.
+        {
+            f"{path}.{name}": tensor.clone(memory_format=torch.contiguous_format)
+            for path, tensors in state.items()
+            for name, tensor in tensors.items()
+        }
     )
 
 

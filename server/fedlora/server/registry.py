@@ -185,7 +185,7 @@ class Registry:
             self._remove(old.name)
 
     def _described(self, report: RoundReport, files: tuple[PublishedFile, ...]) -> Published:
-        config = load_run(self._run_folder / RUN_FILE)
+        config = load_run(self._run_folder / RUN_FILE, aggregates_elsewhere=True)
         manifest = RunFolder(self._run_folder).manifest() or {}
         metric = None if report.held_out is None else report.held_out.overall.metric
         version = 1 + max((int(found[1]) for found in map(_version_of, self._folder.iterdir()) if found), default=0)

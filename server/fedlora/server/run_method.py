@@ -26,7 +26,16 @@ def naming(method: Method, config: RunConfig) -> RunConfig:
 
     Raises:
         ConfigError: the method does not go with another setting of the run.
+        TypeError: it is no method.
     """
+    if not isinstance(method, Method):
+        raise TypeError(
+            f"method is {type(method).__name__}; expected an object of a subclass of fedlora.methods.Method"
+        )
+    try:
+        config.require_fit(method)
+    except ValueError as error:
+        raise ConfigError(f"simulate(method=...): {error}") from error
     if method.name in METHODS and METHODS[method.name] is type(method):
         settings = method.model_dump(mode="json")
     else:

@@ -1,16 +1,20 @@
 """[aggregation]: the method, whose class says which settings there are and what they may be."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo
-from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, PydanticKnownError
+from pydantic_core.core_schema import ErrorType
 
+from fedlora.common.errors import ConfigError
 from fedlora.common.section import Section
 from fedlora.methods import DEFAULT, METHODS, Method, loadable_methods
 
 # In the validation's context: whether a method may be missing here, because another machine aggregates.
 ELSEWHERE = "aggregates elsewhere"
+
+_KNOWN_TYPES = set(get_args(ErrorType))
 
 
 class OwnMethod(Section):
@@ -35,33 +39,35 @@ def _section(given: object, info: ValidationInfo) -> object:
         raise PydanticCustomError("model_type", "Input should be a table")
     settings = dict(given)
     name = settings.pop("method", DEFAULT)
-    if name == "own":
-        return OwnMethod.model_validate(settings)
-    if not isinstance(name, str) or name not in METHODS:
-        if (info.context or {}).get(ELSEWHERE) and isinstance(name, str):
+    is_elsewhere = bool((info.context or {}).get(ELSEWHERE)) and isinstance(name, str) and name != "own"
+    if name != "own" and (not isinstance(name, str) or name not in METHODS):
+        if is_elsewhere:
             return MethodElsewhere.model_validate(given)
         expected = ", ".join(map(repr, METHODS))
         raise PydanticKnownError(
             "union_tag_invalid", {"discriminator": "'method'", "tag": str(name), "expected_tags": expected}
         )
     try:
-        return METHODS[name].model_validate(settings)
-    except ValidationError as error:
-        details = [
-            cast(
-                InitErrorDetails,
-                {
-                    "type": PydanticCustomError("value_error", "{error}", {"error": detail["ctx"]["error"]})
-                    if detail["type"] == "value_error"
-                    else detail["type"],
-                    "loc": (name, *detail["loc"]),
-                    "input": detail["input"],
-                    "ctx": detail.get("ctx", {}),
-                },
-            )
-            for detail in error.errors()
-        ]
+        return (OwnMethod if name == "own" else METHODS[name]).model_validate(settings)
+    except (ValidationError, ConfigError) as error:
+        # What cannot be used here, or is of another version, is the affair of who aggregates.
+        if is_elsewhere:
+            return MethodElsewhere.model_validate(given)
+        if isinstance(error, ConfigError):
+            raise
+        details = [_below(name, detail) for detail in error.errors()]
         raise ValidationError.from_exception_data("aggregation", details) from error
+
+
+def _below(name: str, detail: ErrorDetails) -> InitErrorDetails:
+    """Return a finding about a method's settings as one of the run file, below the method's name."""
+    kind: str | PydanticCustomError = detail["type"]
+    context = detail.get("ctx", {})
+    if detail["type"] == "value_error":
+        kind = PydanticCustomError("value_error", "{error}", {"error": context["error"]})
+    elif detail["type"] not in _KNOWN_TYPES:
+        kind = PydanticCustomError("own", "{message}", {"message": detail["msg"]})
+    return InitErrorDetails(type=kind, loc=(name, *detail["loc"]), input=detail["input"], ctx=context)
 
 
 AggregationSection = Annotated[SerializeAsAny[Method] | OwnMethod | MethodElsewhere, BeforeValidator(_section)]
@@ -74,4 +80,5 @@ def default_section() -> Any:
 
 def settings_of_all() -> dict[str, None]:
     """Return the keys that the section may have, over all methods, in their order."""
-    return dict.fromkeys(["method", *(key for kind in loadable_methods()[0].values() for key in kind.model_fields)])
+    kinds: list[type[Section]] = [OwnMethod, *loadable_methods()[0].values()]
+    return dict.fromkeys(["method", *(key for kind in kinds for key in kind.model_fields)])

@@ -103,11 +103,15 @@ class RunConfig(Section):
                 f"{self.train.batch_size}; expected at most that"
             )
         if isinstance(self.aggregation, Method):
-            self._goes_with(self.aggregation)
+            self.require_fit(self.aggregation)
         return self
 
-    def _goes_with(self, method: Method) -> None:
-        """Check that the run asks for nothing that the method cannot do."""
+    def require_fit(self, method: Method) -> None:
+        """Check that the run asks for nothing that the method cannot do.
+
+        Raises:
+            ValueError: it does.
+        """
         named = f"aggregation.method = {method.name}"
         if not method.allows_client_ranks and self.lora.client_ranks:
             raise ValueError(

@@ -10,6 +10,9 @@ from typing import Any, Protocol
 
 from fedlora.common.messages import SiteDescription
 
+# So many times a request is sent whose worker dies.
+MAX_ATTEMPTS = 3
+
 
 @dataclass(frozen=True)
 class Traffic:

@@ -1,5 +1,6 @@
 """The sites behind any of Flower's Grids: in this process, on Ray, at a SuperLink."""
 
+import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -9,7 +10,9 @@ from flwr.serverapp import Grid
 from fedlora.common.errors import RunError
 from fedlora.common.messages import WORKER_DIED, DescribeRequest, Failure, SiteDescription
 from fedlora.common.records import message_type_of, receipt_type_of, reply_from_record, to_record
-from fedlora.server.sites.contract import Reply, Traffic
+from fedlora.server.sites.contract import MAX_ATTEMPTS, Reply, Traffic
+
+logger = logging.getLogger(__name__)
 
 UNREADABLE = "unreadable"
 _WAIT_SECONDS = 60.0
@@ -100,13 +103,24 @@ class FlowerSites:
             if time.monotonic() > deadline:
                 raise RunError(f"{len(nodes)} of {self._num_sites} clients have joined within {_WAIT_SECONDS:.0f} s")
             time.sleep(_POLL_SECONDS)
-        asked = dict(zip(self._push([(node, f"node {node}", DescribeRequest()) for node in nodes]), nodes, strict=True))
         found: dict[str, SiteDescription] = {}
+        asked: dict[str, tuple[int, int]] = {}
+
+        def ask(node: int, attempt: int) -> None:
+            (id,) = self._push([(node, f"node {node}", DescribeRequest())])
+            asked[id] = node, attempt
+
+        for node in nodes:
+            ask(node, 0)
         while asked:
             for reply in self.replies(asked):
-                node = asked.pop(reply.id)
+                node, attempt = asked.pop(reply.id)
                 if isinstance(reply.content, Failure):
-                    raise RunError(reply.content.words(f"node {node}"))
+                    if reply.content.code != WORKER_DIED or attempt + 1 == MAX_ATTEMPTS:
+                        raise RunError(reply.content.words(f"node {node}"))
+                    logger.warning("node %d: %s; asking again", node, reply.content.text or reply.content.code)
+                    ask(node, attempt + 1)
+                    continue
                 description: SiteDescription = reply.content
                 if description.client in found:
                     raise RunError(f"two clients are named {description.client!r}; each needs a name of its own")
