@@ -122,7 +122,7 @@ def _fill_defaults(table: Table) -> None:
     """Write into `table` what a section leaves open: which variant it is, and that epochs replace the default steps."""
     for name, key in _CHOICES.items():
         if isinstance(section := table.get(name), dict):
-            section.setdefault(key, RunConfig().model_dump()[name][key])
+            section.setdefault(key, getattr(RunConfig(), name).model_dump()[key])
     train = table.get("train")
     if isinstance(train, dict) and train.get("epochs") is not None:
         train.setdefault("steps", None)

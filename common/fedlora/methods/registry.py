@@ -38,8 +38,10 @@ def default_method() -> Method:
 
 def title_of(name: str) -> str:
     """Return how a report calls the method of that name, which need not be installed here."""
-    kind = loadable_methods()[0].get(name)
-    return (kind.title if kind else "") or name
+    try:
+        return METHODS[name].title or name
+    except (KeyError, ConfigError):
+        return name
 
 
 def names_of(is_wanted: Callable[[type[Method]], bool]) -> str:

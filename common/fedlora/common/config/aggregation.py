@@ -1,7 +1,7 @@
 """[aggregation]: the method, whose class says which settings there are and what they may be."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, PydanticKnownError
@@ -71,11 +71,6 @@ def _below(name: str, detail: ErrorDetails) -> InitErrorDetails:
 
 
 AggregationSection = Annotated[SerializeAsAny[Method] | OwnMethod | MethodElsewhere, BeforeValidator(_section)]
-
-
-def default_section() -> Any:
-    """Return the section of a run that names no method."""
-    return METHODS[DEFAULT]()
 
 
 def settings_of_all() -> dict[str, None]:

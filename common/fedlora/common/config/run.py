@@ -2,7 +2,7 @@
 
 from pydantic import Field, field_validator, model_validator
 
-from fedlora.common.config.aggregation import AggregationSection, OwnMethod, default_section
+from fedlora.common.config.aggregation import AggregationSection, OwnMethod
 from fedlora.common.config.federation import EvaluationSection, ExchangeSection, FederationSection, RobustSection
 from fedlora.common.config.sources import (
     EMBEDDED_ENCODER,
@@ -15,7 +15,7 @@ from fedlora.common.config.sources import (
 )
 from fedlora.common.config.training import BASE_CHANGING_INITS, LoraSection, TrainSection
 from fedlora.common.section import Section
-from fedlora.methods import Method, names_of
+from fedlora.methods import Method, default_method, names_of
 
 
 class RunSection(Section):
@@ -43,7 +43,7 @@ class RunConfig(Section):
     lora: LoraSection = LoraSection()
     train: TrainSection = TrainSection()
     federation: FederationSection = FederationSection()
-    aggregation: AggregationSection = Field(default_factory=default_section)
+    aggregation: AggregationSection = Field(default_factory=default_method)
     robust: RobustSection = RobustSection()
     evaluation: EvaluationSection = EvaluationSection()
     exchange: ExchangeSection = ExchangeSection()

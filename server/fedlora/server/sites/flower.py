@@ -4,17 +4,15 @@ import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedlora.common.errors import RunError
 from fedlora.common.messages import WORKER_DIED, DescribeRequest, Failure, SiteDescription
-from fedlora.common.records import message_type_of, receipt_type_of, reply_from_record, to_record
 from fedlora.server.sites.contract import MAX_ATTEMPTS, Reply, Traffic
+from fedlora.server.sites.questions import Questions
 
 logger = logging.getLogger(__name__)
 
-UNREADABLE = "unreadable"
 _WAIT_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 
@@ -30,7 +28,7 @@ class FlowerSites:
         self._num_sites = num_sites
         self._nodes: dict[str, int] = dict(nodes or {})
         self._descriptions: dict[str, SiteDescription] = {}
-        self._expected: dict[str, type] = {}
+        self._questions = Questions(with_files=False)
 
     def descriptions(self) -> Mapping[str, SiteDescription]:
         if not self._descriptions:
@@ -51,7 +49,7 @@ class FlowerSites:
 
     def replies(self, ids: Collection[str]) -> list[Reply]:
         began = time.monotonic()
-        replies = [self._read(message) for message in self._grid.pull_messages(list(ids))] if ids else []
+        replies = [self._questions.read(message) for message in self._grid.pull_messages(list(ids))] if ids else []
         if ids and not replies:
             # Our Grid waits for a reply itself, Flower's answer at once.
             time.sleep(max(0.0, _POLL_SECONDS - (time.monotonic() - began)))
@@ -61,8 +59,7 @@ class FlowerSites:
         pass
 
     def withdraw(self, ids: Iterable[str]) -> None:
-        for id in ids:
-            self._expected.pop(id, None)
+        self._questions.forget(ids)
 
     def traffic(self) -> Traffic | None:
         return None
@@ -71,26 +68,8 @@ class FlowerSites:
         time.sleep(seconds)
 
     def _push(self, questions: Sequence[tuple[int, str, object]]) -> list[str]:
-        messages = [
-            Message(to_record(request), node, message_type_of(request), group_id=label)
-            for node, label, request in questions
-        ]
-        ids = list(self._grid.push_messages(messages))
-        for id, (_, _, request) in zip(ids, questions, strict=True):
-            self._expected[id] = receipt_type_of(request)
-        return ids
-
-    def _read(self, message: Message) -> Reply:
-        """Return the reply in a message. What Flower itself reports means that nobody is left who could explain it."""
-        id = message.metadata.reply_to_message_id
-        expected = self._expected.pop(id)
-        if message.has_error():
-            reason = message.error.reason or f"Flower's error {message.error.code}"
-            return Reply(id, Failure(WORKER_DIED, reason))
-        try:
-            return Reply(id, reply_from_record(message.content, expected))
-        except RunError as error:
-            return Reply(id, Failure(UNREADABLE, str(error)))
+        ids = self._grid.push_messages([self._questions.message(*question) for question in questions])
+        return self._questions.sent(ids, [request for _, _, request in questions])
 
     def _meet(self) -> dict[str, SiteDescription]:
         """Return what the nodes say of themselves, by name, once so many are there.
