@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fedlora.adapters import Adapter, LoraLayer, pack
 from fedlora.adapters.differences import Precision, decode_file, encode_file, max_encoded_bytes
-from fedlora.adapters.packed import packed_config
-from fedlora.adapters.tensor_writer import writing_tensors
+from fedlora.adapters.packed import packed_config, packed_metadata
+from fedlora.adapters.tensor_writer import tensor_bytes, writing_tensors
 from fedlora.common.errors import AdapterError, StoreError
 from fedlora.common.files import sha256_of
 
@@ -41,7 +41,7 @@ SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 1.1754944e-38, 65504.0, MOST, -MOST, 1.0, -
 
 
 def packed(tensors: Mapping[str, Tensor]) -> bytes:
-    return save(dict(tensors), {"adapter_config": TEXT})
+    return tensor_bytes(tensors, packed_metadata(TEXT))
 
 
 def written(path: Path, tensors: Mapping[str, Tensor]) -> Path:

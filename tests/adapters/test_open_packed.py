@@ -139,7 +139,7 @@ def test_the_configuration_is_read_from_the_header_alone(tmp_path: Path) -> None
     raw = pack(random_adapter())
     path = written(tmp_path / "packed", raw[:-200])
     assert packed_config(path) == packed_config(raw) == CONFIG
-    assert metadata_of(path) == {"adapter_config": json.dumps(CONFIG)}
+    assert metadata_of(path) == {"adapter_config": json.dumps(CONFIG), "format": "pt"}
     with pytest.raises(AdapterError, match="packed: not a safetensors file"):
         open_packed(path)
 

@@ -2,9 +2,10 @@
 
     python interrupted_run.py RUN.toml OUT (--at-each-file JOURNAL | --at-each-kind JOURNAL | --after-seconds S)
 
-With --at-each-file it dies by SIGKILL before the first file is renamed into place whose path is not in JOURNAL, and
-adds that path to it: run again and again, it dies once at each file that the run writes; with --at-each-kind once at
-each kind of them. It exits 0 when the run is over and nothing was left to die at.
+With --at-each-file it dies by SIGKILL before the first file is renamed into place, or in the middle of the first line
+that is added to one, whose path is not in JOURNAL, and adds that path to it: run again and again, it dies once at each
+file that the run writes; with --at-each-kind once at each kind of them. It exits 0 when the run is over and nothing was
+left to die at.
 """
 
 import os
@@ -13,6 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
+from fedlora.server import store
 from fedlora.simulation import simulate
 
 
@@ -20,29 +22,41 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_before_a_new_rename(journal: Path, out: Path, *, of_a_kind: bool) -> None:
-    replace = os.replace
+def die_at_a_new_file(journal: Path, out: Path, *, of_a_kind: bool) -> None:
+    replace, append = os.replace, store.append_to_file
 
-    def replace_or_die(source: Path, target: Path) -> None:
+    def is_new(target: Path, how: str = "") -> bool:
+        """Return whether nobody has died at this file, and note that somebody is about to."""
         done = journal.read_text().splitlines() if journal.exists() else []
-        target = Path(target)
         name = str(target.relative_to(out))
         # adapter/ and rounds.jsonl are written once a round under one name: the newest round tells them apart.
         newest = max((path.parent.name for path in out.glob("rounds/*/report.json")), default="none")
         kind = f"update{target.suffix}" if "updates" in target.parts else target.name
-        entry = kind if of_a_kind else f"{name} at {newest}"
-        if entry not in done:
-            journal.write_text("\n".join([*done, entry]) + "\n")
+        entry = f"{how}{kind}" if of_a_kind else f"{how}{name} at {newest}"
+        if entry in done:
+            return False
+        journal.write_text("\n".join([*done, entry]) + "\n")
+        return True
+
+    def replace_or_die(source: Path, target: Path) -> None:
+        if is_new(Path(target)):
             die()
         replace(source, target)
 
+    def append_or_die(path: Path, content: bytes) -> None:
+        if is_new(path, "half a line of "):
+            append(path, content[: len(content) // 2])
+            die()
+        append(path, content)
+
     os.replace = replace_or_die  # type: ignore[assignment]
+    store.append_to_file = append_or_die
 
 
 def main() -> None:
     run, out, how, value = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
     if how.startswith("--at-each-"):
-        die_before_a_new_rename(Path(value), out, of_a_kind=how == "--at-each-kind")
+        die_at_a_new_file(Path(value), out, of_a_kind=how == "--at-each-kind")
     else:
         threading.Timer(float(value), die).start()
     simulate(run, out=out, num_workers=1, resume=(out / "run.toml").is_file())

@@ -21,10 +21,11 @@ from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2
-from safetensors.torch import save
 from torch import Tensor
 
 import fedlora.v1
+from fedlora.adapters.packed import packed_metadata
+from fedlora.adapters.tensor_writer import tensor_bytes
 from fedlora.client.transfer import Metadata
 from fedlora.common import certificates
 from fedlora.common.certificates import SERVER_NAME
@@ -60,7 +61,7 @@ ADAPTER = {"A": torch.linspace(-1, 1, 40).reshape(4, 10)}
 
 
 def packed(tensors: Mapping[str, Tensor]) -> bytes:
-    return save(dict(tensors), {"adapter_config": json.dumps({"peft_type": "LORA"})})
+    return tensor_bytes(tensors, packed_metadata(json.dumps({"peft_type": "LORA"})))
 
 
 def blob_of(content: bytes) -> messages_pb2.Blob:

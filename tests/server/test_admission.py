@@ -15,10 +15,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedlora.adapters import Adapter, LoraLayer, pack
-from fedlora.adapters.keys import to_state_dict
+from fedlora.adapters.fit import MAX_VALUE, Misfit, bad_value, other_form
+from fedlora.adapters.keys import named_tensors, to_state_dict
 from fedlora.aggregation import FedIT, LoraFair, aggregate
 from fedlora.common.messages import LOSS_NOT_FINITE, OK, TrainReceipt, TrainRequest
-from fedlora.server.admission import MAX_VALUE, Refusal, admit, outliers, unfit
+from fedlora.server.rounds.admission import Admitted, Refusal, admit, examine, outliers
 
 few = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 
@@ -50,23 +51,24 @@ def packed_with(changes: Mapping[str, Tensor | None] = {}, config: object = CONF
     return save({name: t for name, t in tensors.items() if t is not None}, {"adapter_config": json.dumps(config)})
 
 
-def verdict(given: TrainReceipt, *, client: str = "site") -> Adapter | Refusal:
+def verdict(given: TrainReceipt, *, client: str = "site") -> Admitted | Refusal:
     return admit(given, request=REQUEST, client=client, reference=REFERENCE)
 
 
 def test_an_honest_update_is_admitted_bit_for_bit() -> None:
     admitted = verdict(receipt())
-    assert isinstance(admitted, Adapter)
-    assert pack(admitted) == pack(UPDATE)
+    assert isinstance(admitted, Admitted)
+    assert pack(admitted.update) == pack(UPDATE)
 
 
 def test_an_update_that_changed_nothing_is_admitted() -> None:
-    assert isinstance(verdict(receipt(pack(REFERENCE))), Adapter)
+    assert isinstance(found := verdict(receipt(pack(REFERENCE))), Admitted)
+    assert found.is_unchanged
 
 
 def test_the_bounds_on_examples_are_admitted() -> None:
     for num_examples in (1, 10**9):
-        assert isinstance(verdict(receipt(num_examples=num_examples)), Adapter)
+        assert isinstance(verdict(receipt(num_examples=num_examples)), Admitted)
 
 
 def spoiled(value: float) -> Tensor:
@@ -160,7 +162,7 @@ def test_another_lora_scaling_is_refused_before_it_is_used(settings: dict[str, o
 
 def test_another_way_to_write_the_same_scaling_is_admitted() -> None:
     same = {"lora_alpha": 8.0, "alpha_pattern": None, "use_rslora": False, "peft_version": "9"}
-    assert isinstance(verdict(receipt(packed_with(config=CONFIG | same))), Adapter)
+    assert isinstance(verdict(receipt(packed_with(config=CONFIG | same))), Admitted)
 
 
 def test_a_refusal_is_one_short_line_whatever_the_peer_named_its_layers() -> None:
@@ -173,7 +175,7 @@ def test_a_refusal_is_one_short_line_whatever_the_peer_named_its_layers() -> Non
 def test_whatever_byte_is_changed_the_verdict_is_an_update_or_a_refusal(place: int, change: int) -> None:
     raw = bytearray(pack(UPDATE))
     raw[place] ^= change
-    assert isinstance(verdict(receipt(bytes(raw))), Adapter | Refusal)
+    assert isinstance(verdict(receipt(bytes(raw))), Admitted | Refusal)
 
 
 def moved_by(distance: float) -> Adapter:
@@ -181,9 +183,18 @@ def moved_by(distance: float) -> Adapter:
     return Adapter(REFERENCE.layers, {"head.bias": bias}, CONFIG)
 
 
+def found_far(
+    updates: Mapping[str, Adapter], reference: Adapter, *, norm_limit: float = 100.0, by_factors: bool = True
+) -> dict[str, Refusal]:
+    found = {client: examine(update, reference) for client, update in updates.items()}
+    admitted = {client: each for client, each in found.items() if isinstance(each, Admitted)}
+    assert admitted.keys() == updates.keys()
+    return outliers(admitted, norm_limit=norm_limit, by_factors=by_factors)
+
+
 def far_ones(distances: Mapping[str, float], norm_limit: float = 100.0) -> dict[str, Refusal]:
     updates = {client: moved_by(distance) for client, distance in distances.items()}
-    return outliers(updates, references=dict.fromkeys(updates, REFERENCE), norm_limit=norm_limit)
+    return found_far(updates, REFERENCE, norm_limit=norm_limit)
 
 
 def test_an_update_a_thousand_times_larger_than_its_rounds_median_is_refused() -> None:
@@ -204,7 +215,7 @@ def test_several_far_ones_are_refused_together() -> None:
 def test_the_movement_of_a_and_b_counts_too() -> None:
     far = Adapter(REFERENCE.layers | {"v": LoraLayer(torch.full((4, 6), 900.0), torch.ones(5, 4), 2.0)}, {}, CONFIG)
     updates = {"a": moved_by(1), "b": moved_by(1), "c": replace(far, dense=REFERENCE.dense)}
-    assert [*outliers(updates, references=dict.fromkeys(updates, REFERENCE), norm_limit=100)] == ["c"]
+    assert [*found_far(updates, REFERENCE)] == ["c"]
 
 
 def test_without_a_median_to_speak_of_none_is_refused() -> None:
@@ -227,9 +238,10 @@ def test_the_largest_values_that_are_admitted_do_not_overflow_the_aggregation(me
 
 
 def test_a_given_start_is_judged_by_the_same_rules() -> None:
-    assert unfit(UPDATE, REFERENCE) is None
+    assert other_form(UPDATE, REFERENCE) is None
+    assert bad_value(named_tensors(UPDATE)) is None
     other = Adapter({path: LoraLayer(layer.A, layer.B, 4.0) for path, layer in UPDATE.layers.items()}, UPDATE.dense)
-    assert unfit(other, REFERENCE) == Refusal("configuration", "q scales by 4; expected 2")
+    assert other_form(other, REFERENCE) == Misfit("configuration", "q scales by 4; expected 2")
 
 
 ONLY_B = replace(REQUEST, trains=("B",))
@@ -238,9 +250,9 @@ ONLY_B = replace(REQUEST, trains=("B",))
 def test_an_update_of_one_factor_is_completed_with_the_other_from_the_rounds_start() -> None:
     update = receipt(pack(UPDATE, without="A"))
     admitted = admit(update, request=ONLY_B, client="site", reference=REFERENCE)
-    assert isinstance(admitted, Adapter)
-    assert torch.equal(admitted.layers["q"].A, REFERENCE.layers["q"].A)
-    assert torch.equal(admitted.layers["q"].B, UPDATE.layers["q"].B)
+    assert isinstance(admitted, Admitted)
+    assert torch.equal(admitted.update.layers["q"].A, REFERENCE.layers["q"].A)
+    assert torch.equal(admitted.update.layers["q"].B, UPDATE.layers["q"].B)
 
 
 def test_a_factor_that_was_not_to_be_trained_is_refused() -> None:
@@ -259,7 +271,7 @@ def test_a_missing_factor_that_was_to_be_trained_is_refused() -> None:
 def test_a_change_of_the_base_weights_is_the_servers_and_refused_from_a_client() -> None:
     change = {"q": LoraLayer(torch.ones(1, 6), torch.ones(5, 1), 1.0)}
     reference = replace(REFERENCE, base_change=change)
-    assert isinstance(admit(receipt(), request=REQUEST, client="site", reference=reference), Adapter)
+    assert isinstance(admit(receipt(), request=REQUEST, client="site", reference=reference), Admitted)
     refusal = verdict(receipt(pack(replace(UPDATE, base_change=change))))
     assert isinstance(refusal, Refusal)
     assert refusal.code == "unexpected_layer"
@@ -275,13 +287,11 @@ def test_a_product_far_from_the_others_is_refused_also_where_its_factors_are_nea
         return Adapter({"q": replace(large.layers["q"], A=layer.A + A)}, dense, CONFIG)
 
     updates = {"a": stepped(0, 1), "b": stepped(0, 1), "c": stepped(0.05, 1)}
-    references = dict.fromkeys(updates, large)
-    assert [*outliers(updates, references=references, norm_limit=100)] == ["c"]
+    assert [*found_far(updates, large)] == ["c"]
 
 
 def test_another_gauge_is_far_only_where_nobody_undoes_it() -> None:
     turned = {path: replace(layer, A=1e4 * layer.A, B=1e-4 * layer.B) for path, layer in moved_by(1).layers.items()}
     updates = {"a": moved_by(1), "b": moved_by(1), "c": replace(moved_by(1), layers=turned)}
-    references = dict.fromkeys(updates, REFERENCE)
-    assert [*outliers(updates, references=references, norm_limit=100)] == ["c"]
-    assert outliers(updates, references=references, norm_limit=100, by_factors=False) == {}
+    assert [*found_far(updates, REFERENCE)] == ["c"]
+    assert found_far(updates, REFERENCE, by_factors=False) == {}

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedlora.adapters import Adapter, LoraLayer, load_adapter, save_adapter, with_base_change_inside
 from fedlora.adapters.keys import to_state_dict
 from fedlora.common.errors import AdapterError
-from fedlora.server.given_start import Room, given_start
+from fedlora.server.rounds.given_start import Room, given_start
 
 STAYS, CHANGES, FRESH = Room(False, False), Room(False, True), Room(True, True)
 

@@ -18,9 +18,9 @@ from fedlora.common.config import RunConfig
 from fedlora.server.events import Event, UpdateArrived, Waiting
 from fedlora.server.grpc.grid import RunStopped
 from fedlora.server.round_report import RoundReport
+from fedlora.server.rounds.federated_run import FederatedRun
 from fedlora.server.sites import LastingSites
 from fedlora.server.store import RunFolder
-from fedlora.server.strategy import LoraStrategy
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ class Run:
         self.error: BaseException | None = None
 
     def start(self) -> "Run":
-        strategy = LoraStrategy(
+        strategy = FederatedRun(
             self.config, FedIT(), self.folder,
             num_sites=self.config.federation.sites, command="test", listener=self._hear,
         )  # fmt: skip

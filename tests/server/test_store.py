@@ -16,7 +16,8 @@ from fedlora.common.errors import StoreError
 from fedlora.common.messages import OK, Score, TrainReceipt
 from fedlora.common.packed_file import PackedFile
 from fedlora.server.round_report import CODEC, ClientReport, HeldOutReport, RoundReport
-from fedlora.server.store import Plan, RunFolder
+from fedlora.server.rounds.plan import Plan
+from fedlora.server.store import RunFolder
 
 CONFIG = {"peft_type": "LORA", "lora_alpha": 8}
 NAMES = ["plain", "two words", "a/b", "a\\b", "..", ".", "größer", "大" * 80, "x" * 300, "", "a.json", "a", "A", "%2F"]
@@ -54,8 +55,9 @@ def finish_round(folder: RunFolder, number: int) -> RoundReport:
     adapter = adapter_of(number)
     folder.write_plan(number, Plan(("größer", "b"), 2))
     folder.write_accepted(number, receipt_of("größer", number))
-    report = report_of(number, folder.write_checkpoint(number, adapter, predictions={}).adapter_sha256)
-    folder.complete(report, adapter)
+    stored = folder.write_adapter(number, adapter)
+    report = report_of(number, stored.sha256)
+    folder.complete(report, stored)
     return report
 
 
@@ -132,12 +134,12 @@ def test_what_a_crash_after_the_last_report_cut_off_is_made_up_for_by_publishing
         finish_round(folder, number)
     adapter = adapter_of(2)
     folder.write_accepted(2, receipt_of("größer", 2))
-    report = report_of(2, folder.write_checkpoint(2, adapter, predictions={}).adapter_sha256)
+    report = report_of(2, folder.write_adapter(2, adapter).sha256)
     in_round(folder, 2, "report.json").write_text(CODEC.dump(report) + "\n")
 
     latest = folder.latest()
     assert latest is not None
-    folder.publish(latest.adapter, latest.round)
+    folder.publish(latest.stored, latest.round)
     assert pack(load_adapter(folder.path / "adapter")) == pack(adapter)
     assert len((folder.path / "rounds.jsonl").read_bytes().splitlines()) == 3
     assert not in_round(folder, 2, "updates").exists()
@@ -168,7 +170,7 @@ def test_a_damaged_round_falls_back_to_the_one_before_and_says_so(
 def test_a_round_that_is_done_again_after_a_damage_is_whole(three_rounds: RunFolder) -> None:
     before = in_round(three_rounds, 2, "adapter.safetensors").read_bytes()
     in_round(three_rounds, 2, "adapter.safetensors").write_bytes(before[:-1])
-    three_rounds.publish(adapter_of(1), 1)
+    three_rounds.publish(three_rounds.write_adapter(1, adapter_of(1)), 1)
     assert len((three_rounds.path / "rounds.jsonl").read_bytes().splitlines()) == 2
     finish_round(three_rounds, 2)
     assert in_round(three_rounds, 2, "adapter.safetensors").read_bytes() == before
@@ -256,8 +258,8 @@ def test_a_plan_comes_back_and_a_damaged_one_is_made_anew(folder: RunFolder) -> 
 
 
 def test_predictions_come_back_and_damaged_ones_are_none(folder: RunFolder) -> None:
-    folder.write_checkpoint(0, adapter_of(0), predictions={0: 3, 7: 1})
-    folder.write_checkpoint(1, adapter_of(1), predictions={})
+    folder.write_beside(0, predictions={0: 3, 7: 1})
+    folder.write_beside(1, predictions={})
     assert folder.predictions(0) == {0: 3, 7: 1}
     assert folder.predictions(1) == {}
     assert not in_round(folder, 1, "predictions.json").exists()
@@ -275,14 +277,14 @@ def test_a_manifest_comes_back_and_a_damaged_one_is_refused(folder: RunFolder) -
 
 def test_a_diverged_round_is_valid_json_and_comes_back(folder: RunFolder) -> None:
     spoiled = Score(3, math.nan, 0.0)
-    adapter = adapter_of(0)
+    stored = folder.write_adapter(0, adapter_of(0))
     report = dataclasses.replace(
-        report_of(0, folder.write_checkpoint(0, adapter, predictions={}).adapter_sha256),
+        report_of(0, stored.sha256),
         clients={"a": ClientReport(1, 1, math.inf, spoiled, None, {"training": math.nan})},
         aggregation=AggregationReport("fedit", math.inf, math.nan, -math.inf),
         held_out=HeldOutReport(spoiled, {"g": spoiled}, is_complete=True),
     )
-    folder.complete(report, adapter)
+    folder.complete(report, stored)
 
     def refuse(name: str) -> float:
         raise AssertionError(f"{name} is no JSON")

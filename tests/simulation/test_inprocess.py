@@ -22,7 +22,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedlora.common.errors import RunError
 from fedlora.common.messages import WORKER_DIED, Failure, TrainReceipt, TrainRequest
 from fedlora.common.records import from_record, to_record
-from fedlora.server.conversation import Addressed, Answer, ask
+from fedlora.server.rounds.inquiry import Addressed, Answer, ask
 from fedlora.server.sites import FlowerSites
 from fedlora.simulation.inprocess import InProcessGrid, worker_environments
 

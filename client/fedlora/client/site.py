@@ -275,7 +275,7 @@ class Site:
         """Return the worker's answer to a request with the adapter on offer."""
         for takes_difference in (True, False):
             whole, made_of = fetch(offered, self._outbox, self._required_line, takes_difference=takes_difference)
-            asked = self._seat.message(replace(request, adapter=PackedFile(whole, 0)))  # type: ignore[arg-type]
+            asked = self._seat.message(replace(request, adapter=PackedFile(whole, 0)))
             if made_of is not None:
                 make_of_difference(asked, *made_of)
             prepare(asked)

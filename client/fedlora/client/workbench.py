@@ -33,6 +33,7 @@ from fedlora.common.messages import (
     TrainRequest,
     merge_generated,
 )
+from fedlora.common.packed_file import packed_bytes
 from fedlora.common.random_streams import stream_seed
 from fedlora.training.base_model import BaseModel, load_base_model
 from fedlora.training.data import Examples, FederatedData, equal_parts
@@ -153,7 +154,7 @@ class Workbench:
     def train(self, client: str, request: TrainRequest) -> TrainReceipt:
         """Return the client's update after one round of training from the global adapter."""
         trainer, training = self._trainer, self._prepare("training", client)
-        trainer.model.load(unpack(request.adapter), trains=request.trains)
+        trainer.model.load(unpack(packed_bytes(request.adapter)), trains=request.trains)
         indices = self._sample("validation", client, request.validation_examples)
         before, seconds_before = self._judge(client, indices)
         result = trainer.train(
@@ -186,7 +187,7 @@ class Workbench:
 
     def evaluate(self, client: str, request: EvaluateRequest) -> EvaluateReceipt:
         """Return the adapter's scores on one shard of the held-out set, or on `client`'s own validation examples."""
-        self._trainer.model.load(unpack(request.adapter))
+        self._trainer.model.load(unpack(packed_bytes(request.adapter)))
         if request.of_validation:
             indices = self._sample("validation", client, request.num_examples)
             score, _ = self._judge(client, indices)

@@ -24,9 +24,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedlora.adapters.packed import MAX_HEADER_BYTES, METADATA_KEY, metadata_of, open_tensors
+from fedlora.adapters.packed import METADATA_KEY, metadata_of, open_tensors, packed_metadata
 from fedlora.adapters.tensor_file import TensorFile
-from fedlora.adapters.tensor_writer import writing_tensors
+from fedlora.adapters.tensor_writer import MAX_HEADER_BYTES, writing_tensors
 from fedlora.common.errors import AdapterError
 from fedlora.common.files import sha256_of
 
@@ -131,7 +131,7 @@ def decode_file(encoded: Path, target: Path, *, reference: Path | None, referenc
     base = _named_reference(encoded, digest, reference, reference_sha256) if digest else None
     parts = _parts_of(tensors)
     outline = {name: _checked(name, own, base, precision, origin=encoded) for name, own in parts.items()}
-    with writing_tensors(target, outline, {METADATA_KEY: metadata[METADATA_KEY]}) as write:
+    with writing_tensors(target, outline, packed_metadata(metadata[METADATA_KEY])) as write:
         for name, own in parts.items():
             if base is None or own.whole is not None:
                 write(name, tensors.read(f"whole.{name}"))

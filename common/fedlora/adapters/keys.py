@@ -188,10 +188,9 @@ def to_state_dict(adapter: Adapter, *, has_dense: bool = False) -> dict[str, Ten
 def named_tensors(adapter: Adapter, *, has_dense: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Yield the adapter's tensors with their keys, layer by layer: of an adapter on disk one layer is in memory."""
     for path, layer in adapter.layers.items():
-        for part, tensor in _parts(layer):
-            yield f"{PREFIX}{path}.lora_{part}", tensor
+        yield from layer_tensors(path, layer)
     for path, tensor in adapter.dense.items():
-        yield f"{PREFIX}{path}", tensor
+        yield path_key(path), tensor
     for path, layer in adapter.base_change.items():
         prefix = "embedding_" if layer.is_embedding else ""
         if has_dense and (dense := dense_of(layer)) is not None:
@@ -201,12 +200,19 @@ def named_tensors(adapter: Adapter, *, has_dense: bool = False) -> Iterator[tupl
         yield f"base_change.{path}.{prefix}B", layer.B
 
 
-def _parts(layer: LoraLayer) -> list[tuple[str, Tensor]]:
+def layer_tensors(path: str, layer: LoraLayer) -> list[tuple[str, Tensor]]:
+    """Return the tensors of the layer at `path` with their keys."""
     if layer.is_embedding:
-        return [("embedding_A", layer.A), ("embedding_B", layer.B)]
-    parts = [("A.weight", layer.A), ("B.weight", layer.B)]
-    if layer.bias is not None:
-        parts.append(("B.bias", layer.bias))
-    if layer.magnitude is not None:
-        parts.append(("magnitude_vector", layer.magnitude))
-    return parts
+        parts = [("embedding_A", layer.A), ("embedding_B", layer.B)]
+    else:
+        parts = [("A.weight", layer.A), ("B.weight", layer.B)]
+        if layer.bias is not None:
+            parts.append(("B.bias", layer.bias))
+        if layer.magnitude is not None:
+            parts.append(("magnitude_vector", layer.magnitude))
+    return [(f"{PREFIX}{path}.lora_{part}", tensor) for part, tensor in parts]
+
+
+def path_key(path: str) -> str:
+    """Return the key of the tensor at `path` of the base model that is trained whole."""
+    return f"{PREFIX}{path}"

@@ -7,16 +7,15 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
-from safetensors.torch import save as write_tensors
 
 from fedlora.adapters.adapter import Adapter
 from fedlora.adapters.keys import factor_of, to_state_dict
 from fedlora.adapters.peft_format import check_scaling, from_state_dict, from_tensor_file, json_object
 from fedlora.adapters.tensor_file import TensorFile
+from fedlora.adapters.tensor_writer import MAX_HEADER_BYTES, tensor_bytes
 from fedlora.common.errors import AdapterError
 
 METADATA_KEY = "adapter_config"
-MAX_HEADER_BYTES = 10_000_000
 
 
 def pack(adapter: Adapter, *, without: str = "") -> bytes:
@@ -32,9 +31,16 @@ def pack(adapter: Adapter, *, without: str = "") -> bytes:
     tensors = to_state_dict(adapter, has_dense=True)
     if without:
         tensors = {key: tensor for key, tensor in tensors.items() if factor_of(key) != without}
-    text = json.dumps(dict(adapter.config))  # In its own order, on which the alpha of a layer may depend.
-    # One entry and no more: safetensors writes several in an order that differs from call to call.
-    return write_tensors(tensors, metadata={METADATA_KEY: text})
+    # In its own order, on which the alpha of a layer may depend.
+    return tensor_bytes(tensors, packed_metadata(json.dumps(dict(adapter.config))))
+
+
+def packed_metadata(config: str) -> dict[str, str]:
+    """Return what the header of a packed adapter says: its configuration, and what PEFT's files say of themselves.
+
+    So a packed adapter without a change of the base weights is also the file of tensors in PEFT's folder.
+    """
+    return {METADATA_KEY: config, "format": "pt"}
 
 
 def unpack(raw: bytes, *, without: str = "", frozen: Adapter | None = None) -> Adapter:

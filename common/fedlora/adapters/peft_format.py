@@ -22,7 +22,7 @@ from fedlora.adapters.on_demand import OnDemand
 from fedlora.adapters.settings import SCALING_KEYS, plain_config, scaling_of
 from fedlora.adapters.tensor_file import TensorFile
 from fedlora.common.errors import AdapterError
-from fedlora.common.files import write_file
+from fedlora.common.files import link_file, sync_folder, write_file
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -78,10 +78,13 @@ def open_adapter(folder: str | Path) -> Adapter:
     return _trained(from_tensor_file(tensors, config), origin=str(tensors.path))
 
 
-def save_adapter(adapter: Adapter, folder: str | Path) -> None:
+def save_adapter(adapter: Adapter, folder: str | Path, *, packed: Path | None = None) -> None:
     """Write `adapter` as a PEFT folder: the configuration first, then the tensors, each file whole or absent.
 
     PEFT knows no change of the base weights; it is written as further rank of the pairs, which act exactly the same.
+
+    Args:
+        packed: a file that holds the adapter as `pack` writes it; where PEFT's file is the same, it is linked.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -90,10 +93,15 @@ def save_adapter(adapter: Adapter, folder: str | Path) -> None:
     folder = Path(folder)
     if adapter.config.get("peft_type") != "LORA":
         raise ValueError("the adapter's config has no peft_type 'LORA'; give it the content of a LoraConfig")
+    shared = None if adapter.base_change else packed
     adapter = with_base_change_inside(adapter)
     check_scaling(adapter)
     write_file(folder / CONFIG_FILE, json.dumps(dict(adapter.config), indent=2) + "\n")
-    write_file(folder / TENSOR_FILE, write_tensors(to_state_dict(adapter), metadata={"format": "pt"}))
+    if shared is not None:
+        link_file(shared, folder / TENSOR_FILE)
+        sync_folder(folder)
+    else:
+        write_file(folder / TENSOR_FILE, write_tensors(to_state_dict(adapter), metadata={"format": "pt"}))
 
 
 def from_state_dict(

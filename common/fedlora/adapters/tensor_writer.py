@@ -1,7 +1,7 @@
-"""A safetensors file written tensor by tensor, byte for byte as the library writes it from memory.
+"""Safetensors written byte for byte as the library writes them, with metadata whose entries keep their order.
 
-The library's own writer takes all tensors at once, and metadata of several entries in an order that
-differs from call to call. Here the entries keep the order they are given in.
+The library writes several entries in an order that differs from call to call; and its writer of files takes all tensors
+at once, where this one takes them one by one.
 """
 
 import json
@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedlora.adapters.packed import MAX_HEADER_BYTES
 from fedlora.common.errors import AdapterError
 from fedlora.common.files import open_replacing
 
@@ -21,7 +20,23 @@ _TYPE_NAMES = {
     torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
     torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+MAX_HEADER_BYTES = 10_000_000
 _ORDER = {dtype: place for place, dtype in enumerate(_TYPE_NAMES)}
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return contiguous tensors by key, and the entries of the header in their order, as safetensors.
+
+    Raises:
+        AdapterError: so many tensors that no reader would accept the header.
+    """
+    header, begins, size_bytes = _header(tensors, metadata)
+    content = bytearray(size_bytes)
+    content[: 8 + len(header)] = len(header).to_bytes(8, "little") + header
+    for key, tensor in tensors.items():
+        if tensor.numel():
+            content[begins[key] : begins[key] + tensor.nbytes] = _raw(tensor)
+    return bytes(content)
 
 
 @contextmanager
@@ -41,8 +56,6 @@ def writing_tensors(
     """
     header, begins, size_bytes = _header(outline, metadata)
     missing = set(outline)
-    if len(header) > MAX_HEADER_BYTES:
-        raise AdapterError(f"{path}: {len(outline):,} tensors would take a header of {len(header):,} bytes")
     with open_replacing(path, size_bytes=size_bytes) as file:
 
         def write(key: str, tensor: Tensor) -> None:
@@ -53,7 +66,7 @@ def writing_tensors(
             missing.remove(key)
             if tensor.numel():
                 file.seek(begins[key])
-                file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+                file.write(_raw(tensor))
 
         file.write(len(header).to_bytes(8, "little") + header)
         yield write
@@ -77,4 +90,10 @@ def _header(outline: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple
         begins[key] = begin
     header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
+    if len(header) > MAX_HEADER_BYTES:
+        raise AdapterError(f"{len(outline):,} tensors would take a header of {len(header):,} bytes")
     return header, {key: 8 + len(header) + begin for key, begin in begins.items()}, 8 + len(header) + end
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

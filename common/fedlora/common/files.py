@@ -1,7 +1,9 @@
 """Files that are whole or absent: written under a temporary name, synced to disk, then renamed."""
 
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +13,9 @@ from urllib.parse import quote
 from fedlora.common.errors import StoreError
 
 TEMPORARY_SUFFIX = ".tmp"
+
+# What a disk says that has no links, or no more of them, or is another than the file's.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -48,10 +53,7 @@ def open_replacing(path: Path, *, size_bytes: int) -> Iterator[BinaryIO]:
             temporary.unlink()
         if not isinstance(error, OSError):
             raise
-        reason = error.strerror or type(error).__name__
-        raise StoreError(
-            f"cannot write {path} ({size_bytes:,} bytes): {reason}; free some space or choose another folder with --out"
-        ) from error
+        raise _unwritable(path, size_bytes, error) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -71,8 +73,23 @@ def replace_file(source: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
+def append_to_file(path: Path, content: bytes) -> None:
+    """Add `content` to the end of a file, synced; a crash may leave a part of it there.
+
+    Raises:
+        StoreError: the disk is full or the file cannot be written.
+    """
+    try:
+        with open(path, "ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _unwritable(path, len(content), error) from error
+
+
 def link_file(source: Path, target: Path) -> None:
-    """Give a synced file a second name, in place of whatever has that name.
+    """Give a synced file a second name, in place of whatever has that name; where disks have no links, a copy.
 
     The name itself is on disk with the next file that is written to its folder.
 
@@ -83,7 +100,14 @@ def link_file(source: Path, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
-        os.link(source, temporary)
+        try:
+            os.link(source, temporary)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            shutil.copyfile(source, temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, target)
         # Where both are one file already, a rename does nothing, and leaves its source.
         temporary.unlink(missing_ok=True)
@@ -115,3 +139,10 @@ def require_free(out: Path) -> None:
     if not is_free:
         what = "is not empty" if out.is_dir() else "is a file"
         raise StoreError(f"--out {out}: {what}; expected a new or an empty folder, nothing is overwritten")
+
+
+def _unwritable(path: Path, size_bytes: int, error: OSError) -> StoreError:
+    reason = error.strerror or type(error).__name__
+    return StoreError(
+        f"cannot write {path} ({size_bytes:,} bytes): {reason}; free some space or choose another folder with --out"
+    )

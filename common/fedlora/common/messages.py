@@ -118,7 +118,7 @@ class TrainRequest:
     seed: int
     num_rounds: int
     validation_examples: int
-    adapter: bytes = field(default=b"", repr=False)
+    adapter: Packed = field(default=b"", repr=False)
     trains: tuple[Literal["A", "B"], ...] = ("A", "B")
 
     @property
@@ -179,7 +179,7 @@ class EvaluateRequest:
     shard: int
     num_shards: int
     with_predictions: bool
-    adapter: bytes = field(default=b"", repr=False)
+    adapter: Packed = field(default=b"", repr=False)
     num_generated: int = 0
     of_validation: bool = False
 

@@ -8,14 +8,22 @@ from pathlib import Path
 class PackedFile:
     """A packed adapter on this machine's disk, where it stays for as long as somebody reads from it.
 
-    `wire_bytes` is what it took on the wire.
+    Attributes:
+        wire_bytes: what it takes on the wire.
+        sha256: of the file, where it is known.
     """
 
     path: Path
     wire_bytes: int
+    sha256: str = ""
 
 
 Packed = bytes | PackedFile
+
+
+def packed_bytes(packed: Packed) -> bytes:
+    """Return a packed adapter's bytes, read from its file where it lies in one."""
+    return packed.path.read_bytes() if isinstance(packed, PackedFile) else packed
 
 
 def wire_bytes(packed: Packed) -> int:

@@ -69,27 +69,46 @@ def product_moves(updates: Mapping[str, Adapter], reference: Adapter) -> dict[st
     return {client: move_of(update, reference).norm() for client, update in updates.items()}
 
 
-def move_of(update: Adapter, reference: Adapter) -> Move:
-    """Return the change that an update which fits to `reference` makes; it is read once, layer by layer."""
-    linear, inner, quadratic = [], [], []
-    for path, layer in update.layers.items():
-        A, B = start_of(reference.layers[path], layer)
+class Moving:
+    """Adds up the change that an update makes, part by part."""
+
+    def __init__(self) -> None:
+        self._linear: list[float] = []
+        self._inner: list[float] = []
+        self._quadratic: list[float] = []
+
+    def add_layer(self, layer: LoraLayer, reference: LoraLayer) -> None:
+        """Add a layer of the update, of the rank of `reference` or less."""
+        A, B = start_of(reference, layer)
         rank = A.shape[0]
         dA, dB = layer.A.double() - A, layer.B.double() - B
         left, right = torch.cat([dB, B], 1), torch.cat([A, dA])
         weight, gram = layer.scaling**2, left.T @ left
-        linear.append(weight * float((gram * (right @ right.T)).sum()))
-        inner.append(weight * float((gram[:, :rank] * (right @ dA.T)).sum()))
-        quadratic.append(weight * float((gram[:rank, :rank] * (dA @ dA.T)).sum()))
-        for vector in _vector_changes(layer, reference.layers[path]).values():
-            linear.append(float(vector.square().sum()))
-    linear += [
-        float(_difference(tensor, reference.dense[path]).square().sum()) for path, tensor in update.dense.items()
-    ]
-    # fsum raises where infinities of both signs meet.
-    return Move(
-        *(math.fsum(parts) if all(map(math.isfinite, parts)) else math.nan for parts in (linear, inner, quadratic))
-    )
+        self._linear.append(weight * float((gram * (right @ right.T)).sum()))
+        self._inner.append(weight * float((gram[:, :rank] * (right @ dA.T)).sum()))
+        self._quadratic.append(weight * float((gram[:rank, :rank] * (dA @ dA.T)).sum()))
+        for vector in _vector_changes(layer, reference).values():
+            self._linear.append(float(vector.square().sum()))
+
+    def add_dense(self, tensor: Tensor, reference: Tensor) -> None:
+        """Add a tensor that is trained whole."""
+        self._linear.append(float(_difference(tensor, reference).square().sum()))
+
+    def move(self) -> Move:
+        """Return the change of all that was added."""
+        sums = (self._linear, self._inner, self._quadratic)
+        # fsum raises where infinities of both signs meet.
+        return Move(*(math.fsum(parts) if all(map(math.isfinite, parts)) else math.nan for parts in sums))
+
+
+def move_of(update: Adapter, reference: Adapter) -> Move:
+    """Return the change that an update which fits to `reference` makes; it is read once, layer by layer."""
+    moving = Moving()
+    for path, layer in update.layers.items():
+        moving.add_layer(layer, reference.layers[path])
+    for path, tensor in update.dense.items():
+        moving.add_dense(tensor, reference.dense[path])
+    return moving.move()
 
 
 def pulled_back(update: Adapter, reference: Adapter, share: float) -> Adapter:

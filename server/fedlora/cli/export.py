@@ -8,9 +8,9 @@ from typing import cast
 
 from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.run_folder import BEST_RECORD, MANIFEST_FILE
+from fedlora.server.best_round import validation_scores
 from fedlora.server.report.wording import size_text
 from fedlora.server.round_report import CODEC, RoundReport
-from fedlora.server.rounds import validation_scores
 from fedlora.server.store import ROUNDS_FILE
 from fedlora.training.export import Exported, export_run
 from fedlora.training.finished_run import Choice, FinishedRun, open_finished
@@ -68,7 +68,8 @@ def history_of(run: FinishedRun) -> History:
 
 def _reports(path: Path) -> Sequence[RoundReport]:
     try:
-        return [CODEC.load(line) for line in path.read_bytes().splitlines()]
+        # What comes after the last end of a line, a run is about to write.
+        return [CODEC.load(line) for line in path.read_bytes().split(b"\n")[:-1]]
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

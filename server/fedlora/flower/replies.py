@@ -13,9 +13,9 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from numpy.lib import format as npy
 from torch import Tensor
 
+from fedlora.adapters.fit import MAX_VALUE, bad_value
 from fedlora.adapters.keys import factor_of
 from fedlora.common.errors import AdapterError, FedloraError, RunError
-from fedlora.server.admission import MAX_VALUE
 
 _MAX_CHARACTERS = 300
 _NUMPY = "numpy.ndarray"
@@ -201,9 +201,6 @@ def _tensor(key: str, array: Array, *, shape: tuple[int, ...], dtype: str) -> Te
         raise AdapterError(f"{key} has {len(values):,} bytes of numbers; expected {size:,}")
     numbers = np.frombuffer(values, found).reshape(shape, order="F" if is_fortran else "C")
     tensor = torch.from_numpy(np.array(numbers, order="C"))
-    if not tensor.isfinite().all():
-        raise AdapterError(f"{key} has values that are not finite")
-    most = MAX_VALUE if tensor.is_floating_point() else _MAX_COUNT
-    if tensor.numel() and (largest := float(tensor.double().abs().max())) > most:
-        raise AdapterError(f"{key} holds {largest:.3g}; expected at most {most:g}")
+    if misfit := bad_value([(key, tensor)], most=MAX_VALUE if tensor.is_floating_point() else _MAX_COUNT):
+        raise AdapterError(misfit.found)
     return tensor

@@ -31,8 +31,8 @@ from fedlora.flower.replies import (
     tensors_in,
 )
 from fedlora.methods import Method, MethodState, default_method, names_of
-from fedlora.server.admission import MAX_NUM_EXAMPLES
-from fedlora.server.rounds import start_of_round
+from fedlora.server.rounds.admission import MAX_NUM_EXAMPLES
+from fedlora.server.rounds.starts import start_of_round
 
 TRAINS_KEY = "lora-trains"
 NUM_REFUSED_KEY = "num-refused"

@@ -10,10 +10,10 @@ from fedlora.aggregation import Robust
 from fedlora.common.config import RunConfig
 from fedlora.methods import Method
 from fedlora.server.events import Listener
+from fedlora.server.rounds.federated_run import FederatedRun
 from fedlora.server.run_method import method_of
 from fedlora.server.sites import sites_behind
 from fedlora.server.store import RunFolder
-from fedlora.server.strategy import LoraStrategy
 
 
 def server_app_for(
@@ -34,7 +34,7 @@ def server_app_for(
         method: in place of the run's.
     """
     robust = Robust(**config.robust.model_dump())
-    strategy = LoraStrategy(
+    strategy = FederatedRun(
         config,
         method or method_of(config),
         RunFolder(folder),

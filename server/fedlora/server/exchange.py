@@ -26,7 +26,8 @@ from fedlora.adapters.differences import decode_file, encode_file, max_encoded_b
 from fedlora.adapters.tensor_file import TensorFile
 from fedlora.common.codec import Codec
 from fedlora.common.errors import AdapterError
-from fedlora.common.files import client_file_name, sha256_of, write_file
+from fedlora.common.files import client_file_name, link_file, sha256_of, write_file
+from fedlora.common.packed_file import Packed, PackedFile
 
 Precision = Literal["float32", "bfloat16", "int8"]
 
@@ -61,35 +62,41 @@ class ExchangeStore:
     def __init__(self, folder: Path, *, precision: Precision) -> None:
         self.folder = folder
         self.precision: Precision = precision
-        self._last: tuple[bytes, Offer] | None = None
+        self._last: tuple[Packed, Offer] | None = None
 
     @property
     def ticket_key_file(self) -> Path:
         """Where the secret behind the tickets lies."""
         return self.folder / "ticket.key"
 
-    def offer(self, packed: bytes) -> Offer:
-        """Return what sites fetch for an adapter that the strategy sends; asked again, the same."""
-        # A round sends the same bytes to site after site.
-        if self._last is not None and self._last[0] is packed:
+    def offer(self, packed: Packed) -> Offer:
+        """Return what sites fetch for an adapter that a round sends; asked again, the same.
+
+        Of one in a file nothing is copied where sites hold the very same.
+        """
+        # A round sends the same to site after site.
+        if self._last is not None and (self._last[0] is packed or self._last[0] == packed):
             return self._last[1]
         offer = self._offer(packed)
         self._last = packed, offer
         return offer
 
-    def _offer(self, packed: bytes) -> Offer:
-        digest = hashlib.sha256(packed).hexdigest()
+    def _offer(self, packed: Packed) -> Offer:
+        digest = _digest(packed)
         record = self.folder / "offers" / f"{digest}.json"
         if record.is_file():
             return _OFFER.load(record.read_bytes())
         source = self.folder / "offers" / f"{digest}.tmp"
-        write_file(source, packed)
+        if isinstance(packed, PackedFile):
+            link_file(packed.path, source)
+        else:
+            write_file(source, packed)
         try:
             newest = self._newest_of(source)
             reference = _FILE.load(newest.read_bytes()) if newest.is_file() else None
             if reference is not None and not self._whole(reference.sha256).is_file():
                 reference = None
-            offer = self._make(source, reference)
+            offer = self._make(source, digest, reference)
         finally:
             source.unlink(missing_ok=True)
         write_file(record, _OFFER.dump(offer))
@@ -149,9 +156,9 @@ class ExchangeStore:
         for name in ("offers", "whole", "difference", "newest", "uploads", "updates"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
-    def _make(self, source: Path, reference: FileOnOffer | None) -> Offer:
+    def _make(self, source: Path, sha256: str, reference: FileOnOffer | None) -> Offer:
         if self.precision == "float32":
-            return Offer(self._keep(source, "whole"))
+            return Offer(self._keep(source, "whole", sha256=sha256))
         encoded, decoded = source.with_suffix(".encoded"), source.with_suffix(".decoded")
         try:
             path = None if reference is None else self._whole(reference.sha256)
@@ -167,9 +174,9 @@ class ExchangeStore:
             encoded.unlink(missing_ok=True)
             decoded.unlink(missing_ok=True)
 
-    def _keep(self, path: Path, kind: str) -> FileOnOffer:
-        """Move a file under the name of its content."""
-        sha256 = sha256_of([path])
+    def _keep(self, path: Path, kind: str, *, sha256: str = "") -> FileOnOffer:
+        """Move a file under the name of its content, whose digest may be known."""
+        sha256 = sha256 or sha256_of([path])
         place = self.folder / kind / sha256
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, place)
@@ -201,3 +208,9 @@ class ExchangeStore:
             for path in (self.folder / kind).glob("*"):
                 if path.name not in kept:
                     path.unlink(missing_ok=True)
+
+
+def _digest(packed: Packed) -> str:
+    if isinstance(packed, PackedFile):
+        return packed.sha256 or sha256_of([packed.path])
+    return hashlib.sha256(packed).hexdigest()

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora.adapters import open_adapter
+from fedlora.adapters.fit import bad_value
+from fedlora.adapters.keys import named_tensors
 from fedlora.adapters.peft_format import CONFIG_FILE, TENSOR_FILE
 from fedlora.common.errors import FedloraError, StoreError
 from fedlora.common.files import link_file, write_file
@@ -170,7 +172,8 @@ class Registry:
         round = candidate.report.round
         if any(known.round == round and known.files == files for known in self.adapters()):
             return
-        if refusal := not_finite(candidate.folder) or self._check(candidate.folder):
+        misfit = bad_value(named_tensors(open_adapter(candidate.folder)), most=math.inf)
+        if refusal := misfit.found if misfit is not None else self._check(candidate.folder):
             logger.error("round %d is not published: %s", round, refusal)
             return
         published = self._described(candidate.report, files)
@@ -213,22 +216,6 @@ class Registry:
     def _wake(self) -> None:
         for wake in self._wakes:
             wake()
-
-
-def not_finite(folder: Path) -> str:
-    """Return which tensor of a PEFT folder has a number that is not finite, nothing where all are; one layer at a time.
-
-    Raises:
-        AdapterError: it cannot be read.
-    """
-    adapter = open_adapter(folder)
-    for path in adapter.layers:
-        if not all(bool(tensor.isfinite().all()) for tensor in adapter.layers[path].tensors()):
-            return f"{path} has numbers that are not finite"
-    for path in adapter.dense:
-        if not bool(adapter.dense[path].isfinite().all()):
-            return f"{path} has numbers that are not finite"
-    return ""
 
 
 def _version_of(folder: Path) -> re.Match[str] | None:

@@ -37,13 +37,14 @@ from pydantic import TypeAdapter
 from fedlora.adapters import Adapter, pack, save_adapter, unpack
 from fedlora.common.codec import Codec
 from fedlora.common.errors import StoreError
-from fedlora.common.files import client_file_name, link_file, write_file
+from fedlora.common.files import append_to_file, client_file_name, link_file, write_file
 from fedlora.common.messages import Score, SiteDescription, TrainReceipt
 from fedlora.common.packed_file import PackedFile, wire_bytes
 from fedlora.common.run_folder import ADAPTER_FOLDER, BEST_FOLDER, BEST_RECORD, MANIFEST_FILE, SITES_FILE
 from fedlora.methods import MethodState
 from fedlora.server.method_state import pack_state, unpack_state
 from fedlora.server.round_report import CODEC, RoundReport
+from fedlora.server.rounds.plan import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +56,6 @@ _KEPT_ADAPTERS = 2
 Content = TypeVar("Content")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A round's clients, and how many updates it waits for: the first of them count where more are asked."""
-
-    cohort: tuple[str, ...]
-    num_wanted: int
-
-
 _PLAN = Codec(Plan)
 _RECEIPT = Codec(TrainReceipt)
 _SITES = TypeAdapter(dict[str, SiteDescription])
@@ -70,22 +63,32 @@ _PREDICTIONS = TypeAdapter(dict[int, int])
 _ANSWERS = TypeAdapter(dict[int, str])
 
 
+@dataclass(frozen=True, eq=False)
+class StoredAdapter:
+    """The global adapter after a round, and the journal's file that holds it packed."""
+
+    adapter: Adapter
+    packed: PackedFile
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
+        return self.packed.sha256
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The newest round that is over: its number, the global adapter and the method's state after it, the reports."""
 
     round: int
-    adapter: Adapter
+    stored: StoredAdapter
     reports: tuple[RoundReport, ...]
     state: MethodState = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class Written:
-    """The digests of what a checkpoint holds; that of the state is empty where the method keeps none."""
-
-    adapter_sha256: str
-    state_sha256: str
+    @property
+    def adapter(self) -> Adapter:
+        """The global adapter."""
+        return self.stored.adapter
 
 
 class RunFolder:
@@ -93,6 +96,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._num_listed = 0  # Of rounds.jsonl, by this process.
 
     def manifest(self) -> dict[str, object] | None:
         """Return the manifest, or None in a run whose clients were never met.
@@ -124,12 +128,12 @@ class RunFolder:
         A damaged one is passed over for the one before; it will be done again.
         """
         reports: list[RoundReport] = []
-        while (report := _read(self._round(len(reports)) / "report.json", CODEC.load)) is not None:
+        while (report := _read(self._report_file(len(reports)), CODEC.load)) is not None:
             reports.append(report)
         for number in range(len(reports) - 1, -1, -1):
-            adapter, state = self._read_adapter(reports[number]), self._read_state(reports[number])
-            if adapter is not None and state is not None:
-                return Checkpoint(number, adapter, tuple(reports[: number + 1]), state)
+            stored, state = self._read_adapter(reports[number]), self._read_state(reports[number])
+            if stored is not None and state is not None:
+                return Checkpoint(number, stored, tuple(reports[: number + 1]), state)
         if reports:
             raise StoreError(
                 f"{self.path}: {len(reports) - 1} rounds are recorded, but none of the last adapters is whole; "
@@ -193,53 +197,75 @@ class RunFolder:
         """Return the generated answers by place in the held-out set, empty where none were asked for."""
         return _read(self._round(number) / "answers.json", _ANSWERS.validate_json) or {}
 
-    def write_checkpoint(
+    def write_adapter(self, number: int, adapter: Adapter) -> StoredAdapter:
+        """Write the global adapter after a round."""
+        path, packed = self._adapter_file(number), pack(adapter)
+        write_file(path, packed)
+        return StoredAdapter(adapter, PackedFile(path, len(packed), hashlib.sha256(packed).hexdigest()))
+
+    def write_beside(
         self,
         number: int,
-        adapter: Adapter,
         state: MethodState | None = None,
         *,
         predictions: Mapping[int, int],
         answers: Mapping[int, str] | None = None,
-    ) -> Written:
-        """Write the global adapter and the method's state after a round, and what was predicted and answered."""
-        packed, packed_state = pack(adapter), pack_state(state) if state else b""
-        write_file(self._round(number) / "adapter.safetensors", packed)
+    ) -> str:
+        """Write the method's state after a round, and what was predicted and answered; return the state's digest.
+
+        It is empty where the method keeps none.
+        """
+        packed_state = pack_state(state) if state else b""
         if state:
             write_file(self._round(number) / _STATE_FILE, packed_state)
         if predictions:
             write_file(self._round(number) / "predictions.json", json.dumps(dict(predictions)) + "\n")
         if answers:
             write_file(self._round(number) / "answers.json", json.dumps(dict(answers)) + "\n")
-        return Written(hashlib.sha256(packed).hexdigest(), hashlib.sha256(packed_state).hexdigest() if state else "")
+        return hashlib.sha256(packed_state).hexdigest() if state else ""
 
-    def complete(self, report: RoundReport, adapter: Adapter) -> None:
-        """Record that a round is over, after its checkpoint was written; then publish adapter and report."""
-        write_file(self._round(report.round) / "report.json", CODEC.dump(report) + "\n")
-        self.publish(adapter, report.round)
+    def complete(self, report: RoundReport, stored: StoredAdapter) -> None:
+        """Record that a round is over, after its adapter and what is beside it; then publish adapter and report."""
+        line = CODEC.dump(report) + "\n"
+        write_file(self._report_file(report.round), line)
+        self.publish(stored, report.round)
 
-    def publish(self, adapter: Adapter, number: int) -> None:
+    def publish(self, stored: StoredAdapter, number: int) -> None:
         """Write adapter/ and rounds.jsonl as of a round that is over, and remove what the journal needs no more.
 
         A resumed run repeats it, for a crash may have cut it off.
         """
-        save_adapter(adapter, self.path / ADAPTER_FOLDER)
-        lines = [(self._round(index) / "report.json").read_bytes() for index in range(number + 1)]
-        write_file(self.path / ROUNDS_FILE, b"".join(lines))
+        save_adapter(stored.adapter, self.path / ADAPTER_FOLDER, packed=stored.packed.path)
+        self._list_reports(number)
         self._prune(number)
 
-    def adapter(self, number: int) -> Adapter | None:
-        """Return the global adapter after a round, where it is one of those that are kept and whole."""
-        report = _read(self._round(number) / "report.json", CODEC.load)
-        return None if report is None else self._read_adapter(report)
-
-    def write_best(self, number: int, adapter: Adapter, score: Score) -> None:
-        """Record the best round so far, unless it is recorded."""
+    def write_best(self, number: int, score: Score) -> None:
+        """Record the best round so far, unless it is recorded, or its adapter is no longer kept."""
         note = {"round": number, "loss": score.loss, "metric": score.metric}
         record = self.path / BEST_RECORD
-        if _read(record, json.loads) != note:
-            save_adapter(adapter, self.path / BEST_FOLDER)
+        if _read(record, json.loads) == note:
+            return
+        report = _read(self._report_file(number), CODEC.load)
+        stored = None if report is None else self._read_adapter(report)
+        if stored is not None:
+            save_adapter(stored.adapter, self.path / BEST_FOLDER, packed=stored.packed.path)
             write_file(record, json.dumps(note) + "\n")
+
+    def _list_reports(self, number: int) -> None:
+        """Have all reports up to a round in rounds.jsonl: the last one is appended, where the others are there."""
+        path, reports = self.path / ROUNDS_FILE, range(number + 1)
+        listed = path.stat().st_size if path.is_file() else 0
+        if self._num_listed != number or not listed:
+            # Of an earlier process, whose last line a crash may have cut short.
+            known = path.read_bytes() if listed else b""
+            everything = b"".join(self._report_file(index).read_bytes() for index in reports)
+            if not everything.startswith(known) or not known:
+                write_file(path, everything)
+            elif len(known) < len(everything):
+                append_to_file(path, everything[len(known) :])
+        else:
+            append_to_file(path, self._report_file(number).read_bytes())
+        self._num_listed = number + 1
 
     def _prune(self, number: int) -> None:
         shutil.rmtree(self._round(number) / "updates", ignore_errors=True)
@@ -247,15 +273,26 @@ class RunFolder:
             for file in ("adapter.safetensors", _STATE_FILE):
                 (self._round(number - _KEPT_ADAPTERS) / file).unlink(missing_ok=True)
 
-    def _read_adapter(self, report: RoundReport) -> Adapter | None:
-        path = self._round(report.round) / "adapter.safetensors"
-        return _read(path, lambda packed: unpack(_checked(packed, report.adapter_sha256)))
+    def _read_adapter(self, report: RoundReport) -> StoredAdapter | None:
+        path = self._adapter_file(report.round)
+
+        def load(packed: bytes) -> StoredAdapter:
+            adapter = unpack(_checked(packed, report.adapter_sha256))
+            return StoredAdapter(adapter, PackedFile(path, len(packed), report.adapter_sha256))
+
+        return _read(path, load)
 
     def _read_state(self, report: RoundReport) -> MethodState | None:
         if not report.state_sha256:
             return {}
         path = self._round(report.round) / _STATE_FILE
         return _read(path, lambda packed: unpack_state(_checked(packed, report.state_sha256)))
+
+    def _adapter_file(self, number: int) -> Path:
+        return self._round(number) / "adapter.safetensors"
+
+    def _report_file(self, number: int) -> Path:
+        return self._round(number) / "report.json"
 
     def _round(self, number: int) -> Path:
         return self.path / "rounds" / f"{number:04d}"

@@ -270,7 +270,7 @@ class GrpcGrid(PolledGrid):
 
     def _send_request(self, message: Message, site: str) -> None:
         request_id = message.metadata.message_id
-        content: Any = from_record(message.content, _KINDS[kind_of(message.content)])
+        content: Any = from_record(message.content, _KINDS[kind_of(message.content)], with_files=True)
         request = session_pb2.Request(request_id=request_id, precision=self._exchange.precision)
         write_request(content, request)
         offer: Offer | None = None

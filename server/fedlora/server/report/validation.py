@@ -14,7 +14,7 @@ def validation_by_round(reports: Sequence[RoundReport]) -> dict[int, Score]:
     if not reports:
         return {}
     # The rules of a round come with torch, which a command loads late.
-    from fedlora.server.rounds import validation_scores
+    from fedlora.server.best_round import validation_scores
 
     return {at: score for at, score in sorted(validation_scores(reports).items()) if math.isfinite(score.loss)}
 
@@ -23,7 +23,7 @@ def best_of(scores: Mapping[int, Score]) -> int | None:
     """Return the round with the lowest loss on the clients' validation examples; None where there is no choice."""
     if len(scores) < 2:
         return None
-    from fedlora.server.rounds import best_round
+    from fedlora.server.best_round import best_round
 
     return best_round(scores)
 

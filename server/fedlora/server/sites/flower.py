@@ -2,12 +2,22 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 
 from flwr.serverapp import Grid
 
 from fedlora.common.errors import RunError
-from fedlora.common.messages import WORKER_DIED, DescribeRequest, Failure, SiteDescription
+from fedlora.common.messages import (
+    WORKER_DIED,
+    DescribeRequest,
+    EvaluateRequest,
+    Failure,
+    SiteDescription,
+    TrainRequest,
+)
+from fedlora.common.packed_file import Packed, packed_bytes
 from fedlora.server.sites.contract import MAX_ATTEMPTS, Reply, Traffic
 from fedlora.server.sites.questions import Questions
 
@@ -45,7 +55,9 @@ class FlowerSites:
         raise RunError(f"{site} does not fit into the run: {code}")
 
     def ask(self, questions: Sequence[tuple[str, object]]) -> list[str]:
-        return self._push([(self._nodes[site], site, request) for site, request in questions])
+        # Nobody knows whether a node sees this machine's files.
+        read = cache(packed_bytes)
+        return self._push([(self._nodes[site], site, _with_bytes(request, read)) for site, request in questions])
 
     def replies(self, ids: Collection[str]) -> list[Reply]:
         began = time.monotonic()
@@ -105,3 +117,10 @@ class FlowerSites:
                     raise RunError(f"two clients are named {description.client!r}; each needs a name of its own")
                 found[description.client], self._nodes[description.client] = description, node
         return dict(sorted(found.items()))
+
+
+def _with_bytes(request: object, read: Callable[[Packed], bytes]) -> object:
+    """Return the request with its adapter's bytes in place of the file that holds them."""
+    if isinstance(request, TrainRequest | EvaluateRequest):
+        return replace(request, adapter=read(request.adapter))
+    return request

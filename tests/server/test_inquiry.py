@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -12,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedlora.common.errors import RunError
 from fedlora.common.messages import WORKER_DIED, Failure, SiteDescription, TrainReceipt, TrainRequest
 from fedlora.common.records import from_record, to_record
-from fedlora.server.conversation import Addressed, Answer, ask, expect
+from fedlora.server.rounds.inquiry import Addressed, Answer, Inquiry, ask, expect
 from fedlora.server.sites import FlowerSites
 
 Reply = RecordDict | Error
@@ -71,6 +73,10 @@ def identity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def request(attempt: int) -> TrainRequest:
     return TrainRequest("run", 1, attempt, seed=0, num_rounds=1, validation_examples=0, adapter=b"tensors")
+
+
+def round_request(number: int, attempt: int) -> TrainRequest:
+    return replace(request(attempt), round=number)
 
 
 def receipt(given: TrainRequest, node: int) -> TrainReceipt:
@@ -207,3 +213,79 @@ def test_a_worker_that_dies_as_it_is_met_is_asked_again() -> None:
     replies += [Error(8, "died")] * 3
     with pytest.raises(RunError, match="died"):
         FlowerSites(Meeting(honest), num_sites=1).descriptions()
+
+
+def sites_over(grid: Grid, num_clients: int = 3) -> FlowerSites:
+    nodes = {f"client {node}": node for node in range(1, num_clients + 1)}
+    return FlowerSites(grid, num_sites=num_clients, nodes=nodes)
+
+
+def test_several_inquiries_are_out_at_once_and_each_takes_its_own_answers() -> None:
+    class Unordered(PatientGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            wanted = set(message_ids)
+            found = [message for message in self._waiting if message.metadata.message_id in wanted][:1]
+            self._waiting = [message for message in self._waiting if message not in found]
+            for message in found:
+                given = from_record(message.content, TrainRequest)
+                yield Message(honest(given, message.metadata.dst_node_id), reply_to=message)
+
+    sites = sites_over(Unordered(honest))
+    inquiries = [
+        Inquiry(
+            sites,
+            {f"client {node}": Addressed(f"client {node}", partial(round_request, number)) for node in (1, 2, 3)},
+            expected=TrainReceipt,
+        )
+        for number in (1, 2, 3)
+    ]
+    rounds: dict[int, list[tuple[str, int]]] = {1: [], 2: [], 3: []}
+    while any(inquiry.waiting for inquiry in inquiries):
+        for number, inquiry in reversed(list(enumerate(inquiries, 1))):
+            for answer in inquiry.poll():
+                rounds[number].append((answer.key, expect(answer).round))
+    for number, answers in rounds.items():
+        assert sorted(answers) == [("client 1", number), ("client 2", number), ("client 3", number)]
+
+
+def test_a_later_phase_asks_those_that_have_answered_and_nobody_else() -> None:
+    def one_fails(given: TrainRequest, node: int) -> Reply:
+        return to_record(Failure("data", "why")) if node == 2 else honest(given, node)
+
+    grid = PatientGrid(one_fails)
+    sites = sites_over(grid)
+    first = Inquiry(
+        sites, {name: Addressed(name, request) for name in ("client 1", "client 2", "client 3")}, expected=TrainReceipt
+    )
+    assert len(list(first.answers())) == 3
+    losses: list[str] = []
+
+    def follow(client: str, attempt: int) -> TrainRequest:
+        losses.append(client)
+        return round_request(2, attempt)
+
+    second = first.next_phase(follow, expected=TrainReceipt)
+    assert losses == ["client 1", "client 3"]
+    assert [(answer.key, expect(answer).round) for answer in second.answers()] == [("client 3", 2), ("client 1", 2)]
+    third = second.next_phase(follow, expected=TrainReceipt)
+    assert sorted(third.waiting) == ["client 1", "client 3"]
+
+
+def test_a_later_phase_withdraws_what_the_one_before_still_waits_for() -> None:
+    class Silent(PatientGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            wanted = set(message_ids)
+            for message in list(self._waiting):
+                if message.metadata.dst_node_id != 2 and message.metadata.message_id in wanted:
+                    self._waiting.remove(message)
+                    given = from_record(message.content, TrainRequest)
+                    yield Message(honest(given, message.metadata.dst_node_id), reply_to=message)
+
+    sites = sites_over(Silent(honest))
+    first = Inquiry(
+        sites, {name: Addressed(name, request) for name in ("client 1", "client 2", "client 3")}, expected=TrainReceipt
+    )
+    assert len(list(first.answers(lambda waiting: len(waiting) == 1))) == 2
+    second = first.next_phase(lambda _client, attempt: round_request(2, attempt), expected=TrainReceipt)
+    assert not first.waiting
+    assert sorted(answer.key for answer in second.answers()) == ["client 1", "client 3"]

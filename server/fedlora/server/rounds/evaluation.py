@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from fedlora.adapters import Adapter, pack
 from fedlora.common.errors import RunError
 from fedlora.common.messages import (
     EvaluateReceipt,
@@ -15,25 +14,39 @@ from fedlora.common.messages import (
     merge_generated,
     merge_scores,
 )
-from fedlora.server.conversation import Addressed, Inquiry, ask, expect
+from fedlora.common.packed_file import Packed
 from fedlora.server.federation import Federation
 from fedlora.server.round_report import HeldOutReport
+from fedlora.server.rounds.inquiry import Addressed, Inquiry, ask, expect
 
 _SHARD_EXAMPLES = 128
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What the held-out set says of an adapter.
+
+    Attributes:
+        report: None where nothing was judged.
+        predictions: the predicted labels by place in the held-out set, where all of it was judged.
+        answers: generated answers by place, where some were asked for.
+    """
+
+    report: HeldOutReport | None = None
+    predictions: Mapping[int, int] = field(default_factory=dict)
+    answers: Mapping[int, str] = field(default_factory=dict)
+
+
 def judge(
     federation: Federation,
-    adapter: Adapter,
+    adapter: Packed,
     *,
     round: int,
     num_examples: int | None,
     num_generated: int = 0,
     patience: float,
-) -> tuple[HeldOutReport | None, dict[int, int], dict[int, str]]:
-    """Return the adapter's score, and by place in the held-out set predicted labels and generated answers.
-
-    The labels are there where all of the set is judged, and the answers where some were asked for.
+) -> Judged:
+    """Return what the held-out set says of the adapter.
 
     Where each site has a held-out set of its own, the sites that are there judge on theirs, and the groups are the
     sites. Otherwise the shards depend on the number of examples alone, so that the score does not depend on the
@@ -50,7 +63,7 @@ def judge(
     request = _unsharded(federation, adapter, round=round, num_examples=num_examples)
     request = replace(request, num_generated=num_generated)
     if federation.has_own_held_out:
-        return _judge_at_sites(federation, request, patience=patience), {}, {}
+        return Judged(_judge_at_sites(federation, request, patience=patience))
     sites = list(federation.sites)
     size = num_examples or federation.num_held_out
     num_shards = math.ceil(size / _SHARD_EXAMPLES)
@@ -72,11 +85,11 @@ def judge(
     predictions = {place: label for receipt in receipts for place, label in receipt.predictions.items()}
     report = _report(groups, [receipt.generated for receipt in receipts], is_complete=num_examples is None)
     texts = {place: text for receipt in receipts for place, text in receipt.answers.items()}
-    return report, dict(sorted(predictions.items())), dict(sorted(texts.items()))
+    return Judged(report, dict(sorted(predictions.items())), dict(sorted(texts.items())))
 
 
 def validate(
-    federation: Federation, adapter: Adapter, *, round: int, num_examples: int, patience: float
+    federation: Federation, adapter: Packed, *, round: int, num_examples: int, patience: float
 ) -> Score | None:
     """Return the adapter's score on the clients' own validation examples, at most `num_examples` of each.
 
@@ -92,7 +105,7 @@ def validate(
     return merge_scores(scores) if scores else None
 
 
-def _unsharded(federation: Federation, adapter: Adapter, *, round: int, num_examples: int | None) -> EvaluateRequest:
+def _unsharded(federation: Federation, adapter: Packed, *, round: int, num_examples: int | None) -> EvaluateRequest:
     """Return a request to judge the adapter in one piece."""
     return EvaluateRequest(
         run=federation.run_id,
@@ -101,7 +114,7 @@ def _unsharded(federation: Federation, adapter: Adapter, *, round: int, num_exam
         shard=0,
         num_shards=1,
         with_predictions=False,
-        adapter=pack(adapter),
+        adapter=adapter,
     )
 
 

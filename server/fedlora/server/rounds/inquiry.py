@@ -1,8 +1,13 @@
-"""Requests to sites, and their answers one by one as they arrive."""
+"""Requests to sites, and their answers one by one as they arrive.
+
+Several inquiries may be out at once, also to one site: each takes its own answers. And one may go on in phases, which
+ask the same clients for what comes after their answers to the phase before.
+"""
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from fedlora.common.errors import RunError
@@ -13,6 +18,7 @@ from fedlora.server.sites.contract import MAX_ATTEMPTS
 logger = logging.getLogger(__name__)
 
 Receipt = TypeVar("Receipt")
+Next = TypeVar("Next")
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Inquiry(Generic[Receipt]):
         self._sites = sites
         self._requests = requests
         self._pending: dict[str, tuple[str, int]] = {}
+        self._answered: list[str] = []
         self._push(list(requests), 0)
 
     @property
@@ -75,7 +82,19 @@ class Inquiry(Generic[Receipt]):
                 self._push([key], attempt + 1)
             else:
                 answers.append(Answer(key, attempt, content, reply.id))
+                if not isinstance(content, Failure):
+                    self._answered.append(key)
         return answers
+
+    def next_phase(self, make: Callable[[str, int], object], *, expected: type[Next]) -> "Inquiry[Next]":
+        """Return the next phase: everybody who has answered this one with a receipt is asked, and nobody else.
+
+        Args:
+            make: gives the request of a key for an attempt.
+        """
+        self.withdraw()
+        asked = {key: Addressed(self._requests[key].site, partial(make, key)) for key in sorted(self._answered)}
+        return Inquiry(self._sites, asked, expected=expected)
 
     def withdraw(self) -> None:
         """Wait no more for those that have not answered."""

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fedlora.adapters import Adapter, LoraLayer, load_adapter
+from fedlora.adapters.fit import bad_value, other_form
+from fedlora.adapters.keys import named_tensors
 from fedlora.adapters.meaning import difference_in_meaning
 from fedlora.common.errors import AdapterError
-from fedlora.server.admission import unfit
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,8 @@ def given_start(source: str, *, like: Adapter, room: Room) -> Adapter:
     if not dense and like.dense:
         logger.warning("federation.start_from: %s has no %s; the run's starts fresh", source, ", ".join(like.dense))
     start = Adapter(layers, dense or like.dense, like.config)
-    if refusal := unfit(start, like):
-        raise AdapterError(f"federation.start_from: {source} does not fit this run: {refusal}{_cure(given, like)}")
+    if misfit := other_form(start, like) or bad_value(named_tensors(start)):
+        raise AdapterError(f"federation.start_from: {source} does not fit this run: {misfit}{_cure(given, like)}")
     for path, moved in change.items():
         if not all(tensor.isfinite().all() for tensor in moved.tensors()):
             raise AdapterError(f"federation.start_from: {source}: {path} has values that are not finite")

@@ -1,27 +1,28 @@
-"""The gate that every update passes before it counts. Pure: a receipt in, an update or the reason against it out."""
+"""The gate that every update passes before it counts. Pure: a receipt in, an update or the reason against it out.
+
+An update's tensors are read once, and that tells everything that is asked of it before it is aggregated.
+"""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 import torch
-from torch import Tensor
 
 from fedlora.adapters import Adapter, unpack
-from fedlora.adapters.keys import named_tensors, to_state_dict
+from fedlora.adapters.fit import Misfit, bad_value, other_form
+from fedlora.adapters.keys import layer_tensors, path_key
 from fedlora.adapters.meaning import difference_in_meaning
 from fedlora.adapters.packed import open_packed, packed_config
 from fedlora.adapters.settings import SCALING_KEYS
-from fedlora.aggregation.products import product_moves
+from fedlora.aggregation.products import Moving
 from fedlora.common.errors import AdapterError
 from fedlora.common.messages import INTERNAL, LOSS_NOT_FINITE, OK, OUT_OF_MEMORY, TrainReceipt, TrainRequest
 from fedlora.common.packed_file import Packed, PackedFile
 
 MAX_NUM_EXAMPLES = 10**9
 MAX_NUM_TOKENS = 10**13
-# No trained weight is near it, and the products of such values do not overflow float32.
-MAX_VALUE = 1e6
 _MIN_COHORT_TO_COMPARE = 3
 _MAX_CHARACTERS = 300
 _FAILURES = (LOSS_NOT_FINITE, OUT_OF_MEMORY, INTERNAL)
@@ -39,9 +40,26 @@ class Refusal:
         return f"{self.code}: {self.found[:_MAX_CHARACTERS]}" if self.found else self.code
 
 
+@dataclass(frozen=True, eq=False)
+class Admitted:
+    """An update that may count, and how far it is from what its client started from.
+
+    Attributes:
+        update: of one in a file each tensor is read again when it is asked for.
+        moved: the norm of its change of the weights, through the products of A and B.
+        distance: the norm of the difference of all its tensors.
+        is_unchanged: whether it has every value of what the client started from.
+    """
+
+    update: Adapter
+    moved: float
+    distance: float
+    is_unchanged: bool
+
+
 def admit(
     receipt: TrainReceipt, *, request: TrainRequest, client: str, reference: Adapter, weighs_tokens: bool = False
-) -> Adapter | Refusal:
+) -> Admitted | Refusal:
     """Return the update in `receipt`, or why it is refused.
 
     Args:
@@ -70,17 +88,41 @@ def admit(
             return Refusal("configuration", f"{settings}; expected {expected}")
         if difference := difference_in_meaning(config, reference.config):
             return Refusal("configuration", str(difference))
-        update = _opened(receipt.adapter, without=request.frozen_factor, reference=reference)
+        return examine(_opened(receipt.adapter, without=request.frozen_factor, reference=reference), reference)
     except AdapterError as error:
         return Refusal("unreadable", str(error))
     except RecursionError:
         return Refusal("unreadable", "a configuration of lists within lists, too deep to be read")
-    return unfit(update, reference) or update
 
 
-def outliers(
-    updates: Mapping[str, Adapter], *, references: Mapping[str, Adapter], norm_limit: float, by_factors: bool = True
-) -> dict[str, Refusal]:
+def examine(update: Adapter, reference: Adapter) -> Admitted | Refusal:
+    """Return the update with what one reading of it tells, layer by layer, or in what it does not fit to `reference`.
+
+    Raises:
+        AdapterError: its file has changed since it was opened.
+    """
+    if misfit := other_form(update, reference):
+        return _refused(misfit)
+    moving, squares, is_unchanged = Moving(), 0.0, True
+    for path, layer in update.layers.items():
+        if misfit := bad_value(layer_tensors(path, layer)):
+            return _refused(misfit)
+        start = reference.layers[path]
+        moving.add_layer(layer, start)
+        for tensor, started in zip(layer.tensors(), start.tensors(), strict=True):
+            squares += float((tensor.double() - started.double()).square().sum())
+            is_unchanged = is_unchanged and torch.equal(tensor, started)
+    for path, tensor in update.dense.items():
+        if misfit := bad_value([(path_key(path), tensor)]):
+            return _refused(misfit)
+        started = reference.dense[path]
+        moving.add_dense(tensor, started)
+        squares += float((tensor.double() - started.double()).square().sum())
+        is_unchanged = is_unchanged and torch.equal(tensor, started)
+    return Admitted(update, moving.move().norm(), math.sqrt(squares), is_unchanged)
+
+
+def outliers(admitted: Mapping[str, Admitted], *, norm_limit: float, by_factors: bool = True) -> dict[str, Refusal]:
     """Return, by client, the updates that moved more than `norm_limit` times the median of their round.
 
     How far an update moved is the norm of its change of the weights, through the products of A and B; and, unless the
@@ -88,11 +130,11 @@ def outliers(
     client started from: with B = 0 and a huge A nothing has changed, and the mean of A is spoiled. Fewer than three
     updates have no median to speak of, and none of them is refused.
     """
-    if len(updates) < _MIN_COHORT_TO_COMPARE:
+    if len(admitted) < _MIN_COHORT_TO_COMPARE:
         return {}
-    measures = [{client: product_moves({client: updates[client]}, references[client])[client] for client in updates}]
+    measures = [{client: each.moved for client, each in admitted.items()}]
     if by_factors:
-        measures.append({client: _distance(updates[client], references[client]) for client in updates})
+        measures.append({client: each.distance for client, each in admitted.items()})
     refused: dict[str, Refusal] = {}
     for moved in measures:
         middle = median(moved.values())
@@ -102,59 +144,12 @@ def outliers(
     return dict(sorted(refused.items()))
 
 
-def is_unchanged(update: Adapter, reference: Adapter) -> bool:
-    """Return whether an update has every value of what the client started from."""
-    pairs = ((layer, reference.layers[path]) for path, layer in update.layers.items())
-    same_layers = (
-        torch.equal(ours, theirs)
-        for layer, started in pairs
-        for ours, theirs in zip(layer.tensors(), started.tensors(), strict=True)
-    )
-    return all(same_layers) and all(torch.equal(tensor, reference.dense[path]) for path, tensor in update.dense.items())
-
-
-def unfit(update: Adapter, reference: Adapter) -> Refusal | None:
-    """Return in what `update` differs from `reference` in layers, shapes, types or scaling, or in not being finite."""
-    found, expected = _outline(update), _outline(replace(reference, base_change={}))
-    if missing := sorted(expected.keys() - found.keys()):
-        return Refusal("missing_layer", missing[0])
-    if extra := sorted(found.keys() - expected.keys()):
-        return Refusal("unexpected_layer", extra[0])
-    for name, tensor in found.items():
-        like = expected[name]
-        if tensor.shape != like.shape:
-            return Refusal("shape", f"{name} {tuple(tensor.shape)}; expected {tuple(like.shape)}")
-        if tensor.dtype != like.dtype:
-            return Refusal("dtype", f"{name} {tensor.dtype}; expected {like.dtype}")
-    for name, tensor in named_tensors(update):
-        if not torch.isfinite(tensor).all():
-            return Refusal("not_finite", name)
-        if tensor.numel() and (largest := float(tensor.abs().max())) > MAX_VALUE:
-            return Refusal("too_large", f"{name} holds {largest:.3g}; expected at most {MAX_VALUE:g}")
-    for path, layer in update.outline.items():
-        if layer.scaling != reference.outline[path].scaling:
-            return Refusal(
-                "configuration", f"{path} scales by {layer.scaling:g}; expected {reference.outline[path].scaling:g}"
-            )
-    return None
+def _refused(misfit: Misfit) -> Refusal:
+    return Refusal(misfit.code, misfit.found)
 
 
 def _scaling_settings(config: Mapping[str, object]) -> dict[str, object]:
     return {key: config.get(key) or None for key in SCALING_KEYS}
-
-
-def _distance(update: Adapter, reference: Adapter) -> float:
-    """Return the norm of the difference of all tensors, which both have."""
-    of_reference = dict(named_tensors(reference))
-    squares = (
-        float((tensor.double() - of_reference[name].double()).square().sum()) for name, tensor in named_tensors(update)
-    )
-    return math.sqrt(sum(squares))
-
-
-def _outline(adapter: Adapter) -> dict[str, Tensor]:
-    """Return the tensors by their keys, to be asked for shapes and types only."""
-    return to_state_dict(replace(adapter, layers=adapter.outline, dense=adapter.dense_outline))
 
 
 def _config(packed: Packed) -> Mapping[str, object]:

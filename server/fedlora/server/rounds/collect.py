@@ -1,0 +1,197 @@
+"""The updates of one round: its clients are asked, and what they answer is taken in until the round is over."""
+
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+from fedlora.adapters import Adapter
+from fedlora.common.config import RunConfig
+from fedlora.common.messages import TrainReceipt
+from fedlora.common.packed_file import wire_bytes
+from fedlora.server.events import Listener, RoundStarted
+from fedlora.server.federation import Federation
+from fedlora.server.rounds.ending import adaptive_deadline, is_over, quorum_size, why_missing
+from fedlora.server.rounds.inquiry import Addressed, Inquiry
+from fedlora.server.rounds.intake import Intake
+from fedlora.server.rounds.late import LateUpdates
+from fedlora.server.rounds.plan import Plan, first_plan, repeated_plan
+from fedlora.server.rounds.starts import Start, Starts
+from fedlora.server.store import RunFolder
+
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2.0, 60.0
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The updates of a round that count with their receipts, and why the others do not.
+
+    Attributes:
+        cohort: who was asked.
+        answered: by client, the seconds from the round's begin to its answer.
+        unchanged: the clients whose update is what they started from.
+        bytes_down, bytes_up: adapter bytes as the messages hold them.
+        storing_seconds: of the time, what writing took.
+    """
+
+    cohort: Sequence[str] = ()
+    updates: Mapping[str, Adapter] = field(default_factory=dict)
+    receipts: Mapping[str, TrainReceipt] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    answered: Mapping[str, float] = field(default_factory=dict)
+    unchanged: Collection[str] = ()
+    bytes_down: int = 0
+    bytes_up: int = 0
+    storing_seconds: float = 0.0
+
+
+class Collector:
+    """Collects the updates of round after round."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, *, by_factors: bool, listener: Listener) -> None:
+        """`by_factors`: whether updates are also compared by A and B, and not by their products alone."""
+        self._config = config
+        self._folder = folder
+        self._by_factors = by_factors
+        self._listener = listener
+        self._late = LateUpdates()
+
+    def collect(self, federation: Federation, number: int, starts: Starts, *, needed: Mapping[str, float]) -> Collected:
+        """Return the round's updates: those that an earlier process journaled, and the others as they arrive.
+
+        Where sites come and go, a round below its quorum is repeated, after a pause, until it has one.
+
+        Args:
+            needed: by client, the seconds that its last answer took.
+
+        Raises:
+            RunError: the round stayed below its quorum, and nobody could come who is not there.
+        """
+        settings = self._config.federation
+        intake = Intake(
+            number, self._folder, federation.link, self._listener, weighs_tokens=settings.weighting == "tokens"
+        )
+
+        def start_of(client: str) -> Start:
+            return starts.for_rank(federation.sites[client].lora_rank)
+
+        pause = _FIRST_PAUSE_SECONDS
+        for repetition in count():
+            plan = self._planned(federation, number, intake.clients, repetition)
+            if not repetition:
+                for client, receipt in self._folder.accepted(number).items():
+                    intake.recover(receipt, start_of(client))
+            self._ask(federation, number, plan, intake, start_of, needed)
+            self._take_late(federation, intake, start_of)
+            intake.refuse_outliers(settings.norm_limit, by_factors=self._by_factors)
+            least = quorum_size(plan.num_wanted, settings.quorum)
+            if len(intake.clients) >= least:
+                break
+            reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(intake.refused.items()))
+            federation.wait_for(
+                f"round {number} has {len(intake.clients)} of the {least} updates of its quorum ({reasons}); "
+                f"repeated in {pause:.0f} s",
+                seconds=pause,
+                hopeless=f"round {number}: {len(intake.clients)} of {len(plan.cohort)} updates were accepted, fewer "
+                f"than federation.quorum = {settings.quorum:g} asks for ({reasons})",
+            )
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        return _collected(plan, intake, start_of)
+
+    def _planned(self, federation: Federation, number: int, kept: Collection[str], repetition: int) -> Plan:
+        """Return whom to ask: as journaled, or drawn and journaled before any of them is asked."""
+        settings, seed = self._config.federation, self._config.run.seed
+        known = self._folder.plan(number)
+        if known is not None and not repetition:
+            return known
+        available = federation.expected(settings.patience, without={*self._late.busy, *kept})
+        if known is not None:
+            plan = repeated_plan(known, kept=kept, available=available, seed=seed, round=number, repetition=repetition)
+        else:
+            while not available:
+                what = f"round {number}: no site is ready"
+                federation.wait_for(what, seconds=0.2, hopeless=what)
+                available = federation.expected(settings.patience, without=self._late.busy)
+            plan = first_plan(
+                available,
+                size=settings.cohort,
+                fraction=settings.fraction,
+                oversample=settings.oversample,
+                seed=seed,
+                round=number,
+            )
+        self._folder.write_plan(number, plan)
+        return plan
+
+    def _ask(
+        self,
+        federation: Federation,
+        number: int,
+        plan: Plan,
+        intake: Intake,
+        start_of: Callable[[str], Start],
+        needed: Mapping[str, float],
+    ) -> None:
+        """Ask the clients whose update is not there, and take their answers until the round is over."""
+        patience = self._config.federation.patience
+        intake.refused.clear()
+        self._listener(RoundStarted(number, plan.cohort, tuple(intake.clients)))
+        asked = {client: start_of(client) for client in plan.cohort if client not in intake.clients}
+        requests = {client: Addressed(client, start.asked) for client, start in asked.items()}
+        inquiry = Inquiry(federation.link, requests, expected=TrainReceipt)
+        ends = time.monotonic() + self._seconds_for(plan.cohort, needed)
+
+        def over(waiting: Collection[str]) -> bool:
+            return is_over(
+                len(intake.clients),
+                plan.num_wanted,
+                seconds_left=ends - time.monotonic(),
+                seconds_away=map(federation.seconds_away, waiting),
+                patience=patience,
+            )
+
+        for answer in inquiry.answers(over):
+            intake.take(answer, asked[answer.key])
+        for client in inquiry.waiting:
+            intake.refused[client] = why_missing(
+                len(intake.clients), plan.num_wanted, seconds_away=federation.seconds_away(client)
+            )
+        if self._config.federation.late == "next_round":
+            self._late.leave(inquiry, asked)
+        else:
+            inquiry.withdraw()
+
+    def _take_late(self, federation: Federation, intake: Intake, start_of: Callable[[str], Start]) -> None:
+        """Take the updates that have come of earlier rounds, unless the client has one in this round too."""
+        for answer, request in self._late.arrived():
+            if answer.key in intake.clients or answer.key not in federation.sites:
+                federation.link.acknowledge(answer.reply_id, "late")
+            else:
+                intake.take(answer, replace(start_of(answer.key), request=request))
+
+    def _seconds_for(self, cohort: Sequence[str], needed: Mapping[str, float]) -> float:
+        """Return for how long the round waits, infinite where it has no deadline."""
+        settings = self._config.federation
+        seconds: float | None
+        if settings.deadline == "adaptive":
+            known = [needed[client] for client in cohort if client in needed]
+            seconds = adaptive_deadline(known, settings.deadline_deviations)
+        else:
+            seconds = settings.deadline
+        return math.inf if seconds is None else seconds
+
+
+def _collected(plan: Plan, intake: Intake, start_of: Callable[[str], Start]) -> Collected:
+    cohort = tuple(dict.fromkeys((*plan.cohort, *intake.clients)))
+    return Collected(
+        cohort,
+        intake.updates,
+        intake.receipts,
+        intake.refused,
+        intake.answered,
+        intake.unchanged,
+        bytes_down=sum(start_of(client).wire_bytes for client in cohort),
+        bytes_up=sum(wire_bytes(receipt.adapter) for receipt in intake.receipts.values()),
+        storing_seconds=intake.storing_seconds,
+    )

@@ -1,0 +1,280 @@
+"""A run, from where its folder stands: round after round is collected, aggregated, judged and journaled.
+
+Flower's own `Strategy.start` waits for all replies and hands them over together, begins at round 1 whatever came
+before, and aggregates after its timeout whatever has come. Here each reply is admitted and journaled as it arrives,
+and a run goes on from the journal. This file is the order of events; each of them has a file beside it.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedlora.adapters import Adapter, pack
+from fedlora.aggregation import AggregationReport, Robust
+from fedlora.common.config import RunConfig
+from fedlora.common.messages import Score, TrainReceipt, TrainRequest
+from fedlora.common.phases import announce
+from fedlora.methods import Method, MethodState
+from fedlora.server.best_round import best_round, has_stalled, score_of_start, scores_in
+from fedlora.server.events import EvaluationStarted, Listener, RoundEnded, RunStarted, ignore
+from fedlora.server.federation import Federation
+from fedlora.server.round_report import ClientReport, RoundReport
+from fedlora.server.rounds.collect import Collected, Collector
+from fedlora.server.rounds.completion import complete
+from fedlora.server.rounds.evaluation import Judged, judge, validate
+from fedlora.server.rounds.first_adapter import first_adapter
+from fedlora.server.rounds.starts import Starts, start_of_round
+from fedlora.server.sites import Sites, Traffic
+from fedlora.server.store import Checkpoint, RunFolder, StoredAdapter
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """What a round's updates became: the global adapter, the method's state, the error of the averages."""
+
+    adapter: Adapter
+    state: MethodState = field(default_factory=dict)
+    aggregation: AggregationReport | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Ended:
+    """A round that is on disk: what the next one goes on from."""
+
+    stored: StoredAdapter
+    state: MethodState
+    report: RoundReport
+
+
+class FederatedRun:
+    """All rounds of one run, from where its folder stands."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        method: Method,
+        folder: RunFolder,
+        *,
+        robust: Robust | None = None,
+        num_sites: int,
+        command: str,
+        listener: Listener = ignore,
+    ) -> None:
+        """`num_sites` are waited for at the start, `command` goes into the manifest, `listener` hears what happens.
+
+        `robust` is what is done to the updates of a round before `method` combines them.
+        """
+        self._config = config
+        self._method = method
+        self._robust = robust
+        self._folder = folder
+        self._num_sites = num_sites
+        self._command = command
+        self._listener = listener
+        self._traffic = Traffic(0, 0)
+        self._needed: dict[str, float] = {}
+        self._scores: dict[int, Score] = {}
+        regauges = robust is not None and robust.regauge
+        self._collector = Collector(config, folder, by_factors=not regauges, listener=listener)
+
+    def start(self, sites: Sites) -> None:
+        """Run the rounds that are left.
+
+        Raises:
+            RunError: too few sites came, they do not fit together, or a round stayed below its quorum.
+            StoreError: the folder cannot be written, or base model or data are not those the run began with.
+        """
+        federation = Federation(sites, self._folder, self._listener)
+        federation.gather(num_sites=self._num_sites)
+        checkpoint = self._folder.latest()
+        ended = self._begin(federation) if checkpoint is None else self._go_on(federation, checkpoint)
+        while ended.report.round < self._config.federation.rounds and not ended.report.ended_early:
+            ended = self._round(federation, ended)
+
+    def _begin(self, federation: Federation) -> _Ended:
+        """Return round 0 of a new run: the first adapter, as it is judged before anything was learned."""
+        # One that does not fit is refused before anything is written.
+        adapter = first_adapter(federation, self._config, self._method)
+        federation.identify(config=self._config, command=self._command)
+        self._listener(RunStarted(tuple(federation.sites), self._config.federation.rounds, 0, ()))
+        return self._finish(federation, 0, _Outcome(adapter), Collected(), {})
+
+    def _go_on(self, federation: Federation, checkpoint: Checkpoint) -> _Ended:
+        """Return the newest round of a run that goes on; what a crash may have cut off after it is done again."""
+        federation.identify(config=self._config, command=self._command)
+        self._folder.publish(checkpoint.stored, checkpoint.round)
+        reports = checkpoint.reports
+        self._listener(RunStarted(tuple(federation.sites), self._config.federation.rounds, len(reports), reports))
+        for report in reports:
+            self._learn(report)
+        self._remember_best()
+        return _Ended(checkpoint.stored, checkpoint.state, reports[-1])
+
+    def _round(self, federation: Federation, before: _Ended) -> _Ended:
+        settings, seed = self._config.federation, self._config.run.seed
+        number, given = before.report.round + 1, before.stored
+        began = time.perf_counter()
+        plan = self._method.plan(number)
+        start = start_of_round(given.adapter, plan=plan, seed=seed, round=number)
+        request = TrainRequest(
+            run=federation.run_id,
+            round=number,
+            attempt=0,
+            seed=seed,
+            num_rounds=settings.rounds,
+            validation_examples=self._config.evaluation.client_examples,
+            trains=plan.trains,
+        )
+        packed = given.packed if start is given.adapter else pack(start)
+        starts = Starts(start, packed, request, method=self._method)
+        collected = self._collector.collect(federation, number, starts, needed=self._needed)
+        trained = time.perf_counter()
+        announce("aggregate")
+        weighs_tokens = settings.weighting == "tokens"
+        result = complete(
+            collected.updates,
+            start=start,
+            sizes={
+                client: receipt.num_tokens if weighs_tokens else receipt.num_examples
+                for client, receipt in collected.receipts.items()
+            },
+            weighting=settings.weighting,
+            method=self._method,
+            state=before.state,
+            robust=self._robust,
+            ages={client: number - receipt.round for client, receipt in collected.receipts.items()},
+        )
+        seconds = {
+            "training": trained - began - collected.storing_seconds,
+            "aggregation": time.perf_counter() - trained,
+            "storing": collected.storing_seconds,
+        }
+        return self._finish(
+            federation, number, _Outcome(result.adapter, result.state, result.report), collected, seconds
+        )
+
+    def _finish(
+        self,
+        federation: Federation,
+        number: int,
+        outcome: _Outcome,
+        collected: Collected,
+        seconds: Mapping[str, float],
+    ) -> _Ended:
+        """Store and judge the new global adapter, and record that the round is over."""
+        clients = _client_reports(number, collected)
+        ends_early = self._ends_early(number, clients)
+        is_last = ends_early or number == self._config.federation.rounds
+        began = time.perf_counter()
+        announce("write checkpoint")
+        stored = self._folder.write_adapter(number, outcome.adapter)
+        written = time.perf_counter()
+        judged = self._judge(federation, stored, number, is_at_an_end=is_last or number == 0)
+        validation = None
+        if is_last and (budget := self._config.evaluation.client_examples) > 0:
+            validation = validate(
+                federation,
+                stored.packed,
+                round=number,
+                num_examples=budget,
+                patience=self._config.federation.patience,
+            )
+        scored = time.perf_counter()
+        state_sha256 = self._folder.write_beside(
+            number, outcome.state, predictions=judged.predictions, answers=judged.answers
+        )
+        storing = seconds.get("storing", 0.0) + (written - began) + (time.perf_counter() - scored)
+        bytes_down, bytes_up = self._bytes_moved(federation.link, collected)
+        report = RoundReport(
+            round=number,
+            cohort=tuple(collected.cohort),
+            clients=clients,
+            refused=dict(sorted(collected.refused.items())),
+            aggregation=outcome.aggregation,
+            held_out=judged.report,
+            bytes_down=bytes_down,
+            bytes_up=bytes_up,
+            seconds={**seconds, "evaluation": scored - written, "storing": storing},
+            adapter_sha256=stored.sha256,
+            state_sha256=state_sha256,
+            validation=validation,
+            ended_early=ends_early,
+        )
+        announce("publish")
+        self._folder.complete(report, stored)
+        self._listener(RoundEnded(report))
+        self._learn(report)
+        self._remember_best()
+        return _Ended(stored, outcome.state, report)
+
+    def _judge(self, federation: Federation, stored: StoredAdapter, number: int, *, is_at_an_end: bool) -> Judged:
+        """Return the adapter's score on the held-out set: of all of it at both ends of the run."""
+        num_examples = None
+        if not is_at_an_end or federation.num_held_out == 0:
+            num_examples = min(self._config.evaluation.round_examples, federation.num_held_out)
+        if num_examples == 0:
+            return Judged()
+        self._listener(EvaluationStarted(number))
+        return judge(
+            federation,
+            stored.packed,
+            round=number,
+            num_examples=num_examples,
+            num_generated=self._config.evaluation.generate if is_at_an_end else 0,
+            patience=self._config.federation.patience,
+        )
+
+    def _ends_early(self, number: int, clients: Mapping[str, ClientReport]) -> bool:
+        """Return whether the clients' validation, with what they say of this round's start, has stopped falling."""
+        if number == self._config.federation.rounds:
+            return False
+        scores = self._scores | score_of_start(number, clients)
+        return has_stalled(scores, patience=self._config.evaluation.early_stopping)
+
+    def _learn(self, report: RoundReport) -> None:
+        """Take from a report what later rounds go by."""
+        self._scores |= scores_in(report)
+        for client, part in report.clients.items():
+            if "answered" in part.seconds and not part.age:
+                self._needed[client] = part.seconds["answered"]
+
+    def _remember_best(self) -> None:
+        """Keep the best round's adapter by the clients' validation loss, while the journal has it."""
+        best = best_round(self._scores)
+        if best is not None:
+            self._folder.write_best(best, self._scores[best])
+
+    def _bytes_moved(self, sites: Sites, collected: Collected) -> tuple[int, int]:
+        """Return the adapter bytes down and up since the last report: as counted, where somebody counts them."""
+        moved = sites.traffic()
+        if moved is None:
+            return collected.bytes_down, collected.bytes_up
+        before, self._traffic = self._traffic, moved
+        return moved.bytes_down - before.bytes_down, moved.bytes_up - before.bytes_up
+
+
+def _client_reports(number: int, collected: Collected) -> dict[str, ClientReport]:
+    return {
+        client: _client_report(
+            receipt,
+            number,
+            answered=collected.answered.get(client),
+            is_unchanged=client in collected.unchanged,
+        )
+        for client, receipt in sorted(collected.receipts.items())
+    }
+
+
+def _client_report(receipt: TrainReceipt, number: int, *, answered: float | None, is_unchanged: bool) -> ClientReport:
+    return ClientReport(
+        num_examples=receipt.num_examples,
+        num_steps=receipt.num_steps,
+        loss=receipt.loss,
+        before=receipt.before,
+        after=receipt.after,
+        seconds={**receipt.seconds, **({} if answered is None else {"answered": answered})},
+        age=number - receipt.round,
+        is_unchanged=is_unchanged,
+        num_tokens=receipt.num_tokens,
+        micro_batch_size=receipt.micro_batch_size,
+    )

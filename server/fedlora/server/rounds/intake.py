@@ -1,0 +1,114 @@
+"""The updates of a round as they come in: admitted, on disk, and only then acknowledged."""
+
+import logging
+import math
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from fedlora.adapters import Adapter
+from fedlora.common.messages import Failure, TrainReceipt
+from fedlora.common.phases import announce
+from fedlora.server.events import Listener, UpdateArrived
+from fedlora.server.rounds.admission import Admitted, Refusal, admit, outliers
+from fedlora.server.rounds.inquiry import Answer
+from fedlora.server.rounds.starts import Start
+from fedlora.server.sites import Sites
+from fedlora.server.store import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+class Intake:
+    """What has come together of a round.
+
+    Attributes:
+        receipts: of the updates that count, by client.
+        refused: why the others do not, by client.
+        answered: by client, the seconds from the round's begin to its answer.
+        storing_seconds: what writing took.
+    """
+
+    def __init__(self, number: int, folder: RunFolder, sites: Sites, listener: Listener, *, weighs_tokens: bool):
+        """`weighs_tokens`: whether an update counts by the tokens that it was trained on."""
+        self._number = number
+        self._folder = folder
+        self._sites = sites
+        self._listener = listener
+        self._weighs_tokens = weighs_tokens
+        self._began = time.monotonic()
+        self._admitted: dict[str, Admitted] = {}
+        self.receipts: dict[str, TrainReceipt] = {}
+        self.refused: dict[str, str] = {}
+        self.answered: dict[str, float] = {}
+        self.storing_seconds = 0.0
+
+    @property
+    def updates(self) -> Mapping[str, Adapter]:
+        """The updates that count, by client."""
+        return {client: admitted.update for client, admitted in self._admitted.items()}
+
+    @property
+    def clients(self) -> Collection[str]:
+        """The clients whose update counts."""
+        return self._admitted.keys()
+
+    @property
+    def unchanged(self) -> set[str]:
+        """The clients whose update is what they started from."""
+        return {client for client, admitted in self._admitted.items() if admitted.is_unchanged}
+
+    def recover(self, receipt: TrainReceipt, start: Start) -> None:
+        """Take an update that an earlier process has accepted, of this round or a late one."""
+        asked = replace(start.asked(receipt.attempt), round=min(receipt.round, self._number))
+        self._admit(receipt.client, receipt, replace(start, request=asked), receipt.attempt)
+
+    def take(self, answer: Answer[TrainReceipt], start: Start) -> None:
+        """Take an answer, have it on disk if it counts, and only then tell the site."""
+        client, content = answer.key, answer.content
+        refusal = self._admit(client, content, start, answer.attempt)
+        self.answered[client] = time.monotonic() - self._began
+        if refusal is None:
+            self.refused.pop(client, None)
+            self._write(self.receipts[client])
+        else:
+            self.refused[client] = str(refusal)
+            if isinstance(content, TrainReceipt):
+                self._folder.quarantine(self._number, content, str(refusal))
+        self._sites.acknowledge(answer.reply_id, "" if refusal is None else refusal.code)
+        self._tell(client, content.loss if isinstance(content, TrainReceipt) else math.nan)
+
+    def refuse_outliers(self, limit: float, *, by_factors: bool) -> None:
+        """Refuse the updates that have moved very much further than the others."""
+        for client, outlier in outliers(self._admitted, norm_limit=limit, by_factors=by_factors).items():
+            del self._admitted[client]
+            receipt = self.receipts.pop(client)
+            self.refused[client] = str(outlier)
+            self._folder.quarantine(self._number, receipt, str(outlier))
+            self._tell(client, receipt.loss)
+
+    def _admit(self, client: str, content: TrainReceipt | Failure, start: Start, attempt: int) -> Refusal | None:
+        if isinstance(content, Failure):
+            return Refusal(content.code, content.text)
+        found = admit(
+            content,
+            request=start.asked(attempt),
+            client=client,
+            reference=start.adapter,
+            weighs_tokens=self._weighs_tokens,
+        )
+        if isinstance(found, Refusal):
+            return found
+        self._admitted[client], self.receipts[client] = found, content
+        if found.is_unchanged:
+            logger.warning("round %d: the update of %s is what it started from", self._number, client)
+        return None
+
+    def _write(self, receipt: TrainReceipt) -> None:
+        began = time.perf_counter()
+        announce("accept")
+        self._folder.write_accepted(self._number, receipt)
+        self.storing_seconds += time.perf_counter() - began
+
+    def _tell(self, client: str, loss: float) -> None:
+        self._listener(UpdateArrived(self._number, client, self.refused.get(client, ""), loss))

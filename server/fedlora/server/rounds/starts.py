@@ -1,0 +1,83 @@
+"""What the clients of a round start from: the global adapter, or fresh pairs, each client at its own rank. Pure."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from fedlora.adapters import Adapter, LoraLayer, pack
+from fedlora.adapters.settings import fitted_config
+from fedlora.common.messages import TrainRequest
+from fedlora.common.packed_file import Packed, wire_bytes
+from fedlora.common.random_streams import stream
+from fedlora.methods import Method, RoundPlan
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a client starts from, and the request that carries it, as it is asked for the first time."""
+
+    adapter: Adapter
+    request: TrainRequest
+
+    @property
+    def wire_bytes(self) -> int:
+        """The bytes of the packed adapter."""
+        return wire_bytes(self.request.adapter)
+
+    def asked(self, attempt: int) -> TrainRequest:
+        """Return the request as it is sent for the `attempt`-th time, from 0."""
+        return replace(self.request, attempt=attempt)
+
+
+class Starts:
+    """The starts of a round, by rank: of each the adapter is packed once."""
+
+    def __init__(self, adapter: Adapter, packed: Packed, request: TrainRequest, *, method: Method) -> None:
+        """`packed` is `adapter`, `request` what is asked for beside it; `method` fits pairs to smaller ranks."""
+        self._whole = Start(adapter, replace(request, adapter=packed))
+        self._method = method
+        self._by_rank: dict[int, Start] = {}
+
+    def for_rank(self, rank: int) -> Start:
+        """Return the start of a client that trains at most `rank`."""
+        if rank not in self._by_rank:
+            fitted = for_rank(self._whole.adapter, rank, method=self._method)
+            is_whole = fitted is self._whole.adapter
+            self._by_rank[rank] = (
+                self._whole if is_whole else Start(fitted, replace(self._whole.request, adapter=pack(fitted)))
+            )
+        return self._by_rank[rank]
+
+
+def start_of_round(adapter: Adapter, *, plan: RoundPlan, seed: int, round: int) -> Adapter:
+    """Return the adapter that a round starts from: the last round's, or with fresh pairs where the plan says so.
+
+    A fresh pair is PEFT's: of a linear layer, A uniform within 1 / sqrt(in_features) and B zero; of an embedding, A
+    zero and B normal. It is drawn by (seed, round).
+    """
+    if not plan.starts_fresh:
+        return adapter
+    draw = stream(seed, round=round, purpose="fresh pairs")
+    return replace(adapter, layers={path: _fresh(layer, draw) for path, layer in adapter.layers.items()})
+
+
+def for_rank(adapter: Adapter, rank: int, *, method: Method) -> Adapter:
+    """Return the adapter for a client that trains at most `rank`, with the scaling that all have."""
+    if all(layer.rank <= rank for layer in adapter.layers.values()):
+        return adapter
+    layers = dict(adapter.layers)
+    for path, layer in layers.items():
+        if layer.rank > rank:
+            A, B = method.fit(layer.A, layer.B, rank)
+            layers[path] = replace(layer, A=A.contiguous(), B=B.contiguous())
+    return replace(adapter, layers=layers, config=fitted_config(adapter.config, layers))
+
+
+def _fresh(layer: LoraLayer, draw: np.random.Generator) -> LoraLayer:
+    zero_A, zero_B = torch.zeros_like(layer.A), torch.zeros_like(layer.B)
+    if layer.is_embedding:
+        return replace(layer, A=zero_A, B=torch.from_numpy(draw.standard_normal(layer.B.shape)).to(layer.B))
+    bound = 1 / math.sqrt(layer.A.shape[1])
+    return replace(layer, A=torch.from_numpy(draw.uniform(-bound, bound, layer.A.shape)).to(layer.A), B=zero_B)
