@@ -58,7 +58,7 @@ def answered(message: Message, *, name: str, adapter: Path, num_held_out: int) -
         TrainRequest.__name__: lambda: _trained(from_record(message.content, TrainRequest), name),
         EvaluateRequest.__name__: lambda: _evaluated(from_record(message.content, EvaluateRequest), name),
     }
-    return Message(to_record(answers[kind_of(message.content)]()), reply_to=message)
+    return Message(to_record(answers[kind_of(message.content)](), with_local=True), reply_to=message)
 
 
 def described(name: str, num_held_out: int) -> SiteDescription:

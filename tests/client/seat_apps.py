@@ -48,7 +48,7 @@ def make_app() -> ClientApp:
         if (folder / "long examples").exists():
             fates = {"training": {"too_long": 4}, "test": {"cut": 1}}
             description = replace(description, fates=fates, notes=("the column 'ward' is left aside, in 9 rows",))
-        return Message(to_record(failure or description), reply_to=message)
+        return Message(to_record(failure or description, with_local=True), reply_to=message)
 
     @app.query("initialise")
     def initialise(message: Message, _context: Context) -> Message:

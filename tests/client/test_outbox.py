@@ -1,7 +1,7 @@
 """What a site keeps on disk: a result is done only when all of it is there, and is forgotten when the server has it."""
 
-import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from fedlora.client.outbox import Finished, Outbox
 from fedlora.common.files import sha256_of
 from fedlora.common.messages import Score, TrainReceipt
+from fedlora.common.wire import read_receipt
 
 START = "a" * 64
 
@@ -27,7 +28,17 @@ def trained(outbox: Outbox, round: int = 1, *, run: str = "run", update: bytes =
     folder = outbox.round_folder(run, round)
     (folder / "update").write_bytes(update)
     (folder / "residual").write_bytes(f"residual {round}".encode())
-    return outbox.finish(receipt(round, run=run), started_from=START)
+    return finish(outbox, receipt(round, run=run))
+
+
+def finish(outbox: Outbox, receipt: TrainReceipt) -> Finished:
+    return outbox.finish(receipt, run=receipt.run, round=receipt.round, started_from=START)
+
+
+def sent(finished: Finished) -> tuple[str, int]:
+    """Return digest and size of the update that an answer names."""
+    blob = finished.answer.adapter.encoded
+    return blob.sha256.hex(), blob.size_bytes
 
 
 def entries(folder: Path) -> list[str]:
@@ -37,20 +48,21 @@ def entries(folder: Path) -> list[str]:
 def test_a_finished_round_is_found_again_by_whoever_opens_the_folder(outbox: Outbox, tmp_path: Path) -> None:
     finished = trained(outbox)
     update = tmp_path / "outbox" / "run" / "0001" / "update"
-    assert (finished.sha256, finished.size_bytes) == (sha256_of([update]), len(b"update"))
+    assert sent(finished) == (sha256_of([update]), len(b"update"))
     assert Outbox(tmp_path).finished("run", 1, started_from=START) == finished
 
 
 def test_a_loss_that_is_withheld_stays_no_number(outbox: Outbox) -> None:
-    outbox.finish(receipt(loss=float("nan")), started_from=START)
+    finish(outbox, receipt(loss=float("nan")))
     found = outbox.finished("run", 1, started_from=START)
     assert found is not None
-    assert repr(found.receipt) == repr(receipt(loss=float("nan")))
+    assert repr(read_receipt(found.answer)) == repr(receipt(loss=float("nan")))
 
 
 def test_a_round_without_an_update_is_finished_too(outbox: Outbox) -> None:
-    finished = outbox.finish(receipt(status="loss_not_finite"), started_from=START)
-    assert (finished.sha256, finished.size_bytes) == ("", 0)
+    finished = finish(outbox, receipt(status="loss_not_finite"))
+    assert sent(finished) == ("", 0)
+    assert not finished.answer.HasField("adapter")
     assert outbox.finished("run", 1, started_from=START) == finished
 
 
@@ -77,25 +89,24 @@ def test_an_update_that_is_gone_or_cut_is_not_finished(outbox: Outbox, left: byt
     assert outbox.finished("run", 1, started_from=START) is None
 
 
-@pytest.mark.parametrize("num_bytes", [0, 1, 40, -1])
+@pytest.mark.parametrize("num_bytes", [0, 1, 40, 66, -1])
 def test_a_torn_receipt_counts_as_none(outbox: Outbox, num_bytes: int) -> None:
     trained(outbox)
-    path = outbox.round_folder("run", 1) / "receipt.json"
+    path = outbox.round_folder("run", 1) / "answer"
     path.write_bytes(path.read_bytes()[:num_bytes])
     assert outbox.finished("run", 1, started_from=START) is None
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '"text"', "\udc80"])
 def test_a_receipt_that_is_something_else_counts_as_none(outbox: Outbox, content: str) -> None:
-    path = outbox.round_folder("run", 1) / "receipt.json"
+    path = outbox.round_folder("run", 1) / "answer"
     path.write_text(content, errors="surrogateescape")
     assert outbox.finished("run", 1, started_from=START) is None
 
 
 def test_the_adapter_is_not_in_the_receipt(outbox: Outbox) -> None:
-    trained(outbox)
-    content = json.loads((outbox.round_folder("run", 1) / "receipt.json").read_text())
-    assert "adapter" not in content["receipt"]
+    finish(outbox, replace(receipt(), adapter=b"tensors"))
+    assert b"tensors" not in (outbox.round_folder("run", 1) / "answer").read_bytes()
 
 
 def test_finishing_a_round_removes_the_others_of_its_run(outbox: Outbox, tmp_path: Path) -> None:
@@ -103,7 +114,7 @@ def test_finishing_a_round_removes_the_others_of_its_run(outbox: Outbox, tmp_pat
     trained(outbox, 1, run="other")
     (outbox.round_folder("run", 2) / "update").write_bytes(b"of a training that was cut off")
     trained(outbox, 3)
-    files = ["receipt.json", "residual", "update"]
+    files = ["answer", "residual", "update"]
     kept = [f"other/0001/{name}" for name in files] + [f"run/0003/{name}" for name in files]
     assert entries(tmp_path / "outbox") == kept
 

@@ -35,9 +35,9 @@ def test_what_is_left_out_is_said_at_the_site_and_its_numbers_to_the_server(
     (bench.app / "long examples").touch()
     bench.connect()
     sent = bench.readiness().description
-    assert [(fate.part, fate.code, fate.num_examples) for fate in sent.fates] == [
+    assert {(part, *fate) for part, fates in sent.fates.items() for fate in fates.num_examples.items()} == {
         ("training", "too_long", 4), ("test", "cut", 1)
-    ]  # fmt: skip
+    }  # fmt: skip
     assert b"ward" not in sent.SerializeToString()
     assert "4 of 14 training examples are left out (longer than task.max_length)" in caplog.text
     assert "1 of 4 test examples is cut at task.max_length" in caplog.text
@@ -119,7 +119,7 @@ def test_a_cancelled_request_is_left_off_and_not_answered(bench: Bench) -> None:
     answer = bench.answer()
     assert (answer.request_id, answer.train.round) == ("2", 2)
     assert bench.is_silent()
-    assert bench.results() == ["run/0002/receipt.json", "run/0002/update"]
+    assert bench.results() == ["run/0002/answer", "run/0002/update"]
 
 
 def test_a_request_that_is_cancelled_before_its_turn_is_not_begun(bench: Bench) -> None:
@@ -151,7 +151,7 @@ def test_what_is_cancelled_and_asked_for_again_at_once_is_trained_again(bench: B
 def test_what_the_server_has_or_will_not_have_is_forgotten(bench: Bench, refusal: str) -> None:
     bench.ask("1", train(), START)
     bench.answer()
-    assert bench.results() == ["run/0001/receipt.json", "run/0001/update"]
+    assert bench.results() == ["run/0001/answer", "run/0001/update"]
     bench.acknowledge("1", refusal)
     assert bench.results() == []
 
@@ -161,7 +161,7 @@ def test_what_the_server_could_not_store_is_kept(bench: Bench) -> None:
     bench.answer()
     bench.acknowledge("1", "not_stored")
     bench.acknowledge("another")
-    assert bench.results() == ["run/0001/receipt.json", "run/0001/update"]
+    assert bench.results() == ["run/0001/answer", "run/0001/update"]
 
 
 def test_only_an_accepted_update_leaves_its_residual_for_the_next(bench: Bench) -> None:

@@ -194,7 +194,7 @@ def test_a_score_over_no_examples_is_none() -> None:
 
 
 def test_a_map_has_its_most_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedlora.common.wire._MAX_ENTRIES", 3)
+    monkeypatch.setattr("fedlora.common.bounds._MAX_ENTRIES", 3)
     four = pb.EvaluateReceipt(predictions=dict.fromkeys(range(4), 0))
     with pytest.raises(RunError, match="4 entries in one field; expected at most 3"):
         read_receipt(answer_of(evaluate=four))
@@ -218,13 +218,13 @@ def test_what_is_left_out_comes_over_the_wire_by_number_and_what_is_said_of_the_
     assert (found.fates, found.notes) == (fates, ())
 
 
-@pytest.mark.parametrize(
-    "fates",
-    [[pb.Fate(part="secret", code="cut")], [pb.Fate(part="test", code="a b")], [pb.Fate(part="test", code="")],
-     [pb.Fate(part="test", code="cut")] * 101],
-)  # fmt: skip
-def test_a_fate_that_is_none_is_refused(fates: list[pb.Fate]) -> None:
-    message = pb.SiteDescription(lora_rank=1, fates=fates)
+MANY_CODES = [first + second for first in "abcdefghijk" for second in "abcdefghij"]
+
+
+@pytest.mark.parametrize("fates", [{"secret": ["cut"]}, {"test": ["a b"]}, {"test": [""]}, {"test": MANY_CODES}])
+def test_a_fate_that_is_none_is_refused(fates: dict[str, list[str]]) -> None:
+    by_part = {part: pb.FatesOfPart(num_examples=dict.fromkeys(codes, 1)) for part, codes in fates.items()}
+    message = pb.SiteDescription(lora_rank=1, fates=by_part)
     with pytest.raises(RunError, match=r"fates? of examples"):
         read_description(message, site="north", labels=(), base_model="base")
 

@@ -17,6 +17,7 @@ from fedlora.common.messages import (
     TrainReceipt,
     TrainRequest,
 )
+from fedlora.common.schema import to_proto
 from fedlora.common.wire import Receipt, read_request
 from fedlora.server.exchange import ExchangeStore
 from fedlora.server.grpc.grid import GrpcGrid
@@ -85,7 +86,9 @@ class Peer:
     def _answer(self, request: session_pb2.Request) -> None:
         receipt = self.behaviour(self, request)
         if receipt is not None:
-            self.grid.answer(self.name, request.request_id, receipt)
+            self.grid.answer(
+                self.name, request.request_id, to_proto(receipt, with_local=True), getattr(receipt, "adapter", b"")
+            )
 
     def started_from(self, request: session_pb2.Request) -> Adapter:
         path = self.exchange.find(request.adapter.whole.sha256.hex())

@@ -111,7 +111,11 @@ def test_nobody_asked_is_nobody_waited_for() -> None:
 
 @pytest.mark.parametrize(
     "died",
-    [Error(8, "the worker process died"), Error(5), to_record(Failure(WORKER_DIED, "the worker process died"))],
+    [
+        Error(8, "the worker process died"),
+        Error(5),
+        to_record(Failure(WORKER_DIED, "the worker process died"), with_local=True),
+    ],
     ids=["died", "node gone", "said by its parent"],
 )
 def test_a_request_whose_worker_died_is_asked_again_up_to_three_times(died: Reply) -> None:
@@ -139,12 +143,12 @@ def test_a_request_whose_worker_died_is_asked_again_up_to_three_times(died: Repl
 
 @pytest.mark.parametrize("code", ["out_of_memory", "internal", "data"])
 def test_any_other_failure_is_an_answer(code: str) -> None:
-    grid = PatientGrid(lambda _given, _node: to_record(Failure(code, "why")))
+    grid = PatientGrid(lambda _given, _node: to_record(Failure(code, "why"), with_local=True))
     assert list(conversation(grid, 1)) == [Answer("client 1", 0, Failure(code, "why"))]
 
 
 def test_a_code_of_another_form_does_not_pass() -> None:
-    grid = PatientGrid(lambda _given, _node: to_record(Failure("<b>anything</b>", "why")))
+    grid = PatientGrid(lambda _given, _node: to_record(Failure("<b>anything</b>", "why"), with_local=True))
     (answer,) = conversation(grid, 1)
     assert isinstance(answer.content, Failure)
     assert answer.content.code == "unreadable"
@@ -154,8 +158,8 @@ def test_a_code_of_another_form_does_not_pass() -> None:
     "content",
     [
         RecordDict(),
-        RecordDict({"fedlora": ConfigRecord({"type": "TrainReceipt", "json": "{"})}),
-        RecordDict({"fedlora": ConfigRecord({"type": "SiteDescription", "json": "{}"})}),
+        RecordDict({"fedlora": ConfigRecord({"type": "TrainReceipt", "message": b"{"})}),
+        RecordDict({"fedlora": ConfigRecord({"type": "SiteDescription", "message": b""})}),
         to_record(request(0)),
     ],
     ids=["empty", "torn", "another receipt", "a request"],
@@ -191,7 +195,7 @@ def test_a_worker_that_dies_as_it_is_met_is_asked_again() -> None:
         client="north", num_examples=1, num_validation=0, num_held_out=0, metric_name="accuracy", labels=("a", "b"),
         base_model="m", base_model_fingerprint="f", data_fingerprint="d", version="1", lora_rank=2,
     )  # fmt: skip
-    replies: list[Reply] = [Error(8, "died"), Error(8, "died"), to_record(description)]
+    replies: list[Reply] = [Error(8, "died"), Error(8, "died"), to_record(description, with_local=True)]
 
     class Meeting(PatientGrid):
         def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

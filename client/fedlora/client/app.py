@@ -34,7 +34,8 @@ def make_client_app(
     """Return the ClientApp over the workbench that `load` gives, at the first message whose `key` is another.
 
     A node serves the client at the place of its `partition-id` among the sorted names, the first without one.
-    What goes wrong is answered as a `Failure`: a typed code, and its text only with `explain_failures`.
+    What goes wrong is answered as a `Failure`: a typed code, and its text only with `explain_failures`. The answers are
+    for a process of the same owner: they hold what is local too.
     """
     app = ClientApp(mods=list(mods))
 
@@ -50,7 +51,7 @@ def make_client_app(
                     logger.exception("a request failed; this is a bug in fedlora, in the model or in the task")
                     text = f"{type(error).__name__}: {error}"
                 receipt = Failure(code, text[:2000] if explain_failures else "")
-            return Message(to_record(receipt), reply_to=message)
+            return Message(to_record(receipt, with_local=True), reply_to=message)
 
         return handle
 

@@ -55,7 +55,7 @@ def adapters_as_files(message: Message, context: Context, call_next: ClientAppCa
             if making is not None and not given.path.is_file():
                 _make(given.path, Path(str(making["difference"])), Path(str(making["reference"])))
         except AdapterError as error:
-            return Message(to_record(Failure(DIFFERENCE, str(error))), reply_to=message)
+            return Message(to_record(Failure(DIFFERENCE, str(error)), with_local=True), reply_to=message)
         put_adapter(message.content, given.path.read_bytes())
     reply = call_next(message, context)
     if settings is None or reply.has_error() or not (made := adapter_in(reply.content)):

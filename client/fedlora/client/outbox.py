@@ -3,7 +3,7 @@
 adapters/SHA                        a global adapter, whole; `.part` until all of it is here
 outbox/RUN/NNNN/update              the update of a round as it goes on the wire
                 residual            what its rounding took, which goes into the next update (int8)
-                receipt.json        once it is there, the round's training is done and is never done again
+                answer              once it is there, the round's training is done and is never done again
 residual/RUN                        the residual of the last acknowledged update
 """
 
@@ -12,24 +12,23 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedlora.common.codec import Codec
+from google.protobuf.message import DecodeError
+
 from fedlora.common.files import sha256_of, write_file
-from fedlora.common.messages import TrainReceipt
+from fedlora.common.messages import InitialiseReceipt, TrainReceipt
+from fedlora.common.schema import serialised
+from fedlora.common.wire import write_receipt
+from fedlora.v1 import session_pb2
 
 _KEPT_ADAPTERS = 3
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A round's result: the receipt without its adapter, what it was trained from, and the update's file."""
+    """A round's result: the answer as it goes to the server, but for the request's id, and the file of its update."""
 
-    receipt: TrainReceipt
-    started_from: str
-    sha256: str
-    size_bytes: int
-
-
-_FINISHED = Codec(Finished)
+    answer: session_pb2.Answer
+    update: Path
 
 
 class Outbox:
@@ -59,30 +58,30 @@ class Outbox:
     def finished(self, run: str, round: int, *, started_from: str) -> Finished | None:
         """Return the round's result, if it was trained from the adapter of that content and is whole."""
         folder = self._folder / "outbox" / run / f"{round:04d}"
+        found = session_pb2.FinishedRound()
         try:
-            found = _FINISHED.load((folder / "receipt.json").read_bytes())
-        except (OSError, ValueError):
+            found.ParseFromString((folder / "answer").read_bytes())
+        except (OSError, DecodeError):
             return None
-        update = folder / "update"
-        is_whole = found.size_bytes == 0 or (update.is_file() and update.stat().st_size == found.size_bytes)
-        return found if found.started_from == started_from and is_whole else None
+        update, blob = folder / "update", found.answer.adapter.encoded
+        is_whole = blob.size_bytes == 0 or (update.is_file() and update.stat().st_size == blob.size_bytes)
+        is_this = found.HasField("answer") and found.started_from == started_from
+        return Finished(found.answer, update) if is_this and is_whole else None
 
-    def finish(self, receipt: TrainReceipt, *, started_from: str) -> Finished:
+    def finish(self, receipt: TrainReceipt | InitialiseReceipt, *, run: str, round: int, started_from: str) -> Finished:
         """Record a round's result, whose update and residual are on disk already; other rounds' are removed."""
-        folder = self.round_folder(receipt.run, receipt.round)
+        folder = self.round_folder(run, round)
         update = folder / "update"
-        has_update = update.is_file()
-        finished = Finished(
-            receipt,
-            started_from,
-            sha256_of([update]) if has_update else "",
-            update.stat().st_size if has_update else 0,
-        )
-        write_file(folder / "receipt.json", _FINISHED.dump(finished, leave_out={"receipt": {"adapter"}}))
+        finished = session_pb2.FinishedRound(started_from=started_from)
+        write_receipt(receipt, finished.answer)
+        if update.is_file():
+            blob = finished.answer.adapter.encoded
+            blob.sha256, blob.size_bytes = bytes.fromhex(sha256_of([update])), update.stat().st_size
+        write_file(folder / "answer", serialised(finished))
         for other in folder.parent.iterdir():
             if other != folder:
                 shutil.rmtree(other, ignore_errors=True)
-        return finished
+        return Finished(finished.answer, update)
 
     def settle(self, run: str, round: int, *, is_accepted: bool) -> None:
         """Forget a result that the server has; of an accepted one the residual is kept for the next."""

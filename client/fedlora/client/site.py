@@ -30,7 +30,6 @@ from fedlora.common.errors import FedloraError, RunError
 from fedlora.common.messages import (
     INTERNAL,
     INTERRUPTED,
-    OK,
     WORKER_DIED,
     DescribeRequest,
     EvaluateReceipt,
@@ -245,25 +244,25 @@ class Site:
         if not isinstance(answer, TrainReceipt):
             return self._allowed_receipt(answer)
         announce("write")
-        receipt = replace(allowed_training(answer, self._site.limits), adapter=b"")
+        receipt = allowed_training(answer, self._site.limits)
         if receipt.withheld:
             logger.info("withheld by limits.metrics: %s", ", ".join(receipt.withheld))
         logger.info("round %d: trained %d steps, loss %.4g", request.round, receipt.num_steps, answer.loss)
-        return self._outbox.finish(receipt, started_from=key[-1])
+        return self._outbox.finish(receipt, run=request.run, round=request.round, started_from=key[-1])
 
     def _finished(self, key: Key, request: TrainRequest) -> Finished | None:
         return self._outbox.finished(request.run, request.round, started_from=key[-1])
 
     def _initialised(self, request: InitialiseRequest) -> Receipt | Finished:
         """Return the run's first adapter, as the update of round 0 of no run."""
-        folder = self._outbox.round_folder("start", 0)
+        run, round = "start", 0
+        folder = self._outbox.round_folder(run, round)
         asked = self._seat.message(request)
         ask_for_file(asked, folder / "update", precision="float32")
         answer = self._seat.ask(asked, InitialiseReceipt)
         if not isinstance(answer, InitialiseReceipt):
             return self._allowed_receipt(answer)
-        receipt = TrainReceipt(run="start", round=0, attempt=0, client=self._site.site.name, status=OK)
-        return self._outbox.finish(receipt, started_from="")
+        return self._outbox.finish(answer, run=run, round=round, started_from="")
 
     def _ask(
         self,
@@ -294,22 +293,19 @@ class Site:
         if message is None:
             return
         line = self._required_line()
-        answer = session_pb2.Answer(request_id=message.request_id)
+        answer = session_pb2.Answer()
         if isinstance(result, Finished):
-            request = read_request(message)
-            if isinstance(request, TrainRequest):
+            answer.CopyFrom(result.answer)
+            if answer.HasField("train"):
                 # The same training, whatever attempt it was first asked with.
-                write_receipt(replace(result.receipt, attempt=request.attempt), answer)
-            else:
-                write_receipt(InitialiseReceipt(), answer)
-            if result.size_bytes:
-                blob = messages_pb2.Blob(sha256=bytes.fromhex(result.sha256), size_bytes=result.size_bytes)
-                path = self._outbox.round_folder(result.receipt.run, result.receipt.round) / "update"
-                sent = upload(line.exchange, message.ticket, path, blob, metadata=line.metadata)
-                logger.info("round %d: sent %s bytes", result.receipt.round, f"{sent:,}")
-                answer.adapter.encoded.CopyFrom(blob)
+                answer.train.attempt = message.train.attempt
+            if answer.HasField("adapter"):
+                blob = answer.adapter.encoded
+                sent = upload(line.exchange, message.ticket, result.update, blob, metadata=line.metadata)
+                logger.info("round %d: sent %s bytes", answer.train.round, f"{sent:,}")
         else:
             write_receipt(result, answer)
+        answer.request_id = message.request_id
         with self._lock:
             if self._line is not line:  # Asked again over the next connection, it must be answered there.
                 raise ConnectionGone

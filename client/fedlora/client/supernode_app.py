@@ -85,7 +85,7 @@ def _answer(message: Message, context: Context) -> object:
 
     work = make_client_app(lambda: _load(run, site, path), key=f"{path} {run!r}", explain_failures=True)
     # A SuperNode of a Flower project may have a partition-id; a site is not a partition.
-    return _allowed(work(message, replace(context, node_config={})), run, site)
+    return _allowed(work(message, replace(context, node_config={})), site)
 
 
 def _site_file(given: UserConfig) -> Path:
@@ -122,15 +122,13 @@ def _load(run: RunConfig, site: SiteConfig, path: Path) -> "Workbench":
     return workbench
 
 
-def _allowed(reply: Message, run: RunConfig, site: SiteConfig) -> object:
-    """Return the workbench's answer without what the site keeps to itself."""
-    receipt: object = from_record(reply.content, _ANSWERS[kind_of(reply.content)])
+def _allowed(reply: Message, site: SiteConfig) -> object:
+    """Return the workbench's answer without the numbers that the site keeps to itself."""
+    receipt: object = from_record(reply.content, _ANSWERS[kind_of(reply.content)], with_local=True)
     match receipt:
         case SiteDescription():
-            # The server knows both; by which path the model goes here, or which labels the data have, it need not.
             for line in data_lines(receipt):
                 logger.warning("%s", line)
-            return replace(receipt, labels=run.data.labels, base_model=run.model.name, notes=())
         case TrainReceipt():
             logger.info("round %d: trained %d steps, loss %.4g", receipt.round, receipt.num_steps, receipt.loss)
             return allowed_training(receipt, site.limits)

@@ -54,7 +54,7 @@ class WorkerSeat:
             died = reply.error.code == APP_DIED
             return Failure(WORKER_DIED if died else "internal", reply.error.reason or "")
         self._context.state = state
-        return reply_from_record(reply.content, expected, with_files=True)
+        return reply_from_record(reply.content, expected, with_files=True, with_local=True)
 
     def interrupt(self) -> None:
         """Let the worker leave off what it trains: nobody waits for it."""

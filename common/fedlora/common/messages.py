@@ -1,13 +1,28 @@
-"""What server and clients say to each other. `records` carries these as Flower's records."""
+"""What server and clients say to each other.
+
+`messages.proto` is the schema: the same names and fields, and which of them stay with their owner. `schema` maps one to
+the other, `wire` and `records` carry them. The types of fields that are no plain ones are the `bounds` of what is read.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
 
-from pydantic import StringConstraints
-
-from fedlora.common.errors import CODE
-from fedlora.common.fates import Fates, fate_line
+from fedlora.common.bounds import (
+    Code,
+    Entries,
+    Factors,
+    Fingerprint,
+    KnownFates,
+    NumAnswered,
+    NumRounds,
+    NumScored,
+    NumShards,
+    RunId,
+    Text,
+    TrainedRank,
+    Word,
+)
+from fedlora.common.fates import fate_line
 from fedlora.common.packed_file import Packed
 
 # What a client may say of itself besides an error's code: text stays at the site.
@@ -23,7 +38,7 @@ INTERRUPTED = "interrupted"
 class Score:
     """Loss and metric over a number of examples: means over the examples, or over their tokens where `num_tokens`."""
 
-    num_examples: int
+    num_examples: NumScored
     loss: float
     metric: float
     num_tokens: int = 0
@@ -38,7 +53,7 @@ class Score:
 class Generated:
     """Generated answers against the given ones: the share that is equal, and the mean ROUGE-L (F1, 0 to 1)."""
 
-    num_examples: int
+    num_examples: NumAnswered
     exact_match: float
     rouge_l: float
 
@@ -63,16 +78,16 @@ class SiteDescription:
     num_examples: int
     num_validation: int
     num_held_out: int
-    metric_name: str
+    metric_name: Word
     labels: tuple[str, ...]
     base_model: str
-    base_model_fingerprint: str
-    data_fingerprint: str
-    version: str
-    lora_rank: int
+    base_model_fingerprint: Fingerprint
+    data_fingerprint: Fingerprint
+    version: Word
+    lora_rank: TrainedRank
     has_own_held_out: bool = False
-    fingerprints: Mapping[str, str] = field(default_factory=dict)
-    fates: Fates = field(default_factory=dict)
+    fingerprints: Entries[Word, Fingerprint] = field(default_factory=dict)
+    fates: KnownFates = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def num_used(self, part: str) -> int:
@@ -112,14 +127,14 @@ class TrainRequest:
         trains: the factors that are trained, "A", "B" or both; a factor that is not does not travel back.
     """
 
-    run: str
+    run: RunId
     round: int
     attempt: int
     seed: int
-    num_rounds: int
+    num_rounds: NumRounds
     validation_examples: int
     adapter: Packed = field(default=b"", repr=False)
-    trains: tuple[Literal["A", "B"], ...] = ("A", "B")
+    trains: Factors = ("A", "B")
 
     @property
     def frozen_factor(self) -> str:
@@ -153,7 +168,7 @@ class TrainReceipt:
     loss: float = float("nan")
     before: Score | None = None
     after: Score | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Entries[str, float] = field(default_factory=dict)
     adapter: Packed = field(default=b"", repr=False)
     withheld: tuple[str, ...] = ()
     wire_bytes: int = 0
@@ -173,11 +188,11 @@ class EvaluateRequest:
         of_validation: whether the client's validation examples are meant, at most `num_examples` of them.
     """
 
-    run: str
+    run: RunId
     round: int
     num_examples: int | None
     shard: int
-    num_shards: int
+    num_shards: NumShards
     with_predictions: bool
     adapter: Packed = field(default=b"", repr=False)
     num_generated: int = 0
@@ -188,15 +203,15 @@ class EvaluateRequest:
 class EvaluateReceipt:
     """Scores by group; predicted labels by position in the held-out set, and generated answers, where asked for.
 
-    `answers` are these as text, by position; they do not leave a site.
+    `answers` are these as text, by position.
     """
 
     run: str
     round: int
     shard: int
-    groups: Mapping[str, Score]
-    predictions: Mapping[int, int] = field(default_factory=dict)
-    generated: Mapping[str, Generated] = field(default_factory=dict)
+    groups: Entries[str, Score]
+    predictions: Entries[int, int] = field(default_factory=dict)
+    generated: Entries[str, Generated] = field(default_factory=dict)
     answers: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -204,8 +219,8 @@ class EvaluateReceipt:
 class Failure:
     """An answer in place of a receipt: a typed code, and words only where site and server belong to one person."""
 
-    code: Annotated[str, StringConstraints(pattern=f"^{CODE}$")]
-    text: Annotated[str, StringConstraints(max_length=2000)] = ""
+    code: Code
+    text: Text = ""
 
     def words(self, who: str) -> str:
         """Return what went wrong at `who`, for the end of a run that cannot do without the answer."""

@@ -1,4 +1,4 @@
-"""Messages to and from Flower's records: one ConfigRecord for the fields, one Array for a packed adapter.
+"""Messages to and from Flower's records: their protobuf's bytes in a ConfigRecord, a packed adapter as one Array.
 
 Flower's cost is per array, so an adapter travels as one Array of safetensors bytes under a stype of
 our own. Flower's own strategies cannot read that.
@@ -6,12 +6,11 @@ our own. Flower's own strategies cannot read that.
 
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MessageType, RecordDict
-from pydantic import ValidationError
+from google.protobuf.message import Message as Proto
 
-from fedlora.common.codec import Codec
 from fedlora.common.errors import RunError
 from fedlora.common.messages import (
     DescribeRequest,
@@ -25,11 +24,11 @@ from fedlora.common.messages import (
     TrainRequest,
 )
 from fedlora.common.packed_file import Packed, PackedFile
+from fedlora.common.schema import ADAPTER, discard_local, from_proto, parse, serialised, to_proto
 
-_FIELDS = "fedlora"
-_ADAPTER = "adapter"
+_MESSAGE = "fedlora"
 _STYPE = "fedlora.safetensors/v1"
-# Within one process: the array's bytes are the path of the file that holds the adapter.
+# Within one process: the array's bytes are the digest, if it is known, and the path of the file that holds the adapter.
 _FILE_STYPE = "fedlora.file/v1"
 
 Message = TypeVar("Message")
@@ -42,8 +41,6 @@ _QUESTIONS: dict[type, tuple[str, type]] = {
     EvaluateRequest: (MessageType.EVALUATE, EvaluateReceipt),
 }
 
-_codecs: dict[type, Codec[Any]] = {}  # building one takes milliseconds
-
 
 def message_type_of(request: object) -> str:
     """Return Flower's type of the message that carries a request."""
@@ -55,22 +52,31 @@ def receipt_type_of(request: object) -> type:
     return _QUESTIONS[type(request)][1]
 
 
-def to_record(message: object) -> RecordDict:
-    """Return the records that carry one of the dataclasses of `messages`."""
-    text = _codec(type(message)).dump(message, leave_out={_ADAPTER})
-    content = RecordDict({_FIELDS: ConfigRecord({"type": type(message).__name__, "json": text})})
-    put_adapter(content, getattr(message, _ADAPTER, b""))
+def to_record(message: object, *, with_local: bool = False) -> RecordDict:
+    """Return the records that carry one of the dataclasses of `messages`.
+
+    Args:
+        with_local: whether it goes to another process of the same owner, with the fields that are local.
+    """
+    content = carrying(to_proto(message, with_local=with_local))
+    put_adapter(content, getattr(message, ADAPTER, b""))
     return content
+
+
+def carrying(message: Proto) -> RecordDict:
+    """Return the records that carry a message's protobuf, without an adapter."""
+    record = ConfigRecord({"type": message.DESCRIPTOR.name, "message": serialised(message)})
+    return RecordDict({_MESSAGE: record})
 
 
 def put_adapter(content: RecordDict, packed: Packed) -> None:
     """Put a packed adapter into the records, in place of the one that is there; nothing is put for empty bytes."""
-    content.pop(_ADAPTER, None)
+    content.pop(ADAPTER, None)
     if isinstance(packed, PackedFile):
-        path = str(packed.path).encode()
-        content[_ADAPTER] = ArrayRecord({_ADAPTER: Array("uint8", (packed.wire_bytes,), _FILE_STYPE, path)})
+        place = f"{packed.sha256}:{packed.path}".encode()
+        content[ADAPTER] = ArrayRecord({ADAPTER: Array("uint8", (packed.wire_bytes,), _FILE_STYPE, place)})
     elif packed:
-        content[_ADAPTER] = ArrayRecord({_ADAPTER: Array("uint8", (len(packed),), _STYPE, packed)})
+        content[ADAPTER] = ArrayRecord({ADAPTER: Array("uint8", (len(packed),), _STYPE, packed)})
 
 
 def adapter_in(content: RecordDict, *, with_files: bool = False) -> Packed:
@@ -82,59 +88,79 @@ def adapter_in(content: RecordDict, *, with_files: bool = False) -> Packed:
     Raises:
         RunError: what stands in its place is no packed adapter.
     """
-    return _packed(content, with_files=with_files) if _ADAPTER in content.array_records else b""
+    return _packed(content, with_files=with_files) if ADAPTER in content.array_records else b""
 
 
-def from_record(content: RecordDict, expected: type[Message], *, with_files: bool = False) -> Message:
+def from_record(
+    content: RecordDict, expected: type[Message], *, with_files: bool = False, with_local: bool = False
+) -> Message:
     """Return the message of type `expected` in `content`.
 
     Args:
         with_files: whether it comes from this very process and may name an adapter's file; a peer may not.
+        with_local: whether it comes from another process of the same owner; a peer's local fields are not read.
 
     Raises:
         RunError: the records hold something else; a client of another version, or not ours.
     """
-    kind, text = _fields(content)
+    kind = kind_of(content)
     if kind != expected.__name__:
         raise RunError(f"a peer sent {kind or 'records that are not fedlora messages'}; expected {expected.__name__}")
-    try:
-        message: Message = _codec(expected).load(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RunError(f"a peer sent an unreadable {kind}: {where}: {first['msg']}") from error
-    if not hasattr(message, _ADAPTER):
+    message = from_proto(carried(content), expected, with_local=with_local)
+    if not hasattr(message, ADAPTER):
         return message
     return dataclasses.replace(message, adapter=adapter_in(content, with_files=with_files))  # type: ignore[type-var]
 
 
-def reply_from_record(content: RecordDict, expected: type[Message], *, with_files: bool = False) -> Message | Failure:
+def reply_from_record(
+    content: RecordDict, expected: type[Message], *, with_files: bool = False, with_local: bool = False
+) -> Message | Failure:
     """Return the message of type `expected`, or the Failure that was answered in its place."""
     if kind_of(content) == Failure.__name__:
-        return from_record(content, Failure)
-    return from_record(content, expected, with_files=with_files)
+        return from_record(content, Failure, with_local=with_local)
+    return from_record(content, expected, with_files=with_files, with_local=with_local)
+
+
+def from_peer(content: RecordDict, *, known: Proto) -> RecordDict:
+    """Return another owner's records without what is local; a message of the kind of `known` gets what that says.
+
+    What cannot be read stays as it is: whoever reads it says so.
+    """
+    try:
+        message = carried(content)
+    except RunError:
+        return content
+    discard_local(message)
+    if message.DESCRIPTOR is known.DESCRIPTOR:
+        message.MergeFrom(known)
+    return RecordDict({**content, **carrying(message)})
 
 
 def kind_of(content: RecordDict) -> str:
     """Return the name of the dataclass of `messages` that the records carry, nothing for others."""
-    return _fields(content)[0]
+    record = content.config_records.get(_MESSAGE, ConfigRecord())
+    kind = record.get("type")
+    return kind if isinstance(kind, str) else ""
 
 
-def _fields(content: RecordDict) -> tuple[str, str]:
-    record = content.config_records.get(_FIELDS)
-    return ("", "") if record is None else (str(record.get("type", "")), str(record.get("json", "")))
+def carried(content: RecordDict) -> Proto:
+    """Return the protobuf of the message that the records carry.
+
+    Raises:
+        RunError: its bytes are none.
+    """
+    kind = kind_of(content)
+    raw = content.config_records[_MESSAGE].get("message") if kind else None
+    if not isinstance(raw, bytes):
+        raise RunError(f"a peer sent an unreadable {kind or 'message'}: its bytes are missing")
+    return parse(raw, kind)
 
 
 def _packed(content: RecordDict, *, with_files: bool) -> Packed:
-    array = content.array_records[_ADAPTER].get(_ADAPTER)
+    array = content.array_records[ADAPTER].get(ADAPTER)
     if with_files and array is not None and array.stype == _FILE_STYPE:
-        return PackedFile(Path(array.data.decode()), int(array.shape[0]))
+        sha256, _, path = array.data.decode().partition(":")
+        return PackedFile(Path(path), int(array.shape[0]), sha256)
     if array is None or array.stype != _STYPE:
         raise RunError(f"a peer sent an adapter that is not one array of the type {_STYPE}")
     return array.data
-
-
-def _codec(kind: type) -> Codec[Any]:
-    if kind not in _codecs:
-        _codecs[kind] = Codec(kind)
-    return _codecs[kind]

@@ -1,3 +1,4 @@
+from google.protobuf import descriptor_pb2 as _descriptor_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -5,6 +6,8 @@ from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+LOCAL_FIELD_NUMBER: _ClassVar[int]
+local: _descriptor.FieldDescriptor
 
 class Blob(_message.Message):
     __slots__ = ("sha256", "size_bytes")
@@ -52,6 +55,73 @@ class Generated(_message.Message):
     rouge_l: float
     def __init__(self, num_examples: _Optional[int] = ..., exact_match: _Optional[float] = ..., rouge_l: _Optional[float] = ...) -> None: ...
 
+class DescribeRequest(_message.Message):
+    __slots__ = ("rehearse",)
+    REHEARSE_FIELD_NUMBER: _ClassVar[int]
+    rehearse: bool
+    def __init__(self, rehearse: _Optional[bool] = ...) -> None: ...
+
+class SiteDescription(_message.Message):
+    __slots__ = ("num_examples", "num_validation", "num_held_out", "metric_name", "base_model_fingerprint", "data_fingerprint", "version", "lora_rank", "fingerprints", "fates", "client", "has_own_held_out", "labels", "base_model", "notes")
+    class FingerprintsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class FatesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: FatesOfPart
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[FatesOfPart, _Mapping]] = ...) -> None: ...
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    NUM_VALIDATION_FIELD_NUMBER: _ClassVar[int]
+    NUM_HELD_OUT_FIELD_NUMBER: _ClassVar[int]
+    METRIC_NAME_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    DATA_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LORA_RANK_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
+    FATES_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    HAS_OWN_HELD_OUT_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    num_examples: int
+    num_validation: int
+    num_held_out: int
+    metric_name: str
+    base_model_fingerprint: str
+    data_fingerprint: str
+    version: str
+    lora_rank: int
+    fingerprints: _containers.ScalarMap[str, str]
+    fates: _containers.MessageMap[str, FatesOfPart]
+    client: str
+    has_own_held_out: bool
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    base_model: str
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, num_examples: _Optional[int] = ..., num_validation: _Optional[int] = ..., num_held_out: _Optional[int] = ..., metric_name: _Optional[str] = ..., base_model_fingerprint: _Optional[str] = ..., data_fingerprint: _Optional[str] = ..., version: _Optional[str] = ..., lora_rank: _Optional[int] = ..., fingerprints: _Optional[_Mapping[str, str]] = ..., fates: _Optional[_Mapping[str, FatesOfPart]] = ..., client: _Optional[str] = ..., has_own_held_out: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., base_model: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FatesOfPart(_message.Message):
+    __slots__ = ("num_examples",)
+    class NumExamplesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    num_examples: _containers.ScalarMap[str, int]
+    def __init__(self, num_examples: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
 class InitialiseRequest(_message.Message):
     __slots__ = ("seed",)
     SEED_FIELD_NUMBER: _ClassVar[int]
@@ -81,7 +151,7 @@ class TrainRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., seed: _Optional[int] = ..., num_rounds: _Optional[int] = ..., validation_examples: _Optional[int] = ..., trains: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TrainReceipt(_message.Message):
-    __slots__ = ("run", "round", "attempt", "client", "status", "num_examples", "num_steps", "loss", "before", "after", "seconds", "withheld", "num_tokens", "micro_batch_size")
+    __slots__ = ("run", "round", "attempt", "client", "status", "num_examples", "num_steps", "loss", "before", "after", "seconds", "withheld", "num_tokens", "micro_batch_size", "wire_bytes")
     class SecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +173,7 @@ class TrainReceipt(_message.Message):
     WITHHELD_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MICRO_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    WIRE_BYTES_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     attempt: int
@@ -117,7 +188,8 @@ class TrainReceipt(_message.Message):
     withheld: _containers.RepeatedScalarFieldContainer[str]
     num_tokens: int
     micro_batch_size: int
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., client: _Optional[str] = ..., status: _Optional[str] = ..., num_examples: _Optional[int] = ..., num_steps: _Optional[int] = ..., loss: _Optional[float] = ..., before: _Optional[_Union[Score, _Mapping]] = ..., after: _Optional[_Union[Score, _Mapping]] = ..., seconds: _Optional[_Mapping[str, float]] = ..., withheld: _Optional[_Iterable[str]] = ..., num_tokens: _Optional[int] = ..., micro_batch_size: _Optional[int] = ...) -> None: ...
+    wire_bytes: int
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., client: _Optional[str] = ..., status: _Optional[str] = ..., num_examples: _Optional[int] = ..., num_steps: _Optional[int] = ..., loss: _Optional[float] = ..., before: _Optional[_Union[Score, _Mapping]] = ..., after: _Optional[_Union[Score, _Mapping]] = ..., seconds: _Optional[_Mapping[str, float]] = ..., withheld: _Optional[_Iterable[str]] = ..., num_tokens: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., wire_bytes: _Optional[int] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
     __slots__ = ("run", "round", "num_examples", "shard", "num_shards", "with_predictions", "num_generated", "of_validation")
@@ -140,7 +212,7 @@ class EvaluateRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., num_examples: _Optional[int] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., with_predictions: _Optional[bool] = ..., num_generated: _Optional[int] = ..., of_validation: _Optional[bool] = ...) -> None: ...
 
 class EvaluateReceipt(_message.Message):
-    __slots__ = ("run", "round", "shard", "groups", "predictions", "generated")
+    __slots__ = ("run", "round", "shard", "groups", "predictions", "generated", "answers")
     class GroupsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -162,63 +234,33 @@ class EvaluateReceipt(_message.Message):
         key: str
         value: Generated
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Generated, _Mapping]] = ...) -> None: ...
+    class AnswersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: str
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[str] = ...) -> None: ...
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     GENERATED_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     shard: int
     groups: _containers.MessageMap[str, Score]
     predictions: _containers.ScalarMap[int, int]
     generated: _containers.MessageMap[str, Generated]
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., shard: _Optional[int] = ..., groups: _Optional[_Mapping[str, Score]] = ..., predictions: _Optional[_Mapping[int, int]] = ..., generated: _Optional[_Mapping[str, Generated]] = ...) -> None: ...
-
-class SiteDescription(_message.Message):
-    __slots__ = ("num_examples", "num_validation", "num_held_out", "metric_name", "base_model_fingerprint", "data_fingerprint", "version", "lora_rank", "fingerprints", "fates")
-    class FingerprintsEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: str
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
-    NUM_VALIDATION_FIELD_NUMBER: _ClassVar[int]
-    NUM_HELD_OUT_FIELD_NUMBER: _ClassVar[int]
-    METRIC_NAME_FIELD_NUMBER: _ClassVar[int]
-    BASE_MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
-    DATA_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
-    VERSION_FIELD_NUMBER: _ClassVar[int]
-    LORA_RANK_FIELD_NUMBER: _ClassVar[int]
-    FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
-    FATES_FIELD_NUMBER: _ClassVar[int]
-    num_examples: int
-    num_validation: int
-    num_held_out: int
-    metric_name: str
-    base_model_fingerprint: str
-    data_fingerprint: str
-    version: str
-    lora_rank: int
-    fingerprints: _containers.ScalarMap[str, str]
-    fates: _containers.RepeatedCompositeFieldContainer[Fate]
-    def __init__(self, num_examples: _Optional[int] = ..., num_validation: _Optional[int] = ..., num_held_out: _Optional[int] = ..., metric_name: _Optional[str] = ..., base_model_fingerprint: _Optional[str] = ..., data_fingerprint: _Optional[str] = ..., version: _Optional[str] = ..., lora_rank: _Optional[int] = ..., fingerprints: _Optional[_Mapping[str, str]] = ..., fates: _Optional[_Iterable[_Union[Fate, _Mapping]]] = ...) -> None: ...
-
-class Fate(_message.Message):
-    __slots__ = ("part", "code", "num_examples")
-    PART_FIELD_NUMBER: _ClassVar[int]
-    CODE_FIELD_NUMBER: _ClassVar[int]
-    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
-    part: str
-    code: str
-    num_examples: int
-    def __init__(self, part: _Optional[str] = ..., code: _Optional[str] = ..., num_examples: _Optional[int] = ...) -> None: ...
+    answers: _containers.ScalarMap[int, str]
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., shard: _Optional[int] = ..., groups: _Optional[_Mapping[str, Score]] = ..., predictions: _Optional[_Mapping[int, int]] = ..., generated: _Optional[_Mapping[str, Generated]] = ..., answers: _Optional[_Mapping[int, str]] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("code",)
+    __slots__ = ("code", "text")
     CODE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
     code: str
-    def __init__(self, code: _Optional[str] = ...) -> None: ...
+    text: str
+    def __init__(self, code: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...

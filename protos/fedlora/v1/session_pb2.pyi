@@ -96,6 +96,14 @@ class Answer(_message.Message):
     failure: _messages_pb2.Failure
     def __init__(self, request_id: _Optional[str] = ..., adapter: _Optional[_Union[_messages_pb2.SentAdapter, _Mapping]] = ..., initialise: _Optional[_Union[_messages_pb2.InitialiseReceipt, _Mapping]] = ..., train: _Optional[_Union[_messages_pb2.TrainReceipt, _Mapping]] = ..., evaluate: _Optional[_Union[_messages_pb2.EvaluateReceipt, _Mapping]] = ..., failure: _Optional[_Union[_messages_pb2.Failure, _Mapping]] = ...) -> None: ...
 
+class FinishedRound(_message.Message):
+    __slots__ = ("started_from", "answer")
+    STARTED_FROM_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    started_from: str
+    answer: Answer
+    def __init__(self, started_from: _Optional[str] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
+
 class Cancellation(_message.Message):
     __slots__ = ("request_id",)
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]

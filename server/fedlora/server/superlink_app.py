@@ -17,6 +17,7 @@ from fedlora.common.config import Occasion, RunConfig, idle_settings
 from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.flower_privates import Run
 from fedlora.common.messages import SiteDescription
+from fedlora.common.records import from_peer
 from fedlora.common.run_file import load_run, require_labels, to_toml
 from fedlora.common.run_folder import RUN_FILE
 from fedlora.server.app import server_app_for
@@ -25,6 +26,7 @@ from fedlora.server.data_notes import data_notes
 from fedlora.server.events import Event, HeardSites, Noted, RoundEnded, RunStarted, SitesDescribed, UpdateArrived
 from fedlora.server.outcome import write_report
 from fedlora.server.store import RunFolder
+from fedlora.v1 import messages_pb2
 
 # Below Flower's own logger, which is what this process and `flwr log` show.
 logger = logging.getLogger(f"flwr.{__name__}")
@@ -61,10 +63,14 @@ def main(grid: Grid, context: Context) -> None:
 
 
 class RunCarryingGrid(Grid):
-    """Another Grid, each of whose messages also carries the run file."""
+    """Another Grid, each of whose messages also carries the run file.
+
+    Its nodes are other owners' machines: of what is local nothing is taken from them, and what the run fixes is put in.
+    """
 
     def __init__(self, grid: Grid, config: RunConfig) -> None:
         self._grid = grid
+        self._known = messages_pb2.SiteDescription(labels=config.data.labels, base_model=config.model.name)
         self._run_toml = to_toml(config, comments=False)
 
     def set_run(self, run: Run) -> None:
@@ -86,13 +92,19 @@ class RunCarryingGrid(Grid):
         return self._grid.push_messages([self._carrying_run(message) for message in messages])
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._grid.pull_messages(message_ids)
+        return map(self._from_site, self._grid.pull_messages(message_ids))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        return self._grid.send_and_receive([self._carrying_run(message) for message in messages], timeout=timeout)
+        carrying = [self._carrying_run(message) for message in messages]
+        return map(self._from_site, self._grid.send_and_receive(carrying, timeout=timeout))
 
     def _carrying_run(self, message: Message) -> Message:
         message.content[RUN_FILE] = ConfigRecord({RUN_FILE: self._run_toml})
+        return message
+
+    def _from_site(self, message: Message) -> Message:
+        if not message.has_error():
+            message.content = from_peer(message.content, known=self._known)
         return message
 
 

@@ -7,23 +7,20 @@ stays outstanding until it is answered or withdrawn, and is sent again at each n
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from flwr.app import Message
+from google.protobuf.message import Message as Proto
 
 from fedlora.common.errors import RunError
 from fedlora.common.flower_privates import assume_identity, give_id
-from fedlora.common.messages import (
-    EvaluateRequest,
-    InitialiseRequest,
-    SiteDescription,
-    TrainRequest,
-)
-from fedlora.common.records import from_record, kind_of, to_record
-from fedlora.common.wire import Receipt, write_request
+from fedlora.common.messages import SiteDescription
+from fedlora.common.packed_file import Packed
+from fedlora.common.records import adapter_in, carried, carrying, kind_of, put_adapter
+from fedlora.common.wire import put
 from fedlora.server.events import Listener, SiteChanged, ignore
 from fedlora.server.exchange import ExchangeStore, Offer
+from fedlora.server.grpc.flowers_words import reply_to, request_in
 from fedlora.server.grpc.known_site import (
     KnownSite,
     Outstanding,
@@ -40,7 +37,6 @@ from fedlora.v1 import session_pb2
 
 _POLL_SECONDS = 0.2
 _WITHDRAWN = "withdrawn"
-_KINDS: Mapping[str, type] = {kind.__name__: kind for kind in (InitialiseRequest, TrainRequest, EvaluateRequest)}
 
 
 class RunStopped(RunError):  # noqa: N818 (no error: it was asked for)
@@ -144,16 +140,21 @@ class GrpcGrid(PolledGrid):
         awaited = self._awaited(ticket)
         return None if awaited is None else awaited.offer
 
-    def answer(self, site: str, request_id: str, receipt: Receipt) -> None:
-        """Give a site's answer to the strategy."""
+    def answer(self, site: str, request_id: str, receipt: Proto, adapter: Packed) -> None:
+        """Give a site's answer to the strategy, as it came."""
         with self._changed:
             known = self._site(site)
             outstanding = known.outstanding.pop(request_id, None)
             if outstanding is None:
                 return
-            self._replies[request_id] = Message(to_record(receipt), reply_to=outstanding.message)
+            content = carrying(receipt)
+            put_adapter(content, adapter)
+            asked = outstanding.message
+            is_ours = bool(kind_of(asked.content))
+            self._replies[request_id] = Message(content, reply_to=asked) if is_ours else reply_to(asked, content)
             self._answered[request_id] = site
-            if not outstanding.request.HasField("train"):
+            # Of ours the rounds say when an update is on disk.
+            if not (is_ours and outstanding.request.HasField("train")):
                 self._settle(request_id, "")
             self._tell(known)
             self._changed.notify_all()
@@ -270,17 +271,17 @@ class GrpcGrid(PolledGrid):
 
     def _send_request(self, message: Message, site: str) -> None:
         request_id = message.metadata.message_id
-        content: Any = from_record(message.content, _KINDS[kind_of(message.content)], with_files=True)
         request = session_pb2.Request(request_id=request_id, precision=self._exchange.precision)
-        write_request(content, request)
+        content = message.content if kind_of(message.content) else request_in(message)
+        put(carried(content), request)
         offer: Offer | None = None
-        if isinstance(content, TrainRequest | EvaluateRequest):
-            offer = self._exchange.offer(content.adapter)
+        if not request.HasField("initialise"):
+            offer = self._exchange.offer(adapter_in(content, with_files=True))
             request.adapter.CopyFrom(offered(offer))
-        if isinstance(content, TrainRequest):
+        if request.HasField("train"):
             most = self._exchange.max_upload_bytes(offer) if offer is not None else 0
-            request.ticket = self._tickets.issue(Ticket(content.run, content.round, content.attempt, site, most))
-        elif isinstance(content, InitialiseRequest):
+            request.ticket = self._tickets.issue(Ticket(*place(request), site, most))
+        elif request.HasField("initialise"):
             request.precision = "float32"
             request.ticket = self._tickets.issue(Ticket("", 0, 0, site, self._max_start_bytes))
         with self._changed:

@@ -3,19 +3,20 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from importlib.metadata import version
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import AdapterError, FedloraError, RunError
-from fedlora.common.messages import Failure, InitialiseReceipt, TrainReceipt
-from fedlora.common.packed_file import PackedFile
+from fedlora.common.messages import Failure
+from fedlora.common.packed_file import Packed, PackedFile
 from fedlora.common.phases import announce
 from fedlora.common.run_file import to_toml
-from fedlora.common.wire import PROTOCOL, Receipt, read_description, read_receipt
+from fedlora.common.schema import discard_local, to_proto
+from fedlora.common.wire import PROTOCOL, read_description, read_receipt, receipt_in
 from fedlora.server.exchange import ExchangeStore
 from fedlora.server.grpc.gate import Context, Gate, refuse
 from fedlora.server.grpc.grid import GrpcGrid
@@ -137,27 +138,27 @@ class SessionService(SessionServiceServicer):
         if outstanding is None:
             return
         announce("collect")
+        receipt: Message
+        adapter: Packed = b""
         try:
-            receipt = read_receipt(answer)
-            receipt = await asyncio.to_thread(self._with_adapter, site, receipt, answer, outstanding)
-        except AdapterError as error:
-            receipt = Failure("unreadable", str(error))
-        except RunError as error:
-            receipt = Failure("unreadable", str(error))
+            read_receipt(answer)  # For its checks: the rounds get what came, but for what a peer may not say.
+            receipt = receipt_in(answer)
+            discard_local(receipt)
+            adapter = await asyncio.to_thread(self._adapter, site, answer, outstanding)
+        except (AdapterError, RunError) as error:
+            receipt = to_proto(Failure("unreadable", str(error)), with_local=True)
         except FedloraError as error:
             # Such as a full disk: not the site's fault, and not to be acknowledged.
             logger.error("%s: its update could not be stored: %s", site, error)
-            receipt = Failure("not_stored", str(error))
-        self._grid.answer(site, answer.request_id, receipt)
+            receipt = to_proto(Failure("not_stored", str(error)), with_local=True)
+        self._grid.answer(site, answer.request_id, receipt, adapter)
 
-    def _with_adapter(
-        self, site: str, receipt: Receipt, answer: session_pb2.Answer, outstanding: Outstanding
-    ) -> Receipt:
-        """Return the receipt with its adapter, which lies in the exchange."""
-        if not isinstance(receipt, TrainReceipt | InitialiseReceipt) or not answer.HasField("adapter"):
-            return receipt
-        round = receipt.round if isinstance(receipt, TrainReceipt) else 0
-        encoded = answer.adapter.encoded
+    def _adapter(self, site: str, answer: session_pb2.Answer, outstanding: Outstanding) -> Packed:
+        """Return the file of an answer's adapter, which lies in the exchange; empty bytes where it has none."""
+        if not answer.HasField("adapter") or not (answer.HasField("train") or answer.HasField("initialise")):
+            return b""
+        # The run's first adapter is of round 0.
+        round, encoded = answer.train.round, answer.adapter.encoded
         sha256 = encoded.sha256.hex()
         if len(sha256) != 64 or not 0 <= round < 10**6:
             raise AdapterError("an update without a digest")
@@ -165,7 +166,7 @@ class SessionService(SessionServiceServicer):
         if not upload.is_file():
             raise AdapterError("an answer whose update was not uploaded")
         whole = self._exchange.whole_update(site, round=round, sha256=sha256, offer=outstanding.offer)
-        return replace(receipt, adapter=PackedFile(whole, upload.stat().st_size))
+        return PackedFile(whole, upload.stat().st_size)
 
 
 def _code(reason: str) -> str:

@@ -1,4 +1,7 @@
-"""What is asked of sites as Flower's messages, and what their messages answer."""
+"""What is asked of sites as Flower's messages, and what their messages answer.
+
+A Grid whose messages come from other owners' machines takes out of them what is local before they are read here.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -42,6 +45,9 @@ class Questions:
         if message.has_error():
             return Reply(id, Failure(WORKER_DIED, message.error.reason or f"Flower's error {message.error.code}"))
         try:
-            return Reply(id, reply_from_record(message.content, expected, with_files=self._with_files))
+            return Reply(id, self._content(message, expected))
         except RunError as error:
             return Reply(id, Failure(_UNREADABLE, str(error)))
+
+    def _content(self, message: Message, expected: type) -> object:
+        return reply_from_record(message.content, expected, with_files=self._with_files, with_local=True)

@@ -1,0 +1,112 @@
+"""What may stand in a field of a message, by type: each bound with the line that is said where it is broken.
+
+The dataclasses of `messages` carry these types. They are checked where a message is read, not where one is made.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, StringConstraints, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from fedlora.common.errors import CODE
+from fedlora.common.fates import PARTS, Fates
+
+# The type of pydantic's error whose message is the whole line.
+BROKEN = "bound"
+
+_MAX_ENTRIES = 1_000_000
+_MAX_FATES = 100
+# A run's id names a folder at the site.
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _broken(line: str) -> PydanticCustomError:
+    return PydanticCustomError(BROKEN, "{line}", {"line": line})
+
+
+def _at_least_one(line: str) -> AfterValidator:
+    def check(number: int) -> int:
+        if number < 1:
+            raise _broken(line)
+        return number
+
+    return AfterValidator(check)
+
+
+def _cut(length: int) -> AfterValidator:
+    return AfterValidator(lambda text: text[:length])
+
+
+def _run_id(run: str) -> str:
+    if not _RUN_ID.fullmatch(run):
+        raise _broken(f"the server names the run {run[:64]!r}; expected letters, digits, _ and -")
+    return run
+
+
+def _num_rounds(num_rounds: int, before: ValidationInfo) -> int:
+    round = before.data.get("round", 1)
+    if round < 1 or num_rounds < 1:
+        raise _broken(f"the server asks for round {round} of {num_rounds}; expected 1 or more")
+    return num_rounds
+
+
+def _num_shards(num_shards: int, before: ValidationInfo) -> int:
+    shard = before.data.get("shard", 0)
+    if shard >= num_shards:
+        raise _broken(f"the server asks for shard {shard} of {num_shards}; expected one of them")
+    return num_shards
+
+
+def _factors(trains: Sequence[str]) -> Sequence[str]:
+    if not trains or not set(trains) <= {"A", "B"}:
+        raise _broken(f"the server asks to train {tuple(trains)}; expected A, B or both")
+    return trains
+
+
+def _trained_rank(rank: int, before: ValidationInfo) -> int:
+    if rank < 1:
+        raise _broken(f"{before.data.get('client')} trains rank {rank}; expected 1 or more")
+    return rank
+
+
+def _code(code: str) -> str:
+    if not re.fullmatch(CODE, code):
+        raise _broken("a failure whose code is none")
+    return code
+
+
+def _fates(fates: Fates) -> Fates:
+    if (number := sum(map(len, fates.values()))) > _MAX_FATES:
+        raise _broken(f"{number:,} fates of examples; expected at most {_MAX_FATES}")
+    if not all(part in PARTS and re.fullmatch(CODE, code) for part, codes in fates.items() for code in codes):
+        raise _broken("a fate of examples whose part or code is none")
+    return fates
+
+
+def _entries(entries: Mapping[K, V]) -> Mapping[K, V]:
+    if len(entries) > _MAX_ENTRIES:
+        raise _broken(f"{len(entries):,} entries in one field; expected at most {_MAX_ENTRIES:,}")
+    return entries
+
+
+RunId = Annotated[str, AfterValidator(_run_id)]
+# The field after `round`, which it is checked with.
+NumRounds = Annotated[int, AfterValidator(_num_rounds)]
+# The field after `shard`, which it is checked with.
+NumShards = Annotated[int, AfterValidator(_num_shards)]
+Factors = Annotated[tuple[Literal["A", "B"], ...], BeforeValidator(_factors)]
+TrainedRank = Annotated[int, AfterValidator(_trained_rank)]
+NumScored = Annotated[int, _at_least_one("a score over no examples")]
+NumAnswered = Annotated[int, _at_least_one("generated answers to no examples")]
+Code = Annotated[str, AfterValidator(_code)]
+Text = Annotated[str, StringConstraints(max_length=2000)]
+KnownFates = Annotated[Fates, AfterValidator(_fates)]
+Entries = Annotated[Mapping[K, V], BeforeValidator(_entries)]
+# Longer ones are cut.
+Word = Annotated[str, _cut(40)]
+Fingerprint = Annotated[str, _cut(100)]

@@ -1,0 +1,191 @@
+"""The dataclasses of `messages` to and from their protobuf, by the names of their fields.
+
+The proto is the schema: a dataclass has the message of its name, and each of its fields the field of its name. Only an
+`adapter` is none of them: it goes beside a message. A map in a map is a message with one field, which is a map. Fields
+that are `local` in the schema stay with the owner of the machine, unless whoever writes or reads asks for them.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, TypeVar
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from pydantic import TypeAdapter, ValidationError
+
+from fedlora.common.bounds import BROKEN
+from fedlora.common.errors import RunError
+from fedlora.v1 import messages_pb2 as pb
+
+ADAPTER = "adapter"
+_LOCAL: Any = pb.local
+
+_adapters: dict[type, TypeAdapter[Any]] = {}  # building one takes milliseconds
+
+T = TypeVar("T")
+
+
+def to_proto(value: object, *, with_local: bool = False) -> Message:
+    """Return the protobuf of a dataclass of `messages`.
+
+    Args:
+        with_local: whether it goes to another process of the same owner, with the fields that are local.
+    """
+    message = proto_of(type(value).__name__)
+    _write(value, message, with_local=with_local)
+    return message
+
+
+def from_proto(
+    message: Message, expected: type[T], *, with_local: bool = False, known: Mapping[str, object] | None = None
+) -> T:
+    """Return the dataclass that a protobuf of its name stands for.
+
+    Args:
+        with_local: whether it comes from another process of the same owner; a peer's local fields are not read.
+        known: fields that the reader knows better.
+
+    Raises:
+        RunError: a field is out of its bounds.
+    """
+    try:
+        read: T = _adapter(expected).validate_python(_fields(message, with_local=with_local) | dict(known or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == BROKEN:
+            raise RunError(first["msg"]) from error
+        where = ".".join(str(part) for part in first["loc"])
+        raise RunError(f"a peer sent an unreadable {expected.__name__}: {where}: {first['msg']}") from error
+    return read
+
+
+def parse(raw: bytes, kind: str) -> Message:
+    """Return the protobuf of that name in its bytes.
+
+    Raises:
+        RunError: they are none.
+    """
+    if kind not in pb.DESCRIPTOR.message_types_by_name:
+        raise RunError(f"a peer sent {kind[:40]!r}, which this version does not know")
+    message = proto_of(kind)
+    try:
+        message.ParseFromString(raw)
+    except DecodeError as error:
+        raise RunError(f"a peer sent an unreadable {kind}: {error}") from error
+    return message
+
+
+def serialised(message: Message) -> bytes:
+    """Return the bytes of a protobuf, the same for the same content."""
+    return message.SerializeToString(deterministic=True)
+
+
+def proto_of(kind: str) -> Message:
+    """Return an empty protobuf of that name."""
+    message: Message = getattr(pb, kind)()
+    return message
+
+
+def discard_local(message: Message) -> None:
+    """Take out of a peer's protobuf what it may not say: local fields."""
+    for field, found in message.ListFields():
+        if is_local(field):
+            message.ClearField(field.name)
+        elif is_map(field) and field.message_type.fields_by_name["value"].message_type is not None:
+            for part in found.values():
+                discard_local(part)
+        elif field.message_type is not None and not field.is_repeated:
+            discard_local(found)
+
+
+@cache
+def is_local(field: FieldDescriptor) -> bool:
+    """Return whether a field stays with the owner of the machine; what can hold words does unless it says otherwise."""
+    options = field.GetOptions()
+    is_marked: bool = options.Extensions[_LOCAL]
+    return is_marked if options.HasExtension(_LOCAL) else holds_words(field)
+
+
+def holds_words(field: FieldDescriptor) -> bool:
+    """Return whether text can stand in a field itself, or in the keys or values of a map."""
+    parts = field.message_type.fields if is_map(field) else [field]
+    return any(part.type == FieldDescriptor.TYPE_STRING for part in parts)
+
+
+def is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
+
+
+def inner_map(kind: Any) -> str:
+    """Return the name of the only field of what stands for a map in a map, by its descriptor; nothing for others."""
+    return kind.fields[0].name if len(kind.fields) == 1 and is_map(kind.fields[0]) else ""
+
+
+def _write(value: object, message: Message, *, with_local: bool) -> None:
+    for field in message.DESCRIPTOR.fields:
+        if is_local(field) and not with_local:
+            continue
+        found: Any = getattr(value, field.name)
+        if found is None:
+            continue
+        if is_map(field):
+            entries = getattr(message, field.name)
+            if field.message_type.fields_by_name["value"].message_type is None:
+                entries.update(found)
+                continue
+            for key, item in found.items():
+                _write_item(item, entries[key], with_local=with_local)
+        elif field.is_repeated:
+            getattr(message, field.name).extend(map(_sendable, found))
+        elif field.message_type is not None:
+            getattr(message, field.name).SetInParent()
+            _write(found, getattr(message, field.name), with_local=with_local)
+        else:
+            setattr(message, field.name, _sendable(found))
+
+
+def _sendable(value: object) -> object:
+    """Return text without lone surrogates, as of a file's name that is no UTF-8: protobuf refuses them."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+
+
+def _write_item(item: object, message: Message, *, with_local: bool) -> None:
+    if isinstance(item, Mapping):
+        getattr(message, inner_map(message.DESCRIPTOR)).update(item)
+    else:
+        _write(item, message, with_local=with_local)
+
+
+def _fields(message: Message, *, with_local: bool) -> dict[str, Any]:
+    return {
+        field.name: _read(message, field, with_local=with_local)
+        for field in message.DESCRIPTOR.fields
+        if with_local or not is_local(field)
+    }
+
+
+def _read(message: Message, field: FieldDescriptor, *, with_local: bool) -> Any:
+    if field.has_presence and not message.HasField(field.name):
+        return None
+    found = getattr(message, field.name)
+    if is_map(field):
+        # Protobuf keeps no order of them, and sums over them must not depend on one.
+        entries = sorted(found.items())
+        if field.message_type.fields_by_name["value"].message_type is None:
+            return dict(entries)
+        return {key: _read_item(item, with_local=with_local) for key, item in entries}
+    if field.is_repeated:
+        return list(found)
+    return found if field.message_type is None else _fields(found, with_local=with_local)
+
+
+def _read_item(item: Message, *, with_local: bool) -> dict[Any, Any]:
+    if inner := inner_map(item.DESCRIPTOR):
+        return dict(sorted(getattr(item, inner).items()))
+    return _fields(item, with_local=with_local)
+
+
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
