@@ -265,18 +265,8 @@ class LoraStrategy:
 
 
 def _client_report(receipt: TrainReceipt, number: int, *, answered: float | None, is_unchanged: bool) -> ClientReport:
-    return ClientReport(
-        num_examples=receipt.num_examples,
-        num_steps=receipt.num_steps,
-        loss=receipt.loss,
-        before=receipt.before,
-        after=receipt.after,
-        seconds={**receipt.seconds, **({} if answered is None else {"answered": answered})},
-        age=number - receipt.round,
-        is_unchanged=is_unchanged,
-        num_tokens=receipt.num_tokens,
-        micro_batch_size=receipt.micro_batch_size,
-    )
+    seconds = {**receipt.seconds, **({} if answered is None else {"answered": answered})}
+    return ClientReport.of(receipt, seconds=seconds, age=number - receipt.round, is_unchanged=is_unchanged)
 
 
 def _score_of_start(number: int, collected: Collected) -> dict[int, Score]:
