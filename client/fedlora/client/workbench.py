@@ -35,6 +35,7 @@ from fedlora.common.messages import (
 )
 from fedlora.common.packed_file import packed_bytes
 from fedlora.common.random_streams import stream_seed
+from fedlora.common.same_fields import same_fields
 from fedlora.training.base_model import BaseModel, load_base_model
 from fedlora.training.data import Examples, FederatedData, equal_parts
 from fedlora.training.data.examples import Conversation
@@ -168,6 +169,8 @@ class Workbench:
         if self._moments is not None and result.is_finite:
             self._moments.write(request.run, client, request.round, result.moments)
         after, seconds_after = self._judge(client, indices) if result.is_finite else (None, 0.0)
+        measured = same_fields(result, TrainReceipt)
+        measured["seconds"] = {**result.seconds, "validation": seconds_before + seconds_after}
         return TrainReceipt(
             run=request.run,
             round=request.round,
@@ -175,14 +178,10 @@ class Workbench:
             client=client,
             status=OK if result.is_finite else LOSS_NOT_FINITE,
             num_examples=len(training),
-            num_steps=result.num_steps,
-            loss=result.loss,
             before=before,
             after=after,
-            seconds={**result.seconds, "validation": seconds_before + seconds_after},
             adapter=pack(trainer.model.read(), without=request.frozen_factor) if result.is_finite else b"",
-            num_tokens=result.num_tokens,
-            micro_batch_size=result.micro_batch_size,
+            **measured,
         )
 
     def evaluate(self, client: str, request: EvaluateRequest) -> EvaluateReceipt:

@@ -5,10 +5,12 @@ The fields are the file's documented format; `CODEC` writes and reads it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.codec import Codec
-from fedlora.common.messages import Generated, Score
+from fedlora.common.messages import Generated, Score, TrainReceipt
+from fedlora.common.same_fields import same_fields
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class ClientReport:
     is_unchanged: bool = False
     num_tokens: int = 0
     micro_batch_size: int = 0
+
+    @classmethod
+    def of(cls, receipt: TrainReceipt, **added: Any) -> "ClientReport":
+        """Return what a receipt says under the names of these fields, and what the server adds or puts in its place."""
+        return cls(**same_fields(receipt, cls) | added)
 
 
 @dataclass(frozen=True)

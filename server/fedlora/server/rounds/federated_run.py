@@ -255,26 +255,16 @@ class FederatedRun:
 
 def _client_reports(number: int, collected: Collected) -> dict[str, ClientReport]:
     return {
-        client: _client_report(
-            receipt,
-            number,
-            answered=collected.answered.get(client),
-            is_unchanged=client in collected.unchanged,
-        )
-        for client, receipt in sorted(collected.receipts.items())
+        client: _client_report(receipt, number, collected) for client, receipt in sorted(collected.receipts.items())
     }
 
 
-def _client_report(receipt: TrainReceipt, number: int, *, answered: float | None, is_unchanged: bool) -> ClientReport:
-    return ClientReport(
-        num_examples=receipt.num_examples,
-        num_steps=receipt.num_steps,
-        loss=receipt.loss,
-        before=receipt.before,
-        after=receipt.after,
-        seconds={**receipt.seconds, **({} if answered is None else {"answered": answered})},
+def _client_report(receipt: TrainReceipt, number: int, collected: Collected) -> ClientReport:
+    client = receipt.client
+    answered = {"answered": collected.answered[client]} if client in collected.answered else {}
+    return ClientReport.of(
+        receipt,
+        seconds={**receipt.seconds, **answered},
         age=number - receipt.round,
-        is_unchanged=is_unchanged,
-        num_tokens=receipt.num_tokens,
-        micro_batch_size=receipt.micro_batch_size,
+        is_unchanged=client in collected.unchanged,
     )
