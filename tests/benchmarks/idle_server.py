@@ -11,11 +11,12 @@ from pathlib import Path
 
 from event_log import EventLog
 
-from fedlora.cli.status_file import StatusFile
 from fedlora.common.run_file import load_run
 from fedlora.server.claim import Claim
 from fedlora.server.events import Event, RoundEnded
 from fedlora.server.grpc.serve import Door, serve
+from fedlora.server.running_summary import Summarised
+from fedlora.server.status_file import StatusFile
 from fedlora.training.resident_check import ResidentCheck
 
 
@@ -25,7 +26,7 @@ def main(run: Path, folder: Path, log: EventLog) -> None:
     config = load_run(run)
 
     def listen(event: Event) -> None:
-        status_file.heard(event)
+        summarised(event)
         if isinstance(event, RoundEnded):
             report = event.report
             log.say(
@@ -50,6 +51,7 @@ def main(run: Path, folder: Path, log: EventLog) -> None:
         StatusFile(folder, config) as status_file,
         ResidentCheck() as check,
     ):
+        summarised = Summarised([status_file.show])
         serve(config, folder, Door("127.0.0.1:0"), check=check, listener=listen, opened=opened)
 
 

@@ -81,7 +81,7 @@ def _checks(subject: Subject, options: Options) -> dict[str, Check]:
 
 def _is_served(folder: Path | None) -> bool:
     """Return whether the run in `folder` is being served, so that its port is rightly taken."""
-    from fedlora.cli.status_file import read_status
+    from fedlora.server.status_file import read_status
 
     if folder is None:
         return False

@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import signal
 import sys
 import time
 from contextlib import suppress
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from fedlora.server.grpc.serve import Door
 
 _STOPPED = 0
-_STOP_SECONDS = 60.0
 
 server_app = typer.Typer(help="Run an aggregation server, look at it, stop it.", no_args_is_help=True)
 sites_app = typer.Typer(help="Who may take part: invite sites, list them, revoke them.", no_args_is_help=True)
@@ -77,7 +75,7 @@ def status(
 ) -> None:
     """Say how a server is doing: round, sites by state, updates, bytes, scores."""
     from fedlora.cli.server_view import status_lines
-    from fedlora.cli.status_file import read_status
+    from fedlora.server.status_file import read_status
 
     found = read_status(out)
     if as_json:
@@ -90,18 +88,9 @@ def status(
 @server_app.command()
 def stop(out: Out) -> None:
     """End a server in good order; what was accepted is on disk, and the same start command goes on."""
-    from fedlora.cli.status_file import read_status
+    from fedlora.server.status_file import stop_server
 
-    found = read_status(out)
-    if not found["is_running"]:
-        raise StoreError(f"{out}: no server is running there")
-    pid = found["pid"]
-    os.kill(int(str(pid)), signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_SECONDS
-    while read_status(out)["is_running"]:
-        if time.monotonic() > deadline:
-            raise StoreError(f"{out}: the server (process {pid}) has not ended within {_STOP_SECONDS:.0f} s")
-        time.sleep(0.1)
+    stop_server(out)
     print("stopped")
 
 
@@ -165,10 +154,11 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
 
     from fedlora.cli.live import print_outcome, progress_view
     from fedlora.cli.logs import log_to
-    from fedlora.cli.status_file import StatusFile
     from fedlora.common.config import Occasion, idle_settings
     from fedlora.common.run_file import load_run
     from fedlora.server.claim import Claim
+    from fedlora.server.running_summary import Summarised
+    from fedlora.server.status_file import StatusFile
 
     config = load_run(run, overrides)
     console = Console()
@@ -199,12 +189,8 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
                     remedy = f"fedlora sites invite NAME --out {shlex.quote(str(out))}"
                     console.print(f"to let a site in: {remedy}", highlight=False, soft_wrap=True)
 
-            def listen(event: object) -> None:
-                status_file.heard(event)  # type: ignore[arg-type]
-                view(event)  # type: ignore[arg-type]
-
             try:
-                serve(config, out, door, check=check, listener=listen, opened=opened)
+                serve(config, out, door, check=check, listener=Summarised([status_file.show, view]), opened=opened)
             except RunStopped as error:
                 print(f"stopped: {error}", file=sys.stderr)
                 raise typer.Exit(_STOPPED) from None

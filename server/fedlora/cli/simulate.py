@@ -18,6 +18,7 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import load_run, to_toml
 from fedlora.common.run_folder import RUN_FILE
+from fedlora.server.running_summary import Summarised
 from fedlora.simulation import preset, simulate
 from fedlora.simulation.simulate import Engine, choose_folder
 
@@ -56,14 +57,14 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
     out = choose_folder(config, options.out, resume=options.resume)
     began = time.perf_counter()
     try:
-        with progress_view(title=config.run.name, metric_name=partial(_metric_name, out), console=console) as listener:
+        with progress_view(title=config.run.name, metric_name=partial(_metric_name, out), console=console) as picture:
             result = simulate(
                 config,
                 out=out,
                 engine=cast(Engine, options.engine),
                 num_workers=options.workers,
                 resume=options.resume,
-                listener=listener,
+                listener=Summarised([picture]),
             )
     except KeyboardInterrupt:
         # A run that was stopped before its manifest was written has given its folder back.
