@@ -53,6 +53,7 @@ WITH_FLOWER = (
     "fedlora.common.flower_privates", "fedlora.common.records",
     "fedlora.flower",
     "fedlora.server.app", "fedlora.server.polled_grid", "fedlora.server.sites", "fedlora.server.superlink_app",
+    "fedlora.server.whole_run",
     "fedlora.server.grpc.grid", "fedlora.server.grpc.known_site", "fedlora.server.grpc.serve",
     "fedlora.simulation",
     "fedlora.client.app", "fedlora.client.files_mod", "fedlora.client.site", "fedlora.client.source",

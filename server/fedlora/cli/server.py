@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,7 +17,10 @@ import typer
 from fedlora.common.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fedlora.server.authority import Authority
+    from fedlora.server.events import Listener
     from fedlora.server.grpc.serve import Door
 
 _STOPPED = 0
@@ -156,59 +159,62 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
     from fedlora.cli.logs import log_to
     from fedlora.common.config import Occasion, idle_settings
     from fedlora.common.run_file import load_run
-    from fedlora.server.claim import Claim
     from fedlora.server.running_summary import Summarised
     from fedlora.server.status_file import StatusFile
+    from fedlora.server.whole_run import Rounds, Run, whole_run
 
     config = load_run(run, overrides)
     console = Console()
     log_to(console)
     began = time.perf_counter()
-    with Claim(out, config, resume=(out / "run.toml").is_file()):
-        notes = idle_settings(config, Occasion("server"))
-        for note in notes:
-            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    status_file = StatusFile(out, config)
+
+    @contextmanager
+    def shown() -> "Iterator[Listener]":
+        view = progress_view(title=config.run.name, metric_name=partial(_metric_name, out), console=console)
+        with view as picture, status_file:
+            yield Summarised([status_file.show, picture])
+
+    def opened(port: int) -> None:
+        status_file.listening(port)
+        host = door.address.rpartition(":")[0]
+        console.print(f"listening on {host}:{port}", highlight=False)
+        if not door.is_insecure:
+            remedy = f"fedlora sites invite NAME --out {shlex.quote(str(out))}"
+            console.print(f"to let a site in: {remedy}", highlight=False, soft_wrap=True)
+
+    def served(rounds: Rounds) -> None:
         print(f"{config.run.name}: loading", flush=True)
         from fedlora.server.grpc.grid import RunStopped
         from fedlora.server.grpc.serve import serve
-        from fedlora.server.outcome import load_code, metric_name, write_report
-        from fedlora.server.store import RunFolder
         from fedlora.training.resident_check import ResidentCheck
 
-        with (
-            progress_view(title=config.run.name, metric_name=partial(metric_name, out), console=console) as view,
-            StatusFile(out, config) as status_file,
-            ResidentCheck() as check,
-        ):
+        try:
+            with ResidentCheck() as check:
+                serve(rounds, door, check=check, opened=opened)
+        except RunStopped as error:
+            print(f"stopped: {error}", file=sys.stderr)
+            raise typer.Exit(_STOPPED) from None
 
-            def opened(port: int) -> None:
-                status_file.listening(port)
-                host = door.address.rpartition(":")[0]
-                console.print(f"listening on {host}:{port}", highlight=False)
-                if not door.is_insecure:
-                    remedy = f"fedlora sites invite NAME --out {shlex.quote(str(out))}"
-                    console.print(f"to let a site in: {remedy}", highlight=False, soft_wrap=True)
+    notes = idle_settings(config, Occasion("server"))
+    reached = whole_run(Run(config, out, config.federation.sites, shlex.join(sys.argv), notes), served, shown=shown())
+    from fedlora.server.outcome import load_code
 
-            try:
-                serve(config, out, door, check=check, listener=Summarised([status_file.show, view]), opened=opened)
-            except RunStopped as error:
-                print(f"stopped: {error}", file=sys.stderr)
-                raise typer.Exit(_STOPPED) from None
-            finally:
-                with suppress(StoreError):
-                    checkpoint = RunFolder(out).latest()
-                    if checkpoint is not None:
-                        num_sites = len(RunFolder(out).sites())
-                        write_report(RunFolder(out), config, checkpoint.reports, num_clients=num_sites, notes=notes)
-    checkpoint = RunFolder(out).latest()
     print_outcome(
         console,
-        reports=() if checkpoint is None else checkpoint.reports,
-        metric_name=metric_name(out),
+        reports=() if reached is None else reached.reports,
+        metric_name=_metric_name(out),
         out_dir=out,
         load_code=load_code(out, config),
         seconds=time.perf_counter() - began,
     )
+
+
+def _metric_name(folder: Path) -> str:
+    # Imports torch, which the server has done before it has met its sites.
+    from fedlora.server.outcome import metric_name
+
+    return metric_name(folder)
 
 
 def _door(listen: str, insecure: bool, identity: Path | None, files: Files) -> "Door":
