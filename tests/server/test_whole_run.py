@@ -23,7 +23,7 @@ def unable(rounds: Rounds) -> None:
 def test_the_engine_works_in_a_folder_that_is_held_and_notes_are_told_before_it(tmp_path: Path) -> None:
     told: list[Event] = []
 
-    def engine(rounds: Rounds) -> None:
+    def engine(_rounds: Rounds) -> None:
         assert told == [Noted(("a setting does nothing",))]
         with pytest.raises(StoreError, match="is in use by another process"):
             whole_run(run_in(tmp_path), unable, shown=nullcontext(told.append))

@@ -6,7 +6,6 @@ import shlex
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -37,15 +36,6 @@ Identity = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Files:
-    """The files of an authority of one's own, as they were typed."""
-
-    ca: Path | None
-    certificate: Path | None
-    key: Path | None
-
-
 @server_app.command()
 def start(
     run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")],
@@ -69,7 +59,7 @@ def start(
     # What strangers try on the port is no news to the operator, and that a port is taken is an error of ours. Read when
     # grpc is first imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    _start(run, out, tuple(overrides or ()), _door(listen, insecure, identity, Files(ca, cert, key)))
+    _start(run, out, tuple(overrides or ()), _door(listen, insecure, identity, (ca, cert, key)))
 
 
 @server_app.command()
@@ -217,17 +207,18 @@ def _metric_name(folder: Path) -> str:
     return metric_name(folder)
 
 
-def _door(listen: str, insecure: bool, identity: Path | None, files: Files) -> "Door":
+def _door(
+    listen: str, insecure: bool, identity: Path | None, typed: tuple[Path | None, Path | None, Path | None]
+) -> "Door":
+    from fedlora.cli.pem_options import pem_files
     from fedlora.server.grpc.port import ExternalPair
     from fedlora.server.grpc.serve import Door
 
-    given = [file for file in (files.ca, files.certificate, files.key) if file is not None]
-    if insecure and (given or identity):
+    if insecure and (any(typed) or identity):
         raise ConfigError("--insecure needs no certificates; leave out --identity, --ca, --cert and --key")
-    if not given:
+    files = pem_files(*typed)
+    if files is None:
         return Door(listen, insecure, identity)
-    if files.certificate is None or files.key is None or files.ca is None:
-        raise ConfigError("--ca, --cert and --key go together; give all three, or none of them")
     return Door(listen, False, identity, files.ca, ExternalPair(files.certificate, files.key))
 
 

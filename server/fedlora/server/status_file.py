@@ -137,6 +137,14 @@ def read_status(folder: Path) -> Status:
     return content | {"is_running": _is_held(folder / LOCK_FILE)}
 
 
+def is_served(folder: Path) -> bool:
+    """Return whether a server is at work on the run in a folder."""
+    try:
+        return bool(read_status(folder)["is_running"])
+    except StoreError:
+        return False
+
+
 def stop_server(folder: Path, *, timeout_seconds: float = 60.0) -> None:
     """Have the server of a run folder end in good order, and return once it has.
 
