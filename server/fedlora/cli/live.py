@@ -48,6 +48,14 @@ def progress_view(
         yield picture
 
 
+def metric_name_in(folder: Path) -> str:
+    """Return the name of the metric by which the run in a folder is judged, as soon as it has met its clients."""
+    # Imports torch, which the run has done before it has met them.
+    from fedlora.server.outcome import metric_name
+
+    return metric_name(folder)
+
+
 def print_outcome(
     console: Console,
     *,

@@ -145,7 +145,7 @@ def revoke(
 def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> None:
     from rich.console import Console
 
-    from fedlora.cli.live import print_outcome, progress_view
+    from fedlora.cli.live import metric_name_in, print_outcome, progress_view
     from fedlora.cli.logs import log_to
     from fedlora.common.config import Occasion, idle_settings
     from fedlora.common.run_file import load_run
@@ -161,7 +161,7 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
 
     @contextmanager
     def shown() -> "Iterator[Listener]":
-        view = progress_view(title=config.run.name, metric_name=partial(_metric_name, out), console=console)
+        view = progress_view(title=config.run.name, metric_name=partial(metric_name_in, out), console=console)
         with view as picture, status_file:
             yield Summarised([status_file.show, picture])
 
@@ -193,18 +193,11 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
     print_outcome(
         console,
         reports=() if reached is None else reached.reports,
-        metric_name=_metric_name(out),
+        metric_name=metric_name_in(out),
         out_dir=out,
         load_code=load_code(out, config),
         seconds=time.perf_counter() - began,
     )
-
-
-def _metric_name(folder: Path) -> str:
-    # Imports torch, which the server has done before it has met its sites.
-    from fedlora.server.outcome import metric_name
-
-    return metric_name(folder)
 
 
 def _door(

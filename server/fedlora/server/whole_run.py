@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
 from fedlora.common.messages import SiteDescription
-from fedlora.common.run_folder import RUN_FILE
 from fedlora.methods import Method
 from fedlora.server.claim import Claim
 from fedlora.server.events import Event, HeardSites, Listener, Noted, ignore
@@ -79,7 +78,7 @@ def whole_run(
     engine: Engine,
     *,
     shown: AbstractContextManager[Listener],
-    resume: bool | None = None,
+    resume: bool = True,
     write_report: WriteReport | None = None,
 ) -> "Checkpoint | None":
     """Do the rounds that are left, and return what they have led to; None where no round is over.
@@ -88,7 +87,7 @@ def whole_run(
 
     Args:
         shown: tells whoever looks on what happens; it begins once the folder is claimed.
-        resume: whether the folder must hold the run already, or must not; None for either.
+        resume: whether a run that the folder holds already is gone on with; else it is refused.
         write_report: without it the report of a deployment, whose examples lie elsewhere.
 
     Raises:
@@ -96,7 +95,6 @@ def whole_run(
     """
     if run.method is None:
         method_of(run.config)  # Refused before anything is written.
-    resume = (run.folder / RUN_FILE).is_file() if resume is None else resume
     with Claim(run.folder, run.config, resume=resume), shown as listener:
         heard = HeardSites(listener)
         if run.notes:
