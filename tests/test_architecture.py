@@ -54,7 +54,7 @@ WITH_FLOWER = (
     "fedlora.flower",
     "fedlora.server.app", "fedlora.server.polled_grid", "fedlora.server.sites", "fedlora.server.superlink_app",
     "fedlora.server.grpc.flowers_words", "fedlora.server.grpc.grid", "fedlora.server.grpc.known_site",
-    "fedlora.server.grpc.serve",
+    "fedlora.server.grpc.serve", "fedlora.server.whole_run",
     "fedlora.simulation",
     "fedlora.client.app", "fedlora.client.files_mod", "fedlora.client.site", "fedlora.client.source",
     "fedlora.client.supernode_app", "fedlora.client.worker", "fedlora.client.worker_process",
@@ -85,9 +85,9 @@ IMPURE = (
 IMPURE_CALLS = ("open", "print", "input")
 PURE = (
     "fedlora.aggregation", "fedlora.algebra", "fedlora.methods",
-    "fedlora.adapters.fit", "fedlora.server.best_round", "fedlora.server.rounds.admission",
-    "fedlora.server.rounds.completion", "fedlora.server.rounds.ending", "fedlora.server.rounds.plan",
-    "fedlora.server.rounds.starts", "fedlora.training.partitioning",
+    "fedlora.adapters.fit", "fedlora.planning.traffic", "fedlora.server.best_round",
+    "fedlora.server.rounds.admission", "fedlora.server.rounds.completion", "fedlora.server.rounds.ending",
+    "fedlora.server.rounds.plan", "fedlora.server.rounds.starts", "fedlora.training.partitioning",
 )  # fmt: skip
 
 RULES = (
@@ -107,9 +107,9 @@ RULES = (
         may_not_import=packages_of("server"),
     ),
     Rule(
-        "of the server room only the simulation and the command line, with its doctor, know the client",
+        "of the server room only the simulation and the command line, with its doctor and planning, know the client",
         of=packages_of("server"),
-        except_for=("fedlora.simulation", "fedlora.cli", "fedlora.doctor"),
+        except_for=("fedlora.simulation", "fedlora.cli", "fedlora.doctor", "fedlora.planning"),
         may_not_import=packages_of("client"),
     ),
     Rule(
@@ -261,6 +261,7 @@ def test_what_breaks_a_rule_is_named_with_its_line(module: str, source: str, lin
     ("module", "source"),
     [
         ("fedlora.cli.simulate", "from fedlora.training.data import load"),
+        ("fedlora.planning.plan", "from fedlora.training.plan.step import step_cost"),
         ("fedlora.simulation.inprocess", "from fedlora.client.worker import serve\nfrom flwr.app import Message"),
         ("fedlora.training.peft_bridge", "import peft\nfrom fedlora.common.errors import ModelError"),
         ("fedlora.flower.strategy", "import logging\nfrom flwr.serverapp.strategy import FedAvg"),

@@ -1,21 +1,25 @@
 """The server of a do-nothing run: python idle_server.py RUN.toml FOLDER EVENTS
 
-The process that `fedlora server start` is, without its terminal view: Claim, StatusFile and `serve`, with mTLS, on a
-port of its own choice. EVENTS gets the port, each event of the run and its time.
+The process that `fedlora server start` is, without its terminal view: `whole_run` over `serve` with a StatusFile, with
+mTLS, on a port of its own choice. EVENTS gets the port, each event of the run and its time.
 """
 
 import dataclasses
 import os
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from event_log import EventLog
 
-from fedlora.cli.status_file import StatusFile
 from fedlora.common.run_file import load_run
-from fedlora.server.claim import Claim
-from fedlora.server.events import Event, RoundEnded
+from fedlora.server.events import Event, Listener, RoundEnded
 from fedlora.server.grpc.serve import Door, serve
+from fedlora.server.running_summary import Summarised
+from fedlora.server.status_file import StatusFile
+from fedlora.server.whole_run import Run, whole_run
 from fedlora.training.resident_check import ResidentCheck
 
 
@@ -25,7 +29,7 @@ def main(run: Path, folder: Path, log: EventLog) -> None:
     config = load_run(run)
 
     def listen(event: Event) -> None:
-        status_file.heard(event)
+        summarised(event)
         if isinstance(event, RoundEnded):
             report = event.report
             log.say(
@@ -45,12 +49,18 @@ def main(run: Path, folder: Path, log: EventLog) -> None:
         status_file.listening(port)
         log.say("opened", port=port)
 
-    with (
-        Claim(folder, config, resume=False),
-        StatusFile(folder, config) as status_file,
-        ResidentCheck() as check,
-    ):
-        serve(config, folder, Door("127.0.0.1:0"), check=check, listener=listen, opened=opened)
+    status_file = StatusFile(folder, config)
+    summarised = Summarised([status_file.show])
+    run = Run(config, folder, config.federation.sites, shlex.join(sys.argv))
+
+    @contextmanager
+    def shown() -> Iterator[Listener]:
+        with status_file:
+            yield listen
+
+    with ResidentCheck() as check:
+        door = Door("127.0.0.1:0")
+        whole_run(run, lambda rounds: serve(rounds, door, check=check, opened=opened), shown=shown(), resume=False)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.messages import Generated, Score
 from fedlora.server.events import EvaluationStarted, Event, RoundEnded, RoundStarted, RunStarted, UpdateArrived
 from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
+from fedlora.server.running_summary import Summarised, updated
 
 CLIENTS = ("mnist", "serif")
 TITLES = {"title": "digits", "metric_name": "accuracy"}
@@ -51,7 +52,7 @@ def whole_run() -> list[Event]:
 def view_after(events: Iterable[Event], *, now: float = 0.0) -> RunView:
     view = RunView("digits", "accuracy")
     for event in events:
-        view = advance(view, event, now=now)
+        view = advance(view, event, updated(view.summary, event), now=now)
     return view
 
 
@@ -68,7 +69,8 @@ def terminal(file: io.StringIO) -> Console:
 
 def logged(events: Iterable[Event]) -> list[str]:
     file = io.StringIO()
-    with progress_view(**TITLES, console=Console(file=file, width=40)) as listener:
+    with progress_view(**TITLES, console=Console(file=file, width=40)) as picture:
+        listener = Summarised([picture])
         for event in events:
             listener(event)
     return file.getvalue().splitlines()
@@ -119,7 +121,8 @@ def test_panel_of_a_language_model_tells_perplexity_and_the_best_round() -> None
 
 def test_the_metric_is_named_as_soon_as_the_clients_are_known() -> None:
     file = io.StringIO()
-    with progress_view(title="t", metric_name=lambda: "f1", console=Console(file=file, width=40)) as listener:
+    with progress_view(title="t", metric_name=lambda: "f1", console=Console(file=file, width=40)) as picture:
+        listener = Summarised([picture])
         for event in whole_run()[:3]:
             listener(event)
     assert "start      f1 0.100" in file.getvalue()
@@ -147,7 +150,7 @@ def test_a_resumed_run_says_where_it_goes_on() -> None:
 
 def test_a_run_resumed_after_its_end_is_finished() -> None:
     started = RunStarted(CLIENTS, 2, 3, (report(0), report(1), report(2)))
-    assert view_after([started]).phase == "finished"
+    assert view_after([started]).summary.phase == "finished"
     assert logged([started])[0].endswith("all finished before")
 
 
@@ -179,7 +182,7 @@ def test_panel_of_a_large_run_fits_the_terminal(width: int) -> None:
 
 
 def test_phases_follow_each_other() -> None:
-    phases = [view_after(whole_run()[:count]).phase for count in range(1, 9)]
+    phases = [view_after(whole_run()[:count]).summary.phase for count in range(1, 9)]
     assert phases == [
         "starting",
         "evaluating",
@@ -190,7 +193,7 @@ def test_phases_follow_each_other() -> None:
         "evaluating",
         "between rounds",
     ]
-    assert view_after(whole_run()).phase == "finished"
+    assert view_after(whole_run()).summary.phase == "finished"
 
 
 def test_time_left_is_that_of_the_rounds_to_come() -> None:
@@ -210,7 +213,8 @@ def test_curve_spans_its_values_and_leaves_gaps() -> None:
 
 def test_final_state_stays_on_the_terminal() -> None:
     file = io.StringIO()
-    with progress_view(**TITLES, console=terminal(file)) as listener:
+    with progress_view(**TITLES, console=terminal(file)) as picture:
+        listener = Summarised([picture])
         threads = [threading.Thread(target=listener, args=(event,)) for event in whole_run()]
         for thread in threads:
             thread.start()
@@ -222,7 +226,8 @@ def test_final_state_stays_on_the_terminal() -> None:
 
 def test_interrupted_run_is_shown_as_stopped() -> None:
     file = io.StringIO()
-    with contextlib.suppress(KeyboardInterrupt), progress_view(**TITLES, console=terminal(file)) as listener:
+    with contextlib.suppress(KeyboardInterrupt), progress_view(**TITLES, console=terminal(file)) as picture:
+        listener = Summarised([picture])
         for event in whole_run()[:5]:
             listener(event)
         raise KeyboardInterrupt

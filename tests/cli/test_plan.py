@@ -12,10 +12,10 @@ import torch
 from fedlora.adapters import Adapter, LoraLayer, pack
 from fedlora.adapters.differences import Precision, encode_file
 from fedlora.aggregation import METHODS, FedExLora, aggregate
-from fedlora.cli.plan import too_large
-from fedlora.cli.plan_server import server_cost
-from fedlora.cli.plan_traffic import traffic_of
 from fedlora.common.config import RunConfig
+from fedlora.planning.plan import too_large
+from fedlora.planning.server_cost import server_cost
+from fedlora.planning.traffic import traffic_of
 from fedlora.training.plan.live_bytes import LiveBytes
 from fedlora.training.plan.step import StepCost
 

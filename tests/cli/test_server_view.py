@@ -15,7 +15,6 @@ from rich.console import Console
 
 from fedlora.cli.run_view import RunView, advance, plain_lines, run_panel
 from fedlora.cli.server_view import sites_table, status_lines
-from fedlora.cli.status_file import Status, StatusFile, read_status
 from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.config import RunConfig
 from fedlora.common.messages import Score
@@ -31,6 +30,8 @@ from fedlora.server.events import (
     Waiting,
 )
 from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
+from fedlora.server.running_summary import Summarised, updated
+from fedlora.server.status_file import Status, StatusFile, read_status
 
 NAMES = ("north", "south")
 STARTED = RunStarted(NAMES, 10, 1, ())
@@ -61,8 +62,9 @@ def status_after(folder: Path, *events: Event, phase: str, metric: str = "accura
     deadline = time.monotonic() + DEADLINE_SECONDS
     with StatusFile(folder, RunConfig()) as status_file:
         status_file.listening(8470)
+        listener = Summarised([status_file.show])
         for event in events:
-            status_file.heard(event)
+            listener(event)
         while True:
             assert time.monotonic() < deadline, f"it does not become {phase!r}"
             if (folder / "status.json").exists() and (found := read_status(folder))["phase"] == phase:
@@ -118,7 +120,7 @@ def test_of_a_language_model_there_are_perplexity_and_the_best_round(held: Path)
         held_out = HeldOutReport(scores[number], {}, is_complete=True)
         ended.append(replace(report(number), clients=clients, held_out=held_out))
     ended[1] = replace(ended[1], validation=scores[2], ended_early=True)
-    status = status_after(held, STARTED, *map(RoundEnded, ended), phase="between rounds", metric="token accuracy")
+    status = status_after(held, STARTED, *map(RoundEnded, ended), phase="finished", metric="token accuracy")
     assert lines(status)[2:5] == [
         "  token accuracy 30.0 %, perplexity 12.2 after round 2",
         "  best      round 1, by the validation loss 2.00",
@@ -176,14 +178,14 @@ def test_the_sites_are_listed_with_what_they_may_and_until_when() -> None:
 def view_after(*events: Event) -> RunView:
     view = RunView("tiny", "accuracy")
     for event in events:
-        view = advance(view, event, now=0.0)
+        view = advance(view, event, updated(view.summary, event), now=0.0)
     return view
 
 
 def logged(*events: Event) -> list[str]:
     view, printed = RunView("tiny", "accuracy"), []
     for event in events:
-        before, view = view, advance(view, event, now=0.0)
+        before, view = view, advance(view, event, updated(view.summary, event), now=0.0)
         printed += plain_lines(before, view, event)
     return printed
 
@@ -224,8 +226,8 @@ def test_the_panel_counts_the_sites_and_names_those_that_are_missing() -> None:
 def test_what_was_waited_for_is_gone_when_the_run_goes_on() -> None:
     waiting = Waiting("0 of 2 sites are ready")
     for goes_on in (STARTED, RoundStarted(1, NAMES, ())):
-        assert view_after(waiting).waiting_for == waiting.what
-        assert view_after(waiting, goes_on).waiting_for == ""
+        assert view_after(waiting).summary.waiting_for == waiting.what
+        assert view_after(waiting, goes_on).summary.waiting_for == ""
 
 
 @pytest.mark.parametrize("width", [20, 40, 90])

@@ -17,7 +17,7 @@ import grpc
 from fedlora.client.site_identity import SiteIdentity
 from fedlora.common import certificates
 from fedlora.common.channels import Credentials, details_of, open_channel, split_address
-from fedlora.common.errors import ConfigError, RunError, StoreError
+from fedlora.common.errors import ConfigError, RunError, StoreError, one_line
 from fedlora.common.files import open_replacing, write_file
 from fedlora.v1 import enrolment_pb2
 from fedlora.v1.enrolment_pb2_grpc import EnrolmentServiceStub
@@ -178,5 +178,5 @@ def _connection(host: str, port: int, context: ssl.SSLContext, timeout_seconds: 
 def _not_taken(error: grpc.RpcError) -> str:
     return (
         "the server does not take this token: it is another server's, used up, or has ended; ask for a new invitation "
-        f"({' '.join(details_of(error).split())[:120]})"
+        f"({one_line(details_of(error), most=120)})"
     )

@@ -20,7 +20,7 @@ from fedlora.client.backoff import Backoff
 from fedlora.client.transfer import LEAST_FREE_BYTES, Metadata, complete
 from fedlora.common.channels import SITE_METADATA, Credentials, details_of, open_channel
 from fedlora.common.codec import Codec
-from fedlora.common.errors import RunError, StoreError
+from fedlora.common.errors import RunError, StoreError, one_line
 from fedlora.common.files import write_file
 from fedlora.common.published import (
     CODEC,
@@ -265,7 +265,7 @@ def _is_complete(folder: Path, published: Published) -> bool:
 
 
 def _one_line(error: grpc.RpcError) -> str:
-    details = " ".join(details_of(error).split())[:200]
+    details = one_line(details_of(error), most=200)
     if details == "drained":
         return "the server has stopped, and its run is not over"
     return f"cannot be reached ({details})" if details else "the connection broke"

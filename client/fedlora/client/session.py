@@ -15,7 +15,7 @@ from fedlora.client.site import Site
 from fedlora.client.transfer import Metadata
 from fedlora.common.channels import SITE_METADATA, Credentials, details_of, open_channel
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import RunError
+from fedlora.common.errors import RunError, one_line
 from fedlora.common.run_file import parse_toml
 from fedlora.common.wire import PROTOCOL
 from fedlora.v1 import session_pb2
@@ -165,4 +165,4 @@ def _one_line(error: grpc.RpcError) -> str:
     details = details_of(error)
     if details == "drained":
         return "waiting for the server"
-    return f"cannot be reached ({' '.join(details.split())[:200]})" if details else "the connection broke"
+    return f"cannot be reached ({one_line(details, most=200)})" if details else "the connection broke"

@@ -63,6 +63,7 @@ class RunError(FedloraError):
 CODE = "[a-z_]{1,40}"
 
 
-def one_line(error: Exception) -> str:
-    """Return what an error of a library says, in one line that is not too long."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+def one_line(said: Exception | str, *, most: int = 300) -> str:
+    """Return what an error of a library or a peer says, in one line of at most `most` characters."""
+    words = " ".join(str(said).split())
+    return (words or ("" if isinstance(said, str) else type(said).__name__))[:most]

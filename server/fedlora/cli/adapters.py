@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from fedlora.client.registry_client import Handle, RegistryClient
     from fedlora.common.channels import Credentials
+    from fedlora.common.pem_files import PemFiles
     from fedlora.common.published import Published
 
 _INTERRUPTED = 130
@@ -52,6 +53,7 @@ class Caller:
             ConfigError: the options do not say who calls.
             StoreError: the site has not enrolled.
         """
+        from fedlora.cli.pem_options import pem_files
         from fedlora.client.registry_client import connect
         from fedlora.common.channels import split_address
         from fedlora.common.errors import ConfigError
@@ -65,24 +67,19 @@ class Caller:
             )
         if self.is_insecure != bool(self.name):
             raise ConfigError("--insecure and --name go together: without certificates, a caller says its name")
-        if any(self.files) and not all(self.files):
-            raise ConfigError("--ca, --cert and --key go together; give all three")
-        self._credentials()
-        return lambda: connect(self.address, self.name, self._credentials())
+        files = pem_files(*self.files)
+        self._credentials(files)
+        return lambda: connect(self.address, self.name, self._credentials(files))
 
-    def _credentials(self) -> "Credentials | None":
-        from datetime import UTC, datetime
-
+    def _credentials(self, files: "PemFiles | None") -> "Credentials | None":
         from fedlora.client.joining import credentials_of
+        from fedlora.client.site_credentials import identity_from
         from fedlora.client.site_file import load_site, state_folder
         from fedlora.client.site_identity import SiteIdentity
 
         if self.site is not None:
             return credentials_of(SiteIdentity.load(state_folder(self.site, load_site(self.site))))
-        ca, certificate, key = self.files
-        if ca is None or certificate is None or key is None:
-            return None
-        return credentials_of(SiteIdentity.external(ca, certificate, key, now=datetime.now(UTC)))
+        return None if files is None else credentials_of(identity_from(files))
 
 
 @adapters_app.command("list")

@@ -11,16 +11,14 @@ from rich.console import Console
 from rich.text import Text
 
 from fedlora.adapters import Adapter, open_adapter, save_adapter, with_base_change_inside
+from fedlora.adapters.alike import check_alike, check_savable, tensor_that_is_not_finite, with_one_origin
 from fedlora.adapters.keys import to_state_dict
-from fedlora.adapters.meaning import starts_from_the_base
 from fedlora.adapters.peft_format import CONFIG_FILE, TENSOR_FILE
-from fedlora.adapters.settings import SHAPE_KEYS
 from fedlora.aggregation import Aggregate, aggregate
+from fedlora.aggregation.rank_limit import RankLimit, limit_rank
 from fedlora.aggregation.updates import shares_of
-from fedlora.cli.adapter_folders import check_alike, name_clients, tensor_that_is_not_finite, with_one_origin
+from fedlora.cli.aggregation_options import clients_of, method_from, settings_of, settings_text, weights_from
 from fedlora.cli.aggregation_view import diagnostics_table, explanations
-from fedlora.cli.method_options import method_from, settings_of, settings_text, weights_from
-from fedlora.cli.rank_limit import RankLimit, limit_rank
 from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.codec import Codec
 from fedlora.common.errors import AdapterError
@@ -29,6 +27,7 @@ from fedlora.methods import Method
 from fedlora.server.report.wording import count_text, list_text, percent_text, share_text, size_text
 
 _WIDTH_WITHOUT_TERMINAL = 100
+_SAY_WHICH = "if they do, say which one with --base-model NAME"
 
 
 @dataclass(frozen=True)
@@ -88,17 +87,17 @@ def run_aggregate(options: Options) -> None:
         FedloraError: it cannot work; the caller prints why, and nothing was written.
     """
     method = method_from(options.method, options.settings)
-    folders = name_clients(options.folders)
+    folders = clients_of(options.folders)
     weights = weights_from(options.weights, list(folders))
     require_free(options.out)
     adapters = {client: open_adapter(folder) for client, folder in folders.items()}
-    check_alike(folders, adapters, base_model=options.base_model)
+    check_alike(folders, adapters, base_model=options.base_model, remedy=_SAY_WHICH)
     result = _aggregated(folders, adapters, weights=weights, method=method)
     adapter = with_one_origin(with_base_change_inside(result.adapter), adapters, base_model=options.base_model)
     limit = None
     if options.rank is not None:
         adapter, limit = limit_rank(adapter, options.rank)
-    _check_result(adapter, folders, adapters)
+    check_savable(adapter, folders, adapters)
     with _nothing_left_on_failure(options.out):
         save_adapter(adapter, options.out)
     ranks = [layer.rank for layer in adapter.layers.values()]
@@ -131,23 +130,6 @@ def _aggregated(
         if found := tensor_that_is_not_finite(folders):
             raise AdapterError(found) from error
         raise
-
-
-def _check_result(result: Adapter, folders: Mapping[str, Path], adapters: Mapping[str, Adapter]) -> None:
-    """Raise AdapterError if the result has values that are not finite, or ranks that PEFT would misunderstand."""
-    for path, layer in result.layers.items():
-        if not (layer.A.isfinite().all() and layer.B.isfinite().all()):
-            raise AdapterError(f"{path}: values so large that their products overflow {layer.B.dtype}; nothing written")
-    for client, folder in folders.items():
-        config = adapters[client].config
-        if start := starts_from_the_base(config):
-            for key in SHAPE_KEYS:
-                if (config.get(key) or None) != (result.config.get(key) or None):
-                    raise AdapterError(
-                        f"{folder / CONFIG_FILE}: init_lora_weights is {start!r} with {key} {config.get(key)}, the "
-                        f"result has {result.config.get(key)}: PEFT would load it onto other base weights; save the "
-                        "adapters with path_initial_model_for_weight_conversion first"
-                    )
 
 
 @contextmanager

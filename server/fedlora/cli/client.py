@@ -2,28 +2,12 @@
 
 import logging
 import os
-import time
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from fedlora.common.errors import ConfigError, FedloraError
-
-if TYPE_CHECKING:
-    from fedlora.client.site import Site
-    from fedlora.client.site_file import SiteConfig
-    from fedlora.client.site_identity import SiteIdentity
-    from fedlora.client.state import SiteState
-    from fedlora.common.channels import Credentials
-    from fedlora.common.config import RunConfig
-
-logger = logging.getLogger(__name__)
-
 _INTERRUPTED = 130
-_RENEWAL_PAUSE_SECONDS = 600.0
 
 client_app = typer.Typer(help="Take part in a run as a site.", no_args_is_help=True)
 
@@ -45,8 +29,11 @@ def join(
     key: Annotated[Path | None, typer.Option(metavar="PEM", help="... and its key.")] = None,
 ) -> None:
     """Take part until the run is over. It reconnects by itself; the same command goes on after a crash."""
+    from fedlora.cli.pem_options import pem_files
+    from fedlora.client.site_credentials import site_credentials
     from fedlora.client.site_file import load_site, state_folder
     from fedlora.client.state import SiteState
+    from fedlora.client.taking_part import take_part
     from fedlora.common.channels import require_loopback, split_address
 
     _log()
@@ -54,13 +41,13 @@ def join(
     split_address(address)
     if insecure:
         require_loopback(address)
+    files = None if insecure else pem_files(ca, cert, key)
     with SiteState(state_folder(site, config)) as state:
         state.control("")
-        credentials = (
-            None if insecure else _Credentials(address, config.site.name, state.folder, token, (ca, cert, key))
-        )
+        name = config.site.name
+        known = None if insecure else site_credentials(address, name, state=state.folder, token=token, files=files)
         try:
-            _join(address, site, config, state, credentials)
+            take_part(address, config, beside=site.parent, state=state, credentials=known or (lambda: None))
         except KeyboardInterrupt:
             print("interrupted; the same command goes on")
             raise typer.Exit(_INTERRUPTED) from None
@@ -82,103 +69,6 @@ def resume(site: SiteFile) -> None:
 def leave(site: SiteFile) -> None:
     """End the site's client. It can join again."""
     _control(site, "leave", "leaving")
-
-
-def _join(
-    address: str, path: Path, config: "SiteConfig", state: "SiteState", credentials: "_Credentials | None"
-) -> None:
-    from fedlora.client.session import Session
-
-    session = Session(
-        address,
-        config.site.name,
-        credentials=credentials or (lambda: None),
-        make_site=partial(_make_site, path, config, state),
-        leaves=lambda: state.wish() == "leave",
-    )
-    session.run()
-
-
-def _make_site(path: Path, config: "SiteConfig", state: "SiteState", run: "RunConfig") -> "Site":
-    import uuid
-
-    from fedlora.client.outbox import Outbox
-    from fedlora.client.site import Site
-    from fedlora.client.site_file import for_site
-    from fedlora.client.source import OwnSite, WorkbenchSource
-    from fedlora.client.worker_seat import WorkerSeat
-
-    own = OwnSite(config.site.name, config.data.only_group, config.limits.max_steps)
-    source = WorkbenchSource(
-        key=uuid.uuid4().hex,
-        config=for_site(run, config, beside=path.parent),
-        site=own,
-        moments_folder=state.folder / "optimizer",
-        explain_failures=True,  # To this process, which logs it; only the code leaves the site.
-    )
-    environment = {} if config.worker.gpu is None else {"CUDA_VISIBLE_DEVICES": config.worker.gpu}
-    return Site(
-        run,
-        config,
-        seat=WorkerSeat(source.make_client_app_over_files, environment),
-        outbox=Outbox(state.folder),
-        is_paused=lambda: state.wish() == "paused",
-    )
-
-
-class _Credentials:
-    """The site's credentials at each connection; enrols at the first, renews in good time."""
-
-    def __init__(
-        self,
-        address: str,
-        name: str,
-        folder: Path,
-        token: str | None,
-        files: tuple[Path | None, Path | None, Path | None],
-    ) -> None:
-        from fedlora.client.joining import enrol
-        from fedlora.client.site_identity import SiteIdentity
-
-        self._address, self._folder, self._files = address, folder, files
-        self._tried = 0.0
-        if any(files):
-            if not all(files):
-                raise ConfigError("--ca, --cert and --key go together; give all three, or none of them")
-        elif token is not None:
-            enrol(address, token, name=name, state=folder)
-        elif not SiteIdentity.exists(folder):
-            raise ConfigError(
-                f"{folder}: this site is not enrolled yet; ask the server's operator for an invitation, "
-                "and give its token: --token TOKEN"
-            )
-        if (found := self._identity()).name != name:
-            raise ConfigError(
-                f"the certificate is for {found.name!r}, and the site file names {name!r}; make them agree"
-            )
-
-    def __call__(self) -> "Credentials":
-        from fedlora.client.joining import credentials_of, renewed
-
-        identity = self._identity()
-        is_ours = not any(self._files)
-        if identity.needs_renewal(datetime.now(UTC)) and time.monotonic() - self._tried > _RENEWAL_PAUSE_SECONDS:
-            self._tried = time.monotonic()
-            logger.warning("the certificate ends on %s", f"{identity.expiry:%Y-%m-%d %H:%M} UTC")
-            if is_ours:
-                try:
-                    identity = renewed(self._address, identity, state=self._folder)
-                except FedloraError as error:
-                    logger.warning("it could not be renewed yet: %s", error)
-        return credentials_of(identity)
-
-    def _identity(self) -> "SiteIdentity":
-        from fedlora.client.site_identity import SiteIdentity
-
-        ca, certificate, key = self._files
-        if ca is not None and certificate is not None and key is not None:
-            return SiteIdentity.external(ca, certificate, key, now=datetime.now(UTC))
-        return SiteIdentity.load(self._folder)
 
 
 def _control(path: Path, wish: str, done: str) -> None:

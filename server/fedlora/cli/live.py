@@ -1,7 +1,6 @@
 """A run as it happens: a panel that renews itself in a terminal, plain lines anywhere else; and its outcome."""
 
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,17 +17,18 @@ from fedlora.cli.notes_view import note_lines
 from fedlora.cli.outcome_view import outcome_lines, refusal_lines, scores_table
 from fedlora.cli.run_view import RunView, advance, plain_lines, run_panel
 from fedlora.common.run_folder import BEST_FOLDER
-from fedlora.server.events import Event, Listener, RunStarted
+from fedlora.server.events import Event, RunStarted
 from fedlora.server.report.numbers import trained
 from fedlora.server.report.wording import count_text, duration_text
 from fedlora.server.round_report import RoundReport
+from fedlora.server.running_summary import Picture, RunningSummary, ended
 
 
 @contextmanager
 def progress_view(
     *, title: str, metric_name: str | Callable[[], str], console: Console | None = None
-) -> Iterator[Listener]:
-    """Yield the listener to give to the run, which may call it from any thread. The last state stays on the screen.
+) -> Iterator[Picture]:
+    """Yield what shows each event of the run, from any thread. The last state stays on the screen.
 
     Without a terminal, or in one that cannot move its cursor or has no block characters, events become plain lines.
 
@@ -44,8 +44,16 @@ def progress_view(
     else:
         show = _printed_lines
     told, known = ("metric", metric_name) if callable(metric_name) else (metric_name, lambda: metric_name)
-    with show(RunView(title, told), console, known) as listener:
-        yield listener
+    with show(RunView(title, told), console, known) as picture:
+        yield picture
+
+
+def metric_name_in(folder: Path) -> str:
+    """Return the name of the metric by which the run in a folder is judged, as soon as it has met its clients."""
+    # Imports torch, which the run has done before it has met them.
+    from fedlora.server.outcome import metric_name
+
+    return metric_name(folder)
 
 
 def print_outcome(
@@ -78,38 +86,33 @@ def print_outcome(
 
 
 @contextmanager
-def _renewing_panel(view: RunView, console: Console, metric_name: Callable[[], str]) -> Iterator[Listener]:
-    began, lock = time.monotonic(), threading.Lock()
+def _renewing_panel(view: RunView, console: Console, metric_name: Callable[[], str]) -> Iterator[Picture]:
+    began = time.monotonic()
 
     def show() -> Panel:
         now = time.monotonic()
         return run_panel(view, now=now, num_seconds=now - began, width=console.width)
 
-    def listen(event: Event) -> None:
+    def draw(event: Event, _before: RunningSummary, summary: RunningSummary) -> None:
         nonlocal view
-        with lock:
-            view = _after(view, event, metric_name)
+        view = _after(view, event, summary, metric_name)
         _print_lines(console, note_lines(event))
 
     with Live(get_renderable=show, console=console, refresh_per_second=4), terminal_to_ourselves():
         try:
-            yield listen
+            yield draw
         finally:
-            if view.phase != "finished":
-                view = replace(view, phase="stopped")
+            view = replace(view, summary=ended(view.summary))
 
 
 @contextmanager
-def _printed_lines(view: RunView, console: Console, metric_name: Callable[[], str]) -> Iterator[Listener]:
-    lock = threading.Lock()
-
-    def listen(event: Event) -> None:
+def _printed_lines(view: RunView, console: Console, metric_name: Callable[[], str]) -> Iterator[Picture]:
+    def draw(event: Event, _before: RunningSummary, summary: RunningSummary) -> None:
         nonlocal view
-        with lock:
-            before, view = view, _after(view, event, metric_name)
-            _print_lines(console, [*note_lines(event), *plain_lines(before, view, event)])
+        before, view = view, _after(view, event, summary, metric_name)
+        _print_lines(console, [*note_lines(event), *plain_lines(before, view, event)])
 
-    yield listen
+    yield draw
 
 
 def _print_lines(console: Console, lines: Sequence[str]) -> None:
@@ -117,7 +120,7 @@ def _print_lines(console: Console, lines: Sequence[str]) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _after(view: RunView, event: Event, metric_name: Callable[[], str]) -> RunView:
+def _after(view: RunView, event: Event, summary: RunningSummary, metric_name: Callable[[], str]) -> RunView:
     if isinstance(event, RunStarted):
         view = replace(view, metric_name=metric_name())
-    return advance(view, event, now=time.monotonic())
+    return advance(view, event, summary, now=time.monotonic())

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.text import Text
 
-from fedlora.cli.method_options import settings_text
+from fedlora.cli.aggregation_options import settings_text
 from fedlora.methods import DEFAULT, Method, loadable_methods
 
 

@@ -1,21 +1,17 @@
 """What a terminal shows of a plan."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedlora.cli.plan_traffic import Traffic
-
-if TYPE_CHECKING:
-    from fedlora.cli.plan import Plan
+from fedlora.planning import Plan, Traffic
 
 _MEGABITS = (10, 100)
 
 
-def print_plan(plan: "Plan", console: Console) -> None:
+def print_plan(plan: Plan, console: Console) -> None:
     """Print the plan: sizes, memory, bytes by method, seconds, and what was assumed."""
     share = 100 * plan.num_trained / plan.num_parameters
     console.print(f"{plan.name}: {plan.model}, planned for {plan.device}", markup=False, highlight=False)
@@ -47,7 +43,7 @@ def seconds_text(seconds: float | None) -> str:
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
-def _memory_table(plan: "Plan") -> Table:
+def _memory_table(plan: Plan) -> Table:
     table = _table("memory", "training", "judging")
     training, evaluation = plan.step.training, plan.step.evaluation
     for part in {**training, **evaluation}:
@@ -62,7 +58,7 @@ def _memory_table(plan: "Plan") -> Table:
     return table
 
 
-def _traffic_table(plan: "Plan") -> Table:
+def _traffic_table(plan: Plan) -> Table:
     last = any(traffic.down_last != traffic.down for traffic in plan.traffic)
     table = _table(f"a client's round, {plan.precision}", "up", "down", *(["down, last round"] if last else []))
     for traffic in plan.traffic:
@@ -72,7 +68,7 @@ def _traffic_table(plan: "Plan") -> Table:
     return table
 
 
-def _time_table(plan: "Plan") -> Table:
+def _time_table(plan: Plan) -> Table:
     table = _table("estimated time of a round", "")
     table.add_row("a client's training, here, within a factor of 2", seconds_text(plan.training_seconds))
     own = plan.traffic[0]

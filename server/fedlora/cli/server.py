@@ -3,11 +3,9 @@
 import json
 import os
 import shlex
-import signal
 import sys
 import time
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -18,11 +16,13 @@ import typer
 from fedlora.common.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fedlora.server.authority import Authority
+    from fedlora.server.events import Listener
     from fedlora.server.grpc.serve import Door
 
 _STOPPED = 0
-_STOP_SECONDS = 60.0
 
 server_app = typer.Typer(help="Run an aggregation server, look at it, stop it.", no_args_is_help=True)
 sites_app = typer.Typer(help="Who may take part: invite sites, list them, revoke them.", no_args_is_help=True)
@@ -34,15 +34,6 @@ Identity = Annotated[
         "--identity", metavar="DIR", help="Authority and sites' records. Default: identity/ in the run's folder."
     ),
 ]
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of an authority of one's own, as they were typed."""
-
-    ca: Path | None
-    certificate: Path | None
-    key: Path | None
 
 
 @server_app.command()
@@ -68,7 +59,7 @@ def start(
     # What strangers try on the port is no news to the operator, and that a port is taken is an error of ours. Read when
     # grpc is first imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    _start(run, out, tuple(overrides or ()), _door(listen, insecure, identity, Files(ca, cert, key)))
+    _start(run, out, tuple(overrides or ()), _door(listen, insecure, identity, (ca, cert, key)))
 
 
 @server_app.command()
@@ -77,7 +68,7 @@ def status(
 ) -> None:
     """Say how a server is doing: round, sites by state, updates, bytes, scores."""
     from fedlora.cli.server_view import status_lines
-    from fedlora.cli.status_file import read_status
+    from fedlora.server.status_file import read_status
 
     found = read_status(out)
     if as_json:
@@ -90,18 +81,9 @@ def status(
 @server_app.command()
 def stop(out: Out) -> None:
     """End a server in good order; what was accepted is on disk, and the same start command goes on."""
-    from fedlora.cli.status_file import read_status
+    from fedlora.server.status_file import stop_server
 
-    found = read_status(out)
-    if not found["is_running"]:
-        raise StoreError(f"{out}: no server is running there")
-    pid = found["pid"]
-    os.kill(int(str(pid)), signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_SECONDS
-    while read_status(out)["is_running"]:
-        if time.monotonic() > deadline:
-            raise StoreError(f"{out}: the server (process {pid}) has not ended within {_STOP_SECONDS:.0f} s")
-        time.sleep(0.1)
+    stop_server(out)
     print("stopped")
 
 
@@ -163,79 +145,73 @@ def revoke(
 def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> None:
     from rich.console import Console
 
-    from fedlora.cli.live import print_outcome, progress_view
+    from fedlora.cli.live import metric_name_in, print_outcome, progress_view
     from fedlora.cli.logs import log_to
-    from fedlora.cli.status_file import StatusFile
     from fedlora.common.config import Occasion, idle_settings
     from fedlora.common.run_file import load_run
-    from fedlora.server.claim import Claim
+    from fedlora.server.running_summary import Summarised
+    from fedlora.server.status_file import StatusFile
+    from fedlora.server.whole_run import Rounds, Run, whole_run
 
     config = load_run(run, overrides)
     console = Console()
     log_to(console)
     began = time.perf_counter()
-    with Claim(out, config, resume=(out / "run.toml").is_file()):
-        notes = idle_settings(config, Occasion("server"))
-        for note in notes:
-            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    status_file = StatusFile(out, config)
+
+    @contextmanager
+    def shown() -> "Iterator[Listener]":
+        view = progress_view(title=config.run.name, metric_name=partial(metric_name_in, out), console=console)
+        with view as picture, status_file:
+            yield Summarised([status_file.show, picture])
+
+    def opened(port: int) -> None:
+        status_file.listening(port)
+        host = door.address.rpartition(":")[0]
+        console.print(f"listening on {host}:{port}", highlight=False)
+        if not door.is_insecure:
+            remedy = f"fedlora sites invite NAME --out {shlex.quote(str(out))}"
+            console.print(f"to let a site in: {remedy}", highlight=False, soft_wrap=True)
+
+    def served(rounds: Rounds) -> None:
         print(f"{config.run.name}: loading", flush=True)
         from fedlora.server.grpc.grid import RunStopped
         from fedlora.server.grpc.serve import serve
-        from fedlora.server.outcome import load_code, metric_name, write_report
-        from fedlora.server.store import RunFolder
         from fedlora.training.resident_check import ResidentCheck
 
-        with (
-            progress_view(title=config.run.name, metric_name=partial(metric_name, out), console=console) as view,
-            StatusFile(out, config) as status_file,
-            ResidentCheck() as check,
-        ):
+        try:
+            with ResidentCheck() as check:
+                serve(rounds, door, check=check, opened=opened)
+        except RunStopped as error:
+            print(f"stopped: {error}", file=sys.stderr)
+            raise typer.Exit(_STOPPED) from None
 
-            def opened(port: int) -> None:
-                status_file.listening(port)
-                host = door.address.rpartition(":")[0]
-                console.print(f"listening on {host}:{port}", highlight=False)
-                if not door.is_insecure:
-                    remedy = f"fedlora sites invite NAME --out {shlex.quote(str(out))}"
-                    console.print(f"to let a site in: {remedy}", highlight=False, soft_wrap=True)
+    notes = idle_settings(config, Occasion("server"))
+    reached = whole_run(Run(config, out, config.federation.sites, shlex.join(sys.argv), notes), served, shown=shown())
+    from fedlora.server.outcome import load_code
 
-            def listen(event: object) -> None:
-                status_file.heard(event)  # type: ignore[arg-type]
-                view(event)  # type: ignore[arg-type]
-
-            try:
-                serve(config, out, door, check=check, listener=listen, opened=opened)
-            except RunStopped as error:
-                print(f"stopped: {error}", file=sys.stderr)
-                raise typer.Exit(_STOPPED) from None
-            finally:
-                with suppress(StoreError):
-                    checkpoint = RunFolder(out).latest()
-                    if checkpoint is not None:
-                        num_sites = len(RunFolder(out).sites())
-                        write_report(RunFolder(out), config, checkpoint.reports, num_clients=num_sites, notes=notes)
-    checkpoint = RunFolder(out).latest()
     print_outcome(
         console,
-        reports=() if checkpoint is None else checkpoint.reports,
-        metric_name=metric_name(out),
+        reports=() if reached is None else reached.reports,
+        metric_name=metric_name_in(out),
         out_dir=out,
         load_code=load_code(out, config),
         seconds=time.perf_counter() - began,
     )
 
 
-def _door(listen: str, insecure: bool, identity: Path | None, files: Files) -> "Door":
+def _door(
+    listen: str, insecure: bool, identity: Path | None, typed: tuple[Path | None, Path | None, Path | None]
+) -> "Door":
+    from fedlora.cli.pem_options import pem_files
     from fedlora.server.grpc.port import ExternalPair
     from fedlora.server.grpc.serve import Door
 
-    given = [file for file in (files.ca, files.certificate, files.key) if file is not None]
-    if insecure and (given or identity):
+    if insecure and (any(typed) or identity):
         raise ConfigError("--insecure needs no certificates; leave out --identity, --ca, --cert and --key")
-    if not given:
+    files = pem_files(*typed)
+    if files is None:
         return Door(listen, insecure, identity)
-    if files.certificate is None or files.key is None or files.ca is None:
-        raise ConfigError("--ca, --cert and --key go together; give all three, or none of them")
     return Door(listen, False, identity, files.ca, ExternalPair(files.certificate, files.key))
 
 

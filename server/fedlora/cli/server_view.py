@@ -8,7 +8,6 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from fedlora.cli.status_file import Status
 from fedlora.server.authority import SiteRecord
 from fedlora.server.report.wording import (
     PERPLEXITY,
@@ -19,6 +18,7 @@ from fedlora.server.report.wording import (
     loss_text,
     score_text,
 )
+from fedlora.server.status_file import Status
 
 
 def status_lines(status: Status) -> Iterator[str]:

@@ -11,13 +11,14 @@ from typing import cast
 import typer
 from rich.console import Console
 
-from fedlora.cli.live import print_outcome, progress_view
+from fedlora.cli.live import metric_name_in, print_outcome, progress_view
 from fedlora.cli.logs import log_to
 from fedlora.cli.outlets import toml_for
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import load_run, to_toml
 from fedlora.common.run_folder import RUN_FILE
+from fedlora.server.running_summary import Summarised
 from fedlora.simulation import preset, simulate
 from fedlora.simulation.simulate import Engine, choose_folder
 
@@ -56,14 +57,14 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
     out = choose_folder(config, options.out, resume=options.resume)
     began = time.perf_counter()
     try:
-        with progress_view(title=config.run.name, metric_name=partial(_metric_name, out), console=console) as listener:
+        with progress_view(title=config.run.name, metric_name=partial(metric_name_in, out), console=console) as picture:
             result = simulate(
                 config,
                 out=out,
                 engine=cast(Engine, options.engine),
                 num_workers=options.workers,
                 resume=options.resume,
-                listener=listener,
+                listener=Summarised([picture]),
             )
     except KeyboardInterrupt:
         # A run that was stopped before its manifest was written has given its folder back.
@@ -77,18 +78,11 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
     print_outcome(
         console,
         reports=result.reports,
-        metric_name=_metric_name(result.folder),
+        metric_name=metric_name_in(result.folder),
         out_dir=result.folder,
         load_code=load_code(result.folder, config),
         seconds=seconds,
     )
-
-
-def _metric_name(folder: Path) -> str:
-    # Imports torch, which the run has done before it has met its clients.
-    from fedlora.server.outcome import metric_name
-
-    return metric_name(folder)
 
 
 def _config(options: Options) -> RunConfig:

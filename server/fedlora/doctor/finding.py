@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from fedlora.common.errors import FedloraError
+from fedlora.common.errors import FedloraError, one_line
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,6 @@ def findings_of(checks: Mapping[str, Check]) -> list[Finding]:
             found.extend(problem(name, line, "") for line in str(error).splitlines())
         # A broken driver or package raises whatever it likes, and the other checks matter the more then.
         except Exception as error:
-            words = " ".join(str(error).split())[:200]
+            words = one_line(error, most=200)
             found.append(warning(name, f"cannot be looked at ({type(error).__name__}: {words})"))
     return found

@@ -20,7 +20,7 @@ from fedlora.common.channels import (
     require_loopback,
     split_address,
 )
-from fedlora.common.errors import ConfigError, FedloraError, RunError
+from fedlora.common.errors import ConfigError, FedloraError, RunError, one_line
 from fedlora.doctor.finding import Finding, ok, problem, warning
 from fedlora.doctor.subject import Subject
 
@@ -146,7 +146,7 @@ def _health(address: str, credentials: Credentials | None, name: str) -> Finding
         }
         invite, retry = f"at the server: fedlora sites invite {name} --out DIR", f"curl -v telnet://{address}"
         remedy = invite if words in refused else retry
-        return problem("health", refused.get(words, " ".join(words.split())[:150]), remedy)
+        return problem("health", refused.get(words, one_line(words, most=150)), remedy)
     if answer.status == health_pb2.HealthCheckResponse.SERVING:
         return ok("health", f"the server serves, and lets {name} in")
     remedy = "at the server: fedlora server status --out DIR"

@@ -38,7 +38,7 @@ def main() -> int:
         _quantise_something()
     # What such a library raises, has no one class.
     except Exception as error:
-        print(f"{type(error).__name__}: {one_line(error)[:150]}")
+        print(f"{type(error).__name__}: {one_line(error, most=150)}")
         return 1
     return 0
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedlora.adapters.fit import MAX_VALUE, bad_value
 from fedlora.adapters.keys import factor_of
-from fedlora.common.errors import AdapterError, FedloraError, RunError
+from fedlora.common.errors import AdapterError, FedloraError, RunError, one_line
 
 _MAX_CHARACTERS = 300
 _NUMPY = "numpy.ndarray"
@@ -87,8 +87,7 @@ def judge(
             judged.accepted[node_id] = read(reply.content)
         except FedloraError as error:
             # A peer may have chosen some of the text, such as a key.
-            reason = " ".join(str(error).split())[:_MAX_CHARACTERS]
-            judged.refused.append(Refused(node_id, reason))
+            judged.refused.append(Refused(node_id, one_line(error, most=_MAX_CHARACTERS)))
     answered = {*judged.accepted, *(refused.node_id for refused in judged.refused)}
     judged.refused.extend(
         Refused(message.metadata.dst_node_id, "no reply before the timeout")

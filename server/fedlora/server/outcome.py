@@ -19,7 +19,7 @@ def write_report(
     config: RunConfig,
     reports: Sequence[RoundReport],
     *,
-    num_clients: int,
+    num_clients: int | None = None,
     examples: Sequence[ShownExample] = (),
     shown_answers: Sequence[ShownAnswer] = (),
     holdings: Holdings | None = None,
@@ -29,12 +29,16 @@ def write_report(
     """Write report.html over the rounds so far.
 
     Args:
+        num_clients: without it as many as the sites, or as are waited for where none is known.
         examples, shown_answers: held-out ones to show, where they may be shown.
         holdings: who holds what; without it what the sites said of themselves.
         sites: what they said, where the folder does not hold it.
         notes: on the run file, in a line each, such as settings that do nothing.
     """
     manifest = folder.manifest() or {}
+    sites = sites or folder.sites()
+    if num_clients is None:
+        num_clients = len(sites) or config.federation.sites
     html = render_report(
         title=config.run.name,
         subtitle=summary(config, num_clients=num_clients),
@@ -44,7 +48,7 @@ def write_report(
         config_toml=to_toml(config),
         examples=examples,
         shown_answers=shown_answers,
-        holdings=holdings or _holdings_of_sites(sites or folder.sites()),
+        holdings=holdings or _holdings_of_sites(sites),
         load_code=load_code(folder.path, config),
         notes=notes,
         versions=cast(Mapping[str, str], manifest.get("versions", {})),

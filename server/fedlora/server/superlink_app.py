@@ -5,8 +5,8 @@ message, and that process remembers nothing: so each message carries the run fil
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -14,18 +14,14 @@ from flwr.app.user_config import UserConfig
 from flwr.serverapp import Grid, ServerApp
 
 from fedlora.common.config import Occasion, RunConfig, idle_settings
-from fedlora.common.errors import ConfigError, StoreError
-from fedlora.common.flower_privates import Run
-from fedlora.common.messages import SiteDescription
+from fedlora.common.errors import ConfigError
+from fedlora.common.flower_privates import Run as FlowerRun
 from fedlora.common.records import from_peer
 from fedlora.common.run_file import load_run, require_labels, to_toml
 from fedlora.common.run_folder import RUN_FILE
-from fedlora.server.app import server_app_for
-from fedlora.server.claim import Claim
 from fedlora.server.data_notes import data_notes
-from fedlora.server.events import Event, HeardSites, Noted, RoundEnded, RunStarted, SitesDescribed, UpdateArrived
-from fedlora.server.outcome import write_report
-from fedlora.server.store import RunFolder
+from fedlora.server.events import Event, Noted, RoundEnded, RunStarted, SitesDescribed, UpdateArrived
+from fedlora.server.whole_run import Run, whole_run
 from fedlora.v1 import messages_pb2
 
 # Below Flower's own logger, which is what this process and `flwr log` show.
@@ -44,22 +40,15 @@ def main(grid: Grid, context: Context) -> None:
     run_file, out = _path(context.run_config, "run"), _path(context.run_config, "out")
     config = load_run(run_file)
     require_labels(config, origin=str(run_file))
-    notes = idle_settings(config, Occasion("superlink"))
-    heard = HeardSites(_tell)
-    heard(Noted(notes))
-    with Claim(out, config, resume=(out / RUN_FILE).is_file()):
-        rounds = server_app_for(
-            config,
-            out,
-            num_sites=config.federation.sites,
-            # Not the process's own arguments, which hold Flower's token.
-            command=f'flwr run --run-config \'run="{run_file}" out="{out}"\'',
-            listener=heard,
-        )
-        try:
-            rounds(RunCarryingGrid(grid, config), context)
-        finally:
-            _write_report(config, RunFolder(out), heard.sites, notes)
+    run = Run(
+        config,
+        out,
+        num_sites=config.federation.sites,
+        # Not the process's own arguments, which hold Flower's token.
+        command=f'flwr run --run-config \'run="{run_file}" out="{out}"\'',
+        notes=idle_settings(config, Occasion("superlink")),
+    )
+    whole_run(run, lambda rounds: rounds.server_app()(RunCarryingGrid(grid, config), context), shown=nullcontext(_tell))
 
 
 class RunCarryingGrid(Grid):
@@ -73,11 +62,11 @@ class RunCarryingGrid(Grid):
         self._known = messages_pb2.SiteDescription(labels=config.data.labels, base_model=config.model.name)
         self._run_toml = to_toml(config, comments=False)
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: FlowerRun) -> None:
         self._grid.set_run(run)
 
     @property
-    def run(self) -> Run:
+    def run(self) -> FlowerRun:
         return self._grid.run
 
     def create_message(
@@ -119,16 +108,6 @@ def _path(given: UserConfig, key: str) -> Path:
             """flwr run APP --run-config 'run="/path/run.toml" out="/path/folder"'"""
         )
     return path
-
-
-def _write_report(
-    config: RunConfig, folder: RunFolder, sites: Mapping[str, SiteDescription], notes: Sequence[str]
-) -> None:
-    """Write report.html over the rounds that are done, if there are any."""
-    with suppress(StoreError):
-        if (checkpoint := folder.latest()) is not None:
-            num_clients = max(config.federation.sites, *(len(report.cohort) for report in checkpoint.reports))
-            write_report(folder, config, checkpoint.reports, num_clients=num_clients, sites=sites, notes=notes)
 
 
 def _tell(event: Event) -> None:

@@ -5,6 +5,7 @@ import shlex
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -15,10 +16,10 @@ from fedlora.common.errors import ConfigError, RunError, StoreError
 from fedlora.common.messages import SiteDescription
 from fedlora.common.run_file import load_run
 from fedlora.common.run_folder import RUN_FILE
-from fedlora.server.claim import Claim
-from fedlora.server.events import HeardSites, Listener, Noted, ignore
+from fedlora.server.events import Listener, ignore
 from fedlora.server.round_report import RoundReport
 from fedlora.server.run_method import method_of, naming
+from fedlora.server.whole_run import Rounds, Run, whole_run
 from fedlora.simulation.inprocess import refuse_inside_a_starting_worker
 from fedlora.training.data import FederatedData, federated_data_from, load_federated_data, with_found_range
 from fedlora.training.data.given_examples import Dataset
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from fedlora.adapters import Adapter
     from fedlora.methods import Method
+    from fedlora.server.store import RunFolder
     from fedlora.training.base_model import BaseModel
     from fedlora.training.tasks import Task
 
@@ -112,7 +114,6 @@ def simulate(
         for note in data.notes:
             logger.log(logging.WARNING if note.is_warning else logging.INFO, "%s", note.text)
     notes = idle_settings(config, _occasion(data, has_given_data=clients is not None))
-    heard = HeardSites(listener)
     path = choose_folder(config, out, resume=resume)
     source = WorkbenchSource(
         key=uuid.uuid4().hex,
@@ -122,23 +123,22 @@ def simulate(
         explain_failures=True,
         moments_folder=path.resolve() / "optimizer",
     )
-    with Claim(path, config, resume=resume):
-        if notes:
-            listener(Noted(notes))
-        run_engine = _engine(engine)
-        try:
-            run_engine(
-                source.make_client_app,
-                lambda: _server_app(config, path, len(data.clients), heard, method),
-                num_nodes=len(data.clients),
-                num_workers=num_workers,
-            )
-        finally:
-            # Also an interrupted run, or one that had to stop, has a report of the rounds it did.
-            result = _result(path, config, data, sites=heard.sites, notes=notes)
-    if result is None:
+    run = Run(config, path, len(data.clients), shlex.join(sys.argv), notes, method)
+    run_engine = _engine(engine)
+
+    def simulated(rounds: Rounds) -> None:
+        # The ServerApp is made once the workers are starting: torch is imported here while they import theirs.
+        run_engine(source.make_client_app, rounds.server_app, num_nodes=len(data.clients), num_workers=num_workers)
+
+    def write_report(folder: "RunFolder", reports: Sequence[RoundReport], sites: Mapping[str, SiteDescription]) -> None:
+        from fedlora.simulation.outcome import write_simulation_report
+
+        write_simulation_report(folder, config, data, reports, sites=sites, notes=notes)
+
+    reached = whole_run(run, simulated, shown=nullcontext(listener), resume=resume, write_report=write_report)
+    if reached is None:
         raise RunError(f"{path}: the run ended without a round; this is a bug")
-    return result
+    return SimulationResult(path, reached.reports, reached.adapter)
 
 
 def _with_method(config: RunConfig, method: "Method | None") -> RunConfig:
@@ -197,31 +197,6 @@ def _engine(name: Engine) -> EngineRunner:
     from fedlora.simulation.inprocess import run_in_process
 
     return run_in_process
-
-
-def _server_app(
-    config: RunConfig, folder: Path, num_sites: int, listener: Listener, method: "Method | None"
-) -> "ServerApp":
-    # The workers are starting: torch is imported here while they import theirs.
-    from fedlora.server.app import server_app_for
-
-    return server_app_for(
-        config, folder, num_sites=num_sites, command=shlex.join(sys.argv), listener=listener, method=method
-    )
-
-
-def _result(
-    path: Path, config: RunConfig, data: FederatedData, *, sites: Mapping[str, SiteDescription], notes: Sequence[str]
-) -> SimulationResult | None:
-    """Return what the run left, with report.html written beside it; None where no round was finished."""
-    from fedlora.server.store import RunFolder
-    from fedlora.simulation.outcome import write_simulation_report
-
-    folder = RunFolder(path)
-    if (checkpoint := folder.latest()) is None:
-        return None
-    write_simulation_report(folder, config, data, checkpoint.reports, sites=sites, notes=notes)
-    return SimulationResult(path, checkpoint.reports, checkpoint.adapter)
 
 
 def _own_data(

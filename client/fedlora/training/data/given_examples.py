@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fedlora.common.config import DataSection
-from fedlora.common.errors import DataError
+from fedlora.common.errors import DataError, one_line
 from fedlora.training.data.columns import label_in
 from fedlora.training.data.conversations import conversation_of, plain_text, prompt_and_answer
 from fedlora.training.data.examples import Conversation, Images, Inputs, Row
@@ -165,4 +165,4 @@ def _opened(pair: Pair, image_size: int) -> Opened:
             "file's bytes, as the first example"
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{pair.where}: {' '.join(str(error).split())}") from error
+        raise DataError(f"{pair.where}: {one_line(error)}") from error

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedlora.common.errors import DataError
+from fedlora.common.errors import DataError, one_line
 from fedlora.common.files import sha256_of
 from fedlora.training.data.examples import Images
 from fedlora.training.data.picture_reading import PictureReading, Wanted, notes_on, read_pictures
@@ -88,7 +88,7 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
             with archive:
                 yield archive
     except UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise DataError(f"{path}: cannot be read as .npz ({reason}); write it with numpy.savez_compressed") from error
 
 

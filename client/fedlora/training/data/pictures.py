@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fedlora.common.errors import one_line
 from fedlora.training.data.examples import Images
 from fedlora.training.data.pixel_ranges import Ends, Values, scaled
 
@@ -52,7 +53,7 @@ def opened_bytes(content: bytes, size: int) -> Opened:
         raise ValueError(f"not a picture ({len(content):,} bytes)") from error
     # A damaged PNG is a SyntaxError to Pillow, a damaged header of others a ValueError.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot be read as a picture ({' '.join(str(error).split())})") from error
+        raise ValueError(f"cannot be read as a picture ({one_line(error)})") from error
 
 
 def opened(picture: Image.Image) -> Opened:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import TemplateSyntaxError
 
-from fedlora.common.errors import DataError, ModelError
+from fedlora.common.errors import DataError, ModelError, one_line
 from fedlora.training.tasks.marking import Located, Message, located, marked, sought_in
 
 _NO_TEMPLATE = (
@@ -62,7 +62,7 @@ class ChatTemplate:
             ) from error
         # A template is a program of its own: Jinja's errors, and whatever it calls.
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, most=200)
             roles = ", ".join(str(message["role"]) for message in messages)
             raise DataError(f"the chat template does not take a conversation of {roles} ({reason})") from error
 

@@ -1,9 +1,7 @@
 """An aggregation server: the ServerApp over the gRPC Grid, on one port, over one run's folder."""
 
 import logging
-import shlex
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +13,10 @@ import grpc.aio
 from flwr.app import Context, RecordDict
 
 from fedlora.common.channels import require_loopback
-from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import require_labels
 from fedlora.common.run_folder import EXCHANGE_FOLDER, IDENTITY_FOLDER
-from fedlora.server.app import server_app_for
 from fedlora.server.authority import Authority
-from fedlora.server.events import Event, Listener
 from fedlora.server.exchange import ExchangeStore
 from fedlora.server.grpc.enrolment import EnrolmentService
 from fedlora.server.grpc.gate import Gate
@@ -32,6 +27,7 @@ from fedlora.server.grpc.session import SessionService
 from fedlora.server.grpc.transfer import TransferService
 from fedlora.server.registry import Registry
 from fedlora.server.tickets import TicketOffice
+from fedlora.server.whole_run import Rounds
 from fedlora.v1.enrolment_pb2_grpc import add_EnrolmentServiceServicer_to_server
 from fedlora.v1.exchange_pb2_grpc import add_AdapterExchangeServiceServicer_to_server
 from fedlora.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
@@ -59,17 +55,15 @@ class Door:
 
 
 def serve(
-    config: RunConfig,
-    folder: Path,
+    rounds: Rounds,
     door: Door,
     *,
     check: Callable[[Path], str],
-    listener: Listener,
     opened: Callable[[int], None] = lambda _port: None,
 ) -> None:
     """Run the rounds that are left over the sites that connect; returns when the run is over.
 
-    The caller holds the folder's `Claim`. SIGTERM and SIGINT end it in good order: what was accepted is on disk.
+    SIGTERM and SIGINT end it in good order: what was accepted is on disk.
 
     Args:
         check: says what is wrong with the PEFT folder of an adapter that is to be published, nothing if all is well.
@@ -79,10 +73,12 @@ def serve(
         RunStopped: it was asked to stop; the same call goes on.
         FedloraError: the run, the folder or the port cannot be used.
     """
+    config, folder = rounds.run.config, rounds.run.folder
     require_labels(config)
     exchange = ExchangeStore(folder / EXCHANGE_FOLDER, precision=config.exchange.precision)
     tickets = TicketOffice(exchange.ticket_key_file)
-    grid = GrpcGrid(exchange, tickets, max_start_bytes=config.exchange.max_start_megabytes * 10**6, listener=listener)
+    max_start_bytes = config.exchange.max_start_megabytes * 10**6
+    grid = GrpcGrid(exchange, tickets, max_start_bytes=max_start_bytes, listener=rounds.listener)
     authority = _authority(door, folder)
     credentials = None
     if authority is None:
@@ -98,17 +94,7 @@ def serve(
         add_RegistryServiceServicer_to_server(RegistryService(registry, gate), server)
         add_EnrolmentServiceServicer_to_server(EnrolmentService(gate), server)
 
-    def listen(event: Event) -> None:
-        registry.heard(event)
-        listener(event)
-
-    app = server_app_for(
-        config,
-        folder,
-        num_sites=config.federation.sites,
-        command=shlex.join(sys.argv),
-        listener=listen,
-    )
+    app = rounds.server_app(first=registry.heard)
     with Port(door.address, credentials, add_services, gate=gate) as port, _stopped_by_signals(grid):
         opened(port.number)
         is_finished = False

@@ -1,23 +1,21 @@
-"""The clients' PEFT folders: what they are called, and whether their adapters can be averaged at all."""
+"""Several clients' PEFT folders: whether their adapters can be averaged at all, and their result be saved as one."""
 
-import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from fedlora.adapters import Adapter, LoraLayer
-from fedlora.adapters.meaning import difference_in_meaning, is_unset
+from fedlora.adapters.meaning import difference_in_meaning, is_unset, starts_from_the_base
 from fedlora.adapters.peft_format import CONFIG_FILE, TENSOR_FILE
+from fedlora.adapters.settings import SHAPE_KEYS
 from fedlora.adapters.targets import layer_not_chosen
 from fedlora.adapters.tensor_file import TensorFile
-from fedlora.common.errors import AdapterError, ConfigError
+from fedlora.common.errors import AdapterError
 
-_SAY_WHICH = "if they do, say which one with --base-model NAME"
 # What must agree beside what the pairs mean: by key of adapter_config.json, what all adapters have in common then.
 _COMMON = {
-    "base_model_name_or_path": f"all must adapt one base model, written the same in every file; {_SAY_WHICH}",
-    "revision": f"all must adapt one base model; {_SAY_WHICH}",
+    "base_model_name_or_path": "all must adapt one base model, written the same in every file",
+    "revision": "all must adapt one base model",
     "task_type": "all must do one task",
     "trainable_token_indices": "all must train the same tokens",
     "bias": "all must train the same biases",
@@ -27,23 +25,9 @@ _COMMON = {
 _BASE_MODEL = ("base_model_name_or_path", "revision")
 
 
-def name_clients(folders: Sequence[Path]) -> dict[str, Path]:
-    """Return the folders by the names of their clients: the last part of each path, or all of it if two end alike.
-
-    Raises:
-        ConfigError: a folder is given twice.
-    """
-    times = Counter(map(os.path.realpath, folders))
-    for folder in folders:
-        if times[os.path.realpath(folder)] > 1:
-            raise ConfigError(f"{folder}: given twice; give each folder once, and with --weights its share")
-    names = [Path(os.path.abspath(folder)).name for folder in folders]
-    if max(Counter(names).values()) > 1 or not all(names):
-        names = [str(folder) for folder in folders]
-    return dict(zip(names, folders, strict=True))
-
-
-def check_alike(folders: Mapping[str, Path], adapters: Mapping[str, Adapter], *, base_model: str | None = None) -> None:
+def check_alike(
+    folders: Mapping[str, Path], adapters: Mapping[str, Adapter], *, base_model: str | None = None, remedy: str = ""
+) -> None:
     """Check that the adapters are of one base model, mean the same and train the same tensors, up to the rank.
 
     Which layers a configuration chooses, by a list or an expression, is not compared: the tensors show it. But each
@@ -51,6 +35,7 @@ def check_alike(folders: Mapping[str, Path], adapters: Mapping[str, Adapter], *,
 
     Args:
         base_model: the name of the model that all of them adapt, whatever they call it.
+        remedy: what to do where they do adapt one base model, and call it by several names.
 
     Raises:
         AdapterError: they are not; the message names the file, the setting or tensor, and what the first one has.
@@ -69,7 +54,8 @@ def check_alike(folders: Mapping[str, Path], adapters: Mapping[str, Adapter], *,
                 continue
             difference = _difference(key, adapters[client].config.get(key), adapters[first].config.get(key))
             if difference:
-                raise AdapterError(f"{file}: {key} {difference} as in {other}: {reason}")
+                cure = f"; {remedy}" if remedy and key in _BASE_MODEL else ""
+                raise AdapterError(f"{file}: {key} {difference} as in {other}: {reason}{cure}")
         if found := difference_in_meaning(adapters[client].config, adapters[first].config):
             raise AdapterError(f"{file}: {found.what} as in {other}: {found.reason}")
         files = folders[first] / TENSOR_FILE, folders[client] / TENSOR_FILE
@@ -93,6 +79,23 @@ def with_one_origin(result: Adapter, adapters: Mapping[str, Adapter], *, base_mo
         is_one_revision = len(said["revision"]) == len(adapters) and len(set(map(str, said["revision"]))) == 1
         config |= {"base_model_name_or_path": base_model, "revision": said["revision"][0] if is_one_revision else None}
     return replace(result, config=config)
+
+
+def check_savable(result: Adapter, folders: Mapping[str, Path], adapters: Mapping[str, Adapter]) -> None:
+    """Raise AdapterError if the result has values that are not finite, or ranks that PEFT would misunderstand."""
+    for path, layer in result.layers.items():
+        if not (layer.A.isfinite().all() and layer.B.isfinite().all()):
+            raise AdapterError(f"{path}: values so large that their products overflow {layer.B.dtype}; nothing written")
+    for client, folder in folders.items():
+        config = adapters[client].config
+        if start := starts_from_the_base(config):
+            for key in SHAPE_KEYS:
+                if (config.get(key) or None) != (result.config.get(key) or None):
+                    raise AdapterError(
+                        f"{folder / CONFIG_FILE}: init_lora_weights is {start!r} with {key} {config.get(key)}, the "
+                        f"result has {result.config.get(key)}: PEFT would load it onto other base weights; save the "
+                        "adapters with path_initial_model_for_weight_conversion first"
+                    )
 
 
 def tensor_that_is_not_finite(folders: Mapping[str, Path]) -> str | None:

@@ -1,65 +1,39 @@
-"""`status.json` in a server's run folder: what `fedlora server status` and `stop` read."""
+"""`status.json` in a server's run folder: how it is written, how it is read, and whose process it says to end."""
 
 import fcntl
 import json
 import math
 import os
+import signal
 import threading
 import time
-from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
 from fedlora.common.files import write_file
-from fedlora.common.messages import Score
 from fedlora.common.run_folder import LOCK_FILE, STATUS_FILE
-from fedlora.server.events import (
-    EvaluationStarted,
-    Event,
-    RoundEnded,
-    RoundStarted,
-    RunStarted,
-    SiteChanged,
-    UpdateArrived,
-    Waiting,
-)
+from fedlora.server.events import Event, RunStarted
 from fedlora.server.report.numbers import perplexity
-from fedlora.server.report.validation import best_of, validation_by_round
-from fedlora.server.round_report import RoundReport
+from fedlora.server.running_summary import RunningSummary, ended
 
 Status = dict[str, object]
 
 _LEAST_SECONDS_BETWEEN = 0.5
-
-
-@dataclass
-class _Known:
-    phase: str = "loading"
-    round: int = 0
-    waiting_for: str = ""
-    sites: dict[str, dict[str, str]] = field(default_factory=dict)
-    cohort: tuple[str, ...] = ()
-    accepted: list[str] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-    metric_name: str = "metric"
-    last: RoundReport | None = None
-    reports: list[RoundReport] = field(default_factory=list)
-    validation: dict[int, Score] = field(default_factory=dict)
-    totals: Counter[str] = field(default_factory=Counter)
+_TOTALS = ("rounds", "accepted", "refused", "bytes_down", "bytes_up")
 
 
 class StatusFile:
-    """Writes what is known of a run, at most twice a second; listens to the run's events, from any thread."""
+    """Writes the summary of a run, at most twice a second; a picture of it as the live view is another."""
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
         self._path = folder / STATUS_FILE
         self._config = config
         self._port = 0
-        self._known = _Known()
+        self._metric_name = "metric"
+        self._summary = RunningSummary()
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._is_over = False
@@ -74,8 +48,7 @@ class StatusFile:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._lock:
-            if self._known.phase != "finished":
-                self._known.phase = "stopped"
+            self._summary = ended(self._summary)
             self._is_over = True
         self._changed.set()
         self._thread.join()
@@ -83,18 +56,18 @@ class StatusFile:
     def listening(self, port: int) -> None:
         """Note the port that sites connect to."""
         with self._lock:
-            self._port, self._known.phase = port, "waiting for sites"
+            self._port = port
         self._changed.set()
 
-    def heard(self, event: Event) -> None:
-        """Take an event of the run."""
+    def show(self, event: Event, _before: RunningSummary, summary: RunningSummary) -> None:
+        """Write what is known after an event of the run."""
         with self._lock:
-            _take(self._known, event)
+            self._summary = summary
             if isinstance(event, RunStarted):
                 # Imports torch, which the server has done before it has met its sites.
                 from fedlora.server.outcome import metric_name
 
-                self._known.metric_name = metric_name(self._path.parent)
+                self._metric_name = metric_name(self._path.parent)
         self._changed.set()
 
     def _write_changes(self) -> None:
@@ -110,36 +83,42 @@ class StatusFile:
             time.sleep(_LEAST_SECONDS_BETWEEN)
 
     def _content(self) -> Status:
-        known = self._known
-        last = known.last
-        held_out = last.held_out if last is not None else None
-        overall = held_out.overall if held_out is not None else None
-        best = best_of(known.validation)
-        aggregation = last.aggregation if last is not None else None
+        known = self._summary
+        last, best = known.last, known.validation.best
+        overall = None if last is None or last.held_out is None else last.held_out.overall
+        aggregation = None if last is None else last.aggregation
         return {
             "run": self._config.run.name,
             "pid": os.getpid(),
             "port": self._port,
-            "phase": known.phase,
+            "phase": self._phase(),
             "waiting_for": known.waiting_for,
             "round": known.round,
             "num_rounds": self._config.federation.rounds,
-            "sites": dict(sorted(known.sites.items())),
+            "sites": {
+                name: {"state": state, "detail": detail} for name, (state, detail) in sorted(known.sites.items())
+            },
             "cohort": list(known.cohort),
-            "accepted": known.accepted,
-            "refused": known.refused,
+            "accepted": list(known.accepted),
+            "refused": dict(known.refused),
             "last_round": None if last is None else last.round,
-            "metric_name": known.metric_name,
+            "metric_name": self._metric_name,
             "metric": None if overall is None else _finite(overall.metric),
             "perplexity": None if overall is None or not overall.num_tokens else _finite(perplexity(overall.loss)),
-            "best_round": best,
-            "best_validation_loss": None if best is None else known.validation[best].loss,
+            "best_round": None if best is None else best[1],
+            "best_validation_loss": None if best is None else best[0],
             "ended_early": last is not None and last.ended_early,
             "error_before": None if aggregation is None else _finite(aggregation.error_before),
             "error_after": None if aggregation is None else _finite(aggregation.error_after),
             "seconds": {} if last is None else dict(last.seconds),
-            "totals": dict(known.totals),
+            "totals": {} if last is None else {name: getattr(known.totals, name) for name in _TOTALS},
         }
+
+    def _phase(self) -> str:
+        """Return what is going on, in the words of a server: it opens its port before there is a round."""
+        if self._summary.phase == "starting":
+            return "waiting for sites" if self._port else "loading"
+        return "training" if self._summary.phase == "averaging" else self._summary.phase
 
 
 def read_status(folder: Path) -> Status:
@@ -158,6 +137,32 @@ def read_status(folder: Path) -> Status:
     return content | {"is_running": _is_held(folder / LOCK_FILE)}
 
 
+def is_served(folder: Path) -> bool:
+    """Return whether a server is at work on the run in a folder."""
+    try:
+        return bool(read_status(folder)["is_running"])
+    except StoreError:
+        return False
+
+
+def stop_server(folder: Path, *, timeout_seconds: float = 60.0) -> None:
+    """Have the server of a run folder end in good order, and return once it has.
+
+    Raises:
+        StoreError: no server is running there, or it has not ended in time.
+    """
+    found = read_status(folder)
+    if not found["is_running"]:
+        raise StoreError(f"{folder}: no server is running there")
+    pid = int(str(found["pid"]))
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_seconds
+    while read_status(folder)["is_running"]:
+        if time.monotonic() > deadline:
+            raise StoreError(f"{folder}: the server (process {pid}) has not ended within {timeout_seconds:.0f} s")
+        time.sleep(0.1)
+
+
 def _finite(number: float) -> float | None:
     """Return a number as JSON has it, which knows no nan."""
     return number if math.isfinite(number) else None
@@ -172,42 +177,3 @@ def _is_held(lock: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def _take(known: _Known, event: Event) -> None:
-    match event:
-        case SiteChanged():
-            known.sites[event.site] = {"state": event.state, "detail": event.detail}
-        case Waiting():
-            known.waiting_for = event.what
-        case RunStarted():
-            known.waiting_for = ""
-            known.round = event.next_round
-            _count(known, *event.reports)
-        case RoundStarted():
-            known.phase, known.round, known.waiting_for = "training", event.round, ""
-            known.cohort, known.accepted, known.refused = event.cohort, list(event.recovered), {}
-        case UpdateArrived():
-            if event.reason:
-                known.refused[event.client] = event.reason
-            else:
-                known.accepted.append(event.client)
-        case EvaluationStarted():
-            known.phase = "evaluating"
-        case RoundEnded():
-            _count(known, event.report)
-            known.phase = "between rounds"
-
-
-def _count(known: _Known, *reports: RoundReport) -> None:
-    for report in reports:
-        known.last = report
-        known.totals.update(
-            rounds=int(report.round > 0),
-            accepted=len(report.clients),
-            refused=len(report.refused),
-            bytes_down=report.bytes_down,
-            bytes_up=report.bytes_up,
-        )
-    known.reports += reports
-    known.validation = validation_by_round(known.reports)

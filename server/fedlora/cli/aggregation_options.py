@@ -1,8 +1,11 @@
-"""What was typed of a method: its name and settings, and the clients' weights."""
+"""What was typed of an aggregation: the method with its settings, the clients' folders, and their weights."""
 
 import math
+import os
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -48,6 +51,22 @@ def settings_of(method: Method) -> dict[str, object]:
 def settings_text(method: Method) -> str:
     """Return a method's settings as one types them, empty if it has none."""
     return ", ".join(f"{key}={_typed(value)}" for key, value in settings_of(method).items())
+
+
+def clients_of(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the folders by the names of their clients: the last part of each path, or all of it if two end alike.
+
+    Raises:
+        ConfigError: a folder is given twice.
+    """
+    times = Counter(map(os.path.realpath, folders))
+    for folder in folders:
+        if times[os.path.realpath(folder)] > 1:
+            raise ConfigError(f"{folder}: given twice; give each folder once, and with --weights its share")
+    names = [Path(os.path.abspath(folder)).name for folder in folders]
+    if max(Counter(names).values()) > 1 or not all(names):
+        names = [str(folder) for folder in folders]
+    return dict(zip(names, folders, strict=True))
 
 
 def weights_from(text: str | None, clients: Sequence[str]) -> dict[str, float]:

@@ -1,0 +1,182 @@
+"""What a run would take, before weights are fetched or anything is trained; and what cannot work."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from fedlora.common.config import BASE_CHANGING_INITS, CausalLm, RunConfig, idle_settings
+from fedlora.common.errors import ModelError
+from fedlora.methods import Method, loadable_methods
+from fedlora.planning.server_cost import ServerCost, server_cost
+from fedlora.planning.traffic import Traffic, traffic_of
+from fedlora.server.run_method import method_of
+from fedlora.training.plan.outline import ASSUMED_LABELS, outline_of
+from fedlora.training.plan.speed import estimated_seconds
+from fedlora.training.plan.step import StepCost, autocast_dtype, step_cost
+
+# What CUDA itself takes of a GPU, beside torch's allocator, and what is lost between its blocks.
+_CUDA_CONTEXT_BYTES = 600 * 2**20
+_USABLE_SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would take.
+
+    Attributes:
+        device: where a client is taken to train: "cuda" or "cpu".
+        num_parameters: of the base model.
+        num_trained: numbers that a client trains in the first round.
+        num_clients: whose updates a round has.
+        precision: of the adapters on the wire.
+        step: a client's memory, and the work of a step.
+        traffic: bytes of each method, the run's own first.
+        server: what the run's own method takes of the server.
+        training_seconds: of a client in a round, estimated; None where its device is not here or its steps are unknown.
+        notes: what was assumed, and what to look at.
+    """
+
+    name: str
+    model: str
+    device: str
+    num_parameters: int
+    num_trained: int
+    num_clients: int
+    precision: str
+    step: StepCost
+    traffic: tuple[Traffic, ...]
+    server: ServerCost
+    training_seconds: float | None
+    notes: tuple[str, ...]
+
+
+def plan_of(config: RunConfig) -> Plan:
+    """Return what a run would take.
+
+    Raises:
+        FedloraError: it cannot work: the model is missing or of another kind, target modules or ranks do not fit, texts
+            are too long, or it takes more memory than the GPU that is here has.
+    """
+    method = method_of(config)
+    device = _device(config)
+    outline = outline_of(config, trains=method.plan(1).trains)
+    init_changes_base = config.lora.init in BASE_CHANGING_INITS
+    changes_base = method.changes_base or init_changes_base
+    step = step_cost(outline, config, is_cuda=device == "cuda", changes_base=changes_base)
+    _require_memory(step, config, device)
+    num_clients = _num_clients(config)
+
+    def traffic(one: Method) -> Traffic:
+        return traffic_of(
+            outline.adapter,
+            one,
+            num_clients=num_clients,
+            num_rounds=config.federation.rounds,
+            precision=config.exchange.precision,
+            init_changes_base=init_changes_base,
+        )
+
+    others = [kind() for name, kind in loadable_methods()[0].items() if name != method.name]
+    return Plan(
+        name=config.run.name,
+        model=config.model.name,
+        device=device,
+        num_parameters=outline.num_parameters,
+        num_trained=outline.num_trained,
+        num_clients=num_clients,
+        precision=config.exchange.precision,
+        step=step,
+        traffic=tuple(traffic(one) for one in (method, *others)),
+        server=server_cost(outline.adapter, method, num_clients=num_clients),
+        training_seconds=_training_seconds(step, config, device),
+        notes=(*outline.notes, *_notes(config, step, device)),
+    )
+
+
+def _device(config: RunConfig) -> str:
+    """Return the device to plan for: as the run says, else CUDA where it is here or for quantised weights."""
+    if config.train.device != "auto":
+        return "cuda" if config.train.device == "cuda" else "cpu"
+    return "cuda" if torch.cuda.is_available() or config.model.quantization != "none" else "cpu"
+
+
+def _num_clients(config: RunConfig) -> int:
+    settings = config.federation
+    known = getattr(config.partition, "num_clients", None) or settings.sites
+    return settings.cohort or max(1, round(settings.fraction * known))
+
+
+def _training_seconds(step: StepCost, config: RunConfig, device: str) -> float | None:
+    if config.train.steps is None or (device == "cuda" and not torch.cuda.is_available()):
+        return None
+    dtype = autocast_dtype(config, is_cuda=device == "cuda") or torch.float32
+    return estimated_seconds(config.train.steps * step.flops, device, dtype)
+
+
+def _require_memory(step: StepCost, config: RunConfig, device: str) -> None:
+    if device != "cuda" or not torch.cuda.is_available():
+        return
+    total = torch.cuda.get_device_properties(0).total_memory
+    if refusal := too_large(step, config, total):
+        raise ModelError(refusal)
+
+
+def too_large(step: StepCost, config: RunConfig, total: int) -> str:
+    """Return why a GPU with `total` bytes cannot do the step, and what to change; nothing where it can."""
+    training, evaluation = (sum(parts.values()) for parts in (step.training, step.evaluation))
+    room = int(_USABLE_SHARE * total) - _CUDA_CONTEXT_BYTES
+    if max(training, evaluation) <= room:
+        return ""
+    if evaluation > training:
+        what, remedies = "judging", [f"evaluation.batch_size below {config.evaluation.batch_size}"]
+    else:
+        what, remedies = "training", []
+        if not config.train.gradient_checkpointing:
+            remedies.append("train.gradient_checkpointing = true")
+        if (size := config.train.micro_batch_size or config.train.batch_size) > 1:
+            remedies.append(f"train.micro_batch_size below {size}")
+    if config.model.quantization != "4bit":
+        remedies.append('model.quantization = "4bit"')
+    if not isinstance(config.task, CausalLm) or not remedies:
+        remedies.append("a smaller model")
+    else:
+        remedies.append("a smaller task.max_length")
+    return (
+        f"{what} would take {max(training, evaluation) / 1e9:.1f} GB of this GPU's {total / 1e9:.1f} GB, of which "
+        f"{room / 1e9:.1f} GB can be used; try {', '.join(remedies)}"
+    )
+
+
+def _notes(config: RunConfig, step: StepCost, device: str) -> list[str]:
+    notes = list(idle_settings(config))
+    if config.task.kind != "image_classification":
+        max_length = getattr(config.task, "max_length", 0)
+        notes.append(
+            f"worst case: every text has all {max_length:,} tokens of task.max_length"
+            + (", and all of them are learned" if isinstance(config.task, CausalLm) else "")
+        )
+    if config.task.kind.endswith("_classification") and not config.data.labels:
+        notes.append(f"{ASSUMED_LABELS} labels are assumed, because data.labels is empty")
+    if config.task.kind.endswith("_classification") and config.model.head == "auto":
+        notes.append('model.head = "auto": what the checkpoint lacks beside its head is trained whole too')
+    if device == "cuda" and not torch.cuda.is_available():
+        why = ", which model.quantization is for" if config.model.quantization != "none" else ""
+        notes.append(f"WARNING: planned for CUDA{why}; this machine has none, and the clients need it")
+    if device == "cpu" and sum(step.training.values()) > (memory := _machine_bytes()):
+        notes.append(f"WARNING: training takes more than the {memory / 1e9:.1f} GB of memory of this machine")
+    if config.train.compile:
+        notes.append("train.compile is planned as without it; compiled, a step keeps fewer activations as a rule")
+    notes.append(
+        "memory is of tensors, the peak; "
+        + (
+            f"CUDA itself takes about {_CUDA_CONTEXT_BYTES / 2**20:.0f} MB more"
+            if device == "cuda"
+            else "the process itself takes about 0.5 GB more, and its allocator may keep what was freed"
+        )
+    )
+    return notes
+
+
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

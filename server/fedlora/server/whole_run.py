@@ -1,0 +1,123 @@
+"""A run from the claim of its folder to its report, the same on every engine. Needs no torch before its engine does."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import StoreError
+from fedlora.common.messages import SiteDescription
+from fedlora.methods import Method
+from fedlora.server.claim import Claim
+from fedlora.server.events import Event, HeardSites, Listener, Noted, ignore
+from fedlora.server.round_report import RoundReport
+from fedlora.server.run_method import method_of
+
+if TYPE_CHECKING:
+    from flwr.serverapp import ServerApp
+
+    from fedlora.server.store import Checkpoint, RunFolder
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be run.
+
+    Attributes:
+        config, folder: the run file, and where the run is kept.
+        num_sites: these are waited for at the start.
+        command: goes into the manifest.
+        notes: on the run file, in a line each, such as settings that do nothing.
+        method: in place of the one that the run file names.
+    """
+
+    config: RunConfig
+    folder: Path
+    num_sites: int
+    command: str
+    notes: tuple[str, ...] = ()
+    method: Method | None = None
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What an engine needs for the rounds of a run that are left; its folder is held meanwhile.
+
+    Attributes:
+        listener: hears what happens.
+    """
+
+    run: Run
+    listener: Listener
+
+    def server_app(self, *, first: Listener = ignore) -> "ServerApp":
+        """Return the ServerApp that does the rounds, whose events `first` hears before the listener. Imports torch."""
+        from fedlora.server.app import server_app_for
+
+        def listen(event: Event) -> None:
+            first(event)
+            self.listener(event)
+
+        run = self.run
+        return server_app_for(
+            run.config, run.folder, num_sites=run.num_sites, command=run.command, listener=listen, method=run.method
+        )
+
+
+Engine = Callable[[Rounds], None]
+"""Runs the ServerApp of the rounds against its sites, to the end."""
+
+WriteReport = Callable[["RunFolder", Sequence[RoundReport], Mapping[str, SiteDescription]], None]
+"""Writes report.html over the rounds so far, given what the sites said of themselves."""
+
+
+def whole_run(
+    run: Run,
+    engine: Engine,
+    *,
+    shown: AbstractContextManager[Listener],
+    resume: bool = True,
+    write_report: WriteReport | None = None,
+) -> "Checkpoint | None":
+    """Do the rounds that are left, and return what they have led to; None where no round is over.
+
+    Also a run that is interrupted or has to stop leaves a report over the rounds that it did.
+
+    Args:
+        shown: tells whoever looks on what happens; it begins once the folder is claimed.
+        resume: whether a run that the folder holds already is gone on with; else it is refused.
+        write_report: without it the report of a deployment, whose examples lie elsewhere.
+
+    Raises:
+        FedloraError: the folder is another run's, or the run cannot go on.
+    """
+    if run.method is None:
+        method_of(run.config)  # Refused before anything is written.
+    with Claim(run.folder, run.config, resume=resume), shown as listener:
+        heard = HeardSites(listener)
+        if run.notes:
+            heard(Noted(run.notes))
+        try:
+            engine(Rounds(run, heard))
+        except BaseException:
+            with suppress(StoreError):  # What has ended the run says more than that it has no report.
+                _reported(run, heard.sites, write_report)
+            raise
+        return _reported(run, heard.sites, write_report)
+
+
+def _reported(run: Run, sites: Mapping[str, SiteDescription], write_report: WriteReport | None) -> "Checkpoint | None":
+    """Return the newest round, with the report over all that are over written."""
+    from fedlora.server import outcome
+    from fedlora.server.store import RunFolder
+
+    folder = RunFolder(run.folder)
+    if (checkpoint := folder.latest()) is None:
+        return None
+    if write_report is None:
+        outcome.write_report(folder, run.config, checkpoint.reports, sites=sites, notes=run.notes)
+    else:
+        write_report(folder, checkpoint.reports, sites)
+    return checkpoint
