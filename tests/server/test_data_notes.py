@@ -1,16 +1,22 @@
 """What the clients' data are not used for, in lines: one for each client and part, of many for the most affected."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent))
+
+from report_pages import render, start
 
 from fedlora.common.errors import RunError
 from fedlora.common.fates import checked, fate_line
 from fedlora.common.messages import SiteDescription
 from fedlora.server.data_notes import data_notes, left_out_parts
 from fedlora.server.federation import _require_test
-from fedlora.server.report.holdings import Holding, Holdings, who_holds_what
+from fedlora.server.report import Holding, Holdings
 
 PLAIN = SiteDescription("a", 10, 2, 4, "token accuracy", (), "base", "sha256:0", "d", "0.1.0", 2)
 
@@ -81,8 +87,8 @@ def test_sites_whose_test_sets_are_all_emptied_do_not_begin() -> None:
 def test_the_report_shows_what_is_left_out_by_client() -> None:
     sites = {"<a>": site("<a>", training={"too_long": 2, "cut": 1}), "b": site("b")}
     clients = [Holding(name, 12, 2) for name in sites]
-    page = who_holds_what(Holdings(clients, left_out=left_out_parts(sites), unread=("the column '<x>' ...",)))
+    page = render(start(), holdings=Holdings(clients, left_out=left_out_parts(sites), unread=("the column '<x>' ...",)))
     assert "2 examples of 12 in these sets are left out. 1 example is cut." in page
     assert "&lt;a&gt;</td>" in page
     assert "&lt;x&gt;" in page
-    assert "Left out and cut" not in who_holds_what(Holdings(clients))
+    assert "Left out and cut" not in render(start(), holdings=Holdings(clients))

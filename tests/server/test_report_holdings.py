@@ -13,7 +13,6 @@ from report_pages import Page, finished, render, start
 from fedlora.common.config import ByGroup, BySize, Dirichlet, Iid, LabelShards, PartitionSection, RunConfig
 from fedlora.server.outcome import load_code, summary
 from fedlora.server.report import Holding, Holdings
-from fedlora.server.report.holdings import who_holds_what
 from fedlora.simulation.holdings import holdings_of
 from fedlora.training.data import ClientData, Examples, FederatedData
 
@@ -27,7 +26,7 @@ def holdings(num_clients: int, num_labels: int) -> Holdings:
 
 
 def page_of(shown: Holdings) -> Page:
-    return Page(who_holds_what(shown))
+    return Page(render(start(), holdings=shown))
 
 
 def test_the_section_says_how_many_examples_there_are_and_how_they_came_there() -> None:

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedlora.common.messages import Generated
-from fedlora.server.report.markup import NOTHING, Html, element, figure, join, paragraph, section, table
+from fedlora.server.report.content import Section, table
+from fedlora.server.report.gains import gains_chart, rows_of, score_columns
 from fedlora.server.report.numbers import Gain
-from fedlora.server.report.score_charts import before_and_after
-from fedlora.server.report.wording import UNKNOWN, count_text, score_text
+from fedlora.server.report.wording import capital, count_text, score_text
 from fedlora.server.round_report import RoundReport
 
-_MOST_CHARACTERS = 600
 EXACT, ROUGE = "exact match", "ROUGE-L"
 
 
@@ -43,20 +42,38 @@ def generated_gains(reports: Sequence[RoundReport]) -> tuple[Gain, Gain] | None:
     return _gains("all prompts", found[0], found[-1] if found[1:] else None)
 
 
-def answers(reports: Sequence[RoundReport], shown: Sequence[ShownAnswer]) -> Html:
-    """Return the scores of the generated answers, overall and by group, and the answers given to read."""
+def answers(reports: Sequence[RoundReport]) -> Section | None:
+    """Return the scores of the generated answers, overall and by group; nothing where none were generated."""
     overall = generated_gains(reports)
-    if overall is None and not shown:
-        return NOTHING
-    content: list[Html] = []
-    if overall is not None:
-        content += [paragraph(_about(*overall)), _scores(reports, overall)]
-    if shown:
-        content += [
-            element("h3", "Some of them"),
-            element("ul", *map(_answer, shown), class_="examples"),
-        ]
-    return section("Generated answers", *content)
+    if overall is None:
+        return None
+    tables = [
+        report.held_out.generated for report in reports if report.held_out is not None and report.held_out.generated
+    ]
+    groups = _by_group(tables[0], tables[-1] if tables[1:] else {}) if tables else []
+    by_measure = {
+        name: [gains[place] for gains in groups] if len(groups) > 1 else [] for place, name in enumerate((EXACT, ROUGE))
+    }
+    columns = [
+        ("group", lambda row: row[EXACT].name),
+        ("prompts", lambda row: f"{row[EXACT].num_examples:,}"),
+        *(column for name in (EXACT, ROUGE) for column in score_columns(name, prefix=f"{name} ")),
+    ]
+    return Section(
+        "Generated answers",
+        [_about(*overall)],
+        [
+            gains_chart(f"{capital(name)} by group", gains, name, noun="group")
+            for name, gains in by_measure.items()
+            if gains
+        ],
+        table=table(
+            "Generated answers against the given ones",
+            columns,
+            rows_of(by_measure),
+            totals=[dict(zip(by_measure, overall, strict=True))],
+        ),
+    )
 
 
 def _about(exact: Gain, rouge: Gain) -> str:
@@ -71,32 +88,6 @@ def _about(exact: Gain, rouge: Gain) -> str:
     )
 
 
-def _scores(reports: Sequence[RoundReport], overall: tuple[Gain, Gain]) -> Html:
-    tables = [
-        report.held_out.generated for report in reports if report.held_out is not None and report.held_out.generated
-    ]
-    groups = _by_group(tables[0], tables[-1] if tables[1:] else {}) if tables else []
-    groups = groups if len(groups) > 1 else []
-    rows = [
-        [exact.name, f"{exact.num_examples:,}", *_texts(exact, EXACT), *_texts(rouge, ROUGE)]
-        for exact, rouge in (*groups, overall)
-    ]
-    head = ("group", "prompts", f"{EXACT} before", "after", f"{ROUGE} before", "after")
-    numbers = table("Generated answers against the given ones", head, rows, num_total_rows=1)
-    if not groups:
-        return numbers
-    keys = [("ring grey", "before"), ("blue", "after")]
-    charts = [
-        figure(
-            f"{name[:1].upper()}{name[1:]} by group",
-            before_and_after(gains, name, noun="group", description=f"Generated answers: {name} by group."),
-            keys=keys,
-        )
-        for name, gains in ((EXACT, [exact for exact, _ in groups]), (ROUGE, [rouge for _, rouge in groups]))
-    ]
-    return join((element("div", *charts, class_="pair"), numbers))
-
-
 def _by_group(first: Mapping[str, Generated], last: Mapping[str, Generated]) -> list[tuple[Gain, Gain]]:
     return [_gains(name or "(no name)", part, last.get(name)) for name, part in first.items()]
 
@@ -107,21 +98,3 @@ def _gains(name: str, before: Generated, after: Generated | None) -> tuple[Gain,
         Gain(name, later.num_examples, before.exact_match, after.exact_match if after else None),
         Gain(name, later.num_examples, before.rouge_l, after.rouge_l if after else None),
     )
-
-
-def _texts(gain: Gain, name: str) -> tuple[str, str]:
-    return score_text(gain.before, name), score_text(gain.after, name)
-
-
-def _answer(shown: ShownAnswer) -> Html:
-    lines = (("given", shown.reference), ("now", shown.after), ("before", shown.before))
-    words = [
-        element("span", element("span", name, class_="name"), UNKNOWN if text is None else _cut(text))
-        for name, text in lines
-    ]
-    group = element("span", shown.group, class_="group") if shown.group else NOTHING
-    return element("li", element("blockquote", _cut(shown.prompt)), *words, group, class_="text answer")
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "…"

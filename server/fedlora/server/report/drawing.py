@@ -5,38 +5,42 @@ serves light and dark. Text stays text, in the page's font.
 """
 
 import io
+import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from fedlora.server.report.markup import Html, escape, trusted
+from fedlora.server.report.content import Chart, Key
 from fedlora.server.report.wording import PERPLEXITY, is_percentage, significant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, QUIET, GRID = "#1a0001", "#1a0002", "#1a0003"
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#1a0004", "#1a0005", "#1a0006", "#1a0007", "#1a0008"
-PAPER = "#1a0009"
-_VARIABLES = {
-    INK: "ink",
-    QUIET: "quiet",
-    GRID: "grid",
-    BLUE: "blue",
-    ORANGE: "orange",
-    GREEN: "green",
-    PURPLE: "purple",
-    GREY: "grey",
-    PAPER: "paper",
-}
+
+class Colour(StrEnum):
+    """Stand-ins for the page's colours, by their names in page.css."""
+
+    INK = "#1a0001"
+    QUIET = "#1a0002"
+    GRID = "#1a0003"
+    BLUE = "#1a0004"
+    ORANGE = "#1a0005"
+    GREEN = "#1a0006"
+    PURPLE = "#1a0007"
+    GREY = "#1a0008"
+    PAPER = "#1a0009"
+
+    @property
+    def style(self) -> str:
+        """Return the colour's name in page.css."""
+        return self.name.lower()
+
 
 # Half of the page's width in CSS pixels, so that a drawing is shown near its own size on a phone as well.
 WIDTH = 420
-
-# With more dots on a curve they would touch.
-MOST_DOTS = 40
 
 # From so many times the smallest value on, perplexities stand on a logarithmic axis.
 _WIDE = 8
@@ -45,11 +49,13 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # A dollar in a client's name is a dollar.
     "font.size": 11.5,
-    "text.color": INK,
+    "text.color": Colour.INK,
     "axes.facecolor": "none",
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": QUIET,
+    "axes.edgecolor": Colour.GRID,
+    "axes.labelcolor": Colour.QUIET,
     "axes.labelsize": 11.5,
+    "axes.titlesize": 11.5,
+    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,
@@ -57,12 +63,12 @@ _STYLE: dict[Any, Any] = {
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
     "axes.unicode_minus": True,
-    "grid.color": GRID,
+    "grid.color": Colour.GRID,
     "grid.linewidth": 0.8,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": QUIET,
-    "ytick.labelcolor": QUIET,
+    "xtick.color": Colour.GRID,
+    "ytick.color": Colour.GRID,
+    "xtick.labelcolor": Colour.QUIET,
+    "ytick.labelcolor": Colour.QUIET,
     "xtick.labelsize": 11.5,
     "ytick.labelsize": 11.5,
     "ytick.major.size": 0,
@@ -71,8 +77,16 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def themed_svg(paint: Callable[["Figure"], None], *, height: int, description: str, width: int = WIDTH) -> Html:
-    """Return what `paint` draws as an SVG element of so many CSS pixels, described for screen readers."""
+def draw(
+    paint: Callable[["Figure"], None],
+    *,
+    title: str,
+    description: str,
+    keys: Sequence[Key] = (),
+    height: int,
+    width: int = WIDTH,
+) -> Chart:
+    """Return what `paint` draws on so many CSS pixels."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -84,54 +98,49 @@ def themed_svg(paint: Callable[["Figure"], None], *, height: int, description: s
         drawing = Figure(figsize=(width / 72, height / 72), layout="constrained", facecolor="none")
         paint(drawing)
         drawing.savefig(buffer, format="svg", metadata={"Date": None})
-    return trusted(_themed(buffer.getvalue(), size=(width, height), description=description))
+    return Chart(title, _themed(buffer.getvalue()), width, height, description, keys)
 
 
-def _themed(svg: str, *, size: tuple[int, int], description: str) -> str:
+def _themed(svg: str) -> str:
+    """Return what is inside of the SVG element, in the page's colours."""
     body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     body = re.sub(r' id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|\w*Collection)_\d+"', "", body)
-    for colour, variable in _VARIABLES.items():
-        body = body.replace(colour, f"var(--{variable})")
-    opening = f'<svg class="chart" viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(description)}">'
-    return opening + body[body.index(">") + 1 :].strip()
+    for colour in Colour:
+        body = body.replace(colour, f"var(--{colour.style})")
+    return body[body.index(">") + 1 : body.rindex("</svg>")].strip()
 
 
-def rounds_axis(axes: "Axes", first: int, last: int) -> None:
-    """Let the horizontal axis count rounds."""
+def amount_axis(axes: "Axes", values: Iterable[float]) -> None:
+    """Let the vertical axis show amounts, from zero."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_xlabel("round")
-    axes.set_xlim(first - 0.5, last + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
-
-
-def amount_axis(axes: "Axes", top: float) -> None:
-    """Let the vertical axis show an amount, from zero."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_ylim(0, top)
+    axes.set_ylim(0, 1.08 * max(filter(math.isfinite, values), default=0.0) or 1.0)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
 
 
-def mark_round(axes: "Axes", at: int, words: str) -> None:
-    """Mark a round by a dashed line, with words above it."""
-    axes.axvline(at, color=QUIET, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
-    place, points = (at, 1), "offset points"
-    axes.annotate(words, place, (0, 3), ("data", "axes fraction"), points, color=QUIET, ha="center", va="bottom")
+def percent_axis(axes: "Axes", values: Iterable[float]) -> None:
+    """Let the vertical axis show shares in percent, zero among them."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    finite = [0.0, *filter(math.isfinite, values)]
+    axes.set_ylim(1.15 * min(finite), 1.15 * max(finite) or 0.01)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
 
 
-def score_axis(axes: "Axes", values: list[float], metric_name: str, *, horizontal: bool = False) -> None:
+def score_axis(axes: "Axes", values: Iterable[float], *, metric_name: str, horizontal: bool = False) -> None:
     """Let an axis show the metric, wide enough for the values.
 
     For accuracy it is no wider than 0 to 100 %; for perplexities that span much it is logarithmic.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    if metric_name == PERPLEXITY and values and max(values) > _WIDE * min(values) > 0:
-        _logarithmic_axis(axes, min(values), max(values), horizontal=horizontal)
+    finite = list(filter(math.isfinite, values)) or [0.0, 1.0]
+    low, high = min(finite), max(finite)
+    if metric_name == PERPLEXITY and high > _WIDE * low > 0:
+        _logarithmic_axis(axes, low, high, horizontal=horizontal)
         return
     axis = axes.xaxis if horizontal else axes.yaxis
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
     pad = max(0.08 * (high - low), 0.02)
     low, high = low - pad, high + pad
     if is_percentage(metric_name):
@@ -153,9 +162,19 @@ def _logarithmic_axis(axes: "Axes", low: float, high: float, *, horizontal: bool
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else significant(value, 1)))
 
 
-def dot_size(num_dots: int) -> float:
-    """Return a marker's size, 0 where there would be too many."""
-    return 6 if num_dots <= MOST_DOTS else 0
+def rows_axis(axes: "Axes", names: Sequence[str], *, least: int = 2) -> None:
+    """Let the vertical axis name rows from above, with room for at least so many, and grid lines across them."""
+    axes.set_yticks(range(len(names)), [short(name) for name in names])
+    axes.tick_params(axis="y", labelcolor=Colour.INK, pad=6)
+    axes.set_ylim(max(len(names), least) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", visible=True)
+
+
+def write_beside(axes: "Axes", text: str, at: tuple[float, float], *, is_left: bool = False) -> None:
+    """Write a value beside the end of its row."""
+    place, side = (-9, "right") if is_left else (7, "left")
+    axes.annotate(text, at, xytext=(place, 0), textcoords="offset points", ha=side, va="center")
 
 
 def short(name: str, *, length: int = 18) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedlora.server.report.markup import NOTHING, Html, bullets, element, join, paragraph, table
+from fedlora.server.report.content import Columns, Section, paragraphs, table
 from fedlora.server.report.wording import count_text
 
 _MOST_ROWS = 500
@@ -28,37 +28,27 @@ class LeftOut:
     why: str
 
 
-def left_out(parts: Sequence[LeftOut], unread: Sequence[str], *, noun: str) -> Html:
+def left_out(parts: Sequence[LeftOut], unread: Sequence[str], *, noun: str) -> Section | None:
     """Return who lost how many examples as a table, and in sentences what of the data is not read."""
-    if not parts and not unread:
-        return NOTHING
-    num_left_out = sum(part.num_given - part.num_used for part in parts)
-    num_cut = sum(part.num_cut for part in parts)
-    sentences = [
-        f"{count_text(num_left_out, 'example')} of {sum(part.num_given for part in parts):,} in these sets "
-        f"{'is' if num_left_out == 1 else 'are'} left out."
-        if num_left_out
-        else "",
-        f"{count_text(num_cut, 'example')} {'is' if num_cut == 1 else 'are'} cut." if num_cut else "",
-    ]
-    rows = [
-        (
-            part.holder,
-            part.part,
-            part.why or "cut",
-            f"{part.num_given:,}",
-            f"{part.num_used:,}",
-            f"{part.num_cut:,}",
+    if not parts:
+        return Section("Not read", notes=unread) if unread else None
+    num_given = sum(part.num_given for part in parts)
+    num_left_out = num_given - sum(part.num_used for part in parts)
+    about = [
+        f"{count_text(count, 'example')}{of} {'is' if count == 1 else 'are'} {fate}."
+        for count, of, fate in (
+            (num_left_out, f" of {num_given:,} in these sets", "left out"),
+            (sum(part.num_cut for part in parts), "", "cut"),
         )
-        for part in parts[:_MOST_ROWS]
+        if count
     ]
-    head = (noun, "examples", "why", "given", "used", "of these cut")
-    shown = table("Examples that are not used as they are", head, rows, num_text_columns=3) if rows else NOTHING
-    return join(
-        (
-            element("h3", "Left out and cut" if parts else "Not read"),
-            paragraph(*sentences),
-            shown,
-            bullets(unread),
-        )
+    columns: Columns[LeftOut] = (
+        (noun, lambda part: part.holder),
+        ("examples", lambda part: part.part),
+        ("why", lambda part: part.why or "cut"),
+        ("given", lambda part: f"{part.num_given:,}"),
+        ("used", lambda part: f"{part.num_used:,}"),
+        ("of these cut", lambda part: f"{part.num_cut:,}"),
     )
+    numbers = table("Examples that are not used as they are", columns, parts[:_MOST_ROWS], num_text_columns=3)
+    return Section("Left out and cut", paragraphs(about), table=numbers, notes=unread)

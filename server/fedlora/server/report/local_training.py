@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedlora.server.report.numbers import Measure, metric_of
+from fedlora.server.report.numbers import Measure, by_client, metric_of
 from fedlora.server.round_report import RoundReport
 
 
@@ -18,13 +18,10 @@ class LocalTraining:
 
 def local_trainings(reports: Iterable[RoundReport], of: Measure = metric_of) -> dict[str, list[LocalTraining]]:
     """Return by client, in the names' order, what each local training changed where both scores are known."""
-    found: dict[str, list[LocalTraining]] = {}
-    for report in reports:
-        for name, client in report.clients.items():
-            if client.before is not None and client.after is not None:
-                training = LocalTraining(report.round, of(client.before), of(client.after))
-                found.setdefault(name, []).append(training)
-    return dict(sorted(found.items()))
+    judged = by_client(
+        reports, lambda client: (of(client.before), of(client.after)) if client.before and client.after else None
+    )
+    return {name: [LocalTraining(at, *scores) for at, scores in rounds.items()] for name, rounds in judged.items()}
 
 
 def mean_local_trainings(by_client: Mapping[str, Sequence[LocalTraining]]) -> list[LocalTraining]:
@@ -41,18 +38,5 @@ def mean_local_trainings(by_client: Mapping[str, Sequence[LocalTraining]]) -> li
 
 def tokens_by_client(reports: Iterable[RoundReport]) -> dict[str, int]:
     """Return the answer tokens that each client has trained on, of those that have; empty without a language model."""
-    tokens: dict[str, int] = {}
-    for report in reports:
-        for name, client in report.clients.items():
-            tokens[name] = tokens.get(name, 0) + client.num_tokens
-    return {name: count for name, count in sorted(tokens.items()) if count > 0}
-
-
-def narrowed_rounds(reports: Iterable[RoundReport]) -> dict[str, dict[int, int]]:
-    """Return by client the rounds in which want of memory narrowed its forward passes, and to how many examples."""
-    found: dict[str, dict[int, int]] = {}
-    for report in reports:
-        for name, client in report.clients.items():
-            if client.micro_batch_size > 0:
-                found.setdefault(name, {})[report.round] = client.micro_batch_size
-    return dict(sorted(found.items()))
+    tokens = by_client(reports, lambda client: client.num_tokens or None)
+    return {name: sum(by_round.values()) for name, by_round in tokens.items()}

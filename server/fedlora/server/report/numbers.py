@@ -3,15 +3,18 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from fedlora.common.aggregation_report import AggregationReport, LayerReport
 from fedlora.common.messages import Score
+from fedlora.server.report.wording import PERPLEXITY, score_text
 from fedlora.server.round_report import ClientReport, RoundReport
 
 WALL_PHASES = ("training", "aggregation", "evaluation", "storing")
 CLIENT_PHASES = ("forward", "backward", "optimizer")
 
 Measure = Callable[[Score], float]
+Known = TypeVar("Known")
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,6 @@ def trained(reports: Iterable[RoundReport]) -> list[RoundReport]:
     return [report for report in reports if report.round > 0]
 
 
-def judged(reports: Iterable[RoundReport]) -> list[RoundReport]:
-    """Return the reports with a score on the held-out set."""
-    return [report for report in reports if report.held_out is not None]
-
-
 def metric_of(score: Score) -> float:
     """Return the score's metric, the measure that is meant where none is named."""
     return score.metric
@@ -76,6 +74,16 @@ def perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+def perplexity_of(score: Score) -> float:
+    """Return the score's perplexity."""
+    return perplexity(score.loss)
+
+
+def perplexity_text(score: Score | None) -> str:
+    """Return the perplexity of a score over tokens in words; of any other nothing is known."""
+    return score_text(perplexity_of(score) if score is not None and score.num_tokens > 0 else None, PERPLEXITY)
 
 
 def as_perplexity(gain: Gain) -> Gain:
@@ -131,17 +139,31 @@ def mean_gain(gains: Sequence[Gain], *, noun: str = "group") -> Gain:
     )
 
 
-def client_gains(reports: Iterable[RoundReport], of: Measure = metric_of) -> list[Gain]:
-    """Return each client's score on its own validation examples, before its first and after its last training."""
-    first: dict[str, float] = {}
-    last: dict[str, tuple[int, float]] = {}
+def by_client(
+    reports: Iterable[RoundReport], of: Callable[[ClientReport], Known | None]
+) -> dict[str, dict[int, Known]]:
+    """Return what is known of each client by round, in the names' order."""
+    found: dict[str, dict[int, Known]] = {}
     for report in reports:
         for name, client in report.clients.items():
-            if client.before is not None:
-                first.setdefault(name, of(client.before))
-            if client.after is not None:
-                last[name] = client.after.num_examples, of(client.after)
-    return [Gain(name, last[name][0], first.get(name), last[name][1]) for name in sorted(last)]
+            if (value := of(client)) is not None:
+                found.setdefault(name, {})[report.round] = value
+    return dict(sorted(found.items()))
+
+
+def client_gains(reports: Sequence[RoundReport], of: Measure = metric_of) -> list[Gain]:
+    """Return each client's score on its own validation examples, before its first and after its last training."""
+    first = {name: of(next(iter(scores.values()))) for name, scores in by_client(reports, lambda c: c.before).items()}
+    last = {name: scores[max(scores)] for name, scores in by_client(reports, lambda c: c.after).items()}
+    return [Gain(name, score.num_examples, first.get(name), of(score)) for name, score in last.items()]
+
+
+def by_measure(
+    reports: Iterable[RoundReport], metric_name: str, find: Callable[[Measure], list[Gain]]
+) -> dict[str, list[Gain]]:
+    """Return what is found by the metric, and of a language model by perplexity too, under the measure's name."""
+    found = {metric_name: find(metric_of)}
+    return found | {PERPLEXITY: list(map(as_perplexity, find(loss_of)))} if is_of_tokens(reports) else found
 
 
 def client_spread(report: RoundReport) -> Spread | None:
@@ -215,12 +237,8 @@ def client_seconds(reports: Iterable[RoundReport]) -> dict[str, float]:
 
 def training_seconds_by_client(reports: Iterable[RoundReport]) -> dict[str, float]:
     """Return each client's mean training time a round, of those that measured it."""
-    times: dict[str, list[float]] = {}
-    for report in reports:
-        for name, client in report.clients.items():
-            if "training" in client.seconds:
-                times.setdefault(name, []).append(client.seconds["training"])
-    return {name: sum(values) / len(values) for name, values in times.items()}
+    times = by_client(reports, lambda client: client.seconds.get("training"))
+    return {name: sum(by_round.values()) / len(by_round) for name, by_round in times.items()}
 
 
 def refusals(reports: Iterable[RoundReport]) -> list[Refusals]:
@@ -235,11 +253,6 @@ def refusals(reports: Iterable[RoundReport]) -> list[Refusals]:
 def client_names(reports: Iterable[RoundReport]) -> list[str]:
     """Return all clients that were asked in any round."""
     return sorted({name for report in reports for name in report.cohort})
-
-
-def clients_without_finite_loss(report: RoundReport) -> list[str]:
-    """Return the clients whose update was accepted although their mean loss is not finite."""
-    return sorted(name for name, client in report.clients.items() if not math.isfinite(client.loss))
 
 
 def loss_range(clients: Mapping[str, ClientReport]) -> tuple[float, float]:

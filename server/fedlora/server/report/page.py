@@ -1,18 +1,24 @@
 """The whole report as one HTML page that needs no network and no script."""
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-from fedlora.server.report import sections, sentences
+from fedlora.server.report.aggregation import aggregation
 from fedlora.server.report.answers import ShownAnswer, answers
-from fedlora.server.report.client_sections import groups
+from fedlora.server.report.clients import groups_and_clients
+from fedlora.server.report.headline import facts, headline, refused
 from fedlora.server.report.holdings import Holdings, who_holds_what
-from fedlora.server.report.markup import NOTHING, Html, bullets, details, element, join, prose, section, trusted
+from fedlora.server.report.learning import learning
+from fedlora.server.report.times import times
 from fedlora.server.round_report import RoundReport
 
-_MOST_CHARACTERS = 400
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 
 @dataclass(frozen=True)
@@ -74,84 +80,68 @@ def render_report(
     """
     if not reports:
         raise ValueError("a report needs at least one round report")
-    head = element(
-        "header",
-        element("p", "fedlora, federated LoRA fine-tuning", class_="eyebrow"),
-        element("h1", title),
-        element("p", subtitle, class_="subtitle"),
-        element("p", prose(sentences.headline(reports, metric_name, num_rounds=num_rounds)), class_="headline"),
-        sections.facts(reports, metric_name, num_rounds=num_rounds),
-    )
-    body = element(
-        "main",
-        sections.learning(reports, metric_name, num_rounds=num_rounds),
-        groups(reports, metric_name),
-        answers(reports, shown_answers),
-        _gallery(examples),
-        who_holds_what(holdings),
-        sections.aggregation(reports),
-        sections.time(reports),
-        sections.refused(reports),
-        _load(load_code),
-        section("Configuration", bullets(notes), details("The run file", element("pre", element("code", config_toml)))),
-    )
-    return "<!DOCTYPE html>\n" + element(
-        "html", _head(title), element("body", head, body, _versions(versions or {})), lang="en"
+    return _template().render(
+        title=title,
+        subtitle=subtitle,
+        headline=headline(reports, metric_name, num_rounds=num_rounds),
+        facts=facts(reports, metric_name, num_rounds=num_rounds),
+        learning=learning(reports, metric_name, num_rounds=num_rounds),
+        clients=groups_and_clients(reports, metric_name),
+        answers=answers(reports),
+        shown_answers=shown_answers,
+        examples=_by_change(examples),
+        holdings=who_holds_what(holdings),
+        aggregation=aggregation(reports),
+        times=times(reports),
+        refused=refused(reports),
+        load_code=load_code,
+        notes=notes,
+        config_toml=config_toml,
+        versions=versions or {},
     )
 
 
-def _head(title: str) -> Html:
-    style = files("fedlora.server.report").joinpath("page.css").read_text(encoding="utf-8")
-    return element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{title} \N{EN DASH} fedlora"),
-        element("style", trusted(style)),
-    )
-
-
-def _load(load_code: str) -> Html:
-    if not load_code:
-        return NOTHING
-    return section("Load it", element("pre", element("code", load_code)))
-
-
-def _versions(versions: Mapping[str, str]) -> Html:
-    return element("footer", " · ".join(f"{name} {version}" for name, version in versions.items()))
-
-
-def _gallery(examples: Sequence[ShownExample]) -> Html:
+def _by_change(examples: Sequence[ShownExample]) -> dict[str, list[ShownExample]]:
     """Return examples by what training changed about them."""
-    kinds = {
-        "Now right": [e for e in examples if e.before != e.label and e.after == e.label],
-        "Still wrong": [e for e in examples if e.before != e.label and e.after != e.label],
-        "Now wrong": [e for e in examples if e.before == e.label and e.after != e.label],
-        "Right before and after": [e for e in examples if e.before == e.label and e.after == e.label],
-    }
-    lists = (
-        join((element("h3", kind), element("ul", *map(_example, shown), class_="examples")))
-        for kind, shown in kinds.items()
-        if shown
-    )
-    explanation = "Above, the true label; below it, what the model says at the end, and said before training."
-    return section("Held-out examples", element("p", explanation), *lists) if examples else NOTHING
+    kinds = {(False, True): "Now right", (False, False): "Still wrong", (True, False): "Now wrong"}
+    found: dict[str, list[ShownExample]] = {kind: [] for kind in (*kinds.values(), "Right before and after")}
+    for example in examples:
+        change = example.before == example.label, example.after == example.label
+        found[kinds.get(change, "Right before and after")].append(example)
+    return {kind: shown for kind, shown in found.items() if shown}
 
 
-def _example(example: ShownExample) -> Html:
-    mark = "✓" if example.after == example.label else "✗"
-    words = join(
-        (
-            element("strong", example.label),
-            element("span", example.group, class_="group"),
-            element("span", f"{mark} now {example.after}"),
-            element("span", f"before {example.before}", class_="quiet"),
-        )
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, auto_reload=False
     )
-    if example.picture_png is not None:
-        source = "data:image/png;base64," + base64.b64encode(example.picture_png).decode()
-        return element("li", element("img", src=source, alt=f"example of {example.label}"), words)
-    text = example.text or ""
-    shown = text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "…"
-    return element("li", element("blockquote", shown), words, class_="text")
+    environment.filters |= {"prose": _prose, "number": _number, "cut": _cut, "base64": _base64}
+    return environment.get_template("report.html.j2")
+
+
+def _source(name: str) -> str:
+    """Return a template's text without the line breaks and indents that are only for its readers."""
+    folder = files("fedlora.server.report").joinpath("templates")
+    return re.sub(r"\n\s*", "", folder.joinpath(name).read_text(encoding="utf-8"))
+
+
+def _prose(text: str) -> str:
+    """Return a sentence with a printer's apostrophes and no line break between a number and its unit."""
+    text = re.sub(r"(?<=\d) (?=%|s\b|min\b|h\b|[kMGT]B\b)", "\N{NO-BREAK SPACE}", text)
+    return text.replace("'", "\N{RIGHT SINGLE QUOTATION MARK}")
+
+
+def _number(text: str) -> str:
+    """Return a number with a printer's minus sign."""
+    return re.sub(r"^-(?=\d)", "\N{MINUS SIGN}", text)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most] + "…"
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fedlora.common.messages import Score
+from fedlora.server.best_round import best_round, validation_scores
 from fedlora.server.report.numbers import is_of_tokens, trained
 from fedlora.server.report.wording import count_text, error_texts, loss_text
 from fedlora.server.round_report import RoundReport
@@ -13,9 +14,6 @@ def validation_by_round(reports: Sequence[RoundReport]) -> dict[int, Score]:
     """Return the score of each round's adapter on the clients' validation examples, where it is known and finite."""
     if not reports:
         return {}
-    # The rules of a round come with torch, which a command loads late.
-    from fedlora.server.best_round import validation_scores
-
     return {at: score for at, score in sorted(validation_scores(reports).items()) if math.isfinite(score.loss)}
 
 
@@ -23,8 +21,6 @@ def best_of(scores: Mapping[int, Score]) -> int | None:
     """Return the round with the lowest loss on the clients' validation examples; None where there is no choice."""
     if len(scores) < 2:
         return None
-    from fedlora.server.best_round import best_round
-
     return best_round(scores)
 
 

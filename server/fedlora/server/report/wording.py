@@ -36,6 +36,16 @@ def gain_text(before: float | None, after: float | None, metric_name: str) -> st
     return f"{gain:+.{digits}f}" if math.isfinite(gain) else UNKNOWN
 
 
+def change_text(before: float | None, after: float | None, metric_name: str) -> str:
+    """Return what a metric did, as the end of a sentence."""
+    texts = score_text(before, metric_name), score_text(after, metric_name)
+    if texts[0] == texts[1]:
+        return f"stayed at {texts[1]}"
+    change = (after or 0.0) - (before or 0.0)
+    verb = "went" if not math.isfinite(change) else "rose" if change > 0 else "fell"
+    return f"{verb} from {texts[0]} to {texts[1]}"
+
+
 def is_percentage(metric_name: str) -> bool:
     """Return whether the metric is a share that reads better in percent."""
     return metric_name in ("accuracy", "exact match") or metric_name.endswith(" accuracy")
@@ -150,3 +160,8 @@ def bytes_text(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     raise AssertionError("the last unit has returned")
+
+
+def capital(text: str) -> str:
+    """Return the text with a capital at its beginning."""
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,193 @@
+"""One chart for all that runs over rounds, blocks or ranks: lines, dots and bars, in panels one below the other."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fedlora.server.report.content import Chart, Key
+from fedlora.server.report.drawing import WIDTH, Colour, draw
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# With more dots on a curve they would touch.
+MOST_DOTS = 40
+
+
+@dataclass(frozen=True)
+class Series:
+    """Values by place (round, block, rank); one that is not finite leaves a gap.
+
+    Attributes:
+        name: in the legend, where there is a value; "" leaves it out.
+        width: of the line in points; 0 for dots alone.
+        dot: their size in points; 0 for none.
+        rings: the places whose dots are hollow.
+        band: the lowest and the highest about the values.
+        label: of the last value, in words; the line stands in front of those without.
+        is_label_below: the last value, and not above it.
+    """
+
+    name: str
+    values: Mapping[int, float]
+    colour: Colour
+    width: float = 2.0
+    dot: float = 6.0
+    rings: Collection[int] = ()
+    band: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    label: str = ""
+    is_label_below: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One or more series over a vertical axis.
+
+    Attributes:
+        axis: sets the vertical axis up for the values that it must reach.
+        limits: of these in place of the series' own, where several charts have one scale.
+        name: at the vertical axis.
+        title: above, in the first series' colour.
+        stems: the colour of lines from each of the first series' values to the second's.
+        is_bars: whether the series are bars, one on top of the other.
+        share: of the chart's height, relative to the other panels.
+    """
+
+    series: Sequence[Series]
+    axis: Callable[["Axes", Iterable[float]], None]
+    limits: Sequence[float] = ()
+    name: str = ""
+    title: str = ""
+    stems: Colour | None = None
+    is_bars: bool = False
+    share: float = 1.0
+
+
+def series_chart(
+    title: str,
+    *panels: Panel,
+    description: str,
+    places: str = "round",
+    has_ticks: bool = True,
+    until: int | None = None,
+    marked: Mapping[int, str] | None = None,
+    height: int = 300,
+    width: int = WIDTH,
+) -> Chart:
+    """Return the panels over one horizontal axis.
+
+    Args:
+        places: what the horizontal axis counts.
+        has_ticks: whether it tells their numbers.
+        until: its last place; without it the last that has a value.
+        marked: places with a dashed line, and words above it.
+    """
+    found = [place for panel in panels for series in panel.series for place in series.values]
+    last = max(found, default=0) if until is None else until
+    first = min([*found, last])
+
+    def paint(figure: "Figure") -> None:
+        ratios = [panel.share for panel in panels]
+        column = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+        for axes, panel in zip(column, panels, strict=True):
+            _paint_panel(axes, panel)
+            for place, words in (marked or {}).items():
+                _mark(axes, place, words)
+        _name_places(column[-1], places, first, last, has_ticks=has_ticks)
+        figure.align_ylabels()
+
+    keys = [key for panel in panels for key in _keys(panel)]
+    return draw(paint, title=title, description=description, keys=keys, height=height, width=width)
+
+
+def _keys(panel: Panel) -> Iterator[Key]:
+    for series in panel.series:
+        if panel.is_bars:
+            shape = "square "
+        else:
+            shape = "ring " if set(series.rings) >= set(series.values) else "line " if series.width else ""
+        if series.name and series.values:
+            yield Key(f"{shape}{series.colour.style}", series.name)
+        if any(low < high for low, high in series.band.values()):
+            yield Key(f"band square {series.colour.style}", "lowest to highest")
+
+
+def _paint_panel(axes: "Axes", panel: Panel) -> None:
+    if panel.is_bars:
+        values = _paint_bars(axes, panel.series)
+    else:
+        for series in filter(lambda series: series.values, panel.series):
+            _paint_line(axes, series)
+        values = [value for series in panel.series for value in series.values.values()]
+        values += [end for series in panel.series for ends in series.band.values() for end in ends]
+    if panel.stems is not None:
+        (before, after), places = (series.values for series in panel.series), list(panel.series[0].values)
+        ends = [before[place] for place in places], [after[place] for place in places]
+        thin = max(0.6, min(1.4, 200 / max(1, len(places))))
+        axes.vlines(places, *ends, color=panel.stems, linewidth=thin, alpha=0.6, zorder=1.5)
+    panel.axis(axes, panel.limits or values)
+    axes.set_ylabel(panel.name)
+    axes.set_title(panel.title, color=panel.series[0].colour)
+
+
+def _paint_line(axes: "Axes", series: Series) -> None:
+    places, values, colour = list(series.values), list(series.values.values()), series.colour
+    if series.band:
+        low, high = zip(*series.band.values(), strict=True)
+        axes.fill_between(list(series.band), low, high, color=colour, alpha=0.16, linewidth=0)
+        if len(series.band) == 1:
+            axes.vlines(list(series.band), low, high, color=colour, alpha=0.4, linewidth=6)
+    order = 3 if series.label else 2
+    if series.width:
+        axes.plot(places, values, color=colour, linewidth=series.width, zorder=order)
+        dot = series.dot if len(places) <= MOST_DOTS else 0.0
+    else:
+        dot = max(2.0, series.dot * min(1.0, 60 / len(places)))
+    for is_ring, size, fill in ((False, dot, colour), (True, dot and dot + 1, Colour.PAPER)):
+        at = [place for place in places if (place in series.rings) == is_ring]
+        axes.plot(
+            at,
+            [series.values[place] for place in at],
+            "o",
+            color=colour,
+            markerfacecolor=fill,
+            markeredgewidth=1.8 if is_ring else 1.0,
+            markersize=size,
+            zorder=order,
+        )
+    if series.label:
+        last, is_below = max(series.values), series.is_label_below
+        axes.annotate(
+            series.label,
+            (last, series.values[last]),
+            xytext=(0, -9 if is_below else 9),
+            textcoords="offset points",
+            ha="center",
+            va="top" if is_below else "bottom",
+            weight="bold",
+        )
+
+
+def _paint_bars(axes: "Axes", stacked: Sequence[Series]) -> list[float]:
+    """Return the values that the bars reach."""
+    reached: dict[int, float] = {}
+    for series in stacked:
+        below = [reached.get(place, 0.0) for place in series.values]
+        axes.bar(list(series.values), list(series.values.values()), bottom=below, color=series.colour, width=0.6)
+        reached |= {place: reached.get(place, 0.0) + value for place, value in series.values.items()}
+    return list(reached.values())
+
+
+def _mark(axes: "Axes", place: int, words: str) -> None:
+    axes.axvline(place, color=Colour.QUIET, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
+    at, units = (place, 1), "offset points"
+    axes.annotate(words, at, (0, 3), ("data", "axes fraction"), units, color=Colour.QUIET, ha="center", va="bottom")
+
+
+def _name_places(axes: "Axes", name: str, first: int, last: int, *, has_ticks: bool) -> None:
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    axes.set_xlabel(name)
+    axes.set_xlim(first - 0.5, last + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1) if has_ticks else NullLocator())

@@ -1,0 +1,95 @@
+"""The report's section on where the time went: wall time by round, and the clients' own time."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fedlora.server.report.content import Section, paragraphs
+from fedlora.server.report.drawing import Colour, amount_axis, draw, rows_axis, write_beside
+from fedlora.server.report.numbers import (
+    client_seconds,
+    round_seconds,
+    trained,
+    training_seconds_by_client,
+    wall_seconds,
+)
+from fedlora.server.report.series_chart import Panel, Series, series_chart
+from fedlora.server.report.wording import duration_text, list_text, share_text, size_text
+from fedlora.server.round_report import RoundReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLOURS = {
+    "training": Colour.BLUE,
+    "aggregation": Colour.ORANGE,
+    "evaluation": Colour.GREEN,
+    "storing": Colour.PURPLE,
+}
+_PHASE_WORDS = {
+    "forward": "forward pass",
+    "backward": "backward pass",
+    "optimizer": "optimiser",
+    "other": "rest of training",
+}
+
+
+def times(reports: Sequence[RoundReport]) -> Section | None:
+    """Return where the time went; nothing where none was measured."""
+    phases = wall_seconds(reports)
+    if not trained(reports) or not phases:
+        return None
+    about = _about(reports, phases)
+    unit, unit_name = _unit(max(map(round_seconds, reports)))
+    bars = [
+        Series(
+            phase,
+            {report.round: report.seconds.get(phase, 0.0) / unit for report in reports},
+            _COLOURS.get(phase, Colour.GREY),
+        )
+        for phase in phases
+    ]
+    panel = Panel(bars, amount_axis, name=unit_name, is_bars=True)
+    charts = [series_chart("Wall time by round", panel, description=about[0])]
+    if in_clients := client_seconds(reports):
+        paint = partial(_paint_phases, phases=in_clients)
+        charts.append(draw(paint, title="Inside the clients", description=about[-1], height=300))
+    down, up = sum(report.bytes_down for report in reports), sum(report.bytes_up for report in reports)
+    traffic = f"{size_text(down)} of adapters went to the clients, {size_text(up)} came back."
+    return Section("Where the time went", paragraphs(about, [traffic]), charts)
+
+
+def _about(reports: Sequence[RoundReport], phases: Mapping[str, float]) -> list[str]:
+    """Return where the wall time went, and how far the clients' training times lie apart."""
+    total = sum(phases.values())
+    parts = [f"{phase} {duration_text(seconds)} ({share_text(seconds / total)})" for phase, seconds in phases.items()]
+    sentences = [f"The rounds took {duration_text(total)}: {list_text(parts, limit=6)}."]
+    clients = training_seconds_by_client(reports)
+    if len(clients) > 1:
+        slow, fast = max(clients, key=clients.__getitem__), min(clients, key=clients.__getitem__)
+        sentences.append(
+            f"A round's training took {duration_text(clients[slow])} on average at {slow}, the slowest, and "
+            f"{duration_text(clients[fast])} at {fast}, the fastest."
+        )
+    if client_seconds(reports):
+        sentences.append("Clients may train side by side, so their summed time can exceed the wall time.")
+    return sentences
+
+
+def _paint_phases(figure: "Figure", *, phases: Mapping[str, float]) -> None:
+    axes = figure.subplots()
+    total, most = sum(phases.values()), max(phases.values())
+    unit, unit_name = _unit(most)
+    axes.barh(range(len(phases)), [seconds / unit for seconds in phases.values()], color=Colour.BLUE, height=0.55)
+    for row, seconds in enumerate(phases.values()):
+        write_beside(axes, f"{duration_text(seconds)}  ({share_text(seconds / total)})", (seconds / unit, row))
+    rows_axis(axes, [_PHASE_WORDS.get(phase, phase) for phase in phases], least=3)
+    axes.set_xlim(0, 1.45 * most / unit)
+    axes.set_xlabel(f"{unit_name}, summed over clients and rounds")
+
+
+def _unit(most_seconds: float) -> tuple[int, str]:
+    """Return the unit in which an axis up to so many seconds reads best: its length in seconds and its name."""
+    if most_seconds >= 3 * 3600:
+        return 3600, "hours"
+    return (60, "minutes") if most_seconds >= 300 else (1, "seconds")
