@@ -51,32 +51,25 @@ def packages_of(room: str) -> tuple[str, ...]:
 EVERYTHING = ("fedlora",)
 WITH_FLOWER = (
     "fedlora.common.flower_privates", "fedlora.common.records",
-    "fedlora.flower",
-    "fedlora.server.app", "fedlora.server.polled_grid", "fedlora.server.sites", "fedlora.server.superlink_app",
-    "fedlora.server.grpc.flowers_words", "fedlora.server.grpc.grid", "fedlora.server.grpc.known_site",
-    "fedlora.server.grpc.serve", "fedlora.server.whole_run",
-    "fedlora.simulation",
-    "fedlora.client.app", "fedlora.client.files_mod", "fedlora.client.site", "fedlora.client.source",
-    "fedlora.client.supernode_app", "fedlora.client.worker", "fedlora.client.worker_process",
-    "fedlora.client.worker_seat",
+    "fedlora.flower", "fedlora.simulation",
+    "fedlora.server.app", "fedlora.server.deployment", "fedlora.server.sites", "fedlora.server.superlink_app",
+    "fedlora.server.whole_run",
+    "fedlora.client.worker", "fedlora.client.site.participation", "fedlora.client.supernode_app",
 )  # fmt: skip
 WITH_GRPC = (
     "fedlora.v1",
     "fedlora.common.channels",
     "fedlora.doctor.network",
-    "fedlora.server.grpc",
-    "fedlora.client.joining", "fedlora.client.line", "fedlora.client.registry_client", "fedlora.client.session",
-    "fedlora.client.site", "fedlora.client.transfer",
+    "fedlora.server.deployment", "fedlora.server.sites.grpc",
+    "fedlora.client.registry_client", "fedlora.client.site.joining", "fedlora.client.site.line",
+    "fedlora.client.site.participation", "fedlora.client.site.session", "fedlora.client.site.transfer",
 )  # fmt: skip
 WITH_PEFT = (
-    "fedlora.training.base_weights", "fedlora.training.checkpoint", "fedlora.training.classifiers",
-    "fedlora.training.data_preview",
-    "fedlora.training.export", "fedlora.training.flower_round", "fedlora.training.language_model",
-    "fedlora.training.merging", "fedlora.training.model_loading",
-    "fedlora.training.peft_bridge", "fedlora.training.peft_check", "fedlora.training.plan",
-    "fedlora.training.tasks",
-    "fedlora.training.trained", "fedlora.training.trainer",
+    "fedlora.models", "fedlora.finished",
+    "fedlora.training.data_preview", "fedlora.training.flower_round", "fedlora.training.footprint",
+    "fedlora.training.peft_bridge", "fedlora.training.tasks", "fedlora.training.trainer",
 )  # fmt: skip
+_NAME_OF_A_MODULE = re.compile(r"fedlora(\.[a-z_0-9]+)+(:\w+)?")
 IMPURE = (
     "flwr", "grpc", "logging", "warnings", "pathlib", "os", "io", "shutil", "tempfile", "socket", "subprocess",
     "threading", "multiprocessing", "time", "datetime", "random",
@@ -84,11 +77,31 @@ IMPURE = (
 )  # fmt: skip
 IMPURE_CALLS = ("open", "print", "input")
 PURE = (
-    "fedlora.aggregation", "fedlora.algebra", "fedlora.methods",
-    "fedlora.adapters.fit", "fedlora.planning.traffic", "fedlora.server.best_round",
-    "fedlora.server.rounds.admission", "fedlora.server.rounds.completion", "fedlora.server.rounds.ending",
-    "fedlora.server.rounds.plan", "fedlora.server.rounds.starts", "fedlora.training.partitioning",
+    "fedlora.adapters.fit", "fedlora.aggregation", "fedlora.algebra", "fedlora.methods", "fedlora.planning.traffic",
+    "fedlora.server.record.best_round", "fedlora.server.record.draw", "fedlora.server.rounds.admission",
+    "fedlora.server.rounds.completion", "fedlora.server.rounds.draw", "fedlora.server.rounds.ending",
+    "fedlora.server.rounds.starts", "fedlora.training.partitioning",
 )  # fmt: skip
+# A folder of a list knows those before it, and nothing of those behind it.
+ORDERS = (
+    (
+        "fedlora.server.record", "fedlora.server.disk", "fedlora.server.identity", "fedlora.server.sites",
+        "fedlora.server.rounds", "fedlora.server.app",
+    ),
+    ("fedlora.server.record", "fedlora.server.report", "fedlora.server.run_report", "fedlora.server.whole_run"),
+    ("fedlora.server", "fedlora.simulation", "fedlora.cli"),
+    ("fedlora.aggregation", "fedlora.server", "fedlora.flower", "fedlora.cli"),
+    ("fedlora.aggregation", "fedlora.planning", "fedlora.cli"),
+    ("fedlora.doctor", "fedlora.cli"),
+    (
+        "fedlora.training.data", "fedlora.training.tasks", "fedlora.models", "fedlora.training.peft_bridge",
+        "fedlora.training.trainer", "fedlora.finished",
+    ),
+    ("fedlora.models", "fedlora.finished", "fedlora.client.worker"),
+    ("fedlora.client.worker", "fedlora.client.site"),
+)  # fmt: skip
+ENTRY_POINT_GROUPS = ("fedlora.methods", "fedlora.tasks")
+PUBLIC_NAMES = ("fedlora.training.trained",)
 
 RULES = (
     Rule(
@@ -149,6 +162,17 @@ RULES = (
         may_not_import=("typer", "click", "rich"),
     ),
     Rule("a pure module takes values and returns values", of=PURE, may_not_import=IMPURE),
+    Rule(
+        "what a run leaves is made of what trains it, not the other way round",
+        of=("fedlora.training", "fedlora.models"),
+        except_for=PUBLIC_NAMES,
+        may_not_import=("fedlora.finished", "fedlora.client"),
+    ),
+    *(
+        Rule(f"{folder} comes before {order[place + 1]}", of=(folder,), may_not_import=order[place + 1 :])
+        for order in ORDERS
+        for place, folder in enumerate(order[:-1])
+    ),
 )
 
 
@@ -166,12 +190,51 @@ def findings(module: str, source: str) -> Iterator[Finding]:
 
 
 def imports_in(node: ast.AST) -> list[str]:
-    """Return what a statement imports, as `package.module` or `package.module.name`."""
+    """Return what a statement imports, as `package.module` or `package.module.name`.
+
+    A text that is a module's name counts as well: it is given to whatever imports it, here or in another process.
+    """
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom) and not node.level:
         return [f"{node.module}.{alias.name}" for alias in node.names]
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in ENTRY_POINT_GROUPS:
+        return [node.value.replace(":", ".")] if _NAME_OF_A_MODULE.fullmatch(node.value) else []
     return []
+
+
+def graph() -> dict[str, set[str]]:
+    """Return by module the modules that it imports, anywhere and also for the type checker alone."""
+    files = {module: path for room in ROOMS for path, module in sources(room)}
+    found: dict[str, set[str]] = {}
+    for module, path in files.items():
+        imported = [name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for name in imports_in(node)]
+        known = {next((part for part in _and_parents(name) if part in files), "") for name in imported}
+        found[module] = known - {"", module}
+    return found
+
+
+def cycle_in(graph: dict[str, set[str]]) -> list[str]:
+    """Return modules of which each imports the next and the last the first; none if there is no cycle."""
+    done: set[str] = set()
+
+    def walk(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return way[way.index(module) :]
+        if module not in done:
+            for imported in sorted(graph.get(module, ())):
+                if found := walk(imported, [*way, module]):
+                    return found
+            done.add(module)
+        return []
+
+    return next((found for module in sorted(graph) if (found := walk(module, []))), [])
+
+
+def _and_parents(name: str) -> Iterator[str]:
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
 
 
 def sources(room: str) -> Iterator[tuple[Path, str]]:
@@ -189,6 +252,15 @@ def test_no_module_of_a_room_imports_what_it_may_not(room: str) -> None:
         for finding in findings(module, path.read_text(encoding="utf-8"))
     ]
     assert not found, "\n".join(["", *found])
+
+
+def test_no_module_imports_what_imports_it() -> None:
+    assert cycle_in(graph()) == []
+
+
+def test_a_cycle_is_found_and_shown() -> None:
+    assert cycle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert cycle_in({"a": {"b"}, "b": {"c"}, "c": {"d", "b"}, "d": set()}) == ["b", "c"]
 
 
 def test_no_room_hides_the_others() -> None:
@@ -218,33 +290,67 @@ def test_the_rooms_are_found() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "line", "text"),
     [
-        ("fedlora.common.files", "import os\nimport fedlora.server.store", 2, "imports fedlora.server.store; common"),
-        ("fedlora.common.files", "from fedlora import training", 1, "imports fedlora.training; common knows neither"),
-        ("fedlora.adapters.adapter", "from fedlora.client.app import x", 1, "imports fedlora.client.app.x; common"),
-        ("fedlora.client.app", "from fedlora.aggregation import LoraFair", 1, "the client does not know the server"),
         (
-            "fedlora.server.store",
+            "fedlora.common.files",
+            "import os\nimport fedlora.server.disk.store",
+            2,
+            "imports fedlora.server.disk.store; common",
+        ),
+        ("fedlora.common.files", "from fedlora import training", 1, "imports fedlora.training; common knows neither"),
+        (
+            "fedlora.adapters.adapter",
+            "from fedlora.client.worker.app import x",
+            1,
+            "imports fedlora.client.worker.app.x; common",
+        ),
+        (
+            "fedlora.client.worker.app",
+            "from fedlora.aggregation import LoraFair",
+            1,
+            "the client does not know the server",
+        ),
+        (
+            "fedlora.server.disk.store",
             "from fedlora.training.data import load",
             1,
             "only the simulation and the command line",
         ),
-        ("fedlora.server.store", "import flwr.app as f", 1, "imports flwr.app; Flower stays"),
+        ("fedlora.server.disk.store", "import flwr.app as f", 1, "imports flwr.app; Flower stays"),
         ("fedlora.training.trainer", "def f():\n    from flwr import app", 2, "imports flwr.app; Flower stays"),
         ("fedlora.training.flower_round", "from flwr.app import Message", 1, "imports flwr.app.Message; Flower stays"),
         ("fedlora.flower.strategy", "import fedlora.training.flower_round", 1, "only the simulation and the command"),
         ("fedlora.flower.replies", "import peft", 1, "imports peft; peft and transformers stay"),
         ("fedlora.adapters.peft_format", "import peft", 1, "imports peft; peft and transformers stay"),
-        ("fedlora.client.workbench", "import torch, transformers.utils", 1, "imports transformers.utils; peft and"),
+        (
+            "fedlora.client.worker.workbench",
+            "import torch, transformers.utils",
+            1,
+            "imports transformers.utils; peft and",
+        ),
         ("fedlora.simulation.simulate", "import ray", 1, "imports ray; Ray stays in its engine"),
         ("fedlora.server.app", "import grpc", 1, "imports grpc; gRPC stays"),
-        ("fedlora.server.store", "from rich.console import Console", 1, "only the command line talks to a terminal"),
+        (
+            "fedlora.server.disk.store",
+            "from rich.console import Console",
+            1,
+            "only the command line talks to a terminal",
+        ),
         ("fedlora.methods.fedit", "import logging", 1, "imports logging; a pure module"),
-        ("fedlora.server.rounds.plan", "from pathlib import Path", 1, "imports pathlib.Path; a pure module"),
+        (
+            "fedlora.server.disk.store",
+            "from fedlora.server.rounds.draw import x",
+            1,
+            "disk comes before fedlora.server",
+        ),
+        ("fedlora.server.record.events", "if 1:\n    import fedlora.server.sites", 2, "record comes before"),
+        ("fedlora.client.worker.seat", "run('fedlora.client.site.session')", 1, "worker comes before"),
+        ("fedlora.training.schedule", "check = 'fedlora.finished.peft_check:main'", 1, "imports fedlora.finished.peft"),
+        ("fedlora.server.rounds.draw", "from pathlib import Path", 1, "imports pathlib.Path; a pure module"),
         ("fedlora.server.rounds.admission", "from fedlora.common.config import RunConfig", 1, "a pure module"),
         ("fedlora.training.partitioning", "import numpy\nopen('x')", 2, "calls open; a pure module"),
-        ("fedlora.server.store", "from . import rounds", 1, "imports .; imports are absolute"),
+        ("fedlora.server.disk.store", "from . import rounds", 1, "imports .; imports are absolute"),
         (
-            "fedlora.server.store",
+            "fedlora.server.disk.store",
             "if 1:\n    from ..common.files import x",
             2,
             "imports ..common.files; imports are",
@@ -261,14 +367,17 @@ def test_what_breaks_a_rule_is_named_with_its_line(module: str, source: str, lin
     ("module", "source"),
     [
         ("fedlora.cli.simulate", "from fedlora.training.data import load"),
-        ("fedlora.planning.plan", "from fedlora.training.plan.step import step_cost"),
-        ("fedlora.simulation.inprocess", "from fedlora.client.worker import serve\nfrom flwr.app import Message"),
+        ("fedlora.planning.plan", "from fedlora.training.footprint.step import step_cost"),
+        (
+            "fedlora.simulation.inprocess",
+            "from fedlora.client.worker.resident import serve\nfrom flwr.app import Message",
+        ),
         ("fedlora.training.peft_bridge", "import peft\nfrom fedlora.common.errors import ModelError"),
         ("fedlora.flower.strategy", "import logging\nfrom flwr.serverapp.strategy import FedAvg"),
         ("fedlora.training.flower_round", "from peft import PeftModel"),
         ("fedlora.server.rounds.ending", "from fedlora.common.messages import Score\nimport math"),
-        ("fedlora.server.store", "from flwrites import x\nimport pathlib, logging\nopen('x')"),
-        ("fedlora.client.app", "from fedlora.common.messages import Failure"),
+        ("fedlora.server.disk.store", "from flwrites import x\nimport pathlib, logging\nopen('x')"),
+        ("fedlora.client.worker.app", "from fedlora.common.messages import Failure"),
     ],
 )
 def test_what_keeps_the_rules_is_not_named(module: str, source: str) -> None:

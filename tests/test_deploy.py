@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.client.site_file import for_site, load_site
+from fedlora.client.site.site_file import for_site, load_site
 from fedlora.common.run_file import load_run, require_labels
 from fedlora.training.data import load_own_data
 

@@ -19,15 +19,15 @@ from fedlora.common.messages import EvaluateReceipt, EvaluateRequest, TrainRecei
 from fedlora.common.records import from_record, to_record
 from fedlora.common.run_file import load_run
 from fedlora.common.run_folder import IDENTITY_FOLDER
-from fedlora.server.authority import Authority
-from fedlora.server.exchange import ExchangeStore
-from fedlora.server.grpc.enrolment import EnrolmentService
-from fedlora.server.grpc.gate import Gate
-from fedlora.server.grpc.grid import GrpcGrid
-from fedlora.server.grpc.port import Port, ServerCertificates
-from fedlora.server.grpc.session import SessionService
-from fedlora.server.grpc.transfer import TransferService
-from fedlora.server.tickets import TicketOffice
+from fedlora.server.disk.exchange import ExchangeStore
+from fedlora.server.identity.authority import Authority
+from fedlora.server.identity.tickets import TicketOffice
+from fedlora.server.sites.grpc.enrolment import EnrolmentService
+from fedlora.server.sites.grpc.gate import Gate
+from fedlora.server.sites.grpc.grid import GrpcGrid
+from fedlora.server.sites.grpc.port import Port, ServerCertificates
+from fedlora.server.sites.grpc.session import SessionService
+from fedlora.server.sites.grpc.transfer import TransferService
 from fedlora.v1.enrolment_pb2_grpc import add_EnrolmentServiceServicer_to_server
 from fedlora.v1.exchange_pb2_grpc import add_AdapterExchangeServiceServicer_to_server
 from fedlora.v1.session_pb2_grpc import add_SessionServiceServicer_to_server

@@ -37,7 +37,7 @@ def make_idle_app(name: str, adapter: Path, num_held_out: int) -> ClientApp:
     """Return the app for a site's worker, which gets adapters as files; the first adapter is in the file `adapter`."""
     import torch
 
-    from fedlora.client.files_mod import adapters_as_files
+    from fedlora.client.worker.files_mod import adapters_as_files
 
     torch.set_num_threads(1)  # As in a real worker, for files of small tensors are made here.
     app = ClientApp(mods=[adapters_as_files])

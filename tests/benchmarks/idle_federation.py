@@ -16,7 +16,7 @@ from fedlora.adapters import Adapter, LoraLayer, pack
 from fedlora.common.config import RunConfig
 from fedlora.common.run_file import to_toml
 from fedlora.common.run_folder import IDENTITY_FOLDER
-from fedlora.server.authority import Authority
+from fedlora.server.identity.authority import Authority
 
 _WAIT_SECONDS = 600.0
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from event_log import EventLog
 
 from fedlora.common.run_file import load_run
-from fedlora.server.events import Event, Listener, RoundEnded
-from fedlora.server.grpc.serve import Door, serve
-from fedlora.server.running_summary import Summarised
-from fedlora.server.status_file import StatusFile
+from fedlora.finished.resident_check import ResidentCheck
+from fedlora.server.deployment import Door, serve
+from fedlora.server.disk.status_file import StatusFile
+from fedlora.server.record.events import Event, Listener, RoundEnded
+from fedlora.server.record.running_summary import Summarised
 from fedlora.server.whole_run import Run, whole_run
-from fedlora.training.resident_check import ResidentCheck
 
 
 def main(run: Path, folder: Path, log: EventLog) -> None:

@@ -1,6 +1,6 @@
 """A site that does nothing: python idle_site.py ADDRESS NAME TOKEN FOLDER ADAPTER NUM_HELD_OUT
 
-The process that `fedlora client join` is, put together of the same parts (enrolment, Session, Site, WorkerSeat), over
+The process that `fedlora client join` is, of the same parts (enrolment, Session, Participation, WorkerSeat), over
 the app of `idle_app`. It ends when the run is over.
 """
 
@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 from idle_app import make_idle_app
 
 if TYPE_CHECKING:
-    from fedlora.client.site import Site
+    from fedlora.client.site.participation import Participation
     from fedlora.common.config import RunConfig
 
 
 def main(address: str, name: str, token: str, folder: Path, adapter: Path, num_held_out: int) -> None:
     """Take part until the run is over."""
     # Not above: the workers import this file again.
-    from fedlora.client.joining import credentials_of, enrol
-    from fedlora.client.session import Session
-    from fedlora.client.state import SiteState
+    from fedlora.client.site.joining import credentials_of, enrol
+    from fedlora.client.site.session import Session
+    from fedlora.client.site.state import SiteState
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s")
     logging.getLogger("flwr").setLevel(logging.WARNING)
@@ -36,13 +36,13 @@ def main(address: str, name: str, token: str, folder: Path, adapter: Path, num_h
         ).run()
 
 
-def _make_site(name: str, folder: Path, adapter: Path, num_held_out: int, run: "RunConfig") -> "Site":
-    from fedlora.client.outbox import Outbox
-    from fedlora.client.site import Site
-    from fedlora.client.site_file import SiteConfig, SiteDataSection, SiteSection
-    from fedlora.client.worker_seat import WorkerSeat
+def _make_site(name: str, folder: Path, adapter: Path, num_held_out: int, run: "RunConfig") -> "Participation":
+    from fedlora.client.site.outbox import Outbox
+    from fedlora.client.site.participation import Participation
+    from fedlora.client.site.site_file import SiteConfig, SiteDataSection, SiteSection
+    from fedlora.client.worker.seat import WorkerSeat
 
-    return Site(
+    return Participation(
         run,
         SiteConfig(site=SiteSection(name=name), data=SiteDataSection(path="nothing")),
         seat=WorkerSeat(partial(make_idle_app, name, adapter, num_held_out), {}),

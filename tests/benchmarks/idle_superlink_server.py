@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from idle_federation import idle_run
 
 from fedlora.server.app import server_app_for
-from fedlora.server.events import Event, RoundEnded, RoundStarted
+from fedlora.server.record.events import Event, RoundEnded, RoundStarted
 
 _POLL_SECONDS = 0.05
 

@@ -8,8 +8,8 @@ from queue import SimpleQueue
 from idle_app import LOSS, NUM_EXAMPLES, described
 from idle_federation import IdleFederation
 
-from fedlora.client.joining import credentials_of, enrol
-from fedlora.client.transfer import upload
+from fedlora.client.site.joining import credentials_of, enrol
+from fedlora.client.site.transfer import upload
 from fedlora.common.channels import Credentials, open_channel
 from fedlora.common.messages import OK, InitialiseReceipt, TrainReceipt
 from fedlora.common.wire import PROTOCOL, write_description, write_receipt

@@ -20,10 +20,10 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 from fedlora.common.config import CausalLm, ImageClassification, RunConfig
-from fedlora.training.base_model import load_base_model
+from fedlora.models.base_model import load_base_model
+from fedlora.training.footprint.outline import ASSUMED_LABELS, outline_of
+from fedlora.training.footprint.step import step_cost
 from fedlora.training.peft_bridge import ResidentModel, add_lora
-from fedlora.training.plan.outline import ASSUMED_LABELS, outline_of
-from fedlora.training.plan.step import step_cost
 from fedlora.training.tasks.causal_lm import CausalLm as LanguageTask
 from fedlora.training.tasks.causal_lm import PreparedConversations
 from fedlora.training.tasks.image_classification import PreparedImages

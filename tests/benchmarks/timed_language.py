@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fedlora.common.config import LoraSection, TrainSection
+from fedlora.training.footprint.live_bytes import LiveBytes
 from fedlora.training.peft_bridge import ResidentModel, add_lora
-from fedlora.training.plan.live_bytes import LiveBytes
 from fedlora.training.tasks import CausalLm
 from fedlora.training.tasks.causal_lm import PreparedConversations
 from fedlora.training.trainer import LocalTrainer, _batch_indices

@@ -22,7 +22,7 @@ _STEP = ("forward", "backward", "optimizer")
 def main(engine: "Engine", num_workers: int, overrides: list[str], answer: Path) -> None:
     """Write the seconds of each phase, the clients' summed seconds, accuracy and aggregation error."""
     importing = time.perf_counter()
-    from fedlora.server.events import Event, RoundEnded, RunStarted
+    from fedlora.server.record.events import Event, RoundEnded, RunStarted
     from fedlora.simulation import preset, simulate
 
     config = preset("digits", *overrides)

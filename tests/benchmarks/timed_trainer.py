@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedlora.common.config import TrainSection
+from fedlora.models.base_model import load_base_model
 from fedlora.simulation import preset
-from fedlora.training.base_model import load_base_model
 from fedlora.training.data import load_federated_data
 from fedlora.training.peft_bridge import add_lora
 from fedlora.training.trainer import LocalTrainer, _batch_indices

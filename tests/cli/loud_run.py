@@ -29,7 +29,7 @@ def main() -> None:
     from fedlora.cli.live import progress_view
     from fedlora.cli.logs import log_to
     from fedlora.cli.outlets import prepare_outlets
-    from fedlora.server.events import RoundStarted, RunStarted
+    from fedlora.server.record.events import RoundStarted, RunStarted
     from fedlora.simulation.inprocess import InProcessGrid
 
     prepare_outlets()

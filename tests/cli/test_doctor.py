@@ -20,8 +20,8 @@ sys.path.append(str(Path(__file__).parents[1] / "server"))
 
 from open_port import OpenPort, enrolled, open_port
 
-from fedlora.client.site_file import load_site
-from fedlora.client.site_identity import SiteIdentity
+from fedlora.client.site.identity import SiteIdentity
+from fedlora.client.site.site_file import load_site
 from fedlora.common import certificates
 from fedlora.common.channels import Credentials
 from fedlora.common.config import RunConfig
@@ -30,7 +30,7 @@ from fedlora.doctor import accelerator, identity, machine, model, network, packa
 from fedlora.doctor.finding import Finding, findings_of, ok
 from fedlora.doctor.quantising import quantising_error
 from fedlora.doctor.subject import Subject, subject_of
-from fedlora.server.authority import Authority
+from fedlora.server.identity.authority import Authority
 
 MakeRun = Callable[..., RunConfig]
 

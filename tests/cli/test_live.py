@@ -17,9 +17,9 @@ from fedlora.cli.live import print_outcome, progress_view
 from fedlora.cli.run_view import RunView, advance, curve, run_panel, seconds_left
 from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.messages import Generated, Score
-from fedlora.server.events import EvaluationStarted, Event, RoundEnded, RoundStarted, RunStarted, UpdateArrived
-from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
-from fedlora.server.running_summary import Summarised, updated
+from fedlora.server.record.events import EvaluationStarted, Event, RoundEnded, RoundStarted, RunStarted, UpdateArrived
+from fedlora.server.record.round_report import ClientReport, HeldOutReport, RoundReport
+from fedlora.server.record.running_summary import Summarised, updated
 
 CLIENTS = ("mnist", "serif")
 TITLES = {"title": "digits", "metric_name": "accuracy"}

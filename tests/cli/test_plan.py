@@ -16,8 +16,8 @@ from fedlora.common.config import RunConfig
 from fedlora.planning.plan import too_large
 from fedlora.planning.server_cost import server_cost
 from fedlora.planning.traffic import traffic_of
-from fedlora.training.plan.live_bytes import LiveBytes
-from fedlora.training.plan.step import StepCost
+from fedlora.training.footprint.live_bytes import LiveBytes
+from fedlora.training.footprint.step import StepCost
 
 RANK, IN_FEATURES, OUT_FEATURES, NUM_LAYERS = 4, 96, 160, 3
 

@@ -18,8 +18,9 @@ from fedlora.cli.server_view import sites_table, status_lines
 from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.config import RunConfig
 from fedlora.common.messages import Score
-from fedlora.server.authority import SiteCertificate, SiteRecord
-from fedlora.server.events import (
+from fedlora.server.disk.status_file import Status, StatusFile, read_status
+from fedlora.server.identity.site_records import SiteCertificate, SiteRecord
+from fedlora.server.record.events import (
     EvaluationStarted,
     Event,
     RoundEnded,
@@ -29,9 +30,8 @@ from fedlora.server.events import (
     UpdateArrived,
     Waiting,
 )
-from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
-from fedlora.server.running_summary import Summarised, updated
-from fedlora.server.status_file import Status, StatusFile, read_status
+from fedlora.server.record.round_report import ClientReport, HeldOutReport, RoundReport
+from fedlora.server.record.running_summary import Summarised, updated
 
 NAMES = ("north", "south")
 STARTED = RunStarted(NAMES, 10, 1, ())

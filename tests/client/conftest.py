@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parent))
 if TYPE_CHECKING:
     from site_bench import Bench, StartBench
 
-    from fedlora.client.worker_seat import WorkerSeat
+    from fedlora.client.worker.seat import WorkerSeat
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def seat(folder: Path, identity: None) -> "Iterator[WorkerSeat]":  # noqa: ARG00
     """Return the seat of a worker with the app of `seat_apps`."""
     import seat_apps
 
-    from fedlora.client.worker_seat import WorkerSeat
+    from fedlora.client.worker.seat import WorkerSeat
 
     seat = WorkerSeat(seat_apps.make_app, {seat_apps.FOLDER: str(folder)})
     yield seat

@@ -14,8 +14,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedlora.adapters import pack, unpack
-from fedlora.client import interruption
-from fedlora.client.files_mod import adapters_as_files
+from fedlora.client.worker import interruption
+from fedlora.client.worker.files_mod import adapters_as_files
 from fedlora.common.messages import (
     DescribeRequest,
     EvaluateReceipt,

@@ -12,11 +12,11 @@ import seat_apps
 import torch
 
 from fedlora.adapters import Adapter, LoraLayer, pack
-from fedlora.client.line import Line
-from fedlora.client.outbox import Outbox
-from fedlora.client.site import Site
-from fedlora.client.site_file import SiteConfig
-from fedlora.client.worker_seat import WorkerSeat
+from fedlora.client.site.line import Line
+from fedlora.client.site.outbox import Outbox
+from fedlora.client.site.participation import Participation
+from fedlora.client.site.site_file import SiteConfig
+from fedlora.client.worker.seat import WorkerSeat
 from fedlora.common.config import RunConfig
 from fedlora.v1 import exchange_pb2, messages_pb2, session_pb2
 
@@ -95,7 +95,7 @@ class Bench:
         self.is_paused = False
         self.exchange = MemoryExchange()
         self.said: queue.SimpleQueue[session_pb2.ConnectRequest] = queue.SimpleQueue()
-        self.site = Site(
+        self.site = Participation(
             RUN,
             SiteConfig.model_validate(config),
             seat=WorkerSeat(seat_apps.make_app, {seat_apps.FOLDER: str(self.app)}),

@@ -22,10 +22,10 @@ from open_port import (
     outcome_of,
 )
 
-from fedlora.client.joining import credentials_of, enrol
+from fedlora.client.site.joining import credentials_of, enrol
 from fedlora.common.channels import open_channel
 from fedlora.common.errors import ConfigError, RunError
-from fedlora.server.authority import Authority
+from fedlora.server.identity.authority import Authority
 
 NORTH = named("north")
 CHECK = next(rpc for rpc in every_rpc() if rpc.full_name == "grpc.health.v1.Health.Check")

@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[1] / "server"))
 from open_port import DEADLINE_SECONDS, Conversation, OpenPort, enrolled, open_port, wait_until
 
 from fedlora.common.channels import Credentials, open_channel
-from fedlora.server.authority import Authority
+from fedlora.server.identity.authority import Authority
 
 MEGABYTE = 1 << 20
 

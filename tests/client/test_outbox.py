@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.client.outbox import Finished, Outbox
+from fedlora.client.site.outbox import Finished, Outbox
 from fedlora.common.files import sha256_of
 from fedlora.common.messages import Score, TrainReceipt
 from fedlora.common.wire import read_receipt

@@ -23,21 +23,21 @@ from typer.testing import CliRunner
 from fedlora.adapters import Adapter, LoraLayer, load_adapter, save_adapter
 from fedlora.cli.adapters import adapters_app, announcer, words_of
 from fedlora.client.registry_client import AdapterGone, RegistryClient, connect, watch
-from fedlora.client.site_identity import SiteIdentity
+from fedlora.client.site.identity import SiteIdentity
 from fedlora.common import certificates
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, FedloraError, RunError, StoreError
 from fedlora.common.published import Published, from_message, read_published, to_message
 from fedlora.common.run_file import to_toml
-from fedlora.server.authority import Authority
-from fedlora.server.events import RoundEnded
-from fedlora.server.grpc.gate import Gate
-from fedlora.server.grpc.port import Port, ServerCertificates
-from fedlora.server.grpc.registry import RegistryService
-from fedlora.server.registry import Registry
-from fedlora.server.round_report import RoundReport
-from fedlora.server.store import RunFolder
-from fedlora.training.peft_check import peft_refusal
+from fedlora.finished.peft_check import peft_refusal
+from fedlora.server.disk.registry import Registry
+from fedlora.server.disk.store import RunFolder
+from fedlora.server.identity.authority import Authority
+from fedlora.server.record.events import RoundEnded
+from fedlora.server.record.round_report import RoundReport
+from fedlora.server.sites.grpc.gate import Gate
+from fedlora.server.sites.grpc.port import Port, ServerCertificates
+from fedlora.server.sites.grpc.registry import RegistryService
 from fedlora.v1 import registry_pb2
 from fedlora.v1.registry_pb2_grpc import RegistryServiceStub, add_RegistryServiceServicer_to_server
 

@@ -18,15 +18,15 @@ sys.path.append(str(Path(__file__).parents[1] / "server"))
 
 from open_port import DEADLINE_SECONDS, RUN, Conversation, OpenPort, enrolled, named, open_port, refusal, wait_until
 
-from fedlora.client.line import Line
-from fedlora.client.session import Session
-from fedlora.client.site import Site
+from fedlora.client.site.line import Line
+from fedlora.client.site.participation import Participation
+from fedlora.client.site.session import Session
 from fedlora.common import certificates, channels
 from fedlora.common.channels import Credentials, open_channel
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError
 from fedlora.common.wire import PROTOCOL
-from fedlora.server.authority import Authority
+from fedlora.server.identity.authority import Authority
 from fedlora.v1 import session_pb2
 
 NORTH = named("north")
@@ -43,9 +43,9 @@ class Onlooker:
         self.is_connected = False
         self.is_closed = False
 
-    def made(self, run: RunConfig) -> Site:
+    def made(self, run: RunConfig) -> Participation:
         self.run = run
-        return cast(Site, self)
+        return cast(Participation, self)
 
     def connected(self, _line: Line) -> None:
         self.num_connections += 1
@@ -102,8 +102,8 @@ class Client:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients look and come back sooner than in earnest."""
-    monkeypatch.setattr("fedlora.client.session._LOOK_SECONDS", 0.05)
-    monkeypatch.setattr("fedlora.client.backoff._FIRST_SECONDS", 0.1)
+    monkeypatch.setattr("fedlora.client.site.session._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("fedlora.client.site.backoff._FIRST_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_case_38_a_peer_with_another_protocol_is_refused_and_both_versions_are_n
         status, text = newer.hear_end()
     assert status is grpc.StatusCode.FAILED_PRECONDITION
     assert f"fedlora {ours} with protocol {PROTOCOL}, the site fedlora 9.8.7 with protocol {PROTOCOL + 1}" in text
-    monkeypatch.setattr("fedlora.client.session.PROTOCOL", PROTOCOL + 1)
+    monkeypatch.setattr("fedlora.client.site.session.PROTOCOL", PROTOCOL + 1)
     with Client(port.address) as client:
         client.wait_for_end()
     assert str(client.error) == (
@@ -254,7 +254,7 @@ def test_case_38_a_peer_that_does_not_greet_is_refused(port: OpenPort, first: by
 def test_case_34_a_site_that_is_revoked_meanwhile_ends_with_the_reason(
     authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedlora.server.grpc.session._LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("fedlora.server.sites.grpc.session._LOOK_SECONDS", 0.1)
     credentials = enrolled(authority, "north")
     with open_port(tmp_path, authority) as port, Client(port.address, lambda: credentials) as client:
         client.wait_until_connected()
@@ -266,7 +266,7 @@ def test_case_34_a_site_that_is_revoked_meanwhile_ends_with_the_reason(
 def test_a_site_whose_certificate_ends_during_a_connection_comes_back_with_its_newest(
     authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedlora.server.grpc.session._LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("fedlora.server.sites.grpc.session._LOOK_SECONDS", 0.1)
     began = datetime.now(UTC) - certificates.CERTIFICATE_LIFE + timedelta(seconds=4)
     former = enrolled(authority, "north", now=began)
     key = certificates.generate_key()
@@ -279,7 +279,7 @@ def test_a_site_whose_certificate_ends_during_a_connection_comes_back_with_its_n
 
 
 def test_a_site_connects_anew_before_its_certificate_could_end(port: OpenPort, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedlora.client.session._LONGEST_CONNECTION_SECONDS", 0.3)
+    monkeypatch.setattr("fedlora.client.site.session._LONGEST_CONNECTION_SECONDS", 0.3)
     with Client(port.address) as client:
         wait_until(lambda: client.site.num_connections >= 3)
     assert client.error is None

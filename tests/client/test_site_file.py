@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.client.site_file import SiteConfig, for_site, is_quiet, load_site, quiet_span, state_folder
+from fedlora.client.site.site_file import SiteConfig, for_site, is_quiet, load_site, quiet_span, state_folder
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import parse_run

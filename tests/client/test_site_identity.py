@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from fedlora.client.site_identity import IDENTITY_FILE, SiteIdentity
+from fedlora.client.site.identity import IDENTITY_FILE, SiteIdentity
 from fedlora.common import certificates
 from fedlora.common.errors import ConfigError, StoreError
 
@@ -81,7 +81,7 @@ def test_a_renewed_identity_takes_the_place_of_the_former(
 SAVE_FOR_EVER = """
 import sys
 from pathlib import Path
-from fedlora.client.site_identity import SiteIdentity
+from fedlora.client.site.identity import SiteIdentity
 
 one, two = (SiteIdentity.load(Path(name)) for name in sys.argv[1:3])
 print("saving", flush=True)

@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).parents[1] / "server"))
 
 from open_port import OpenPort, blob_of, exchange_of, named, open_port, refusal, wait_until
 
-from fedlora.client.transfer import download, upload
+from fedlora.client.site.transfer import download, upload
 from fedlora.common.errors import RunError, StoreError
 from fedlora.v1 import messages_pb2
 from fedlora.v1.exchange_pb2_grpc import AdapterExchangeServiceStub

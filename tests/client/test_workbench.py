@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fedlora.adapters import pack, unpack
-from fedlora.client.source import WorkbenchSource
-from fedlora.client.workbench import Workbench
+from fedlora.client.worker.source import WorkbenchSource
+from fedlora.client.worker.workbench import Workbench
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import AdapterError, ConfigError, DataError
 from fedlora.common.messages import LOSS_NOT_FINITE, OK, EvaluateRequest, InitialiseRequest, TrainRequest
-from fedlora.training.base_model import BaseModel, fingerprint_of
+from fedlora.models.base_model import BaseModel, fingerprint_of
 from fedlora.training.data import Examples, FederatedData, federated_data_from, load_federated_data
 from fedlora.training.data.examples import ClientData
 from fedlora.training.tasks import ImageClassification

@@ -12,11 +12,11 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from fedlora.client.worker_output import Lines, WorkerOutput
-from fedlora.client.worker_seat import WorkerSeat
+from fedlora.client.worker.output import Lines, WorkerOutput
+from fedlora.client.worker.seat import WorkerSeat
 from fedlora.common.messages import WORKER_DIED, Failure, TrainReceipt, TrainRequest
 
-LOGGER = "fedlora.client.worker_output"
+LOGGER = "fedlora.client.worker.output"
 
 
 def lines_of(*chunks: bytes) -> list[str]:

@@ -19,8 +19,8 @@ import seat_apps
 
 from fedlora.adapters import Adapter, LoraLayer, pack, unpack
 from fedlora.adapters.differences import decode_file, encode_file
-from fedlora.client.files_mod import DIFFERENCE, ask_for_file, make_of_difference
-from fedlora.client.worker_seat import WorkerSeat
+from fedlora.client.worker.files_mod import DIFFERENCE, ask_for_file, make_of_difference
+from fedlora.client.worker.seat import WorkerSeat
 from fedlora.common.files import sha256_of
 from fedlora.common.messages import (
     WORKER_DIED,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from fedlora.common.messages import Score, TrainReceipt
 from fedlora.common.same_fields import same_fields
-from fedlora.server.round_report import ClientReport
+from fedlora.server.record.round_report import ClientReport
 
 
 @dataclass(frozen=True)

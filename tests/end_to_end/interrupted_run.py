@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
-from fedlora.server import store
+from fedlora.server.disk import store
 from fedlora.simulation import simulate
 
 

@@ -107,7 +107,7 @@ def test_ctrl_c_says_how_to_go_on(run_file: RunFile, tmp_path: Path) -> None:
 def test_a_bug_shows_its_traceback(run_file: RunFile, tmp_path: Path) -> None:
     script = tmp_path / "bug.py"
     script.write_text(
-        "import sys; from fedlora.cli.main import main; from fedlora.server.rounds import plan;"
+        "import sys; from fedlora.cli.main import main; from fedlora.server.rounds import draw as plan;"
         "plan.cohort = None;"
         f"sys.argv = ['fedlora', 'simulate', {str(run_file())!r}, '--out', 'out', '--workers', '1'];"
         "main() if __name__ == '__main__' else None"

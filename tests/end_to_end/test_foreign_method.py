@@ -19,8 +19,8 @@ from fedlora.common.errors import AdapterError, ConfigError
 from fedlora.common.method_names import method_points
 from fedlora.common.run_file import parse_run, parse_toml, to_toml
 from fedlora.methods import METHODS, Combined, Layer
-from fedlora.server.events import Event, RoundEnded
-from fedlora.server.method_state import pack_state, unpack_state
+from fedlora.server.disk.method_state import pack_state, unpack_state
+from fedlora.server.record.events import Event, RoundEnded
 from fedlora.server.run_method import naming
 from fedlora.simulation import simulate
 

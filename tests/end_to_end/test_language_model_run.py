@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from fedlora.adapters import load_adapter, pack
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError
+from fedlora.finished.trained import load_trained
 from fedlora.simulation import SimulationResult, simulate
-from fedlora.training.trained import load_trained
 
 MakeRun = Callable[..., RunConfig]
 

@@ -12,9 +12,9 @@ from fedlora.adapters import load_adapter, with_base_change_inside
 from fedlora.aggregation import METHODS, Combined, FedIT, Layer
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
+from fedlora.finished.trained import load_trained
 from fedlora.simulation import SimulationResult, preset, simulate
 from fedlora.training.data import load_federated_data
-from fedlora.training.trained import load_trained
 
 MakeRun = Callable[..., RunConfig]
 

@@ -13,10 +13,10 @@ from transformers import AutoModel
 
 from fedlora.adapters import load_adapter
 from fedlora.common.run_file import load_run
+from fedlora.finished.trained import load_trained
 from fedlora.simulation import SimulationResult, simulate
 from fedlora.training.data import load_federated_data
 from fedlora.training.tasks import ImageClassification
-from fedlora.training.trained import load_trained
 
 RunFile = Callable[..., Path]
 

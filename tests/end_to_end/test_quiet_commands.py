@@ -56,7 +56,7 @@ def test_no_command_imports_it(loud: Path, run_file: RunFile) -> None:
     script = loud.parents[1] / "commands.py"
     script.write_text(
         "import sys; from pathlib import Path; from fedlora.cli.main import main\n"
-        "from fedlora.training.resident_check import ResidentCheck\n"
+        "from fedlora.finished.resident_check import ResidentCheck\n"
         "if __name__ == '__main__':\n"
         f"    for arguments in {commands!r}:\n"
         "        sys.argv = ['fedlora', *arguments]\n"
@@ -78,7 +78,7 @@ def test_peft_learns_of_it_from_who_needs_it_and_code_of_the_users_own_may_impor
     done = python(
         loud,
         "-c",
-        "from fedlora.training.bitsandbytes_door import heed_bitsandbytes, spare_bitsandbytes, use_bitsandbytes\n"
+        "from fedlora.models.bitsandbytes_door import heed_bitsandbytes, spare_bitsandbytes, use_bitsandbytes\n"
         "spare_bitsandbytes()\n"
         "import peft.helpers, peft.import_utils, sys\n"
         "assert 'bitsandbytes' not in sys.modules and peft.helpers.bnb is None\n"
@@ -93,7 +93,7 @@ def test_peft_learns_of_it_from_who_needs_it_and_code_of_the_users_own_may_impor
 
 def test_one_that_cannot_be_imported_is_one_line_for_who_needs_it(loud: Path) -> None:
     (loud / "__init__.py").write_text("raise RuntimeError('built for\\nanother CUDA')")
-    lines = "from fedlora.training.bitsandbytes_door import use_bitsandbytes\n"
+    lines = "from fedlora.models.bitsandbytes_door import use_bitsandbytes\n"
     done = python(loud, "-c", f"{lines}use_bitsandbytes(why=\"model.quantization = '4bit'\")")
     assert done.stderr.splitlines()[-1] == (
         "fedlora.common.errors.ModelError: model.quantization = '4bit' needs bitsandbytes, which is installed and "

@@ -20,7 +20,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-import fedlora.client.app as client_app
+import fedlora.client.worker.app as client_app
 from fedlora.client import supernode_app
 from fedlora.common.errors import ConfigError
 from fedlora.common.messages import (

@@ -28,20 +28,20 @@ from importlib import import_module
 from pathlib import Path
 
 _IMPORTED = (
-    "fedlora.client.app",
-    "fedlora.client.files_mod",
-    "fedlora.client.site",
+    "fedlora.client.worker.app",
+    "fedlora.client.worker.files_mod",
+    "fedlora.client.site.participation",
     "fedlora.simulation",
     "fedlora.simulation.inprocess",
-    "fedlora.server.grpc.serve",
-    "fedlora.server.outcome",
-    "fedlora.training.peft_check",
+    "fedlora.server.deployment",
+    "fedlora.server.run_report",
+    "fedlora.finished.peft_check",
     "peft",
     "rich.live",
     "transformers",
 )
 # What a process must run itself that workers are forked from.
-_RUN_AGAIN = "fedlora.client.worker_preload"
+_RUN_AGAIN = "fedlora.client.worker.preload"
 _HIGH = 500
 _MESSAGE = 2**17
 
@@ -271,7 +271,7 @@ def _wait_as_a_spare(asked: socket.socket) -> None:
 
 
 def main() -> None:
-    from fedlora.training.bitsandbytes_door import spare_bitsandbytes
+    from fedlora.models.bitsandbytes_door import spare_bitsandbytes
 
     spare_bitsandbytes()
     for name in _IMPORTED:

@@ -19,6 +19,6 @@ def grid() -> Iterator[InProcessGrid]:
 
     environments = [{"OMP_NUM_THREADS": "1"}]
     with InProcessGrid(
-        lora_apps.make_app, num_nodes=NUM_NODES, environments=environments, preload=("fedlora.client.app",)
+        lora_apps.make_app, num_nodes=NUM_NODES, environments=environments, preload=("fedlora.client.worker.app",)
     ) as grid:
         yield grid

@@ -26,7 +26,7 @@ from torch import Tensor
 import fedlora.v1
 from fedlora.adapters.packed import packed_metadata
 from fedlora.adapters.tensor_writer import tensor_bytes
-from fedlora.client.transfer import Metadata
+from fedlora.client.site.transfer import Metadata
 from fedlora.common import certificates
 from fedlora.common.certificates import SERVER_NAME
 from fedlora.common.channels import SITE_METADATA, Credentials, open_channel
@@ -34,19 +34,19 @@ from fedlora.common.config import RunConfig
 from fedlora.common.messages import TrainRequest
 from fedlora.common.records import to_record
 from fedlora.common.wire import PROTOCOL
-from fedlora.server.authority import Authority
-from fedlora.server.events import Event, SiteChanged
-from fedlora.server.exchange import ExchangeStore, Precision
-from fedlora.server.grpc.enrolment import EnrolmentService
-from fedlora.server.grpc.gate import Gate
-from fedlora.server.grpc.grid import GrpcGrid
-from fedlora.server.grpc.port import ExternalPair, Port, ServerCertificates
-from fedlora.server.grpc.registry import RegistryService
-from fedlora.server.grpc.session import SessionService
-from fedlora.server.grpc.transfer import TransferService
-from fedlora.server.registry import Registry
-from fedlora.server.store import RunFolder
-from fedlora.server.tickets import Ticket, TicketOffice
+from fedlora.server.disk.exchange import ExchangeStore, Precision
+from fedlora.server.disk.registry import Registry
+from fedlora.server.disk.store import RunFolder
+from fedlora.server.identity.authority import Authority
+from fedlora.server.identity.tickets import Ticket, TicketOffice
+from fedlora.server.record.events import Event, SiteChanged
+from fedlora.server.sites.grpc.enrolment import EnrolmentService
+from fedlora.server.sites.grpc.gate import Gate
+from fedlora.server.sites.grpc.grid import GrpcGrid
+from fedlora.server.sites.grpc.port import ExternalPair, Port, ServerCertificates
+from fedlora.server.sites.grpc.registry import RegistryService
+from fedlora.server.sites.grpc.session import SessionService
+from fedlora.server.sites.grpc.transfer import TransferService
 from fedlora.v1 import messages_pb2, session_pb2
 from fedlora.v1.enrolment_pb2_grpc import add_EnrolmentServiceServicer_to_server
 from fedlora.v1.exchange_pb2_grpc import AdapterExchangeServiceStub, add_AdapterExchangeServiceServicer_to_server

@@ -19,8 +19,8 @@ from fedlora.common.messages import (
 )
 from fedlora.common.schema import to_proto
 from fedlora.common.wire import Receipt, read_request
-from fedlora.server.exchange import ExchangeStore
-from fedlora.server.grpc.grid import GrpcGrid
+from fedlora.server.disk.exchange import ExchangeStore
+from fedlora.server.sites.grpc.grid import GrpcGrid
 from fedlora.v1 import session_pb2
 
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
@@ -145,7 +145,7 @@ def silent(_peer: Peer, _request: session_pb2.Request) -> Receipt | None:
 
 
 def make_grid(folder: Path, listener: Callable[[object], None]) -> tuple[GrpcGrid, ExchangeStore]:
-    from fedlora.server.tickets import TicketOffice
+    from fedlora.server.identity.tickets import TicketOffice
 
     exchange = ExchangeStore(folder / "exchange", precision="float32")
     grid = GrpcGrid(exchange, TicketOffice(exchange.ticket_key_file), max_start_bytes=10**6, listener=listener)

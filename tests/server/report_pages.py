@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from fedlora.common.aggregation_report import AggregationReport, LayerReport
 from fedlora.common.messages import Score
+from fedlora.server.record.round_report import ClientReport, HeldOutReport, RoundReport
 from fedlora.server.report import render_report
-from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
 
 DOMAINS = ("mnist", "serif")
 LAYERS = tuple(f"encoder.layer.{block}.attention.{module}" for block in range(2) for module in ("query", "value"))

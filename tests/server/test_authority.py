@@ -18,7 +18,7 @@ import pytest
 from fedlora.common import certificates
 from fedlora.common.certificates import parse_token
 from fedlora.common.errors import ConfigError, StoreError
-from fedlora.server.authority import AccessRefused, Authority
+from fedlora.server.identity.authority import AccessRefused, Authority
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -78,7 +78,7 @@ def test_an_authority_that_was_made_is_opened_again(authority: Authority, tmp_pa
 def test_processes_that_start_at_once_make_one_authority(tmp_path: Path) -> None:
     program = (
         "import sys; from datetime import UTC, datetime; from pathlib import Path\n"
-        "from fedlora.server.authority import Authority\n"
+        "from fedlora.server.identity.authority import Authority\n"
         "authority = Authority.open(Path(sys.argv[1]), datetime.now(UTC))\n"
         "print(authority.ca_pem, authority.server_pair(datetime.now(UTC)))"
     )

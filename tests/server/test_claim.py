@@ -13,7 +13,7 @@ import pytest
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.run_file import load_run, parse_run
-from fedlora.server.claim import Claim
+from fedlora.server.disk.claim import Claim
 
 CONFIG = RunConfig()
 
@@ -21,7 +21,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from fedlora.common.config import RunConfig
-from fedlora.server.claim import Claim
+from fedlora.server.disk.claim import Claim
 
 with Claim(Path(sys.argv[1]), RunConfig(), resume=False):
     print("held", flush=True)

@@ -14,9 +14,9 @@ from report_pages import render, start
 from fedlora.common.errors import RunError
 from fedlora.common.fates import checked, fate_line
 from fedlora.common.messages import SiteDescription
-from fedlora.server.data_notes import data_notes, left_out_parts
-from fedlora.server.federation import _require_test
 from fedlora.server.report import Holding, Holdings
+from fedlora.server.report.data_notes import data_notes, left_out_parts
+from fedlora.server.rounds.federation import _require_test
 
 PLAIN = SiteDescription("a", 10, 2, 4, "token accuracy", (), "base", "sha256:0", "d", "0.1.0", 2)
 

@@ -18,7 +18,7 @@ from open_port import packed
 from fedlora.adapters.differences import decode_file, encode_file
 from fedlora.common.errors import AdapterError
 from fedlora.common.files import sha256_of
-from fedlora.server.exchange import ExchangeStore, FileOnOffer, Offer, Precision
+from fedlora.server.disk.exchange import ExchangeStore, FileOnOffer, Offer, Precision
 
 ROUNDED: tuple[Precision, ...] = ("bfloat16", "int8")
 each_precision = pytest.mark.parametrize("precision", get_args(Precision))

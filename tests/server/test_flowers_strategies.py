@@ -17,8 +17,8 @@ from peers import CONFIG, Peer, failing, honest, make_grid, small_adapter
 from fedlora.adapters.keys import to_state_dict
 from fedlora.common.errors import FedloraError
 from fedlora.common.flower_privates import assume_identity
-from fedlora.server.grpc.flowers_words import ADAPTER_CONFIG_KEY
-from fedlora.server.grpc.grid import GrpcGrid
+from fedlora.server.sites.grpc.flowers_words import ADAPTER_CONFIG_KEY
+from fedlora.server.sites.grpc.grid import GrpcGrid
 
 NAMES = ("a", "b", "c")
 STEP = {name: 0.01 * (1 + sum(name.encode()) % 7) for name in NAMES}

@@ -20,13 +20,13 @@ sys.path.append(str(Path(__file__).parent))
 
 from open_port import DAY, OpenPort, every_rpc, open_port, outcome_of
 
-from fedlora.client.joining import credentials_of, enrol, renewed
-from fedlora.client.site_identity import SiteIdentity
+from fedlora.client.site.identity import SiteIdentity
+from fedlora.client.site.joining import credentials_of, enrol, renewed
 from fedlora.common import certificates
 from fedlora.common.certificates import new_token, parse_token
 from fedlora.common.channels import open_channel
 from fedlora.common.errors import ConfigError, RunError
-from fedlora.server.authority import Authority
+from fedlora.server.identity.authority import Authority
 from fedlora.v1 import enrolment_pb2
 from fedlora.v1.enrolment_pb2_grpc import EnrolmentServiceServicer, add_EnrolmentServiceServicer_to_server
 

@@ -28,8 +28,8 @@ from open_port import (
 from fedlora.common import certificates
 from fedlora.common.channels import Credentials, open_channel
 from fedlora.common.errors import ConfigError
-from fedlora.server.authority import Authority
-from fedlora.server.grpc.port import ExternalPair, Port, ServerCertificates
+from fedlora.server.identity.authority import Authority
+from fedlora.server.sites.grpc.port import ExternalPair, Port, ServerCertificates
 from fedlora.v1 import exchange_pb2, messages_pb2, session_pb2
 
 RPCS = {str(rpc.full_name): rpc for rpc in every_rpc()}
@@ -225,7 +225,7 @@ def test_a_site_cannot_answer_for_another(port: OpenPort, authority: Authority, 
 @pytest.fixture
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session looks at its certificate every five seconds, which is long for a test."""
-    monkeypatch.setattr("fedlora.server.grpc.session._LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("fedlora.server.sites.grpc.session._LOOK_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("quick_looks")

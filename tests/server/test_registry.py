@@ -16,11 +16,11 @@ from fedlora.common.config import RunConfig
 from fedlora.common.messages import Score
 from fedlora.common.published import read_published
 from fedlora.common.run_file import to_toml
-from fedlora.server.events import RoundEnded, RunStarted
-from fedlora.server.registry import Registry
-from fedlora.server.round_report import HeldOutReport, RoundReport
-from fedlora.server.store import RunFolder
-from fedlora.training.peft_check import peft_refusal
+from fedlora.finished.peft_check import peft_refusal
+from fedlora.server.disk.registry import Registry
+from fedlora.server.disk.store import RunFolder
+from fedlora.server.record.events import RoundEnded, RunStarted
+from fedlora.server.record.round_report import HeldOutReport, RoundReport
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["query"], "modules_to_save": ["head"]}
 RUN = RunConfig.model_validate({"run": {"name": "my run"}})

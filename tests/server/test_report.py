@@ -23,11 +23,11 @@ from report_pages import (
 )
 
 from fedlora.common.messages import Score
+from fedlora.server.record.round_report import ClientReport, HeldOutReport, RoundReport
 from fedlora.server.report import ShownExample
 from fedlora.server.report.layers import by_module
 from fedlora.server.report.numbers import client_gains, group_gains, mean_loss, refusals, total_gains
 from fedlora.server.report.wording import duration_text, error_texts, gain_text, ranges_text, significant, size_text
-from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
 
 RUN = (start(), finished(1), finished(2), finished(3, refused={"site-9": "norm_too_large: 812 times the median"}))
 

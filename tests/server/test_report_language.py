@@ -17,6 +17,7 @@ from report_pages import render as render_any
 from report_pages import text_of as text_of_any
 
 from fedlora.common.messages import Generated, Score, merge_scores
+from fedlora.server.record.round_report import ClientReport, HeldOutReport, RoundReport
 from fedlora.server.report import ShownAnswer
 from fedlora.server.report.local_training import local_trainings, mean_local_trainings, tokens_by_client
 from fedlora.server.report.numbers import (
@@ -29,7 +30,6 @@ from fedlora.server.report.numbers import (
     perplexity,
 )
 from fedlora.server.report.wording import PERPLEXITY, amount_text, gain_text, score_text
-from fedlora.server.round_report import ClientReport, HeldOutReport, RoundReport
 
 SITES = ("north", "south")
 NUM_ROUNDS = 4

@@ -13,8 +13,8 @@ from fedlora.adapters import Adapter, LoraLayer, pack, unpack
 from fedlora.aggregation import FedIT, FlexLora, Flora, LoraFair
 from fedlora.common.messages import Score, merge_scores
 from fedlora.server.rounds.completion import complete
+from fedlora.server.rounds.draw import cohort, share
 from fedlora.server.rounds.ending import quorum_size
-from fedlora.server.rounds.plan import cohort, share
 from fedlora.server.rounds.starts import for_rank, start_of_round
 
 few = settings(derandomize=True, database=None, deadline=None, max_examples=60)

@@ -15,12 +15,12 @@ from peers import Behaviour, Peer, after, failing, honest, make_grid, silent
 
 from fedlora.aggregation import FedIT
 from fedlora.common.config import RunConfig
-from fedlora.server.events import Event, UpdateArrived, Waiting
-from fedlora.server.grpc.grid import RunStopped
-from fedlora.server.round_report import RoundReport
+from fedlora.server.disk.store import RunFolder
+from fedlora.server.record.events import Event, UpdateArrived, Waiting
+from fedlora.server.record.round_report import RoundReport
 from fedlora.server.rounds.federated_run import FederatedRun
 from fedlora.server.sites import LastingSites
-from fedlora.server.store import RunFolder
+from fedlora.server.sites.grpc.grid import RunStopped
 
 
 @pytest.fixture(autouse=True)

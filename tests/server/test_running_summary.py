@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlora.common.messages import Score
-from fedlora.server.events import EvaluationStarted, Event, RoundEnded, RoundStarted, RunStarted, UpdateArrived
+from fedlora.server.record.events import EvaluationStarted, Event, RoundEnded, RoundStarted, RunStarted, UpdateArrived
+from fedlora.server.record.round_report import ClientReport, RoundReport
+from fedlora.server.record.running_summary import NUM_LATEST, Course, RunningSummary, ended, new_refusals, updated
 from fedlora.server.report.validation import best_of, validation_by_round
-from fedlora.server.round_report import ClientReport, RoundReport
-from fedlora.server.running_summary import NUM_LATEST, Course, RunningSummary, ended, new_refusals, updated
 
 CLIENTS = ("north", "south")
 LOSSES = st.none() | st.floats(0.0, 3.0) | st.just(math.nan)

@@ -15,9 +15,9 @@ from fedlora.common.aggregation_report import AggregationReport, LayerReport
 from fedlora.common.errors import StoreError
 from fedlora.common.messages import OK, Score, TrainReceipt
 from fedlora.common.packed_file import PackedFile
-from fedlora.server.round_report import CODEC, ClientReport, HeldOutReport, RoundReport
-from fedlora.server.rounds.plan import Plan
-from fedlora.server.store import RunFolder
+from fedlora.server.disk.store import RunFolder
+from fedlora.server.record.draw import Draw
+from fedlora.server.record.round_report import CODEC, ClientReport, HeldOutReport, RoundReport
 
 CONFIG = {"peft_type": "LORA", "lora_alpha": 8}
 NAMES = ["plain", "two words", "a/b", "a\\b", "..", ".", "größer", "大" * 80, "x" * 300, "", "a.json", "a", "A", "%2F"]
@@ -53,7 +53,7 @@ def report_of(number: int, adapter_sha256: str = "") -> RoundReport:
 def finish_round(folder: RunFolder, number: int) -> RoundReport:
     """Write a whole round, as the strategy does."""
     adapter = adapter_of(number)
-    folder.write_plan(number, Plan(("größer", "b"), 2))
+    folder.write_draw(number, Draw(("größer", "b"), 2))
     folder.write_accepted(number, receipt_of("größer", number))
     stored = folder.write_adapter(number, adapter)
     report = report_of(number, stored.sha256)
@@ -95,7 +95,7 @@ def damages(path: Path) -> Iterator[bytes]:
 def test_a_new_run_has_nothing(folder: RunFolder) -> None:
     assert folder.latest() is None
     assert folder.manifest() is None
-    assert folder.plan(1) is None
+    assert folder.draw(1) is None
     assert folder.accepted(1) == {}
     assert folder.predictions(0) == {}
     assert not folder.path.exists()
@@ -249,12 +249,12 @@ def test_a_damaged_receipt_or_missing_tensors_are_passed_over(
 
 
 def test_a_plan_comes_back_and_a_damaged_one_is_made_anew(folder: RunFolder) -> None:
-    folder.write_plan(1, Plan(("a/b", "größer"), 1))
-    assert folder.plan(1) == Plan(("a/b", "größer"), 1)
+    folder.write_draw(1, Draw(("a/b", "größer"), 1))
+    assert folder.draw(1) == Draw(("a/b", "größer"), 1)
     path = in_round(folder, 1, "plan.json")
     for content in [*damages(path), b"[]", b'{"cohort": "abc"}', b'{"clients": []}']:
         path.write_bytes(content)
-        assert folder.plan(1) is None
+        assert folder.draw(1) is None
 
 
 def test_predictions_come_back_and_damaged_ones_are_none(folder: RunFolder) -> None:

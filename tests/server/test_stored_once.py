@@ -20,10 +20,10 @@ from fedlora.common.config import RunConfig
 from fedlora.common.flower_privates import assume_identity
 from fedlora.common.messages import OK, TrainReceipt, TrainRequest
 from fedlora.common.packed_file import PackedFile
+from fedlora.server.disk.store import RunFolder
 from fedlora.server.rounds.admission import Admitted, admit
 from fedlora.server.rounds.federated_run import FederatedRun
 from fedlora.server.sites import LastingSites
-from fedlora.server.store import RunFolder
 
 NAMES = ("a", "b", "c")
 

@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parent))
 
 from open_port import OpenPort, open_port
 
-from fedlora.server.tickets import Ticket, TicketOffice
+from fedlora.server.identity.tickets import Ticket, TicketOffice
 
 TICKET = Ticket("run", 3, 1, "north", 1000)
 

@@ -8,7 +8,7 @@ import pytest
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, RunError, StoreError
 from fedlora.common.run_file import parse_run
-from fedlora.server.events import Event, Noted
+from fedlora.server.record.events import Event, Noted
 from fedlora.server.whole_run import Rounds, Run, whole_run
 
 

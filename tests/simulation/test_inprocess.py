@@ -29,7 +29,7 @@ from fedlora.simulation.inprocess import InProcessGrid, worker_environments
 HERE = Path(__file__).parent
 DEADLINE_SECONDS = 120.0
 # As in a simulation, whose tests share this process and with it the one from which workers are forked.
-PRELOAD = ("fedlora.client.app",)
+PRELOAD = ("fedlora.client.worker.app",)
 
 StartGrid = Callable[..., InProcessGrid]
 

@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fedlora.adapters import Adapter, save_adapter, unpack
-from fedlora.client.workbench import Workbench
+from fedlora.client.worker.workbench import Workbench
 from fedlora.common.config import RunConfig
 from fedlora.common.messages import EvaluateRequest, TrainRequest
 from fedlora.common.run_file import to_toml

@@ -14,7 +14,7 @@ from torch import nn
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ModelError
-from fedlora.training.base_model import fingerprint_of, load_base_model
+from fedlora.models.base_model import fingerprint_of, load_base_model
 from fedlora.training.data import Examples
 from fedlora.training.trainer import logits_of
 

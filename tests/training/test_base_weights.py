@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedlora.adapters import Adapter, LoraLayer, with_base_change_inside
 from fedlora.common.errors import AdapterError, ModelError
-from fedlora.training.base_weights import BaseWeights
+from fedlora.models.base_weights import BaseWeights
 from fedlora.training.peft_bridge import ResidentModel
 
 INPUTS = torch.tensor([[0, 3, 5], [2, 1, 4]])

@@ -15,8 +15,8 @@ from huggingface_hub import constants
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ModelError
-from fedlora.training import checkpoint
-from fedlora.training.base_model import load_base_model
+from fedlora.models import checkpoint
+from fedlora.models.base_model import load_base_model
 
 MakeRun = Callable[..., RunConfig]
 LABELS = ("a", "b", "c")

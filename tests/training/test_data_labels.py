@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedlora.client.source import WorkbenchSource
+from fedlora.client.worker.source import WorkbenchSource
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, DataError
 from fedlora.common.run_file import parse_toml, require_labels

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fedlora.client.site_file import SiteConfig, for_site
+from fedlora.client.site.site_file import SiteConfig, for_site
 from fedlora.common.config import DataSection, RunConfig
 from fedlora.common.errors import DataError
 from fedlora.common.run_file import to_toml

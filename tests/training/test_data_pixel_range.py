@@ -314,8 +314,8 @@ def test_a_simulation_writes_the_range_that_it_found_into_its_run_file(
     tmp_path: Path, vision_run: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     from fedlora.common.run_file import load_run
+    from fedlora.finished.trained import load_trained
     from fedlora.simulation import simulate
-    from fedlora.training.trained import load_trained
 
     config = vision_run(data={"path": str(folder(tmp_path / "pictures"))}, federation={"rounds": 1})
     with caplog.at_level(logging.WARNING):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedlora.common.errors import DataError, ModelError
-from fedlora.training.resources import resolve_path
+from fedlora.common.resources import resolve_path
 
 
 @pytest.fixture

@@ -41,11 +41,11 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, ModelError, StoreError
 from fedlora.common.messages import Score
 from fedlora.common.run_file import to_toml
+from fedlora.finished.export import Exported, export_run
+from fedlora.finished.finished_run import open_finished
+from fedlora.finished.model_card import History
+from fedlora.finished.trained import load_trained
 from fedlora.training.data import federated_data_from, load_federated_data
-from fedlora.training.export import Exported, export_run
-from fedlora.training.finished_run import open_finished
-from fedlora.training.model_card import History
-from fedlora.training.trained import load_trained
 
 MakeRun = Callable[..., RunConfig]
 

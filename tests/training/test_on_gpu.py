@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fedlora.common.config import RunConfig
-from fedlora.training.base_model import load_base_model
+from fedlora.models.base_model import load_base_model
+from fedlora.models.devices import ALL_GPUS, choose_device
 from fedlora.training.data import load_federated_data
-from fedlora.training.devices import ALL_GPUS, choose_device
 from fedlora.training.peft_bridge import add_lora
 from fedlora.training.trainer import LocalTrainer, TrainingResult
 

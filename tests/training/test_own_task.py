@@ -9,8 +9,8 @@ import pytest
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, ModelError
+from fedlora.models.base_model import load_base_model
 from fedlora.simulation import simulate
-from fedlora.training.base_model import load_base_model
 
 MakeRun = Callable[..., RunConfig]
 README = Path(__file__).parents[2] / "README.md"

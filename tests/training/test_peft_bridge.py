@@ -14,7 +14,7 @@ from fedlora.adapters import Adapter, LoraLayer, load_adapter, pack, save_adapte
 from fedlora.adapters.keys import to_state_dict
 from fedlora.common.config import LoraSection, RunConfig
 from fedlora.common.errors import AdapterError, ModelError
-from fedlora.training.base_model import load_base_model
+from fedlora.models.base_model import load_base_model
 from fedlora.training.peft_bridge import ResidentModel, add_lora
 
 MakeRun = Callable[..., RunConfig]

@@ -10,12 +10,12 @@ from transformers import LlamaConfig
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, ModelError
-from fedlora.training.base_model import load_base_model
+from fedlora.models.base_model import load_base_model
+from fedlora.training.footprint.live_bytes import ACTIVATIONS, LiveBytes
+from fedlora.training.footprint.outline import ASSUMED_LABELS, outline_of
+from fedlora.training.footprint.quantised import quantised_bytes
+from fedlora.training.footprint.step import step_cost
 from fedlora.training.peft_bridge import add_lora
-from fedlora.training.plan.live_bytes import ACTIVATIONS, LiveBytes
-from fedlora.training.plan.outline import ASSUMED_LABELS, outline_of
-from fedlora.training.plan.quantised import quantised_bytes
-from fedlora.training.plan.step import step_cost
 
 MakeRun = Callable[..., RunConfig]
 NO_CHANGE: dict[str, dict[str, object]] = {}

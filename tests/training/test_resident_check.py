@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedlora.adapters import Adapter, LoraLayer, save_adapter
-from fedlora.training.resident_check import ResidentCheck
+from fedlora.finished.resident_check import ResidentCheck
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["query"]}
 
@@ -60,7 +60,7 @@ def test_one_that_takes_too_long_is_ended_and_replaced(good: Path) -> None:
 
 def test_it_ends_with_an_asker_that_is_killed_and_leaves_ctrl_c_to_it(good: Path) -> None:
     script = (
-        "import os, sys, time; from pathlib import Path; from fedlora.training.resident_check import ResidentCheck\n"
+        "import os, sys, time; from pathlib import Path; from fedlora.finished.resident_check import ResidentCheck\n"
         "check = ResidentCheck()\n"
         "def ask():\n"
         f"    print(repr(check(Path({str(good)!r}))), check._process.pid, flush=True)\n"

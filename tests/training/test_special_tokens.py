@@ -17,7 +17,7 @@ from tokenizers_made import KINDS, tokenizer_of
 from transformers import AutoTokenizer
 
 from fedlora.common.config import RunConfig
-from fedlora.training.base_model import load_base_model
+from fedlora.models.base_model import load_base_model
 from fedlora.training.data.examples import Conversation, Examples, Turn
 from fedlora.training.tasks import CausalLm
 from fedlora.training.tasks.encoding import Encoded, encode

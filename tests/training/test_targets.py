@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM
 from fedlora.adapters import save_adapter
 from fedlora.common.config import LoraSection, RunConfig, TrainSection
 from fedlora.common.errors import ModelError
-from fedlora.training.base_model import load_base_model
+from fedlora.models.base_model import load_base_model
+from fedlora.models.reach import without_gradient
+from fedlora.models.targets import expression_for
 from fedlora.training.data import load_federated_data
+from fedlora.training.footprint.outline import outline_of
+from fedlora.training.footprint.step import step_cost
 from fedlora.training.peft_bridge import ResidentModel, add_lora
-from fedlora.training.plan.outline import outline_of
-from fedlora.training.plan.step import step_cost
-from fedlora.training.reach import without_gradient
-from fedlora.training.targets import expression_for
 from fedlora.training.tasks.sequence_classification import PreparedTexts, SequenceClassification
 from fedlora.training.trainer import LocalTrainer
 

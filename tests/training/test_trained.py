@@ -16,13 +16,13 @@ sys.path.append(str(Path(__file__).parent))
 from finished_runs import language_run, leave, questions, save_language_model, write_run
 
 from fedlora.adapters import unpack
-from fedlora.client.workbench import Workbench
+from fedlora.client.worker.workbench import Workbench
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import AdapterError, ConfigError, ModelError, StoreError
 from fedlora.common.run_file import to_toml
+from fedlora.finished.trained import load_trained
 from fedlora.training.data import federated_data_from, load_federated_data
 from fedlora.training.data.examples import Conversation, Turn
-from fedlora.training.trained import load_trained
 
 MakeRun = Callable[..., RunConfig]
 

@@ -11,9 +11,9 @@ from torch.nn import functional
 from fedlora.adapters import Adapter, pack
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
-from fedlora.training.base_model import load_base_model
+from fedlora.models.base_model import load_base_model
+from fedlora.models.devices import choose_device
 from fedlora.training.data import load_federated_data
-from fedlora.training.devices import choose_device
 from fedlora.training.peft_bridge import add_lora
 from fedlora.training.schedule import learning_rate_factor
 from fedlora.training.trainer import LocalTrainer, TrainingResult, _batch_indices

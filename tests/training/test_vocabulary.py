@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ModelError
+from fedlora.models.base_model import load_base_model
 from fedlora.simulation import simulate
-from fedlora.training.base_model import load_base_model
-from fedlora.training.plan.outline import outline_of
+from fedlora.training.footprint.outline import outline_of
 
 MakeRun = Callable[..., RunConfig]
 LABELS = ("a", "b", "c")

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import grpc
 
-from fedlora.client.backoff import Backoff
-from fedlora.client.transfer import LEAST_FREE_BYTES, Metadata, complete
+from fedlora.client.site.backoff import Backoff
+from fedlora.client.site.transfer import LEAST_FREE_BYTES, Metadata, complete
 from fedlora.common.channels import SITE_METADATA, Credentials, details_of, open_channel
 from fedlora.common.codec import Codec
 from fedlora.common.errors import RunError, StoreError, one_line

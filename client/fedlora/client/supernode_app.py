@@ -15,9 +15,9 @@ from flwr.app import Context, Message, MessageType
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 
-from fedlora.client.limits import allowed_evaluation, allowed_training, allows_base_model, data_lines
-from fedlora.client.site_file import SiteConfig, for_site, is_quiet, load_site, state_folder
-from fedlora.client.source import OwnSite, WorkbenchSource
+from fedlora.client.site.limits import allowed_evaluation, allowed_training, allows_base_model, data_lines
+from fedlora.client.site.site_file import SiteConfig, for_site, is_quiet, load_site, state_folder
+from fedlora.client.worker.source import OwnSite, WorkbenchSource
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, FedloraError, ModelError, RunError
 from fedlora.common.messages import (
@@ -31,10 +31,10 @@ from fedlora.common.messages import (
 from fedlora.common.records import from_record, kind_of, to_record
 from fedlora.common.run_file import parse_toml
 from fedlora.common.run_folder import RUN_FILE
-from fedlora.training.bitsandbytes_door import spare_bitsandbytes
+from fedlora.models.bitsandbytes_door import spare_bitsandbytes
 
 if TYPE_CHECKING:
-    from fedlora.client.workbench import Workbench
+    from fedlora.client.worker.workbench import Workbench
 
 # Below Flower's own logger, which is what the SuperNode shows.
 logger = logging.getLogger(f"flwr.{__name__}")
@@ -81,7 +81,7 @@ def _answer(message: Message, context: Context) -> object:
         os.environ["CUDA_VISIBLE_DEVICES"] = site.worker.gpu
     spare_bitsandbytes()
     # Here, because it imports PEFT.
-    from fedlora.client.app import make_client_app
+    from fedlora.client.worker.app import make_client_app
 
     work = make_client_app(lambda: _load(run, site, path), key=f"{path} {run!r}", explain_failures=True)
     # A SuperNode of a Flower project may have a partition-id; a site is not a partition.

@@ -16,13 +16,13 @@ import transformers
 from fedlora.common.config import CausalLm, RunConfig, SequenceClassification
 from fedlora.common.errors import DataError, ModelError, one_line
 from fedlora.common.fates import CUT
+from fedlora.common.resources import resolve_path
 from fedlora.common.spelling import spelled
-from fedlora.training.checkpoint import UNREADABLE, require_hub_id
+from fedlora.models.checkpoint import UNREADABLE, require_hub_id
+from fedlora.models.model_loading import load_tokenizer
 from fedlora.training.data import ClientData, Examples, FederatedData, equal_parts, load_federated_data
 from fedlora.training.data.examples import Conversation, Note
 from fedlora.training.data.source import enumeration
-from fedlora.training.model_loading import load_tokenizer
-from fedlora.training.resources import resolve_path
 from fedlora.training.tasks.encoding import Encoded, encode_all, fate_of, fitted
 from fedlora.training.tasks.rendering import render, render_all
 from fedlora.training.tasks.rendering_notes import rendering_notes

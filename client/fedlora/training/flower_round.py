@@ -20,7 +20,7 @@ from torch import Tensor
 from fedlora.adapters.peft_format import from_state_dict
 from fedlora.adapters.settings import plain_config
 from fedlora.common.errors import AdapterError
-from fedlora.training.base_weights import BaseWeights
+from fedlora.models.base_weights import BaseWeights
 
 _TRAINS = ("A,B", "A", "B")
 # On the model itself, because its base weights are untouched only before the first round: a copy of the model in

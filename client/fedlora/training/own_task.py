@@ -15,8 +15,8 @@ from torch import nn
 
 from fedlora.common.config import OwnTask
 from fedlora.common.errors import ConfigError, FedloraError, ModelError, one_line
-from fedlora.training.checkpoint import Checkpoint
-from fedlora.training.model_loading import BaseModel
+from fedlora.models.checkpoint import Checkpoint
+from fedlora.models.model_loading import BaseModel
 from fedlora.training.tasks import Prepared, Task
 
 GROUP = "fedlora.tasks"

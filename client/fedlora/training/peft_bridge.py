@@ -27,11 +27,11 @@ from fedlora.adapters.settings import SHAPE_KEYS, plain_config
 from fedlora.adapters.targets import is_named
 from fedlora.common.config import LoraSection
 from fedlora.common.errors import AdapterError, ModelError, one_line
-from fedlora.training.base_weights import BaseWeights
-from fedlora.training.bitsandbytes_door import heed_bitsandbytes
-from fedlora.training.checkpoint import UNREADABLE
-from fedlora.training.reach import is_transposed
-from fedlora.training.targets import Modules, targets_of
+from fedlora.models.base_weights import BaseWeights
+from fedlora.models.bitsandbytes_door import heed_bitsandbytes
+from fedlora.models.checkpoint import UNREADABLE
+from fedlora.models.reach import is_transposed
+from fedlora.models.targets import Modules, targets_of
 
 # PEFT's name for the one adapter of a model.
 _NAME = "default"

@@ -14,9 +14,9 @@ from torch import Tensor
 from fedlora.common.config import TrainSection
 from fedlora.common.errors import FedloraError
 from fedlora.common.messages import INTERRUPTED
+from fedlora.models.reach import is_routed
 from fedlora.training.optimizer_state import Moments, read_moments, set_moments
 from fedlora.training.peft_bridge import ResidentModel
-from fedlora.training.reach import is_routed
 from fedlora.training.schedule import learning_rate_factor
 from fedlora.training.tasks import Batch, Prepared, Task
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
+from fedlora.common.method_names import method_points
 from fedlora.common.section import Section
 
 if TYPE_CHECKING:
@@ -225,9 +226,7 @@ class Method(Section):
 
     def entries(self) -> Iterator[tuple[str, object, str]]:
         """Yield the method's name, and then each setting with its value and its description."""
-        from fedlora.methods.registry import METHODS
-
-        yield "method", self.name, ", ".join(METHODS)
+        yield "method", self.name, ", ".join(method_points())
         yield from super().entries()
 
     def __str__(self) -> str:

@@ -72,10 +72,10 @@ class Caller:
         return lambda: connect(self.address, self.name, self._credentials(files))
 
     def _credentials(self, files: "PemFiles | None") -> "Credentials | None":
-        from fedlora.client.joining import credentials_of
-        from fedlora.client.site_credentials import identity_from
-        from fedlora.client.site_file import load_site, state_folder
-        from fedlora.client.site_identity import SiteIdentity
+        from fedlora.client.site.credentials import identity_from
+        from fedlora.client.site.identity import SiteIdentity
+        from fedlora.client.site.joining import credentials_of
+        from fedlora.client.site.site_file import load_site, state_folder
 
         if self.site is not None:
             return credentials_of(SiteIdentity.load(state_folder(self.site, load_site(self.site))))

@@ -53,7 +53,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Aggregated:
     """What was done, as --json prints it.
 
     Attributes:
@@ -101,7 +101,7 @@ def run_aggregate(options: Options) -> None:
     with _nothing_left_on_failure(options.out):
         save_adapter(adapter, options.out)
     ranks = [layer.rank for layer in adapter.layers.values()]
-    outcome = Outcome(
+    outcome = Aggregated(
         method=method.name,
         settings=settings_of(method),
         adapters={client: Source(str(folder), weights[client]) for client, folder in folders.items()},
@@ -115,7 +115,7 @@ def run_aggregate(options: Options) -> None:
         base_model=options.base_model,
     )
     if options.as_json:
-        print(Codec(Outcome).dump(outcome))
+        print(Codec(Aggregated).dump(outcome))
     else:
         _print_outcome(outcome, method)
 
@@ -148,7 +148,7 @@ def _nothing_left_on_failure(out: Path) -> Iterator[None]:
         raise
 
 
-def _print_outcome(outcome: Outcome, method: Method) -> None:
+def _print_outcome(outcome: Aggregated, method: Method) -> None:
     is_sized = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(width=None if is_sized else _WIDTH_WITHOUT_TERMINAL, highlight=False)
     shares = shares_of([source.weight for source in outcome.adapters.values()])
@@ -168,7 +168,7 @@ def _print_outcome(outcome: Outcome, method: Method) -> None:
         console.print(Text.assemble((f"{name:<8}", "dim"), words), soft_wrap=True)
 
 
-def _results(outcome: Outcome, method: Method) -> Iterator[tuple[str, str]]:
+def _results(outcome: Aggregated, method: Method) -> Iterator[tuple[str, str]]:
     yield "wrote", outcome.out
     if outcome.base_model is not None:
         yield "base", f"{outcome.base_model}, as --base-model says of all the adapters"

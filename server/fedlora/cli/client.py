@@ -30,10 +30,10 @@ def join(
 ) -> None:
     """Take part until the run is over. It reconnects by itself; the same command goes on after a crash."""
     from fedlora.cli.pem_options import pem_files
-    from fedlora.client.site_credentials import site_credentials
-    from fedlora.client.site_file import load_site, state_folder
-    from fedlora.client.state import SiteState
-    from fedlora.client.taking_part import take_part
+    from fedlora.client.site.credentials import site_credentials
+    from fedlora.client.site.site_file import load_site, state_folder
+    from fedlora.client.site.state import SiteState
+    from fedlora.client.site.taking_part import take_part
     from fedlora.common.channels import require_loopback, split_address
 
     _log()
@@ -72,8 +72,8 @@ def leave(site: SiteFile) -> None:
 
 
 def _control(path: Path, wish: str, done: str) -> None:
-    from fedlora.client.site_file import load_site, state_folder
-    from fedlora.client.state import SiteState
+    from fedlora.client.site.site_file import load_site, state_folder
+    from fedlora.client.site.state import SiteState
 
     SiteState(state_folder(path, load_site(path))).control(wish)
     print(done)

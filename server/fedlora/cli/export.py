@@ -8,13 +8,13 @@ from typing import cast
 
 from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.run_folder import BEST_RECORD, MANIFEST_FILE
-from fedlora.server.best_round import validation_scores
+from fedlora.finished.export import Exported, export_run
+from fedlora.finished.finished_run import Choice, FinishedRun, open_finished
+from fedlora.finished.model_card import History
+from fedlora.server.disk.store import ROUNDS_FILE
+from fedlora.server.record.best_round import validation_scores
+from fedlora.server.record.round_report import CODEC, RoundReport
 from fedlora.server.report.wording import size_text
-from fedlora.server.round_report import CODEC, RoundReport
-from fedlora.server.store import ROUNDS_FILE
-from fedlora.training.export import Exported, export_run
-from fedlora.training.finished_run import Choice, FinishedRun, open_finished
-from fedlora.training.model_card import History
 
 _CHOICES = ("newest", "best")
 

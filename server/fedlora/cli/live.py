@@ -12,16 +12,16 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
+from fedlora.cli.finished_view import outcome_lines, refusal_lines, scores_table
 from fedlora.cli.logs import terminal_to_ourselves
 from fedlora.cli.notes_view import note_lines
-from fedlora.cli.outcome_view import outcome_lines, refusal_lines, scores_table
 from fedlora.cli.run_view import RunView, advance, plain_lines, run_panel
 from fedlora.common.run_folder import BEST_FOLDER
-from fedlora.server.events import Event, RunStarted
+from fedlora.server.record.events import Event, RunStarted
+from fedlora.server.record.round_report import RoundReport
+from fedlora.server.record.running_summary import Picture, RunningSummary, ended
 from fedlora.server.report.numbers import trained
 from fedlora.server.report.wording import count_text, duration_text
-from fedlora.server.round_report import RoundReport
-from fedlora.server.running_summary import Picture, RunningSummary, ended
 
 
 @contextmanager
@@ -51,9 +51,9 @@ def progress_view(
 def metric_name_in(folder: Path) -> str:
     """Return the name of the metric by which the run in a folder is judged, as soon as it has met its clients."""
     # Imports torch, which the run has done before it has met them.
-    from fedlora.server.outcome import metric_name
+    from fedlora.server.disk.store import RunFolder
 
-    return metric_name(folder)
+    return RunFolder(folder).metric_name
 
 
 def print_outcome(

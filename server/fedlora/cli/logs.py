@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from rich.console import Console
 from rich.logging import RichHandler
 
-from fedlora.client.worker_output import WorkerOutput
+from fedlora.client.worker.output import WorkerOutput
 
 _DRAIN_SECONDS = 2.0
 

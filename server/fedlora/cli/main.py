@@ -12,7 +12,7 @@ from fedlora.cli.data import data_app
 from fedlora.cli.outlets import prepare_outlets
 from fedlora.cli.server import server_app, sites_app
 from fedlora.common.method_names import DEFAULT, method_points
-from fedlora.training.bitsandbytes_door import bitsandbytes_spared
+from fedlora.models.bitsandbytes_door import bitsandbytes_spared
 
 app = typer.Typer(
     help="Federated LoRA fine-tuning: train adapters where the data are, average them with LoRA-FAIR's correction.",

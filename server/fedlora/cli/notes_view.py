@@ -1,7 +1,7 @@
 """What a terminal says of a run once and for all, above whatever renews itself. Pure."""
 
-from fedlora.server.data_notes import data_notes
-from fedlora.server.events import Event, Noted, SitesDescribed
+from fedlora.server.record.events import Event, Noted, SitesDescribed
+from fedlora.server.report.data_notes import data_notes
 
 
 def note_lines(event: Event) -> list[str]:

@@ -10,7 +10,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedlora.server.events import Event, RoundEnded, RoundStarted, RunStarted, SiteChanged, UpdateArrived, Waiting
+from fedlora.server.record.events import (
+    Event,
+    RoundEnded,
+    RoundStarted,
+    RunStarted,
+    SiteChanged,
+    UpdateArrived,
+    Waiting,
+)
+from fedlora.server.record.round_report import RoundReport
+from fedlora.server.record.running_summary import NUM_LATEST, Course, RunningSummary, new_refusals
 from fedlora.server.report.numbers import mean_loss, perplexity, round_seconds
 from fedlora.server.report.wording import (
     PERPLEXITY,
@@ -24,8 +34,6 @@ from fedlora.server.report.wording import (
     score_text,
     significant,
 )
-from fedlora.server.round_report import RoundReport
-from fedlora.server.running_summary import NUM_LATEST, Course, RunningSummary, new_refusals
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _NAME_WIDTH = len("error of average")

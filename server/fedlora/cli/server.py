@@ -18,9 +18,9 @@ from fedlora.common.errors import ConfigError, StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fedlora.server.authority import Authority
-    from fedlora.server.events import Listener
-    from fedlora.server.grpc.serve import Door
+    from fedlora.server.deployment import Door
+    from fedlora.server.identity.authority import Authority
+    from fedlora.server.record.events import Listener
 
 _STOPPED = 0
 
@@ -68,7 +68,7 @@ def status(
 ) -> None:
     """Say how a server is doing: round, sites by state, updates, bytes, scores."""
     from fedlora.cli.server_view import status_lines
-    from fedlora.server.status_file import read_status
+    from fedlora.server.disk.status_file import read_status
 
     found = read_status(out)
     if as_json:
@@ -81,7 +81,7 @@ def status(
 @server_app.command()
 def stop(out: Out) -> None:
     """End a server in good order; what was accepted is on disk, and the same start command goes on."""
-    from fedlora.server.status_file import stop_server
+    from fedlora.server.disk.status_file import stop_server
 
     stop_server(out)
     print("stopped")
@@ -149,8 +149,8 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
     from fedlora.cli.logs import log_to
     from fedlora.common.config import Occasion, idle_settings
     from fedlora.common.run_file import load_run
-    from fedlora.server.running_summary import Summarised
-    from fedlora.server.status_file import StatusFile
+    from fedlora.server.disk.status_file import StatusFile
+    from fedlora.server.record.running_summary import Summarised
     from fedlora.server.whole_run import Rounds, Run, whole_run
 
     config = load_run(run, overrides)
@@ -175,9 +175,9 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
 
     def served(rounds: Rounds) -> None:
         print(f"{config.run.name}: loading", flush=True)
-        from fedlora.server.grpc.grid import RunStopped
-        from fedlora.server.grpc.serve import serve
-        from fedlora.training.resident_check import ResidentCheck
+        from fedlora.finished.resident_check import ResidentCheck
+        from fedlora.server.deployment import serve
+        from fedlora.server.sites.grpc.grid import RunStopped
 
         try:
             with ResidentCheck() as check:
@@ -188,7 +188,7 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
 
     notes = idle_settings(config, Occasion("server"))
     reached = whole_run(Run(config, out, config.federation.sites, shlex.join(sys.argv), notes), served, shown=shown())
-    from fedlora.server.outcome import load_code
+    from fedlora.server.run_report import load_code
 
     print_outcome(
         console,
@@ -204,8 +204,8 @@ def _door(
     listen: str, insecure: bool, identity: Path | None, typed: tuple[Path | None, Path | None, Path | None]
 ) -> "Door":
     from fedlora.cli.pem_options import pem_files
-    from fedlora.server.grpc.port import ExternalPair
-    from fedlora.server.grpc.serve import Door
+    from fedlora.server.deployment import Door
+    from fedlora.server.sites.grpc.port import ExternalPair
 
     if insecure and (any(typed) or identity):
         raise ConfigError("--insecure needs no certificates; leave out --identity, --ca, --cert and --key")
@@ -217,7 +217,7 @@ def _door(
 
 def _authority(out: Path, identity: Path | None, ca: Path | None) -> "Authority":
     from fedlora.common.run_folder import IDENTITY_FOLDER
-    from fedlora.server.authority import Authority
+    from fedlora.server.identity.authority import Authority
 
     folder = identity or out / IDENTITY_FOLDER
     if ca is not None:

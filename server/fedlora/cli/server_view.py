@@ -8,7 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from fedlora.server.authority import SiteRecord
+from fedlora.server.disk.status_file import Status
+from fedlora.server.identity.site_records import SiteRecord
 from fedlora.server.report.wording import (
     PERPLEXITY,
     bytes_text,
@@ -18,7 +19,6 @@ from fedlora.server.report.wording import (
     loss_text,
     score_text,
 )
-from fedlora.server.status_file import Status
 
 
 def status_lines(status: Status) -> Iterator[str]:

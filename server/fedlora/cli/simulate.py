@@ -18,7 +18,7 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import load_run, to_toml
 from fedlora.common.run_folder import RUN_FILE
-from fedlora.server.running_summary import Summarised
+from fedlora.server.record.running_summary import Summarised
 from fedlora.simulation import preset, simulate
 from fedlora.simulation.simulate import Engine, choose_folder
 
@@ -73,7 +73,7 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
         print(f"interrupted; {remedy if has_begun else 'nothing was written yet'}", file=sys.stderr)
         raise typer.Exit(_INTERRUPTED) from None
     seconds = time.perf_counter() - began
-    from fedlora.server.outcome import load_code
+    from fedlora.server.run_report import load_code
 
     print_outcome(
         console,

@@ -8,7 +8,7 @@ from fedlora.common.errors import ConfigError
 from fedlora.doctor import accelerator, identity, machine, model, network, packages
 from fedlora.doctor.finding import Check, Finding, findings_of, problem
 from fedlora.doctor.subject import Subject, subject_of
-from fedlora.server.status_file import is_served
+from fedlora.server.disk.status_file import is_served
 
 
 def examined(path: Path | None, *, server: str | None, listen: str) -> list[Finding]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fedlora.client.site_identity import IDENTITY_FILE, SiteIdentity
+from fedlora.client.site.identity import IDENTITY_FILE, SiteIdentity
 from fedlora.common import certificates
 from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.run_folder import IDENTITY_FOLDER

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import DataError, ModelError
+from fedlora.common.resources import PACKAGE_PREFIX, resolve_path
 from fedlora.doctor.finding import Finding, ok, problem, warning
 from fedlora.doctor.subject import Subject
-from fedlora.training.resources import PACKAGE_PREFIX, resolve_path
 
 _HUB_SECONDS = 4.0
 

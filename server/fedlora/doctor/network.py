@@ -9,8 +9,8 @@ import grpc
 from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fedlora.client.joining import credentials_of, proxy_for, shown_certificate
-from fedlora.client.site_identity import SiteIdentity
+from fedlora.client.site.identity import SiteIdentity
+from fedlora.client.site.joining import credentials_of, proxy_for, shown_certificate
 from fedlora.common import certificates
 from fedlora.common.channels import (
     SITE_METADATA,

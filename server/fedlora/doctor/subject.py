@@ -4,7 +4,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedlora.client.site_file import SiteConfig, load_site, state_folder
+from fedlora.client.site.site_file import SiteConfig, load_site, state_folder
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import load_run

@@ -11,9 +11,9 @@ from fedlora.methods import Method, loadable_methods
 from fedlora.planning.server_cost import ServerCost, server_cost
 from fedlora.planning.traffic import Traffic, traffic_of
 from fedlora.server.run_method import method_of
-from fedlora.training.plan.outline import ASSUMED_LABELS, outline_of
-from fedlora.training.plan.speed import estimated_seconds
-from fedlora.training.plan.step import StepCost, autocast_dtype, step_cost
+from fedlora.training.footprint.outline import ASSUMED_LABELS, outline_of
+from fedlora.training.footprint.speed import estimated_seconds
+from fedlora.training.footprint.step import StepCost, autocast_dtype, step_cost
 
 # What CUDA itself takes of a GPU, beside torch's allocator, and what is lost between its blocks.
 _CUDA_CONTEXT_BYTES = 600 * 2**20

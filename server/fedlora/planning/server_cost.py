@@ -9,7 +9,7 @@ import torch
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.aggregation import aggregate
 from fedlora.methods import Method
-from fedlora.training.plan.live_bytes import LiveBytes
+from fedlora.training.footprint.live_bytes import LiveBytes
 
 # Few clients are measured, and more of them take in proportion more.
 _FEW, _SOME = 2, 6

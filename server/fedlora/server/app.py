@@ -9,11 +9,11 @@ from flwr.serverapp import Grid, ServerApp
 from fedlora.aggregation import Robust
 from fedlora.common.config import RunConfig
 from fedlora.methods import Method
-from fedlora.server.events import Listener
+from fedlora.server.disk.store import RunFolder
+from fedlora.server.record.events import Listener
 from fedlora.server.rounds.federated_run import FederatedRun
 from fedlora.server.run_method import method_of
 from fedlora.server.sites import sites_behind
-from fedlora.server.store import RunFolder
 
 
 def server_app_for(

@@ -19,8 +19,8 @@ from fedlora.common.flower_privates import Run as FlowerRun
 from fedlora.common.records import from_peer
 from fedlora.common.run_file import load_run, require_labels, to_toml
 from fedlora.common.run_folder import RUN_FILE
-from fedlora.server.data_notes import data_notes
-from fedlora.server.events import Event, Noted, RoundEnded, RunStarted, SitesDescribed, UpdateArrived
+from fedlora.server.record.events import Event, Noted, RoundEnded, RunStarted, SitesDescribed, UpdateArrived
+from fedlora.server.report.data_notes import data_notes
 from fedlora.server.whole_run import Run, whole_run
 from fedlora.v1 import messages_pb2
 

@@ -10,15 +10,15 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
 from fedlora.common.messages import SiteDescription
 from fedlora.methods import Method
-from fedlora.server.claim import Claim
-from fedlora.server.events import Event, HeardSites, Listener, Noted, ignore
-from fedlora.server.round_report import RoundReport
+from fedlora.server.disk.claim import Claim
+from fedlora.server.record.events import Event, HeardSites, Listener, Noted, ignore
+from fedlora.server.record.round_report import RoundReport
 from fedlora.server.run_method import method_of
 
 if TYPE_CHECKING:
     from flwr.serverapp import ServerApp
 
-    from fedlora.server.store import Checkpoint, RunFolder
+    from fedlora.server.disk.store import Checkpoint, RunFolder
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def whole_run(
 
 def _reported(run: Run, sites: Mapping[str, SiteDescription], write_report: WriteReport | None) -> "Checkpoint | None":
     """Return the newest round, with the report over all that are over written."""
-    from fedlora.server import outcome
-    from fedlora.server.store import RunFolder
+    from fedlora.server import run_report as outcome
+    from fedlora.server.disk.store import RunFolder
 
     folder = RunFolder(run.folder)
     if (checkpoint := folder.latest()) is None:

@@ -6,8 +6,8 @@ import numpy as np
 
 from fedlora.common.config import ByGroup, Dirichlet, Iid, LabelShards, PartitionSection, RunConfig
 from fedlora.common.messages import SiteDescription
-from fedlora.server.data_notes import left_out_parts, unread
 from fedlora.server.report import Holding, Holdings
+from fedlora.server.report.data_notes import left_out_parts, unread
 from fedlora.training.data import ClientData, FederatedData
 from fedlora.training.partitioning import client_names
 

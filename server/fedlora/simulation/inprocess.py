@@ -18,11 +18,11 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedlora.client.worker import APP_DIED
-from fedlora.client.worker_process import WorkerProcess, WorkerStarter
+from fedlora.client.worker.process import WorkerProcess, WorkerStarter
+from fedlora.client.worker.resident import APP_DIED
 from fedlora.common.errors import RunError
 from fedlora.common.flower_privates import assume_identity, give_id
-from fedlora.server.polled_grid import PolledGrid
+from fedlora.server.sites.polled_grid import PolledGrid
 
 _POLL_SECONDS = 0.2
 _MAX_IDLE_DEATHS = 3
@@ -34,7 +34,7 @@ def run_in_process(
     *,
     num_nodes: int,
     num_workers: int | None,
-    preload: Sequence[str] = ("fedlora.client.app",),
+    preload: Sequence[str] = ("fedlora.client.worker.app",),
 ) -> None:
     """Run a ServerApp to its end against `num_nodes` nodes served by `num_workers` processes.
 

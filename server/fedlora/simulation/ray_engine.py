@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedlora.common.errors import ConfigError
-from fedlora.training.bitsandbytes_door import spare_bitsandbytes
+from fedlora.models.bitsandbytes_door import spare_bitsandbytes
 
 # Flower and Ray otherwise report their use over the network, and Ray warns of what a later version will do.
 _ENVIRONMENT = {

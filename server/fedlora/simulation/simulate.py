@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from fedlora.client.source import WorkbenchSource
+from fedlora.client.worker.source import WorkbenchSource
 from fedlora.common.config import Occasion, RunConfig, idle_settings
 from fedlora.common.errors import ConfigError, RunError, StoreError
 from fedlora.common.messages import SiteDescription
 from fedlora.common.run_file import load_run
 from fedlora.common.run_folder import RUN_FILE
-from fedlora.server.events import Listener, ignore
-from fedlora.server.round_report import RoundReport
+from fedlora.models.vocabulary import require_embeddings_by_files
+from fedlora.server.record.events import Listener, ignore
+from fedlora.server.record.round_report import RoundReport
 from fedlora.server.run_method import method_of, naming
 from fedlora.server.whole_run import Rounds, Run, whole_run
 from fedlora.simulation.inprocess import refuse_inside_a_starting_worker
 from fedlora.training.data import FederatedData, federated_data_from, load_federated_data, with_found_range
 from fedlora.training.data.given_examples import Dataset
-from fedlora.training.vocabulary import require_embeddings_by_files
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from fedlora.adapters import Adapter
     from fedlora.methods import Method
-    from fedlora.server.store import RunFolder
-    from fedlora.training.base_model import BaseModel
+    from fedlora.models.base_model import BaseModel
+    from fedlora.server.disk.store import RunFolder
     from fedlora.training.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def simulate(
         run_engine(source.make_client_app, rounds.server_app, num_nodes=len(data.clients), num_workers=num_workers)
 
     def write_report(folder: "RunFolder", reports: Sequence[RoundReport], sites: Mapping[str, SiteDescription]) -> None:
-        from fedlora.simulation.outcome import write_simulation_report
+        from fedlora.simulation.gallery import write_simulation_report
 
         write_simulation_report(folder, config, data, reports, sites=sites, notes=notes)
 
@@ -219,6 +219,6 @@ def _own_data(
 
 
 def _own_model(model: "nn.Module", heads: tuple[str, ...], task: "Task[Any]") -> "BaseModel":
-    from fedlora.training.base_model import BaseModel, fingerprint_of
+    from fedlora.models.base_model import BaseModel, fingerprint_of
 
     return BaseModel(model, heads, task, None, fingerprint_of(model))

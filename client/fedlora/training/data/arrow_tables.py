@@ -8,10 +8,10 @@ from typing import Any
 
 from fedlora.common.errors import DataError, one_line
 from fedlora.common.files import sha256_of
+from fedlora.common.resources import DATASETS_PREFIX
 from fedlora.training.data.examples import Row
 from fedlora.training.data.source import enumeration
 from fedlora.training.data.tables import PlacedRow, Table
-from fedlora.training.resources import DATASETS_PREFIX
 
 _ONE, _SEVERAL = "dataset_info.json", "dataset_dict.json"  # the files by which save_to_disk's folders are known
 

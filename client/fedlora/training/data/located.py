@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from fedlora.common.errors import DataError
+from fedlora.common.resources import DATASETS_PREFIX, resolve_path
 from fedlora.training.data.arrow_tables import is_saved_dataset, splits_of_saved_dataset
 from fedlora.training.data.given_splits import GivenSplits, Split, given_splits, split_of_file, split_of_name
 from fedlora.training.data.image_archive import domains_of
 from fedlora.training.data.image_folder import SUFFIXES
 from fedlora.training.data.litter import METADATA, is_litter, without_litter
-from fedlora.training.resources import DATASETS_PREFIX, resolve_path
 
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 
 from fedlora.common.aggregation_report import AggregationReport, LayerReport
 from fedlora.methods import title_of
+from fedlora.server.record.round_report import RoundReport
 from fedlora.server.report.content import Chart, Columns, Section, paragraphs, table
 from fedlora.server.report.drawing import Colour, amount_axis, percent_axis
 from fedlora.server.report.layers import by_module
 from fedlora.server.report.numbers import is_corrected, moved, moved_factor
 from fedlora.server.report.series_chart import Panel, Series, series_chart
 from fedlora.server.report.wording import count_text, error_texts, percent_text, significant
-from fedlora.server.round_report import RoundReport
 
 # So many modules are drawn, those with the largest errors.
 _MOST_MODULES = 8

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedlora.common.messages import Generated
+from fedlora.server.record.round_report import RoundReport
 from fedlora.server.report.content import Section, table
 from fedlora.server.report.gains import gains_chart, rows_of, score_columns
 from fedlora.server.report.numbers import Gain
 from fedlora.server.report.wording import capital, count_text, score_text
-from fedlora.server.round_report import RoundReport
 
 EXACT, ROUGE = "exact match", "ROUGE-L"
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from fedlora.server.record.round_report import ClientReport, RoundReport
 from fedlora.server.report.content import Chart, Columns, Section, Table, paragraphs, table
 from fedlora.server.report.drawing import Colour, score_axis
 from fedlora.server.report.gains import about_gains, gains_chart, gains_table
@@ -30,7 +31,6 @@ from fedlora.server.report.numbers import (
 )
 from fedlora.server.report.series_chart import Panel, Series, series_chart
 from fedlora.server.report.wording import PERPLEXITY, UNKNOWN, list_text, loss_text, ranges_text, score_text
-from fedlora.server.round_report import ClientReport, RoundReport
 
 # More clients are drawn by their mean.
 _MOST_CLIENTS_DRAWN = 12

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedlora.server.record.round_report import RoundReport
 from fedlora.server.report.content import Columns, Section, table
 from fedlora.server.report.gains import points
 from fedlora.server.report.local_training import tokens_by_client
@@ -32,7 +33,6 @@ from fedlora.server.report.wording import (
     score_text,
     size_text,
 )
-from fedlora.server.round_report import RoundReport
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from fedlora.common.messages import Score
+from fedlora.server.record.round_report import HeldOutReport, RoundReport
 from fedlora.server.report.content import Chart, Columns, Section, paragraphs, table
 from fedlora.server.report.drawing import Colour, amount_axis, score_axis
 from fedlora.server.report.numbers import (
@@ -38,7 +39,6 @@ from fedlora.server.report.wording import (
     score_text,
     significant,
 )
-from fedlora.server.round_report import HeldOutReport, RoundReport
 
 
 def learning(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int) -> Section | None:

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fedlora.server.record.round_report import RoundReport
 from fedlora.server.report.numbers import Measure, by_client, metric_of
-from fedlora.server.round_report import RoundReport
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from fedlora.common.aggregation_report import AggregationReport, LayerReport
 from fedlora.common.messages import Score
+from fedlora.server.record.round_report import ClientReport, RoundReport
 from fedlora.server.report.wording import PERPLEXITY, score_text
-from fedlora.server.round_report import ClientReport, RoundReport
 
 WALL_PHASES = ("training", "aggregation", "evaluation", "storing")
 CLIENT_PHASES = ("forward", "backward", "optimizer")

@@ -8,6 +8,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from fedlora.server.record.round_report import RoundReport
 from fedlora.server.report.aggregation import aggregation
 from fedlora.server.report.answers import ShownAnswer, answers
 from fedlora.server.report.clients import groups_and_clients
@@ -15,7 +16,6 @@ from fedlora.server.report.headline import facts, headline, refused
 from fedlora.server.report.holdings import Holdings, who_holds_what
 from fedlora.server.report.learning import learning
 from fedlora.server.report.times import times
-from fedlora.server.round_report import RoundReport
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from fedlora.server.record.round_report import RoundReport
 from fedlora.server.report.content import Section, paragraphs
 from fedlora.server.report.drawing import Colour, amount_axis, draw, rows_axis, write_beside
 from fedlora.server.report.numbers import (
@@ -15,7 +16,6 @@ from fedlora.server.report.numbers import (
 )
 from fedlora.server.report.series_chart import Panel, Series, series_chart
 from fedlora.server.report.wording import duration_text, list_text, share_text, size_text
-from fedlora.server.round_report import RoundReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

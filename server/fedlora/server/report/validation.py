@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fedlora.common.messages import Score
-from fedlora.server.best_round import best_round, validation_scores
+from fedlora.server.record.best_round import best_round, validation_scores
+from fedlora.server.record.round_report import RoundReport
 from fedlora.server.report.numbers import is_of_tokens, trained
 from fedlora.server.report.wording import count_text, error_texts, loss_text
-from fedlora.server.round_report import RoundReport
 
 
 def validation_by_round(reports: Sequence[RoundReport]) -> dict[int, Score]:

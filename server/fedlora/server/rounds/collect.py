@@ -10,15 +10,16 @@ from fedlora.adapters import Adapter
 from fedlora.common.config import RunConfig
 from fedlora.common.messages import TrainReceipt
 from fedlora.common.packed_file import wire_bytes
-from fedlora.server.events import Listener, RoundStarted
-from fedlora.server.federation import Federation
+from fedlora.server.disk.store import RunFolder
+from fedlora.server.record.draw import Draw
+from fedlora.server.record.events import Listener, RoundStarted
+from fedlora.server.rounds.draw import drawn_again, first_draw
 from fedlora.server.rounds.ending import adaptive_deadline, is_over, quorum_size, why_missing
+from fedlora.server.rounds.federation import Federation
 from fedlora.server.rounds.inquiry import Addressed, Inquiry
 from fedlora.server.rounds.intake import Intake
 from fedlora.server.rounds.late import LateUpdates
-from fedlora.server.rounds.plan import Plan, first_plan, repeated_plan
 from fedlora.server.rounds.starts import Start, Starts
-from fedlora.server.store import RunFolder
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2.0, 60.0
 
@@ -78,14 +79,14 @@ class Collector:
 
         pause = _FIRST_PAUSE_SECONDS
         for repetition in count():
-            plan = self._planned(federation, number, intake.clients, repetition)
+            draw = self._drawn(federation, number, intake.clients, repetition)
             if not repetition:
                 for client, receipt in self._folder.accepted(number).items():
                     intake.recover(receipt, start_of(client))
-            self._ask(federation, number, plan, intake, start_of, needed)
+            self._ask(federation, number, draw, intake, start_of, needed)
             self._take_late(federation, intake, start_of)
             intake.refuse_outliers(settings.norm_limit, by_factors=self._by_factors)
-            least = quorum_size(plan.num_wanted, settings.quorum)
+            least = quorum_size(draw.num_wanted, settings.quorum)
             if len(intake.clients) >= least:
                 break
             reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(intake.refused.items()))
@@ -93,27 +94,27 @@ class Collector:
                 f"round {number} has {len(intake.clients)} of the {least} updates of its quorum ({reasons}); "
                 f"repeated in {pause:.0f} s",
                 seconds=pause,
-                hopeless=f"round {number}: {len(intake.clients)} of {len(plan.cohort)} updates were accepted, fewer "
+                hopeless=f"round {number}: {len(intake.clients)} of {len(draw.cohort)} updates were accepted, fewer "
                 f"than federation.quorum = {settings.quorum:g} asks for ({reasons})",
             )
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        return _collected(plan, intake, start_of)
+        return _collected(draw, intake, start_of)
 
-    def _planned(self, federation: Federation, number: int, kept: Collection[str], repetition: int) -> Plan:
+    def _drawn(self, federation: Federation, number: int, kept: Collection[str], repetition: int) -> Draw:
         """Return whom to ask: as journaled, or drawn and journaled before any of them is asked."""
         settings, seed = self._config.federation, self._config.run.seed
-        known = self._folder.plan(number)
+        known = self._folder.draw(number)
         if known is not None and not repetition:
             return known
         available = federation.expected(settings.patience, without={*self._late.busy, *kept})
         if known is not None:
-            plan = repeated_plan(known, kept=kept, available=available, seed=seed, round=number, repetition=repetition)
+            draw = drawn_again(known, kept=kept, available=available, seed=seed, round=number, repetition=repetition)
         else:
             while not available:
                 what = f"round {number}: no site is ready"
                 federation.wait_for(what, seconds=0.2, hopeless=what)
                 available = federation.expected(settings.patience, without=self._late.busy)
-            plan = first_plan(
+            draw = first_draw(
                 available,
                 size=settings.cohort,
                 fraction=settings.fraction,
@@ -121,14 +122,14 @@ class Collector:
                 seed=seed,
                 round=number,
             )
-        self._folder.write_plan(number, plan)
-        return plan
+        self._folder.write_draw(number, draw)
+        return draw
 
     def _ask(
         self,
         federation: Federation,
         number: int,
-        plan: Plan,
+        draw: Draw,
         intake: Intake,
         start_of: Callable[[str], Start],
         needed: Mapping[str, float],
@@ -136,16 +137,16 @@ class Collector:
         """Ask the clients whose update is not there, and take their answers until the round is over."""
         patience = self._config.federation.patience
         intake.refused.clear()
-        self._listener(RoundStarted(number, plan.cohort, tuple(intake.clients)))
-        asked = {client: start_of(client) for client in plan.cohort if client not in intake.clients}
+        self._listener(RoundStarted(number, draw.cohort, tuple(intake.clients)))
+        asked = {client: start_of(client) for client in draw.cohort if client not in intake.clients}
         requests = {client: Addressed(client, start.asked) for client, start in asked.items()}
         inquiry = Inquiry(federation.link, requests, expected=TrainReceipt)
-        ends = time.monotonic() + self._seconds_for(plan.cohort, needed)
+        ends = time.monotonic() + self._seconds_for(draw.cohort, needed)
 
         def over(waiting: Collection[str]) -> bool:
             return is_over(
                 len(intake.clients),
-                plan.num_wanted,
+                draw.num_wanted,
                 seconds_left=ends - time.monotonic(),
                 seconds_away=map(federation.seconds_away, waiting),
                 patience=patience,
@@ -155,7 +156,7 @@ class Collector:
             intake.take(answer, asked[answer.key])
         for client in inquiry.waiting:
             intake.refused[client] = why_missing(
-                len(intake.clients), plan.num_wanted, seconds_away=federation.seconds_away(client)
+                len(intake.clients), draw.num_wanted, seconds_away=federation.seconds_away(client)
             )
         if self._config.federation.late == "next_round":
             self._late.leave(inquiry, asked)
@@ -182,8 +183,8 @@ class Collector:
         return math.inf if seconds is None else seconds
 
 
-def _collected(plan: Plan, intake: Intake, start_of: Callable[[str], Start]) -> Collected:
-    cohort = tuple(dict.fromkeys((*plan.cohort, *intake.clients)))
+def _collected(draw: Draw, intake: Intake, start_of: Callable[[str], Start]) -> Collected:
+    cohort = tuple(dict.fromkeys((*draw.cohort, *intake.clients)))
     return Collected(
         cohort,
         intake.updates,

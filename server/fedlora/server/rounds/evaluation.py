@@ -15,8 +15,8 @@ from fedlora.common.messages import (
     merge_scores,
 )
 from fedlora.common.packed_file import Packed
-from fedlora.server.federation import Federation
-from fedlora.server.round_report import HeldOutReport
+from fedlora.server.record.round_report import HeldOutReport
+from fedlora.server.rounds.federation import Federation
 from fedlora.server.rounds.inquiry import Addressed, Inquiry, ask, expect
 
 _SHARD_EXAMPLES = 128

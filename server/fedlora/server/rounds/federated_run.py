@@ -15,21 +15,21 @@ from fedlora.common.config import RunConfig
 from fedlora.common.messages import Score, TrainReceipt, TrainRequest
 from fedlora.common.phases import announce
 from fedlora.methods import Method, MethodState
-from fedlora.server.best_round import best_round, has_stalled, score_of_start, scores_in
-from fedlora.server.events import EvaluationStarted, Listener, RoundEnded, RunStarted, ignore
-from fedlora.server.federation import Federation
-from fedlora.server.round_report import ClientReport, RoundReport
+from fedlora.server.disk.store import Checkpoint, RunFolder, StoredAdapter
+from fedlora.server.record.best_round import best_round, has_stalled, score_of_start, scores_in
+from fedlora.server.record.events import EvaluationStarted, Listener, RoundEnded, RunStarted, ignore
+from fedlora.server.record.round_report import ClientReport, RoundReport
 from fedlora.server.rounds.collect import Collected, Collector
 from fedlora.server.rounds.completion import complete
 from fedlora.server.rounds.evaluation import Judged, judge, validate
+from fedlora.server.rounds.federation import Federation
 from fedlora.server.rounds.first_adapter import first_adapter
 from fedlora.server.rounds.starts import Starts, start_of_round
 from fedlora.server.sites import Sites, Traffic
-from fedlora.server.store import Checkpoint, RunFolder, StoredAdapter
 
 
 @dataclass(frozen=True, eq=False)
-class _Outcome:
+class _NewAdapter:
     """What a round's updates became: the global adapter, the method's state, the error of the averages."""
 
     adapter: Adapter
@@ -97,7 +97,7 @@ class FederatedRun:
         adapter = first_adapter(federation, self._config, self._method)
         federation.identify(config=self._config, command=self._command)
         self._listener(RunStarted(tuple(federation.sites), self._config.federation.rounds, 0, ()))
-        return self._finish(federation, 0, _Outcome(adapter), Collected(), {})
+        return self._finish(federation, 0, _NewAdapter(adapter), Collected(), {})
 
     def _go_on(self, federation: Federation, checkpoint: Checkpoint) -> _Ended:
         """Return the newest round of a run that goes on; what a crash may have cut off after it is done again."""
@@ -150,14 +150,14 @@ class FederatedRun:
             "storing": collected.storing_seconds,
         }
         return self._finish(
-            federation, number, _Outcome(result.adapter, result.state, result.report), collected, seconds
+            federation, number, _NewAdapter(result.adapter, result.state, result.report), collected, seconds
         )
 
     def _finish(
         self,
         federation: Federation,
         number: int,
-        outcome: _Outcome,
+        new: _NewAdapter,
         collected: Collected,
         seconds: Mapping[str, float],
     ) -> _Ended:
@@ -167,7 +167,7 @@ class FederatedRun:
         is_last = ends_early or number == self._config.federation.rounds
         began = time.perf_counter()
         announce("write checkpoint")
-        stored = self._folder.write_adapter(number, outcome.adapter)
+        stored = self._folder.write_adapter(number, new.adapter)
         written = time.perf_counter()
         judged = self._judge(federation, stored, number, is_at_an_end=is_last or number == 0)
         validation = None
@@ -181,7 +181,7 @@ class FederatedRun:
             )
         scored = time.perf_counter()
         state_sha256 = self._folder.write_beside(
-            number, outcome.state, predictions=judged.predictions, answers=judged.answers
+            number, new.state, predictions=judged.predictions, answers=judged.answers
         )
         storing = seconds.get("storing", 0.0) + (written - began) + (time.perf_counter() - scored)
         bytes_down, bytes_up = self._bytes_moved(federation.link, collected)
@@ -190,7 +190,7 @@ class FederatedRun:
             cohort=tuple(collected.cohort),
             clients=clients,
             refused=dict(sorted(collected.refused.items())),
-            aggregation=outcome.aggregation,
+            aggregation=new.aggregation,
             held_out=judged.report,
             bytes_down=bytes_down,
             bytes_up=bytes_up,
@@ -205,7 +205,7 @@ class FederatedRun:
         self._listener(RoundEnded(report))
         self._learn(report)
         self._remember_best()
-        return _Ended(stored, outcome.state, report)
+        return _Ended(stored, new.state, report)
 
     def _judge(self, federation: Federation, stored: StoredAdapter, number: int, *, is_at_an_end: bool) -> Judged:
         """Return the adapter's score on the held-out set: of all of it at both ends of the run."""

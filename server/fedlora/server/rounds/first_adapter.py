@@ -5,7 +5,7 @@ from fedlora.common.config import BASE_CHANGING_INITS, RunConfig
 from fedlora.common.messages import Failure, InitialiseReceipt, InitialiseRequest
 from fedlora.common.packed_file import Packed, packed_bytes
 from fedlora.methods import Method
-from fedlora.server.federation import Federation
+from fedlora.server.rounds.federation import Federation
 from fedlora.server.rounds.given_start import Room, given_start
 from fedlora.server.rounds.inquiry import Addressed, Inquiry
 

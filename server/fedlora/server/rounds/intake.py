@@ -9,12 +9,12 @@ from dataclasses import replace
 from fedlora.adapters import Adapter
 from fedlora.common.messages import Failure, TrainReceipt
 from fedlora.common.phases import announce
-from fedlora.server.events import Listener, UpdateArrived
+from fedlora.server.disk.store import RunFolder
+from fedlora.server.record.events import Listener, UpdateArrived
 from fedlora.server.rounds.admission import Admitted, Refusal, admit, outliers
 from fedlora.server.rounds.inquiry import Answer
 from fedlora.server.rounds.starts import Start
 from fedlora.server.sites import Sites
-from fedlora.server.store import RunFolder
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,383 @@
+"""What a site does with the server's requests: its own rules first, then its worker, and nothing twice.
+
+One thread works through the requests. A connection may come and go meanwhile: what is wanted at the moment is what
+the present connection has asked for, and a result that nobody wants any more waits on disk.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+
+import grpc
+from flwr.app import Message
+
+from fedlora.client.site.fetching import fetch
+from fedlora.client.site.limits import allowed_evaluation, allowed_training, allows_base_model, data_lines, standing
+from fedlora.client.site.line import ConnectionGone, Line
+from fedlora.client.site.outbox import Finished, Outbox
+from fedlora.client.site.site_file import SiteConfig
+from fedlora.client.site.transfer import upload
+from fedlora.client.worker.files_mod import DIFFERENCE, ask_for_file, make_of_difference
+from fedlora.client.worker.seat import WorkerSeat
+from fedlora.common.channels import details_of
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import FedloraError, RunError
+from fedlora.common.messages import (
+    INTERNAL,
+    INTERRUPTED,
+    WORKER_DIED,
+    DescribeRequest,
+    EvaluateReceipt,
+    EvaluateRequest,
+    Failure,
+    InitialiseReceipt,
+    InitialiseRequest,
+    SiteDescription,
+    TrainReceipt,
+    TrainRequest,
+)
+from fedlora.common.packed_file import PackedFile
+from fedlora.common.phases import announce
+from fedlora.common.wire import Receipt, Request, read_request, write_description, write_receipt
+from fedlora.v1 import messages_pb2, session_pb2
+
+logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 1.0
+_DEATH_PAUSE_SECONDS = 5.0
+
+# What a site can do about a code with which it is turned away, for its own log.
+_MISFITS = {
+    "other_base_model": ": the base model here has other weights than the run's; fetch the run's revision",
+    "other_tokenizer": ": the tokenizer beside the base model here is another than the run's; fetch the run's revision",
+    "other_added_tokens": ": the tokenizer here has other added tokens than the run's; fetch the run's revision",
+    "other_chat_template": ": the chat template here is another than the run's; fetch the run's revision of the model",
+    "other_metric": ": this site runs another version of fedlora or of the task",
+}
+
+Key = tuple[str, str, int, int, str]
+
+
+class Participation:
+    """One site in one run."""
+
+    def __init__(
+        self, run: RunConfig, site: SiteConfig, *, seat: WorkerSeat, outbox: Outbox, is_paused: Callable[[], bool]
+    ) -> None:
+        self._run = run
+        self._site = site
+        self._seat = seat
+        self._outbox = outbox
+        self._is_paused = is_paused
+        self._description: SiteDescription | None = None
+        self._reason = ""
+        self._told = ""
+        self._line: Line | None = None
+        self._wanted: dict[Key, session_pb2.Request] = {}
+        self._answered: set[str] = set()
+        self._at_work: Key | None = None
+        self._evaluated: dict[Key, EvaluateReceipt] = {}
+        self._is_closed = False
+        self._lock = threading.RLock()
+        self._queue: queue.SimpleQueue[Key | None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True, name="site").start()
+
+    # -- for the connection
+
+    def connected(self, line: Line) -> None:
+        """Take a new connection; whatever the last one asked for is asked for again if it is still wanted."""
+        with self._lock:
+            self._line, self._told = line, ""
+            self._wanted.clear()
+            self._answered.clear()
+        self._queue.put(None)
+
+    def disconnected(self) -> None:
+        """Note that the connection is gone."""
+        with self._lock:
+            self._line = None
+            self._wanted.clear()
+
+    def take(self, response: session_pb2.ConnectResponse) -> None:
+        """Handle what the server sent."""
+        match response.WhichOneof("content"):
+            case "request":
+                key = _key(response.request)
+                with self._lock:
+                    self._wanted[key] = response.request
+                self._queue.put(key)
+            case "cancellation":
+                self._forget(response.cancellation.request_id)
+            case "acknowledgement":
+                self._settle(response.acknowledgement)
+            case "turned_away":
+                # What does not fit stays as it is until somebody mends it and starts the site again.
+                self._reason = self._told = response.turned_away.reason
+                logger.error("turned away by the server: %s%s", self._reason, _MISFITS.get(self._reason, ""))
+
+    def look(self) -> None:
+        """Tell the server whether the site takes part, if that has changed: by its own hours, or by hand."""
+        with self._lock:
+            line, description = self._line, self._description
+            reason = self._reason or self._standing()
+            told = reason or ("ready" if description is not None else "")
+            if line is None or told in ("", self._told):
+                return
+            self._told = told
+        if reason or description is None:
+            readiness = session_pb2.Readiness(reason=reason)
+        else:
+            readiness = session_pb2.Readiness(description=write_description(description))
+        line.send(session_pb2.ConnectRequest(readiness=readiness))
+        logger.info("%s", f"takes no part: {reason}" if reason else "ready")
+
+    def close(self) -> None:
+        """End the worker, and do nothing more."""
+        self._is_closed = True
+        self._queue.put(None)
+        self._seat.close()
+
+    # -- the thread that works
+
+    def _work(self) -> None:
+        while True:
+            key = self._queue.get()
+            if self._is_closed:
+                return
+            try:
+                if key is None:
+                    self._rehearse()
+                    self.look()
+                else:
+                    self._serve(key)
+            except Exception:
+                logger.exception("a request could not be served; this is a bug in fedlora")
+                if key is not None:
+                    with suppress(grpc.RpcError):
+                        self._answer(key, Failure(INTERNAL))
+            self._at_work = None
+
+    def _rehearse(self) -> None:
+        """Load base model and data, and do one step, before the server counts on it; once in a worker's lifetime."""
+        if self._description is not None or self._reason:
+            return
+        logger.info("rehearsing: base model, data, one step of training")
+        began = time.monotonic()
+        answer = self._seat.ask(self._seat.message(DescribeRequest(rehearse=True)), SiteDescription)
+        if isinstance(answer, SiteDescription):
+            fingerprint = answer.base_model_fingerprint
+            if not allows_base_model(self._site.limits, name=self._run.model.name, fingerprint=fingerprint):
+                logger.warning("refused: base model %s is not in limits.base_models", self._run.model.name)
+                self._reason = "base_model_not_allowed"
+                return
+            logger.info("rehearsed in %.1f s: %d training examples", time.monotonic() - began, answer.num_examples)
+            for line in data_lines(answer):
+                logger.warning("%s", line)
+            self._description = answer
+        elif isinstance(answer, Failure):
+            logger.error("the rehearsal failed (%s): %s", answer.code, answer.text)
+            if answer.code == WORKER_DIED:
+                time.sleep(_DEATH_PAUSE_SECONDS)
+                self._queue.put(None)
+            else:
+                self._reason = answer.code
+
+    def _serve(self, key: Key) -> None:
+        """Do one request, and answer it for as long as it is wanted."""
+        while (message := self._current(key)) is not None:
+            self._at_work = key
+            try:
+                result = self._done(key, read_request(message), message)
+                # It was cancelled, and then asked for again before the worker had left off.
+                if not (isinstance(result, Failure) and result.code == INTERRUPTED):
+                    self._answer(key, result)
+            except grpc.RpcError as error:
+                logger.warning("the transfer broke off (%s); trying again", _words(error))
+                time.sleep(_RETRY_SECONDS)
+            except FedloraError as error:
+                logger.error("%s", error)
+                self._answer(key, Failure(error.code, str(error)))
+
+    def _done(self, key: Key, request: Request, message: session_pb2.Request) -> Receipt | Finished:
+        """Return the result of a request: from disk where it was done before, else from the worker."""
+        is_done = isinstance(request, TrainRequest) and self._finished(key, request) is not None
+        if not is_done and (reason := self._reason or self._standing()):
+            return Failure(reason)
+        match request:
+            case TrainRequest():
+                return self._trained(key, request, message)
+            case EvaluateRequest():
+                if (known := self._evaluated.get(key)) is not None:
+                    return known
+                receipt = self._allowed_receipt(self._ask(request, message.adapter, EvaluateReceipt))
+                if isinstance(receipt, EvaluateReceipt):
+                    self._evaluated = {key: receipt}
+                return receipt
+            case InitialiseRequest():
+                return self._initialised(request)
+
+    def _trained(self, key: Key, request: TrainRequest, message: session_pb2.Request) -> Receipt | Finished:
+        if (done := self._finished(key, request)) is not None:
+            return done
+        folder, residual = self._outbox.round_folder(request.run, request.round), self._outbox.residual(request.run)
+        has_memory = message.precision == "int8"
+        # Of a training that broke off: a loss that is not finite comes without an update.
+        (folder / "update").unlink(missing_ok=True)
+
+        def prepare(asked: Message) -> None:
+            ask_for_file(
+                asked,
+                folder / "update",
+                precision=message.precision,
+                residual=residual if has_memory else None,
+                new_residual=folder / "residual" if has_memory else None,
+            )
+            announce("train")
+            logger.info("round %d: training", request.round)
+
+        answer = self._ask(request, message.adapter, TrainReceipt, prepare)
+        if not isinstance(answer, TrainReceipt):
+            return self._allowed_receipt(answer)
+        announce("write")
+        receipt = allowed_training(answer, self._site.limits)
+        if receipt.withheld:
+            logger.info("withheld by limits.metrics: %s", ", ".join(receipt.withheld))
+        logger.info("round %d: trained %d steps, loss %.4g", request.round, receipt.num_steps, answer.loss)
+        return self._outbox.finish(receipt, run=request.run, round=request.round, started_from=key[-1])
+
+    def _finished(self, key: Key, request: TrainRequest) -> Finished | None:
+        return self._outbox.finished(request.run, request.round, started_from=key[-1])
+
+    def _initialised(self, request: InitialiseRequest) -> Receipt | Finished:
+        """Return the run's first adapter, as the update of round 0 of no run."""
+        run, round = "start", 0
+        folder = self._outbox.round_folder(run, round)
+        asked = self._seat.message(request)
+        ask_for_file(asked, folder / "update", precision="float32")
+        answer = self._seat.ask(asked, InitialiseReceipt)
+        if not isinstance(answer, InitialiseReceipt):
+            return self._allowed_receipt(answer)
+        return self._outbox.finish(answer, run=run, round=round, started_from="")
+
+    def _ask(
+        self,
+        request: TrainRequest | EvaluateRequest,
+        offered: messages_pb2.OfferedAdapter,
+        expected: type,
+        prepare: Callable[[Message], None] = lambda _message: None,
+    ) -> object:
+        """Return the worker's answer to a request with the adapter on offer."""
+        for takes_difference in (True, False):
+            whole, made_of = fetch(offered, self._outbox, self._required_line, takes_difference=takes_difference)
+            asked = self._seat.message(replace(request, adapter=PackedFile(whole, 0)))
+            if made_of is not None:
+                make_of_difference(asked, *made_of)
+            prepare(asked)
+            answer = self._seat.ask(asked, expected)
+            if made_of is not None:
+                made_of[0].unlink(missing_ok=True)
+            if not (isinstance(answer, Failure) and answer.code == DIFFERENCE):
+                break
+            logger.warning("the adapter is fetched whole: %s", answer.text)
+        self._outbox.forget_adapters()
+        return answer
+
+    def _answer(self, key: Key, result: Receipt | Finished) -> None:
+        """Send a result for the request as it is wanted now; it was answered before or is wanted no more: nothing."""
+        message = self._current(key)
+        if message is None:
+            return
+        line = self._required_line()
+        answer = session_pb2.Answer()
+        if isinstance(result, Finished):
+            answer.CopyFrom(result.answer)
+            if answer.HasField("train"):
+                # The same training, whatever attempt it was first asked with.
+                answer.train.attempt = message.train.attempt
+            if answer.HasField("adapter"):
+                blob = answer.adapter.encoded
+                sent = upload(line.exchange, message.ticket, result.update, blob, metadata=line.metadata)
+                logger.info("round %d: sent %s bytes", answer.train.round, f"{sent:,}")
+        else:
+            write_receipt(result, answer)
+        answer.request_id = message.request_id
+        with self._lock:
+            if self._line is not line:  # Asked again over the next connection, it must be answered there.
+                raise ConnectionGone
+            self._answered.add(message.request_id)
+            line.send(session_pb2.ConnectRequest(answer=answer))
+        announce("before the acknowledgement")
+
+    def _allowed_receipt(self, answer: object) -> Receipt:
+        """Return an answer without what the site keeps to itself; a failure's text has been logged and stays."""
+        if isinstance(answer, Failure):
+            level = logging.INFO if answer.code == INTERRUPTED else logging.ERROR
+            logger.log(level, "not finished (%s): %s", answer.code, answer.text)
+            return Failure(answer.code)
+        if isinstance(answer, EvaluateReceipt):
+            return allowed_evaluation(answer, self._site.limits, site=self._site.site.name)
+        raise TypeError(f"the worker answered {type(answer).__name__}")
+
+    # -- within
+
+    def _standing(self) -> str:
+        return standing(self._site.limits, is_paused=self._is_paused(), now=datetime.now().time())
+
+    def _current(self, key: Key) -> session_pb2.Request | None:
+        with self._lock:
+            message = self._wanted.get(key)
+            return None if message is None or message.request_id in self._answered else message
+
+    def _required_line(self) -> Line:
+        with self._lock:
+            if self._line is None:
+                raise ConnectionGone
+            return self._line
+
+    def _forget(self, request_id: str) -> None:
+        with self._lock:
+            unwanted = [key for key, message in self._wanted.items() if message.request_id == request_id]
+            if self._at_work in unwanted:
+                self._seat.interrupt()
+            self._wanted = {key: message for key, message in self._wanted.items() if message.request_id != request_id}
+
+    def _settle(self, acknowledgement: session_pb2.Acknowledgement) -> None:
+        with self._lock:
+            found = [item for item in self._wanted.values() if item.request_id == acknowledgement.request_id]
+        for message in found:
+            self._forget(acknowledgement.request_id)
+            try:
+                request = read_request(message)
+            except RunError:
+                continue  # It was refused, and its run names no folder of ours.
+            if not isinstance(request, TrainRequest):
+                continue
+            if acknowledgement.refusal == "not_stored":
+                logger.warning("round %d: the server could not store the update", request.round)
+                continue
+            self._outbox.settle(request.run, request.round, is_accepted=not acknowledgement.refusal)
+            what = f"refused ({acknowledgement.refusal})" if acknowledgement.refusal else "accepted"
+            logger.info("round %d: %s", request.round, what)
+
+
+def _key(message: session_pb2.Request) -> Key:
+    """Return what tells a piece of work from others, in whatever delivery it comes."""
+    kind = message.WhichOneof("content") or ""
+    adapter = message.adapter.whole.sha256.hex()
+    if kind == "train":
+        return kind, message.train.run, message.train.round, 0, adapter
+    if kind == "evaluate":
+        evaluate = message.evaluate
+        kind = "validate" if evaluate.of_validation else kind
+        return kind, evaluate.run, evaluate.round, evaluate.shard, adapter
+    return kind, "", 0, 0, adapter
+
+
+def _words(error: grpc.RpcError) -> str:
+    code = getattr(error, "code", None)
+    return f"{code().name if code else 'no connection'}: {details_of(error)}"

@@ -1,0 +1,168 @@
+"""A site's lasting connection: it comes back by itself, for ever, and says what it waits for."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import grpc
+
+from fedlora.client.site.backoff import Backoff
+from fedlora.client.site.line import Line
+from fedlora.client.site.participation import Participation
+from fedlora.client.site.transfer import Metadata
+from fedlora.common.channels import SITE_METADATA, Credentials, details_of, open_channel
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import RunError, one_line
+from fedlora.common.run_file import parse_toml
+from fedlora.common.wire import PROTOCOL
+from fedlora.v1 import session_pb2
+from fedlora.v1.exchange_pb2_grpc import AdapterExchangeServiceStub
+from fedlora.v1.session_pb2_grpc import SessionServiceStub
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_PAUSE_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
+# A certificate is renewed when a connection is made, which must be long before it ends.
+_LONGEST_CONNECTION_SECONDS = 86_400.0
+_FINAL = {
+    "replaced": "another client has joined as this site; only one may: end it, and join again",
+    "revoked": "this site was revoked; ask for a new invitation",
+    "unknown_site": "the server does not know this site; ask for an invitation",
+    "other_run": "this site is not enrolled in this run; ask for an invitation to it",
+    "expired": "this site's certificate has expired; ask for a new invitation",
+    "not_a_site": "this certificate is no site's; ask for an invitation",
+    "no_certificate": "the server asks for a certificate; leave out --insecure",
+}
+
+Outgoing = queue.SimpleQueue[session_pb2.ConnectRequest | None]
+
+
+class Session:
+    """Keeps one site connected to one server."""
+
+    def __init__(
+        self,
+        address: str,
+        name: str,
+        *,
+        credentials: Callable[[], Credentials | None],
+        make_site: Callable[[RunConfig], Participation],
+        leaves: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`credentials` are asked for at each connection, `make_site` for each run; `leaves` says when to end."""
+        self._address = address
+        self._name = name
+        self._credentials = credentials
+        self._make_site = make_site
+        self._leaves = leaves
+        self._site: Participation | None = None
+        self._run: RunConfig | None = None
+
+    def run(self) -> None:
+        """Stay connected until the run is over or the site leaves.
+
+        Raises:
+            RunError: the server refuses this site, for a reason that waiting does not cure.
+        """
+        backoff = Backoff(_LONGEST_PAUSE_SECONDS)
+        try:
+            while not self._leaves():
+                began = time.monotonic()
+                try:
+                    if self._connection():
+                        return
+                except grpc.RpcError as error:
+                    _raise_if_final(error)
+                    what = _one_line(error)
+                else:
+                    what = "the connection ended"
+                wait = backoff.next_pause(time.monotonic() - began)
+                logger.warning("%s: %s; trying again in %.1f s", self._address, what, wait)
+                self._wait(wait)
+        finally:
+            if self._site is not None:
+                self._site.close()
+
+    def _connection(self) -> bool:
+        """Serve one connection to its end, and return whether the run is over."""
+        metadata: Metadata = ((SITE_METADATA, self._name),)
+        outgoing: Outgoing = queue.SimpleQueue()
+        hello = session_pb2.Hello(protocol=PROTOCOL, version=version("fedlora"))
+        outgoing.put(session_pb2.ConnectRequest(hello=hello))
+        is_over = threading.Event()
+        end = time.monotonic() + _LONGEST_CONNECTION_SECONDS
+        with open_channel(self._address, self._credentials()) as channel:
+            call = SessionServiceStub(channel).Connect(iter(outgoing.get, None), metadata=metadata)
+            watching = threading.Thread(target=self._watch, args=(call, is_over, end), daemon=True)
+            watching.start()
+            try:
+                for response in call:
+                    match response.WhichOneof("content"):
+                        case "welcome":
+                            self._welcome(
+                                response.welcome,
+                                Line(outgoing.put, AdapterExchangeServiceStub(channel), metadata),
+                            )
+                        case "drain" if response.drain.is_finished:
+                            logger.info("the run is over")
+                            return True
+                        case "drain":
+                            logger.info("the server goes away")
+                        case _:
+                            if self._site is not None:
+                                self._site.take(response)
+            except grpc.RpcError:
+                if not self._leaves() and time.monotonic() < end:
+                    raise
+            finally:
+                is_over.set()
+                outgoing.put(None)
+                if self._site is not None:
+                    self._site.disconnected()
+                call.cancel()
+        return False
+
+    def _watch(self, call: "grpc.Future[object]", is_over: threading.Event, end: float) -> None:
+        """Look after the site's standing while a connection stands, and end it in time or when the site leaves."""
+        while not is_over.wait(_LOOK_SECONDS):
+            if self._leaves() or time.monotonic() >= end:
+                call.cancel()
+            elif self._site is not None:
+                self._site.look()
+
+    def _welcome(self, welcome: session_pb2.Welcome, line: Line) -> None:
+        run = parse_toml(welcome.run_toml, origin="the server's run", aggregates_elsewhere=True)
+        if run != self._run:
+            if self._site is not None:
+                self._site.close()
+            self._site, self._run = self._make_site(run), run
+        logger.info(
+            "connected to %s (fedlora %s): run %s, %d of %d sites are ready",
+            self._address, welcome.version, run.run.name, welcome.num_ready, welcome.num_expected,
+        )  # fmt: skip
+        if self._site is not None:
+            self._site.connected(line)
+
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self._leaves():
+            time.sleep(min(0.1, seconds))
+
+
+def _raise_if_final(error: grpc.RpcError) -> None:
+    details = details_of(error)
+    if details in _FINAL:
+        raise RunError(_FINAL[details]) from error
+    if details.startswith("version: "):
+        raise RunError(details.removeprefix("version: ")) from error
+
+
+def _one_line(error: grpc.RpcError) -> str:
+    details = details_of(error)
+    if details == "drained":
+        return "waiting for the server"
+    return f"cannot be reached ({one_line(details, most=200)})" if details else "the connection broke"

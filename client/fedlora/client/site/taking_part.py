@@ -1,0 +1,58 @@
+"""A site takes part in runs: one lasting connection to the server, and for each run a worker over its own data."""
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from fedlora.client.site.outbox import Outbox
+from fedlora.client.site.participation import Participation
+from fedlora.client.site.session import Session
+from fedlora.client.site.site_file import SiteConfig, for_site
+from fedlora.client.site.state import SiteState
+from fedlora.client.worker.seat import WorkerSeat
+from fedlora.client.worker.source import OwnSite, WorkbenchSource
+from fedlora.common.channels import Credentials
+from fedlora.common.config import RunConfig
+
+
+def take_part(
+    address: str, config: SiteConfig, *, beside: Path, state: SiteState, credentials: Callable[[], Credentials | None]
+) -> None:
+    """Take part until the run is over or the operator wishes to leave.
+
+    Args:
+        address: of the server, HOST:PORT.
+        beside: the folder that the site file's paths start from.
+        state: the site's folder, which is held meanwhile.
+        credentials: asked for at each connection.
+
+    Raises:
+        RunError: the server does not let this site in.
+    """
+    session = Session(
+        address,
+        config.site.name,
+        credentials=credentials,
+        make_site=lambda run: _site_of(run, config, beside=beside, state=state),
+        leaves=lambda: state.wish() == "leave",
+    )
+    session.run()
+
+
+def _site_of(run: RunConfig, config: SiteConfig, *, beside: Path, state: SiteState) -> Participation:
+    own = OwnSite(config.site.name, config.data.only_group, config.limits.max_steps)
+    source = WorkbenchSource(
+        key=uuid.uuid4().hex,
+        config=for_site(run, config, beside=beside),
+        site=own,
+        moments_folder=state.folder / "optimizer",
+        explain_failures=True,  # To this process, which logs it; only the code leaves the site.
+    )
+    environment = {} if config.worker.gpu is None else {"CUDA_VISIBLE_DEVICES": config.worker.gpu}
+    return Participation(
+        run,
+        config,
+        seat=WorkerSeat(source.make_client_app_over_files, environment),
+        outbox=Outbox(state.folder),
+        is_paused=lambda: state.wish() == "paused",
+    )

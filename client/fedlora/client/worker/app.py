@@ -1,0 +1,93 @@
+"""The ClientApp: Flower's messages to the workbench, and its answers back."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+
+from fedlora.client.worker.workbench import Workbench
+from fedlora.common.errors import FedloraError
+from fedlora.common.messages import (
+    INTERNAL,
+    OUT_OF_MEMORY,
+    DescribeRequest,
+    EvaluateRequest,
+    Failure,
+    InitialiseRequest,
+    TrainRequest,
+)
+from fedlora.common.records import from_record, to_record
+
+logger = logging.getLogger(__name__)
+
+# The resident workbench. Flower's simulation engine unpickles the ClientApp anew for every message, so that only a
+# module outlives one.
+_resident: dict[str, Workbench] = {}
+
+
+def make_client_app(
+    load: Callable[[], Workbench], *, key: str, explain_failures: bool, mods: Sequence[Mod] = ()
+) -> ClientApp:
+    """Return the ClientApp over the workbench that `load` gives, at the first message whose `key` is another.
+
+    A node serves the client at the place of its `partition-id` among the sorted names, the first without one.
+    What goes wrong is answered as a `Failure`: a typed code, and its text only with `explain_failures`. The answers are
+    for a process of the same owner: they hold what is local too.
+    """
+    app = ClientApp(mods=list(mods))
+
+    def answering(answer: Callable[[Workbench, str, Message], object]) -> Callable[[Message, Context], Message]:
+        def handle(message: Message, context: Context) -> Message:
+            try:
+                workbench = _resident_workbench(load, key)
+                client = workbench.client_names[int(context.node_config.get("partition-id", 0))]
+                receipt = answer(workbench, client, message)
+            except Exception as error:
+                code, text = _code(error), str(error)
+                if code == INTERNAL:
+                    logger.exception("a request failed; this is a bug in fedlora, in the model or in the task")
+                    text = f"{type(error).__name__}: {error}"
+                receipt = Failure(code, text[:2000] if explain_failures else "")
+            return Message(to_record(receipt, with_local=True), reply_to=message)
+
+        return handle
+
+    app.query("describe")(answering(_describe))
+    app.query("initialise")(answering(_initialise))
+    app.train()(answering(_train))
+    app.evaluate()(answering(_evaluate))
+    return app
+
+
+def _describe(workbench: Workbench, client: str, message: Message) -> object:
+    if from_record(message.content, DescribeRequest).rehearse:
+        workbench.rehearse(client)
+    return workbench.describe(client)
+
+
+def _initialise(workbench: Workbench, _client: str, message: Message) -> object:
+    return workbench.initialise(from_record(message.content, InitialiseRequest))
+
+
+def _train(workbench: Workbench, client: str, message: Message) -> object:
+    return workbench.train(client, from_record(message.content, TrainRequest))
+
+
+def _evaluate(workbench: Workbench, client: str, message: Message) -> object:
+    return workbench.evaluate(client, from_record(message.content, EvaluateRequest))
+
+
+def _resident_workbench(load: Callable[[], Workbench], key: str) -> Workbench:
+    if key not in _resident:
+        _resident.clear()
+        _resident[key] = load()
+    return _resident[key]
+
+
+def _code(error: Exception) -> str:
+    if isinstance(error, FedloraError):
+        return error.code
+    return OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else INTERNAL

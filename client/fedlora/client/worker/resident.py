@@ -1,0 +1,69 @@
+"""The resident worker: a process that runs one ClientApp on each message its parent sends, for as long as both live.
+
+A process of its own keeps the parent's connections alive while Python trains, and a crash of a
+driver or of the memory limit away from it. It knows neither torch nor where the messages come from.
+"""
+
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedlora.client.worker import interruption
+from fedlora.client.worker.output import write_into
+
+# Flower's codes for an error reply.
+APP_RAISED = 2
+APP_DIED = 8
+
+# In place of a request: the one at work is wanted no more.
+INTERRUPT = "interrupt"
+
+Request = tuple[Message, Context]
+Answer = tuple[Message, RecordDict]
+
+
+def serve(
+    connection: Connection, output: Connection, make_app: Callable[[], ClientApp], environment: Mapping[str, str]
+) -> None:
+    """Answer each (message, context) from `connection` with (reply, the context's new state), until it closes.
+
+    Standard output and error go into `output`. `environment` is set first, such as the CUDA_VISIBLE_DEVICES that gives
+    each worker a GPU of its own.
+    """
+    with output:
+        write_into(output.fileno())
+    os.environ.update(environment)
+    # Ctrl-C reaches the whole process group; the parent decides what becomes of the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, requests), daemon=True).start()
+    app = make_app()
+    while True:
+        message, context = requests.get()
+        interruption.begin()
+        try:
+            reply = app(message, context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"the ClientApp returned {type(reply).__name__}; expected a Message")
+        except Exception as error:
+            reply = Message(Error(APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+        connection.send((reply, context.state))
+
+
+def _receive(connection: Connection, requests: "queue.SimpleQueue[Request]") -> None:
+    """Pass on what the parent sends. Where it is gone, even by SIGKILL and in mid-training, so is the worker."""
+    try:
+        while True:
+            received = connection.recv()
+            if received == INTERRUPT:
+                interruption.interrupt()
+            else:
+                requests.put(received)
+    except (EOFError, OSError):
+        os._exit(0)

@@ -1,0 +1,87 @@
+"""What a worker is given to build its workbench from. Light: whoever starts workers needs no torch for it."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.clientapp import ClientApp
+
+from fedlora.common.config import RunConfig
+from fedlora.training.data import FederatedData, load_federated_data, load_own_data
+
+if TYPE_CHECKING:
+    from fedlora.client.worker.workbench import Workbench
+    from fedlora.models.base_model import BaseModel
+
+
+@dataclass(frozen=True)
+class OwnSite:
+    """The one client of a site: its name, of which group of the data, and the most steps that it allows a round."""
+
+    name: str
+    only_group: str | None = None
+    max_steps: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class WorkbenchSource:
+    """A run, and what of it does not come from its run file.
+
+    Attributes:
+        key: two sources with one key give the same workbench.
+        data, base_model: a user's own, in place of what the run file names.
+        site: the site whose own data these are; None in a simulation, where one workbench serves all clients.
+        explain_failures: whether the server belongs to the same person and may be told the text of an error.
+        moments_folder: where clients keep the moments of their optimisers, if the run asks for that.
+    """
+
+    key: str
+    config: RunConfig
+    data: FederatedData | None = None
+    base_model: "BaseModel | None" = None
+    site: OwnSite | None = None
+    explain_failures: bool = False
+    moments_folder: Path | None = None
+
+    def make_client_app(self) -> ClientApp:
+        """Return the ClientApp over this source; the workbench is loaded at its first message."""
+        from fedlora.client.worker.app import make_client_app
+
+        return make_client_app(self.load, key=self.key, explain_failures=self.explain_failures)
+
+    def make_client_app_over_files(self) -> ClientApp:
+        """Return the same app for a site, where adapters come and go as files."""
+        from fedlora.client.worker.app import make_client_app
+        from fedlora.client.worker.files_mod import adapters_as_files
+
+        return make_client_app(
+            self.load, key=self.key, explain_failures=self.explain_failures, mods=[adapters_as_files]
+        )
+
+    def load(self) -> "Workbench":
+        """Return the workbench: reads the data and the base model, which takes seconds."""
+        import torch
+
+        from fedlora.client.worker.workbench import Workbench
+        from fedlora.training.optimizer_state import MomentsFolder
+
+        # Small matrices gain nothing from a second thread, and cost double the CPU time.
+        torch.set_num_threads(1)
+        moments = None if self.moments_folder is None else MomentsFolder(self.moments_folder)
+        if self.site is not None:
+            data = load_own_data(self.config, client=self.site.name, only_group=self.site.only_group)
+            return Workbench(self.config, data, has_own_held_out=True, max_steps=self.site.max_steps, moments=moments)
+        data = self.data or _read_again(self.config)
+        return Workbench(self.config, data, self.base_model, moments=moments)
+
+
+def _read_again(config: RunConfig) -> FederatedData:
+    """Return the run's data, without the warnings of which whoever started the workers has been told."""
+    data_logger = logging.getLogger("fedlora.training.data")
+    before = data_logger.level
+    data_logger.setLevel(logging.ERROR)
+    try:
+        return load_federated_data(config)
+    finally:
+        data_logger.setLevel(before)

@@ -1,0 +1,1 @@
+"""What a finished run leaves: its model loaded, exported, merged, described, and checked with PEFT."""

@@ -1,0 +1,1 @@
+"""Base models: from a checkpoint to what can be trained, with its head, tokenizer and fingerprints."""

@@ -1,0 +1,134 @@
+"""An aggregation server: the ServerApp over the gRPC Grid, on one port, over one run's folder."""
+
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import grpc.aio
+from flwr.app import Context, RecordDict
+
+from fedlora.common.channels import require_loopback
+from fedlora.common.errors import ConfigError
+from fedlora.common.run_file import require_labels
+from fedlora.common.run_folder import EXCHANGE_FOLDER, IDENTITY_FOLDER
+from fedlora.server.disk.exchange import ExchangeStore
+from fedlora.server.disk.registry import Registry
+from fedlora.server.identity.authority import Authority
+from fedlora.server.identity.tickets import TicketOffice
+from fedlora.server.sites.grpc.enrolment import EnrolmentService
+from fedlora.server.sites.grpc.gate import Gate
+from fedlora.server.sites.grpc.grid import GrpcGrid
+from fedlora.server.sites.grpc.port import ExternalPair, Port, ServerCertificates
+from fedlora.server.sites.grpc.registry import RegistryService
+from fedlora.server.sites.grpc.session import SessionService
+from fedlora.server.sites.grpc.transfer import TransferService
+from fedlora.server.whole_run import Rounds
+from fedlora.v1.enrolment_pb2_grpc import add_EnrolmentServiceServicer_to_server
+from fedlora.v1.exchange_pb2_grpc import add_AdapterExchangeServiceServicer_to_server
+from fedlora.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
+from fedlora.v1.session_pb2_grpc import add_SessionServiceServicer_to_server
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Door:
+    """How a server listens, and whom it lets in.
+
+    Attributes:
+        address: HOST:PORT.
+        is_insecure: plain text without certificates, on loopback alone.
+        identity: the folder of the authority and the sites' records; None for the run folder's own.
+        external_ca, external_pair: the files of an authority of one's own, and the server's pair from it.
+    """
+
+    address: str
+    is_insecure: bool = False
+    identity: Path | None = None
+    external_ca: Path | None = None
+    external_pair: ExternalPair | None = None
+
+
+def serve(
+    rounds: Rounds,
+    door: Door,
+    *,
+    check: Callable[[Path], str],
+    opened: Callable[[int], None] = lambda _port: None,
+) -> None:
+    """Run the rounds that are left over the sites that connect; returns when the run is over.
+
+    SIGTERM and SIGINT end it in good order: what was accepted is on disk.
+
+    Args:
+        check: says what is wrong with the PEFT folder of an adapter that is to be published, nothing if all is well.
+        opened: called with the port's number once sites can connect.
+
+    Raises:
+        RunStopped: it was asked to stop; the same call goes on.
+        FedloraError: the run, the folder or the port cannot be used.
+    """
+    config, folder = rounds.run.config, rounds.run.folder
+    require_labels(config)
+    exchange = ExchangeStore(folder / EXCHANGE_FOLDER, precision=config.exchange.precision)
+    tickets = TicketOffice(exchange.ticket_key_file)
+    max_start_bytes = config.exchange.max_start_megabytes * 10**6
+    grid = GrpcGrid(exchange, tickets, max_start_bytes=max_start_bytes, listener=rounds.listener)
+    authority = _authority(door, folder)
+    credentials = None
+    if authority is None:
+        require_loopback(door.address)
+    else:
+        credentials = ServerCertificates(authority, door.external_pair).credentials()
+    gate = Gate(authority, run=config.run.name)
+    registry = Registry(folder, check=check, keep=config.exchange.published)
+
+    def add_services(server: grpc.aio.Server) -> None:
+        add_SessionServiceServicer_to_server(SessionService(grid, exchange, gate, config), server)
+        add_AdapterExchangeServiceServicer_to_server(TransferService(exchange, tickets, grid, gate), server)
+        add_RegistryServiceServicer_to_server(RegistryService(registry, gate), server)
+        add_EnrolmentServiceServicer_to_server(EnrolmentService(gate), server)
+
+    app = rounds.server_app(first=registry.heard)
+    with Port(door.address, credentials, add_services, gate=gate) as port, _stopped_by_signals(grid):
+        opened(port.number)
+        is_finished = False
+        try:
+            app(grid, Context(1, 0, {}, RecordDict(), {}))
+            is_finished = True
+        finally:
+            registry.close(is_finished=is_finished)
+            grid.stop(is_finished=is_finished)
+    exchange.clear()
+
+
+def _authority(door: Door, folder: Path) -> Authority | None:
+    if door.is_insecure:
+        return None
+    identity = door.identity or folder / IDENTITY_FOLDER
+    if door.external_ca is None:
+        return Authority.open(identity, datetime.now(UTC))
+    try:
+        return Authority.external(identity, door.external_ca.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{door.external_ca}: cannot be read ({error.strerror}); expected a file in PEM") from error
+
+
+@contextmanager
+def _stopped_by_signals(grid: GrpcGrid) -> Iterator[None]:
+    """Let SIGTERM and SIGINT stop the run at its next look."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        grid.stop(is_finished=False)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

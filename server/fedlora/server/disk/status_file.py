@@ -1,0 +1,179 @@
+"""`status.json` in a server's run folder: how it is written, how it is read, and whose process it says to end."""
+
+import fcntl
+import json
+import math
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import StoreError
+from fedlora.common.files import write_file
+from fedlora.common.run_folder import LOCK_FILE, STATUS_FILE
+from fedlora.server.record.events import Event, RunStarted
+from fedlora.server.record.running_summary import RunningSummary, ended
+from fedlora.server.report.numbers import perplexity
+
+Status = dict[str, object]
+
+_LEAST_SECONDS_BETWEEN = 0.5
+_TOTALS = ("rounds", "accepted", "refused", "bytes_down", "bytes_up")
+
+
+class StatusFile:
+    """Writes the summary of a run, at most twice a second; a picture of it as the live view is another."""
+
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        self._path = folder / STATUS_FILE
+        self._config = config
+        self._port = 0
+        self._metric_name = "metric"
+        self._summary = RunningSummary()
+        self._lock = threading.Lock()
+        self._changed = threading.Event()
+        self._is_over = False
+        self._thread = threading.Thread(target=self._write_changes, name="status", daemon=True)
+
+    def __enter__(self) -> "StatusFile":
+        self._changed.set()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._summary = ended(self._summary)
+            self._is_over = True
+        self._changed.set()
+        self._thread.join()
+
+    def listening(self, port: int) -> None:
+        """Note the port that sites connect to."""
+        with self._lock:
+            self._port = port
+        self._changed.set()
+
+    def show(self, event: Event, _before: RunningSummary, summary: RunningSummary) -> None:
+        """Write what is known after an event of the run."""
+        with self._lock:
+            self._summary = summary
+            if isinstance(event, RunStarted):
+                # Imports torch, which the server has done before it has met its sites.
+                from fedlora.server.disk.store import RunFolder
+
+                self._metric_name = RunFolder(self._path.parent).metric_name
+        self._changed.set()
+
+    def _write_changes(self) -> None:
+        while True:
+            self._changed.wait()
+            self._changed.clear()
+            with self._lock:
+                content, is_over = self._content(), self._is_over
+            with suppress(StoreError):  # On a full disk the run itself says so.
+                write_file(self._path, json.dumps(content, indent=2) + "\n")
+            if is_over:
+                return
+            time.sleep(_LEAST_SECONDS_BETWEEN)
+
+    def _content(self) -> Status:
+        known = self._summary
+        last, best = known.last, known.validation.best
+        overall = None if last is None or last.held_out is None else last.held_out.overall
+        aggregation = None if last is None else last.aggregation
+        return {
+            "run": self._config.run.name,
+            "pid": os.getpid(),
+            "port": self._port,
+            "phase": self._phase(),
+            "waiting_for": known.waiting_for,
+            "round": known.round,
+            "num_rounds": self._config.federation.rounds,
+            "sites": {
+                name: {"state": state, "detail": detail} for name, (state, detail) in sorted(known.sites.items())
+            },
+            "cohort": list(known.cohort),
+            "accepted": list(known.accepted),
+            "refused": dict(known.refused),
+            "last_round": None if last is None else last.round,
+            "metric_name": self._metric_name,
+            "metric": None if overall is None else _finite(overall.metric),
+            "perplexity": None if overall is None or not overall.num_tokens else _finite(perplexity(overall.loss)),
+            "best_round": None if best is None else best[1],
+            "best_validation_loss": None if best is None else best[0],
+            "ended_early": last is not None and last.ended_early,
+            "error_before": None if aggregation is None else _finite(aggregation.error_before),
+            "error_after": None if aggregation is None else _finite(aggregation.error_after),
+            "seconds": {} if last is None else dict(last.seconds),
+            "totals": {} if last is None else {name: getattr(known.totals, name) for name in _TOTALS},
+        }
+
+    def _phase(self) -> str:
+        """Return what is going on, in the words of a server: it opens its port before there is a round."""
+        if self._summary.phase == "starting":
+            return "waiting for sites" if self._port else "loading"
+        return "training" if self._summary.phase == "averaging" else self._summary.phase
+
+
+def read_status(folder: Path) -> Status:
+    """Return what the server of a run folder last wrote, with `is_running`.
+
+    Raises:
+        StoreError: no server has run there.
+    """
+    path = folder / STATUS_FILE
+    try:
+        content: Status = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise StoreError(f"{folder}: no server has run there; expected the folder given to server start") from error
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read ({error})") from error
+    return content | {"is_running": _is_held(folder / LOCK_FILE)}
+
+
+def is_served(folder: Path) -> bool:
+    """Return whether a server is at work on the run in a folder."""
+    try:
+        return bool(read_status(folder)["is_running"])
+    except StoreError:
+        return False
+
+
+def stop_server(folder: Path, *, timeout_seconds: float = 60.0) -> None:
+    """Have the server of a run folder end in good order, and return once it has.
+
+    Raises:
+        StoreError: no server is running there, or it has not ended in time.
+    """
+    found = read_status(folder)
+    if not found["is_running"]:
+        raise StoreError(f"{folder}: no server is running there")
+    pid = int(str(found["pid"]))
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_seconds
+    while read_status(folder)["is_running"]:
+        if time.monotonic() > deadline:
+            raise StoreError(f"{folder}: the server (process {pid}) has not ended within {timeout_seconds:.0f} s")
+        time.sleep(0.1)
+
+
+def _finite(number: float) -> float | None:
+    """Return a number as JSON has it, which knows no nan."""
+    return number if math.isfinite(number) else None
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,1 @@
+"""Who may take part in a deployment: the authority, its invitations, and permissions to upload."""

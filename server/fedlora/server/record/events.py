@@ -1,0 +1,121 @@
+"""What happens in a run, told as it happens; the terminal view listens."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from fedlora.common.messages import SiteDescription
+from fedlora.server.record.round_report import RoundReport
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """All clients are known. `next_round` is 1, or higher in a resumed run whose `reports` are the rounds so far."""
+
+    clients: tuple[str, ...]
+    num_rounds: int
+    next_round: int
+    reports: tuple[RoundReport, ...]
+
+
+@dataclass(frozen=True)
+class RoundStarted:
+    """The round's requests are out; `recovered` are the clients whose update an earlier process had accepted."""
+
+    round: int
+    cohort: tuple[str, ...]
+    recovered: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class UpdateArrived:
+    """A client answered. `reason` is empty when its update was accepted, else the refusal's code and what was found."""
+
+    round: int
+    client: str
+    reason: str
+    loss: float
+
+
+@dataclass(frozen=True)
+class EvaluationStarted:
+    """The global adapter goes to the clients' workers for its score on the held-out set."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class RoundEnded:
+    """The round is on disk."""
+
+    report: RoundReport
+
+
+SITE_STATES = ("away", "starting", "ready", "at work", "not ready")
+
+
+@dataclass(frozen=True)
+class SiteChanged:
+    """A site of a deployment came, went, or became something else; `state` is one of `SITE_STATES`.
+
+    `detail` is a code: what keeps the site from being ready.
+    """
+
+    site: str
+    state: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The run waits, and says for what."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class SitesDescribed:
+    """Clients have said what they hold, and what of it is left out, cut or not read; by name, the new ones alone."""
+
+    sites: Mapping[str, SiteDescription]
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What a user should know of the run before it begins, in a line each, such as settings that do nothing."""
+
+    lines: tuple[str, ...]
+
+
+Event = (
+    Noted
+    | SitesDescribed
+    | SiteChanged
+    | Waiting
+    | RunStarted
+    | RoundStarted
+    | UpdateArrived
+    | EvaluationStarted
+    | RoundEnded
+)
+Listener = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Listen to nothing."""
+
+
+class HeardSites:
+    """A listener that keeps what the clients said of themselves, and tells another everything.
+
+    Attributes:
+        sites: by name, what each said last.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self.sites: Mapping[str, SiteDescription] = {}
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, SitesDescribed):
+            self.sites = {**self.sites, **event.sites}
+        self._listener(event)

@@ -1,0 +1,46 @@
+"""The enrolment service: a site's first certificate, and the next ones."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import grpc
+
+from fedlora.common.errors import StoreError
+from fedlora.server.identity.authority import AccessRefused
+from fedlora.server.sites.grpc.gate import Context, Gate, refuse
+from fedlora.v1 import enrolment_pb2
+from fedlora.v1.enrolment_pb2_grpc import EnrolmentServiceServicer
+
+
+class EnrolmentService(EnrolmentServiceServicer):
+    """Signs what invited sites and enrolled sites ask for."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    async def Enrol(self, request: enrolment_pb2.EnrolRequest, context: Context) -> enrolment_pb2.EnrolResponse:
+        """Sign the key of the site whose invitation the caller's certificate was made from."""
+        authority, record, _ = await self._gate.invited(context)
+        try:
+            certificate = await asyncio.to_thread(
+                authority.enrol, record.name, request.signing_request, datetime.now(UTC)
+            )
+        except AccessRefused as error:
+            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, error.code)
+        except StoreError:
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, "not_stored")
+        return enrolment_pb2.EnrolResponse(certificate=certificate, authority=authority.ca_pem, site=record.name)
+
+    async def Renew(self, request: enrolment_pb2.RenewRequest, context: Context) -> enrolment_pb2.RenewResponse:
+        """Sign a new key of the calling site."""
+        name = await self._gate.site(context)
+        authority = self._gate.authority
+        if authority is None or authority.is_external:
+            await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "external")
+        try:
+            certificate = await asyncio.to_thread(authority.renew, name, request.signing_request, datetime.now(UTC))
+        except AccessRefused as error:
+            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, error.code)
+        except StoreError:
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, "not_stored")
+        return enrolment_pb2.RenewResponse(certificate=certificate, authority=authority.ca_pem)

@@ -1,0 +1,104 @@
+"""Who calls: every rpc asks here first, and nobody else looks at a certificate."""
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import grpc
+from grpc.aio import ServicerContext
+
+from fedlora.common.channels import SITE_METADATA
+from fedlora.common.errors import StoreError
+from fedlora.server.identity.authority import AccessRefused, Authority
+from fedlora.server.identity.site_records import SiteRecord
+
+logger = logging.getLogger(__name__)
+
+Context = ServicerContext[Any, Any]
+
+_DAMAGED = "damaged_record"
+
+
+class Gate:
+    """Tells a caller's name by its certificate; without an authority, on loopback, by what it says."""
+
+    def __init__(self, authority: Authority | None, *, run: str) -> None:
+        self._authority = authority
+        self._run = run
+
+    async def site(self, context: Context) -> str:
+        """Return the name of the calling site, which may use this run; anybody else's call ends here."""
+        if self._authority is None:
+            found = dict(context.invocation_metadata() or ()).get(SITE_METADATA, "")
+            name = found.decode(errors="replace") if isinstance(found, bytes) else found
+            if not 0 < len(name) <= 60 or not name.isprintable():
+                await refuse(context, grpc.StatusCode.UNAUTHENTICATED, "no_name")
+            return name
+        try:
+            return self._authority.allowed(await _certificate(context), self._run, datetime.now(UTC))
+        except AccessRefused as error:
+            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, error.code)
+        except StoreError as error:
+            logger.error("a site is not let in: %s", error)
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, _DAMAGED)
+
+    def standing(self, context: Context) -> Callable[[], str]:
+        """Return a function that says what speaks against the caller now, nothing while its certificate is good.
+
+        A connection lasts for days, and the certificate it began with may end or be revoked meanwhile.
+        """
+        certificate = _pem(context)
+
+        def ask() -> str:
+            if self._authority is None:
+                return ""
+            if certificate is None:
+                return "no_certificate"
+            try:
+                self._authority.allowed(certificate, self._run, datetime.now(UTC))
+            except AccessRefused as error:
+                return error.code
+            except StoreError:
+                return _DAMAGED
+            return ""
+
+        return ask
+
+    def still_allowed(self, context: Context) -> Callable[[], bool]:
+        """Return a function that says whether the caller's certificate is still good."""
+        ask = self.standing(context)
+        return lambda: not ask()
+
+    async def invited(self, context: Context) -> tuple[Authority, SiteRecord, bytes]:
+        """Return the invitation that the caller's certificate was made from, and the certificate."""
+        if self._authority is None:
+            await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "insecure")
+        certificate = await _certificate(context)
+        record = self._authority.invited_site(certificate, datetime.now(UTC))
+        if record is None:
+            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, "not_invited")
+        return self._authority, record, certificate
+
+    @property
+    def authority(self) -> Authority | None:
+        """Who signs the sites' certificates; None on loopback without any."""
+        return self._authority
+
+
+async def refuse(context: Context, status: grpc.StatusCode, code: str) -> NoReturn:
+    """End the call with a status and a typed code."""
+    await context.abort(status, code)
+    raise AssertionError("abort has raised")
+
+
+def _pem(context: Context) -> bytes | None:
+    found = (context.auth_context() or {}).get("x509_pem_cert", ())
+    return next(iter(found), None)
+
+
+async def _certificate(context: Context) -> bytes:
+    certificate = _pem(context)
+    if certificate is None:
+        await refuse(context, grpc.StatusCode.UNAUTHENTICATED, "no_certificate")
+    return certificate

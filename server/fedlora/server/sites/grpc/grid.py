@@ -1,0 +1,317 @@
+"""Flower's Grid over lasting connections: requests wait for their site, answers for the strategy.
+
+It knows no gRPC: a connection is a function that sends, given by the session service. Every request
+stays outstanding until it is answered or withdrawn, and is sent again at each new connection.
+"""
+
+import secrets
+import threading
+import time
+from collections.abc import Iterable
+
+from flwr.app import Message
+from google.protobuf.message import Message as Proto
+
+from fedlora.common.errors import RunError
+from fedlora.common.flower_privates import assume_identity, give_id
+from fedlora.common.messages import SiteDescription
+from fedlora.common.packed_file import Packed
+from fedlora.common.records import adapter_in, carried, carrying, kind_of, put_adapter
+from fedlora.common.wire import put
+from fedlora.server.disk.exchange import ExchangeStore, Offer
+from fedlora.server.identity.tickets import Ticket, TicketOffice
+from fedlora.server.record.events import Listener, SiteChanged, ignore
+from fedlora.server.sites.contract import Traffic
+from fedlora.server.sites.grpc.flowers_words import reply_to, request_in
+from fedlora.server.sites.grpc.known_site import (
+    KnownSite,
+    Outstanding,
+    Send,
+    acknowledgement,
+    node_of,
+    offered,
+    place,
+)
+from fedlora.server.sites.polled_grid import PolledGrid
+from fedlora.v1 import session_pb2
+
+_POLL_SECONDS = 0.2
+_WITHDRAWN = "withdrawn"
+
+
+class RunStopped(RunError):  # noqa: N818 (no error: it was asked for)
+    """The run was asked to stop; the same command goes on with it."""
+
+    code = "stopped"
+
+
+class GrpcGrid(PolledGrid):
+    """The Grid of a deployment; all methods may be called from any thread."""
+
+    def __init__(
+        self,
+        exchange: ExchangeStore,
+        tickets: TicketOffice,
+        *,
+        max_start_bytes: int,
+        listener: Listener = ignore,
+    ) -> None:
+        """`max_start_bytes` is what the run's first adapter, which a site makes, may take at most."""
+        super().__init__()
+        self._exchange = exchange
+        self._tickets = tickets
+        self._max_start_bytes = max_start_bytes
+        self._listener = listener
+        self._changed = threading.Condition()
+        self._sites: dict[str, KnownSite] = {}
+        self._names: dict[int, str] = {}
+        self._replies: dict[str, Message] = {}
+        self._answered: dict[str, str] = {}
+        self._told: dict[str, tuple[str, str]] = {}
+        self._bytes_down = self._bytes_up = 0
+        self._is_stopping = False
+        self._prefix = secrets.token_hex(4)
+        self._num_messages = 0
+        assume_identity()
+
+    # -- for the session service
+
+    def connect(self, site: str, send: Send) -> None:
+        """Take a site's new connection; an older one ends."""
+        with self._changed:
+            known = self._site(site)
+            if known.send is not None:
+                known.send("replaced")
+            known.send, known.description, known.reason, known.shut_out = send, None, "", ""
+            for outstanding in known.outstanding.values():
+                outstanding.is_delivered = False
+            self._tell(known)
+
+    def disconnect(self, site: str, send: Send) -> None:
+        """Note that a connection is gone, unless the site has a newer one."""
+        with self._changed:
+            known = self._site(site)
+            if known.send == send:
+                known.send, known.gone_since = None, time.monotonic()
+                self._tell(known)
+                self._changed.notify_all()
+
+    def shut_out(self, site: str, code: str) -> None:
+        """Note that a site was sent away for good: the rounds do without it."""
+        with self._changed:
+            self._site(site).shut_out = code
+            self._changed.notify_all()
+
+    def ready(self, site: str, description: SiteDescription) -> None:
+        """Take a site that has rehearsed as ready, and send it what is outstanding."""
+        with self._changed:
+            known = self._site(site)
+            known.description, known.reason = description, ""
+            for outstanding in known.outstanding.values():
+                self._deliver(known, outstanding)
+            self._tell(known)
+            self._changed.notify_all()
+
+    def not_ready(self, site: str, reason: str) -> None:
+        """Note the code of what keeps a site from taking part."""
+        with self._changed:
+            known = self._site(site)
+            if known.description is not None:
+                known.gone_since = time.monotonic()
+            known.description, known.reason = None, reason
+            self._tell(known)
+            self._changed.notify_all()
+
+    def outstanding(self, site: str, request_id: str) -> Outstanding | None:
+        """Return a site's request that has no answer; where it is none, the site is told to forget it."""
+        with self._changed:
+            known = self._site(site)
+            found = known.outstanding.get(request_id)
+            if found is None and known.send is not None and request_id not in self._answered:
+                known.send(acknowledgement(request_id, _WITHDRAWN))
+            return found
+
+    def expects(self, ticket: Ticket) -> bool:
+        """Return whether the update that a ticket is for is still waited for."""
+        return self._awaited(ticket) is not None
+
+    def offer_for(self, ticket: Ticket) -> Offer | None:
+        """Return the adapter that the update of a ticket is a difference to, None where it is whole."""
+        awaited = self._awaited(ticket)
+        return None if awaited is None else awaited.offer
+
+    def answer(self, site: str, request_id: str, receipt: Proto, adapter: Packed) -> None:
+        """Give a site's answer to the strategy, as it came."""
+        with self._changed:
+            known = self._site(site)
+            outstanding = known.outstanding.pop(request_id, None)
+            if outstanding is None:
+                return
+            content = carrying(receipt)
+            put_adapter(content, adapter)
+            asked = outstanding.message
+            is_ours = bool(kind_of(asked.content))
+            self._replies[request_id] = Message(content, reply_to=asked) if is_ours else reply_to(asked, content)
+            self._answered[request_id] = site
+            # Of ours the rounds say when an update is on disk.
+            if not (is_ours and outstanding.request.HasField("train")):
+                self._settle(request_id, "")
+            self._tell(known)
+            self._changed.notify_all()
+
+    def count(self, *, down: int = 0, up: int = 0) -> None:
+        """Count adapter bytes that have moved."""
+        with self._changed:
+            self._bytes_down += down
+            self._bytes_up += up
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many sites are ready or at work, and how many are known."""
+        with self._changed:
+            return sum(site.is_ready for site in self._sites.values()), len(self._sites)
+
+    def stop(self, *, is_finished: bool) -> None:
+        """Let the strategy stop at its next look, and tell all sites."""
+        with self._changed:
+            self._is_stopping = True
+            for site in self._sites.values():
+                if site.send is not None:
+                    drain = session_pb2.Drain(is_finished=is_finished)
+                    site.send(session_pb2.ConnectResponse(drain=drain))
+                    site.send("drained")
+            self._changed.notify_all()
+
+    # -- LastingGrid, for the strategy
+
+    def node_of(self, site: str) -> int:
+        with self._changed:
+            self._site(site)
+        return node_of(site)
+
+    def descriptions(self) -> dict[str, SiteDescription]:
+        with self._changed:
+            self._refuse_to_go_on()
+            return {
+                name: site.description
+                for name, site in self._sites.items()
+                if site.is_ready and site.description is not None
+            }
+
+    def turn_away(self, site: str, code: str) -> None:
+        with self._changed:
+            if (send := self._site(site).send) is not None:
+                send(session_pb2.ConnectResponse(turned_away=session_pb2.TurnedAway(reason=code)))
+            self.not_ready(site, code)
+
+    def seconds_away(self) -> dict[str, float]:
+        with self._changed:
+            return {name: site.seconds_away for name, site in self._sites.items()}
+
+    def acknowledge(self, message_id: str, refusal: str) -> None:
+        with self._changed:
+            self._settle(message_id, refusal)
+
+    def withdraw(self, message_ids: Iterable[str]) -> None:
+        with self._changed:
+            for message_id in message_ids:
+                for site in self._sites.values():
+                    if site.outstanding.pop(message_id, None) is not None:
+                        if site.send is not None:
+                            cancellation = session_pb2.Cancellation(request_id=message_id)
+                            site.send(session_pb2.ConnectResponse(cancellation=cancellation))
+                        self._tell(site)
+
+    def traffic(self) -> Traffic:
+        with self._changed:
+            return Traffic(self._bytes_down, self._bytes_up)
+
+    def pause(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_stopping, seconds)
+            self._refuse_to_go_on()
+
+    # -- Grid
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes of the sites that are ready."""
+        with self._changed:
+            self._refuse_to_go_on()
+            return [node_of(name) for name, site in sorted(self._sites.items()) if site.is_ready]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        message_ids = []
+        for message in messages:
+            with self._changed:
+                self._refuse_to_go_on()
+                self._num_messages += 1
+                message_id = f"{self._prefix}-{self._num_messages}"
+            give_id(message, message_id)
+            site = self._names[message.metadata.dst_node_id]
+            self._send_request(message, site)
+            message_ids.append(message_id)
+        return message_ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there; where none is, after a short wait for one."""
+        wanted = list(message_ids)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._is_stopping or any(message_id in self._replies for message_id in wanted), _POLL_SECONDS
+            )
+            self._refuse_to_go_on()
+            return [self._replies.pop(message_id) for message_id in wanted if message_id in self._replies]
+
+    # -- within
+
+    def _awaited(self, ticket: Ticket) -> Outstanding | None:
+        wanted = (ticket.run, ticket.round, ticket.attempt)
+        with self._changed:
+            known = self._site(ticket.site).outstanding.values()
+            return next((outstanding for outstanding in known if place(outstanding.request) == wanted), None)
+
+    def _send_request(self, message: Message, site: str) -> None:
+        request_id = message.metadata.message_id
+        request = session_pb2.Request(request_id=request_id, precision=self._exchange.precision)
+        content = message.content if kind_of(message.content) else request_in(message)
+        put(carried(content), request)
+        offer: Offer | None = None
+        if not request.HasField("initialise"):
+            offer = self._exchange.offer(adapter_in(content, with_files=True))
+            request.adapter.CopyFrom(offered(offer))
+        if request.HasField("train"):
+            most = self._exchange.max_upload_bytes(offer) if offer is not None else 0
+            request.ticket = self._tickets.issue(Ticket(*place(request), site, most))
+        elif request.HasField("initialise"):
+            request.precision = "float32"
+            request.ticket = self._tickets.issue(Ticket("", 0, 0, site, self._max_start_bytes))
+        with self._changed:
+            known = self._site(site)
+            outstanding = Outstanding(message, site, request, offer)
+            known.outstanding[request_id] = outstanding
+            self._deliver(known, outstanding)
+            self._tell(known)
+
+    def _deliver(self, site: KnownSite, outstanding: Outstanding) -> None:
+        if site.send is not None and site.description is not None:
+            outstanding.is_delivered = True
+            site.send(session_pb2.ConnectResponse(request=outstanding.request))
+
+    def _settle(self, message_id: str, refusal: str) -> None:
+        name = self._answered.pop(message_id, None)
+        if name is not None and (send := self._site(name).send) is not None:
+            send(acknowledgement(message_id, refusal))
+
+    def _site(self, name: str) -> KnownSite:
+        if name not in self._sites:
+            self._sites[name] = KnownSite(name)
+            self._names[node_of(name)] = name
+        return self._sites[name]
+
+    def _tell(self, site: KnownSite) -> None:
+        if self._told.get(site.name) != site.state:
+            self._told[site.name] = site.state
+            self._listener(SiteChanged(site.name, *site.state))
+
+    def _refuse_to_go_on(self) -> None:
+        if self._is_stopping:
+            raise RunStopped("the run was stopped; the same command goes on with it")

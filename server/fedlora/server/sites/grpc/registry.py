@@ -1,0 +1,96 @@
+"""The registry service: finished adapters for whoever serves them."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+
+import grpc
+
+from fedlora.common.channels import CHUNK_BYTES
+from fedlora.common.published import to_message
+from fedlora.server.disk.registry import LINGER_SECONDS, Registry
+from fedlora.server.sites.grpc.gate import Context, Gate, refuse
+from fedlora.v1 import registry_pb2
+from fedlora.v1.registry_pb2_grpc import RegistryServiceServicer
+
+_PAGE_SIZE, _MAX_PAGE_SIZE = 100, 1_000
+_TOKEN = re.compile(r"before-(\d{1,9})")
+_LOOK_SECONDS = 5.0
+
+
+class RegistryService(RegistryServiceServicer):
+    """Lists the adapters of a registry, sends their files, and tells watchers of new ones."""
+
+    def __init__(self, registry: Registry, gate: Gate) -> None:
+        self._registry = registry
+        self._gate = gate
+
+    async def ListAdapters(
+        self, request: registry_pb2.ListAdaptersRequest, context: Context
+    ) -> registry_pb2.ListAdaptersResponse:
+        """Send one page of the adapters."""
+        await self._gate.site(context)
+        left = self._registry.adapters()
+        if request.page_token:
+            token = _TOKEN.fullmatch(request.page_token)
+            if token is None:
+                await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "page_token")
+            left = tuple(published for published in left if published.version < int(token[1]))
+        page = left[: min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)]
+        return registry_pb2.ListAdaptersResponse(
+            adapters=map(to_message, page),
+            next_page_token=f"before-{page[-1].version}" if len(page) < len(left) else "",
+        )
+
+    async def ReadFile(
+        self, request: registry_pb2.ReadFileRequest, context: Context
+    ) -> AsyncIterator[registry_pb2.ReadFileResponse]:
+        """Send a file of an adapter from an offset on; one that is removed meanwhile is sent to its end."""
+        await self._gate.site(context)
+        path = self._registry.find(request.version, request.file)
+        if path is None:
+            await refuse(context, grpc.StatusCode.NOT_FOUND, "not_published")
+        try:
+            file = open(path, "rb", buffering=0)  # noqa: SIM115 (a file that is gone is another matter than the rest)
+        except FileNotFoundError:
+            await refuse(context, grpc.StatusCode.NOT_FOUND, "not_published")
+        with file:
+            if request.offset > file.seek(0, 2):
+                await refuse(context, grpc.StatusCode.OUT_OF_RANGE, "offset")
+            file.seek(request.offset)
+            while chunk := file.read(CHUNK_BYTES):
+                yield registry_pb2.ReadFileResponse(data=chunk)
+
+    async def WatchAdapters(
+        self, request: registry_pb2.WatchAdaptersRequest, context: Context
+    ) -> AsyncIterator[registry_pb2.WatchAdaptersResponse]:
+        """Send each adapter after a version as long as the run lasts, and at its end that it is over."""
+        await self._gate.site(context)
+        is_allowed = self._gate.still_allowed(context)
+        loop, changed, sent = asyncio.get_running_loop(), asyncio.Event(), request.after_version
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        with self._registry.watching(wake):
+            while is_allowed():
+                changed.clear()
+                # Asked in this order: after the close nothing is published.
+                is_finished = self._registry.is_finished
+                for published in reversed(self._registry.adapters()):
+                    if published.version > sent:
+                        yield registry_pb2.WatchAdaptersResponse(adapter=to_message(published))
+                        sent = published.version
+                if is_finished is not None:
+                    break
+                try:
+                    await asyncio.wait_for(changed.wait(), _LOOK_SECONDS)
+                except TimeoutError:
+                    continue
+            else:
+                await refuse(context, grpc.StatusCode.PERMISSION_DENIED, "revoked")
+            if not is_finished:
+                await refuse(context, grpc.StatusCode.UNAVAILABLE, "drained")
+            yield registry_pb2.WatchAdaptersResponse(is_over=True)
+            # The watcher may still fetch what it was told of, and then hangs up.
+            await asyncio.sleep(LINGER_SECONDS)

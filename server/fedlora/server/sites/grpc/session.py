@@ -1,0 +1,174 @@
+"""The session service: a site's lasting connection, between its stream and the Grid."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import AdapterError, FedloraError, RunError
+from fedlora.common.messages import Failure
+from fedlora.common.packed_file import Packed, PackedFile
+from fedlora.common.phases import announce
+from fedlora.common.run_file import to_toml
+from fedlora.common.schema import discard_local, to_proto
+from fedlora.common.wire import PROTOCOL, read_description, read_receipt, receipt_in
+from fedlora.server.disk.exchange import ExchangeStore
+from fedlora.server.sites.grpc.gate import Context, Gate, refuse
+from fedlora.server.sites.grpc.grid import GrpcGrid
+from fedlora.server.sites.grpc.known_site import Outstanding
+from fedlora.v1 import session_pb2
+from fedlora.v1.session_pb2_grpc import SessionServiceServicer
+
+logger = logging.getLogger(__name__)
+
+_HELLO_SECONDS = 30.0
+_LOOK_SECONDS = 5.0
+
+
+class SessionService(SessionServiceServicer):
+    """Carries requests to sites and answers from them."""
+
+    def __init__(self, grid: GrpcGrid, exchange: ExchangeStore, gate: Gate, config: RunConfig) -> None:
+        self._grid = grid
+        self._exchange = exchange
+        self._gate = gate
+        self._config = config
+
+    async def Connect(
+        self, request_iterator: AsyncIterator[session_pb2.ConnectRequest], context: Context
+    ) -> AsyncIterator[session_pb2.ConnectResponse]:
+        """Serve one connection of a site for as long as it stands."""
+        site = await self._gate.site(context)
+        standing = self._gate.standing(context)
+        await self._greet(request_iterator, context)
+        loop = asyncio.get_running_loop()
+        outgoing: asyncio.Queue[session_pb2.ConnectResponse | str] = asyncio.Queue()
+
+        def send(response: session_pb2.ConnectResponse | str) -> None:
+            loop.call_soon_threadsafe(outgoing.put_nowait, response)
+
+        self._grid.connect(site, send)
+        listening = asyncio.create_task(self._listen(site, request_iterator, outgoing))
+        try:
+            num_ready, _ = self._grid.counts()
+            welcome = session_pb2.Welcome(
+                protocol=PROTOCOL,
+                version=version("fedlora"),
+                run_toml=to_toml(self._config, comments=False),
+                num_ready=num_ready,
+                num_expected=self._config.federation.sites,
+            )
+            yield session_pb2.ConnectResponse(welcome=welcome)
+            while not (code := standing()):
+                try:
+                    response = await asyncio.wait_for(outgoing.get(), _LOOK_SECONDS)
+                except TimeoutError:
+                    continue
+                if isinstance(response, str):
+                    await refuse(context, grpc.StatusCode.ABORTED, response)
+                if response.HasField("request"):
+                    announce("send")
+                yield response
+            if code == "expired":
+                # The site may have renewed it long ago: it comes back with the one that it has now.
+                await refuse(context, grpc.StatusCode.ABORTED, "connect_again")
+            self._grid.shut_out(site, code)
+            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, code)
+        finally:
+            listening.cancel()
+            self._grid.disconnect(site, send)
+
+    async def _greet(self, stream: AsyncIterator[session_pb2.ConnectRequest], context: Context) -> None:
+        try:
+            first = await asyncio.wait_for(anext(stream), _HELLO_SECONDS)
+        except (TimeoutError, StopAsyncIteration):
+            await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no_hello")
+        if not first.HasField("hello"):
+            await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "no_hello")
+        if first.hello.protocol != PROTOCOL:
+            await refuse(
+                context,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"version: the server is fedlora {version('fedlora')} with protocol {PROTOCOL}, the site fedlora "
+                f"{first.hello.version[:40]} with protocol {first.hello.protocol}; update the older one",
+            )
+
+    async def _listen(
+        self,
+        site: str,
+        stream: AsyncIterator[session_pb2.ConnectRequest],
+        outgoing: "asyncio.Queue[session_pb2.ConnectResponse | str]",
+    ) -> None:
+        """Take what the site says until it says no more."""
+        try:
+            async for request in stream:
+                match request.WhichOneof("content"):
+                    case "readiness":
+                        self._take_readiness(site, request.readiness)
+                    case "answer":
+                        await self._take_answer(site, request.answer)
+        except (grpc.RpcError, grpc.aio.AbortError):
+            pass  # The connection is gone, which the other direction notices too.
+        except Exception:
+            logger.exception("%s: a message could not be handled; its connection is closed", site)
+        outgoing.put_nowait("ended")
+
+    def _take_readiness(self, site: str, readiness: session_pb2.Readiness) -> None:
+        if readiness.WhichOneof("content") != "description":
+            self._grid.not_ready(site, _code(readiness.reason))
+            return
+        # A site is who its certificate says, whatever it calls itself.
+        try:
+            description = read_description(
+                readiness.description, site=site, labels=self._config.data.labels, base_model=self._config.model.name
+            )
+        except RunError as error:
+            logger.warning("%s", error)
+            self._grid.not_ready(site, "unreadable")
+        else:
+            self._grid.ready(site, description)
+
+    async def _take_answer(self, site: str, answer: session_pb2.Answer) -> None:
+        outstanding = self._grid.outstanding(site, answer.request_id)
+        if outstanding is None:
+            return
+        announce("collect")
+        receipt: Message
+        adapter: Packed = b""
+        try:
+            read_receipt(answer)  # For its checks: the rounds get what came, but for what a peer may not say.
+            receipt = receipt_in(answer)
+            discard_local(receipt)
+            adapter = await asyncio.to_thread(self._adapter, site, answer, outstanding)
+        except (AdapterError, RunError) as error:
+            receipt = to_proto(Failure("unreadable", str(error)), with_local=True)
+        except FedloraError as error:
+            # Such as a full disk: not the site's fault, and not to be acknowledged.
+            logger.error("%s: its update could not be stored: %s", site, error)
+            receipt = to_proto(Failure("not_stored", str(error)), with_local=True)
+        self._grid.answer(site, answer.request_id, receipt, adapter)
+
+    def _adapter(self, site: str, answer: session_pb2.Answer, outstanding: Outstanding) -> Packed:
+        """Return the file of an answer's adapter, which lies in the exchange; empty bytes where it has none."""
+        if not answer.HasField("adapter") or not (answer.HasField("train") or answer.HasField("initialise")):
+            return b""
+        # The run's first adapter is of round 0.
+        round, encoded = answer.train.round, answer.adapter.encoded
+        sha256 = encoded.sha256.hex()
+        if len(sha256) != 64 or not 0 <= round < 10**6:
+            raise AdapterError("an update without a digest")
+        upload = self._exchange.upload_file(site, round=round, sha256=sha256)
+        if not upload.is_file():
+            raise AdapterError("an answer whose update was not uploaded")
+        whole = self._exchange.whole_update(site, round=round, sha256=sha256, offer=outstanding.offer)
+        return PackedFile(whole, upload.stat().st_size)
+
+
+def _code(reason: str) -> str:
+    """Return a code that a site sent, if it is one: its words may be chosen by an attacker."""
+    return reason if 0 < len(reason) <= 40 and reason.replace("_", "").isalpha() and reason.islower() else "unknown"
