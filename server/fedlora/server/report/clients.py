@@ -7,12 +7,7 @@ from functools import partial
 from fedlora.server.report.content import Chart, Columns, Section, Table, table
 from fedlora.server.report.drawing import Colour, score_axis
 from fedlora.server.report.gains import about_gains, gains_chart, gains_table
-from fedlora.server.report.local_training import (
-    LocalTraining,
-    local_trainings,
-    mean_local_trainings,
-    tokens_by_client,
-)
+from fedlora.server.report.local_training import LocalTraining, local_trainings, mean_local_trainings, tokens_by_client
 from fedlora.server.report.numbers import (
     Gain,
     by_client,
