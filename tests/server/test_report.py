@@ -25,9 +25,20 @@ from report_pages import (
 from fedlora.common.messages import Score
 from fedlora.server.record.round_report import ClientReport, HeldOutReport, RoundReport
 from fedlora.server.report import ShownExample
+from fedlora.server.report.content import table
+from fedlora.server.report.drawing import Colour, amount_axis
 from fedlora.server.report.layers import by_module
 from fedlora.server.report.numbers import client_gains, group_gains, mean_loss, refusals, total_gains
-from fedlora.server.report.wording import duration_text, error_texts, gain_text, ranges_text, significant, size_text
+from fedlora.server.report.series_chart import Panel, Series, series_chart
+from fedlora.server.report.wording import (
+    UNKNOWN,
+    duration_text,
+    error_texts,
+    gain_text,
+    ranges_text,
+    significant,
+    size_text,
+)
 
 RUN = (start(), finished(1), finished(2), finished(3, refused={"site-9": "norm_too_large: 812 times the median"}))
 
@@ -258,3 +269,17 @@ def test_numbers_read_as_people_write_them() -> None:
     assert error_texts(0.18421, 0.18394) == ("0.1842", "0.1839")
     assert gain_text(0.7066, 0.6944, "accuracy") == "-1.3"
     assert ranges_text([1, 3, 4, 5, 9]) == "1, 3-5, 9"
+
+
+def test_a_column_in_which_nothing_is_known_is_left_out() -> None:
+    columns = (("name", str), ("size", lambda word: word[:0] or UNKNOWN), ("length", lambda word: str(len(word))))
+    shown = table("Words", columns, ["one", "three"], totals=["all"])
+    assert shown.head == ["name", "length"]
+    assert (shown.rows, shown.totals) == ([["one", "3"], ["three", "5"]], [["all", "3"]])
+
+
+def test_a_series_with_gaps_and_one_without_values_can_be_drawn() -> None:
+    known = Series("known", {1: 1.0, 2: math.nan, 4: math.inf}, Colour.BLUE, band={1: (0.5, 1.5)})
+    chart = series_chart("Growth", Panel((known, Series("none", {}, Colour.GREY)), amount_axis), description="grows")
+    assert [key.words for key in chart.keys] == ["known", "lowest to highest"]
+    assert "nan" not in chart.svg

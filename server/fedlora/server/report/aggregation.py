@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from fedlora.common.aggregation_report import AggregationReport, LayerReport
 from fedlora.methods import title_of
 from fedlora.server.record.round_report import RoundReport
-from fedlora.server.report.content import Chart, Columns, Section, paragraphs, table
+from fedlora.server.report.content import Chart, Columns, Section, table
 from fedlora.server.report.drawing import Colour, amount_axis, percent_axis
 from fedlora.server.report.layers import by_module
 from fedlora.server.report.numbers import is_corrected, moved, moved_factor
@@ -47,15 +47,15 @@ def aggregation(reports: Sequence[RoundReport]) -> Section | None:
     layers = measured[last].layers
     return Section(
         "Error of the average",
-        paragraphs([meaning], about),
+        [[meaning], about],
         charts,
         parts=[_layers(layers, last, corrected=corrected)] if layers else [],
     )
 
 
 def _errors(measured: Mapping[int, AggregationReport], *, corrected: bool, description: str) -> Chart:
-    before = {at: _finite(each.error_before) for at, each in measured.items()}
-    after = {at: _finite(each.error_after) for at, each in measured.items()}
+    before = {at: each.error_before for at, each in measured.items()}
+    after = {at: each.error_after for at, each in measured.items()}
     series = (
         # Wider, to be seen where the other covers it.
         Series("plain averaging", before, Colour.ORANGE, width=4, dot=9.6),
@@ -69,10 +69,10 @@ def _correction(measured: Mapping[int, AggregationReport]) -> Chart:
     """Return what share of the error the correction removed, and how far it moved A or B for that, over the rounds."""
     factor = moved_factor(measured.values())
     removed = {
-        at: 1 - _finite(each.error_after) / _finite(each.error_before) if each.error_before > 0 else math.nan
+        at: 1 - each.error_after / each.error_before if each.error_before > 0 else math.nan
         for at, each in measured.items()
     }
-    movements = {at: _finite(moved(each, factor)) for at, each in measured.items()}
+    movements = {at: moved(each, factor) for at, each in measured.items()}
     panels = (
         Panel([Series("", values, colour)], percent_axis, title=title, is_bars=True)
         for values, colour, title in (
@@ -92,8 +92,8 @@ def _layers(layers: Mapping[str, LayerReport], at: int, *, corrected: bool) -> S
     shown = [layers[path] for name in drawn for path in modules[name]]
     factor = moved_factor(layers.values())
     limits = (
-        [_finite(error) for layer in shown for error in (layer.error_before, layer.error_after)],
-        [_finite(moved(layer, factor)) for layer in shown],
+        [error for layer in shown for error in (layer.error_before, layer.error_after)],
+        [moved(layer, factor) for layer in shown],
     )
     charts = []
     for name in drawn:
@@ -109,7 +109,7 @@ def _layers(layers: Mapping[str, LayerReport], at: int, *, corrected: bool) -> S
     ]
     return Section(
         f"By layer, in round {at}",
-        paragraphs(about),
+        [about],
         charts,
         has_one_legend=True,
         table=table("Layers", _LAYER_COLUMNS, list(layers.items())),
@@ -126,13 +126,13 @@ def _module_chart(
         f"{name}: error of the average in {len(blocks)} blocks; the largest, "
         f"{significant(blocks[worst].error_after, 3)}, is in block {worst}."
     )
-    before = {block: _finite(layer.error_before) for block, layer in blocks.items()}
+    before = {block: layer.error_before for block, layer in blocks.items()}
     if not factor:
         dots = Series("plain averaging", before, Colour.ORANGE, width=0)
         panel = Panel([dots], amount_axis, limits=limits[0], name="error")
         return series_chart(name, panel, description=description, places="block of the model", height=170)
-    after = {block: _finite(layer.error_after) for block, layer in blocks.items()}
-    movements = {block: _finite(moved(layer, factor)) for block, layer in blocks.items()}
+    after = {block: layer.error_after for block, layer in blocks.items()}
+    movements = {block: moved(layer, factor) for block, layer in blocks.items()}
     errors = (
         Series("plain averaging", before, Colour.ORANGE, width=0, dot=8, rings=list(blocks)),
         Series("after the correction", after, Colour.BLUE, width=0),
@@ -191,11 +191,6 @@ def _share_removed(before: float, after: float) -> str:
         return ""
     share = 1 - after / before
     return f" ({percent_text(abs(share))} {'less' if share > 0 else 'more'})"
-
-
-def _finite(value: float) -> float:
-    """Return the value, or nan, which leaves a gap in a chart."""
-    return value if math.isfinite(value) else math.nan
 
 
 def _sortable(value: float) -> float:

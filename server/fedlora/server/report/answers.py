@@ -1,16 +1,20 @@
 """The report's section on generated answers: how many are right before and after, and some to read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedlora.common.messages import Generated
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.report.content import Section, table
 from fedlora.server.report.gains import gains_chart, rows_of, score_columns
-from fedlora.server.report.numbers import Gain
+from fedlora.server.report.numbers import Gain, first_and_last, held_outs
 from fedlora.server.report.wording import capital, count_text, score_text
 
 EXACT, ROUGE = "exact match", "ROUGE-L"
+_MEASURES: Mapping[str, Callable[[Generated], float]] = {
+    EXACT: lambda part: part.exact_match,
+    ROUGE: lambda part: part.rouge_l,
+}
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,12 @@ class ShownAnswer:
 
 def generated_gains(reports: Sequence[RoundReport]) -> tuple[Gain, Gain] | None:
     """Return the first and the last share of exact matches, and the same of ROUGE-L; None without generated answers."""
-    found = [
-        report.held_out.generated_overall
-        for report in reports
-        if report.held_out is not None and report.held_out.generated_overall is not None
-    ]
-    if not found:
+    found = [held_out.generated_overall for held_out in held_outs(reports).values()]
+    tables = [{"all prompts": overall} for overall in found if overall is not None]
+    if not tables:
         return None
-    return _gains("all prompts", found[0], found[-1] if found[1:] else None)
+    (exact,), (rouge,) = (first_and_last(tables, of) for of in _MEASURES.values())
+    return exact, rouge
 
 
 def answers(reports: Sequence[RoundReport]) -> Section | None:
@@ -47,32 +49,25 @@ def answers(reports: Sequence[RoundReport]) -> Section | None:
     overall = generated_gains(reports)
     if overall is None:
         return None
-    tables = [
-        report.held_out.generated for report in reports if report.held_out is not None and report.held_out.generated
-    ]
-    groups = _by_group(tables[0], tables[-1] if tables[1:] else {}) if tables else []
-    by_measure = {
-        name: [gains[place] for gains in groups] if len(groups) > 1 else [] for place, name in enumerate((EXACT, ROUGE))
-    }
+    tables = [held_out.generated for held_out in held_outs(reports).values() if held_out.generated]
+    groups = {name: first_and_last(tables, of) for name, of in _MEASURES.items()}
+    if len(groups[EXACT]) < 2:
+        groups = {name: [] for name in groups}
     columns = [
-        ("group", lambda row: row[EXACT].name),
+        ("group", lambda row: row[EXACT].name or "(no name)"),
         ("prompts", lambda row: f"{row[EXACT].num_examples:,}"),
-        *(column for name in (EXACT, ROUGE) for column in score_columns(name, prefix=f"{name} ")),
+        *(column for name in _MEASURES for column in score_columns(name, prefix=f"{name} ")),
     ]
+    totals = rows_of({name: [gain] for name, gain in zip(_MEASURES, overall, strict=True)})
     return Section(
         "Generated answers",
-        [_about(*overall)],
+        [[_about(*overall)]],
         [
             gains_chart(f"{capital(name)} by group", gains, name, noun="group")
-            for name, gains in by_measure.items()
+            for name, gains in groups.items()
             if gains
         ],
-        table=table(
-            "Generated answers against the given ones",
-            columns,
-            rows_of(by_measure),
-            totals=[dict(zip(by_measure, overall, strict=True))],
-        ),
+        table=table("Generated answers against the given ones", columns, rows_of(groups), totals=totals),
     )
 
 
@@ -85,16 +80,4 @@ def _about(exact: Gain, rouge: Gain) -> str:
         f"{count_text(exact.num_examples, 'held-out prompt')} were answered by the most likely token at each place. "
         f"Equal to the given answer were {course(exact, EXACT)}. ROUGE-L, the longest common sequence of words as a "
         f"share from 0 to 1, was {course(rouge, ROUGE)}."
-    )
-
-
-def _by_group(first: Mapping[str, Generated], last: Mapping[str, Generated]) -> list[tuple[Gain, Gain]]:
-    return [_gains(name or "(no name)", part, last.get(name)) for name, part in first.items()]
-
-
-def _gains(name: str, before: Generated, after: Generated | None) -> tuple[Gain, Gain]:
-    later = after or before
-    return (
-        Gain(name, later.num_examples, before.exact_match, after.exact_match if after else None),
-        Gain(name, later.num_examples, before.rouge_l, after.rouge_l if after else None),
     )

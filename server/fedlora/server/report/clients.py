@@ -5,15 +5,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from fedlora.server.record.round_report import ClientReport, RoundReport
-from fedlora.server.report.content import Chart, Columns, Section, Table, paragraphs, table
+from fedlora.server.report.content import Chart, Columns, Section, Table, table
 from fedlora.server.report.drawing import Colour, score_axis
 from fedlora.server.report.gains import about_gains, gains_chart, gains_table
-from fedlora.server.report.local_training import (
-    LocalTraining,
-    local_trainings,
-    mean_local_trainings,
-    tokens_by_client,
-)
+from fedlora.server.report.local_training import LocalTraining, local_trainings, mean_local_trainings, tokens_by_client
 from fedlora.server.report.numbers import (
     Gain,
     by_client,
@@ -36,6 +31,10 @@ from fedlora.server.report.wording import PERPLEXITY, UNKNOWN, list_text, loss_t
 _MOST_CLIENTS_DRAWN = 12
 _MOST_ROWS = 500
 _NARROW = 300
+_RINGS_AND_DOTS = (
+    "From a ring to its dot is what the client's local training changes; from a dot to the next ring, what averaging "
+    "with the others does to it."
+)
 
 
 @dataclass(frozen=True)
@@ -80,13 +79,12 @@ def groups_and_clients(reports: Sequence[RoundReport], metric_name: str) -> Sect
         totals = by_measure(reports, metric_name, lambda of: [mean_gain(client_gains(reports, of), noun="client")])
         own = _before_and_after("Own validation {} by client", clients, totals, noun="client")
         meaning = "Before its first local training and after its last one: the client's own adapter, before averaging."
-        about = paragraphs((meaning, *own.paragraphs))
+        about = [[meaning, about_gains(clients[metric_name], metric_name)]]
         parts.append(replace(own, title="Each client on its own validation examples", paragraphs=about))
-    parts += [_by_round(reports, metric_name), _in_use(reports)]
-    shown = [part for part in parts if part.paragraphs or part.table]
-    if not shown and not held_out.charts:
+    parts += [part for part in (_by_round(reports, metric_name), _in_use(reports)) if part]
+    if not parts and not held_out.charts:
         return None
-    return replace(held_out, title="By group and client" if held_out.charts else "By client", parts=shown)
+    return replace(held_out, title="By group and client" if held_out.charts else "By client", parts=parts)
 
 
 def _before_and_after(
@@ -96,18 +94,18 @@ def _before_and_after(
     main = next(iter(gains))
     names = " and ".join(gains)
     return Section(
-        paragraphs=[about_gains(gains[main], main)],
+        paragraphs=[[about_gains(gains[main], main)]],
         charts=[gains_chart(title.format(name), each, name, noun=noun) for name, each in gains.items()],
         table=gains_table(f"{title.format(names)}, in numbers", gains, totals, noun=noun),
     )
 
 
-def _by_round(reports: Sequence[RoundReport], metric_name: str) -> Section:
+def _by_round(reports: Sequence[RoundReport], metric_name: str) -> Section | None:
     """Return what local training did to each client's own validation in each round, charts and a table."""
     of_tokens = is_of_tokens(reports)
     found = local_trainings(reports, loss_of if of_tokens else metric_of)
     if max((len(trainings) for trainings in found.values()), default=0) < 2:
-        return Section()
+        return None
     drawn, width = found, _NARROW
     if len(found) == 1 or len(found) > _MOST_CLIENTS_DRAWN:
         name = f"Mean of {len(found)} clients" if len(found) > 1 else next(iter(found))
@@ -125,10 +123,7 @@ def _by_round(reports: Sequence[RoundReport], metric_name: str) -> Section:
     caption = "Local training" if len(shown) == len(rounds) else f"Local training, the last {len(shown)} rounds"
     return Section(
         f"Local training by round: {shown_name} on the client's own validation examples",
-        [
-            "From a ring to its dot is what the client's local training changes; from a dot to the next ring, what "
-            "averaging with the others does to it."
-        ],
+        [[_RINGS_AND_DOTS]],
         [_training_chart(name, each, shown_name, limits=limits, width=width) for name, each in drawn.items()],
         layout="many",
         has_one_legend=True,
@@ -171,12 +166,11 @@ def _training_chart(
     )
 
 
-def _in_use(reports: Sequence[RoundReport]) -> Section:
+def _in_use(reports: Sequence[RoundReport]) -> Section | None:
     """Return where memory was short, and the answer tokens that each client has trained on, also by the second."""
-    about = paragraphs([_about_memory(reports)])
-    tokens = tokens_by_client(reports)
+    memory, tokens = _about_memory(reports), tokens_by_client(reports)
     if not tokens:
-        return Section(paragraphs=about)
+        return Section(paragraphs=[[memory]]) if memory else None
     seconds = {
         name: sum(by_round.values())
         for name, by_round in by_client(reports, lambda client: client.seconds.get("training")).items()
@@ -194,7 +188,7 @@ def _in_use(reports: Sequence[RoundReport]) -> Section:
     head = ("client", "answer tokens", "share", "per second of training")
     totals = [["all clients", f"{total:,}", "100.0 %", ""]]
     caption = "Answer tokens trained on, by client"
-    return Section(paragraphs=about, table=Table(caption, head, rows, totals, is_narrow=True))
+    return Section(paragraphs=[[memory]], table=Table(caption, head, rows, totals, is_narrow=True))
 
 
 def _about_memory(reports: Sequence[RoundReport]) -> str:

@@ -55,7 +55,7 @@ class Section:
     """A heading and what stands below it, in this order; what is empty is not shown.
 
     Attributes:
-        paragraphs: of prose.
+        paragraphs: each of sentences, of which the empty ones are left out.
         charts: set side by side, as `layout` says, a class of page.css.
         has_one_legend: whether all charts have the keys of the first, which stand once above them.
         table: beside a single chart, else below the charts; folded where there is a `summary` to open it by.
@@ -64,7 +64,7 @@ class Section:
     """
 
     title: str = ""
-    paragraphs: Sequence[str] = ()
+    paragraphs: Sequence[Sequence[str]] = ()
     charts: Sequence[Chart] = ()
     layout: str = "pair"
     has_one_legend: bool = False
@@ -87,9 +87,3 @@ def table(
     shown = [(title, of) for title, of in columns if any(of(item) != UNKNOWN for item in (*items, *totals))]
     rows, last = ([[of(item) for _, of in shown] for item in part] for part in (items, totals))
     return Table(caption, [title for title, _ in shown], rows, last, num_text_columns, is_narrow)
-
-
-def paragraphs(*sentences: Sequence[str]) -> list[str]:
-    """Return each group of sentences as one paragraph, without what is empty."""
-    joined = (" ".join(filter(None, group)) for group in sentences)
-    return [text for text in joined if text]

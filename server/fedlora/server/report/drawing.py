@@ -8,7 +8,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -164,11 +164,29 @@ def _logarithmic_axis(axes: "Axes", low: float, high: float, *, horizontal: bool
 
 def rows_axis(axes: "Axes", names: Sequence[str], *, least: int = 2) -> None:
     """Let the vertical axis name rows from above, with room for at least so many, and grid lines across them."""
-    axes.set_yticks(range(len(names)), [short(name) for name in names])
+    axes.set_yticks(range(len(names)), [short(name or "(no name)") for name in names])
     axes.tick_params(axis="y", labelcolor=Colour.INK, pad=6)
     axes.set_ylim(max(len(names), least) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", visible=True)
+
+
+def paint_bars(
+    axes: "Axes",
+    names: Sequence[str],
+    stacked: Mapping[Colour, Sequence[float]],
+    words: Sequence[str],
+    *,
+    least: int = 2,
+) -> None:
+    """Draw a bar in each named row, stacked of colours, with words at its end."""
+    ends = [0.0] * len(names)
+    for colour, lengths in stacked.items():
+        axes.barh(range(len(names)), lengths, left=ends, color=colour, height=0.6)
+        ends = [end + length for end, length in zip(ends, lengths, strict=True)]
+    for row, (end, text) in enumerate(zip(ends, words, strict=True)):
+        write_beside(axes, text, (end, row))
+    rows_axis(axes, names, least=least)
 
 
 def write_beside(axes: "Axes", text: str, at: tuple[float, float], *, is_left: bool = False) -> None:

@@ -126,16 +126,12 @@ def _distribution(title: str, gains: Sequence[Gain], metric_name: str, *, noun: 
         return score if math.isfinite(score) else -math.inf
 
     ordered = sorted(gains, key=height)
-    before, after = (
-        Series(name, {place: _or_nan(value) for place, value in enumerate(values)}, colour, width=0)
-        for name, values, colour in (
-            ("before", [gain.before for gain in ordered], Colour.GREY),
-            ("after", [gain.after for gain in ordered], Colour.BLUE),
-        )
-    )
+    before = {place: _or_nan(gain.before) for place, gain in enumerate(ordered)}
+    after = {place: _or_nan(gain.after) for place, gain in enumerate(ordered)}
+    series = Series("before", before, Colour.GREY, width=0), Series("after", after, Colour.BLUE, width=0)
     return series_chart(
         title,
-        Panel((before, after), partial(score_axis, metric_name=metric_name), stems=Colour.GREY),
+        Panel(series, partial(score_axis, metric_name=metric_name), stems=Colour.GREY),
         description=description,
         places=f"{len(ordered)} {noun}s: {short(ordered[0].name)} (lowest) to {short(ordered[-1].name)} (highest)",
         has_ticks=False,

@@ -12,7 +12,6 @@ from fedlora.server.report.numbers import (
     Refusals,
     by_measure,
     client_gains,
-    client_names,
     mean_gain,
     overall_gain,
     refusals,
@@ -83,7 +82,8 @@ def facts(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int) 
     if rounds:
         num_refused = sum(len(report.refused) for report in rounds)
         note = f"{count_text(num_refused, 'update')} refused" if num_refused else ""
-        found.append(Fact("clients", f"{len(client_names(rounds))}", note))
+        asked = {name for report in rounds for name in report.cohort}
+        found.append(Fact("clients", str(len(asked)), note))
     note = f"{duration_text(seconds[-1])} for the last round" if rounds else ""
     found.append(Fact("time", duration_text(sum(seconds)), note))
     if rounds:
@@ -111,7 +111,7 @@ def refused(reports: Sequence[RoundReport]) -> Section | None:
         "refused on arrival, failed at the client, or never sent."
     )
     numbers = table("By client and reason", columns, found, num_text_columns=3)
-    return Section("Refused updates", [about], table=numbers)
+    return Section("Refused updates", [[about]], table=numbers)
 
 
 def _held_out(reports: Sequence[RoundReport], metric_name: str) -> dict[str, Gain]:

@@ -1,12 +1,12 @@
 """The report's section on who holds what: each client's examples by label, or their number."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fedlora.server.report.content import Chart, Columns, Key, Section, paragraphs, table
-from fedlora.server.report.drawing import Colour, draw, rows_axis, short, write_beside
+from fedlora.server.report.content import Chart, Columns, Key, Section, table
+from fedlora.server.report.drawing import Colour, draw, paint_bars, short
 from fedlora.server.report.left_out import LeftOut, left_out
 from fedlora.server.report.wording import count_text
 
@@ -73,7 +73,7 @@ def who_holds_what(holdings: Holdings | None) -> Section | None:
     lost = left_out(holdings.left_out, holdings.unread, noun=noun)
     return Section(
         "Who holds what",
-        paragraphs([holdings.partition, about]),
+        [[holdings.partition, about]],
         [_chart(holdings, about)],
         layout="wide",
         table=table("Examples", columns, holdings.clients),
@@ -108,11 +108,11 @@ def _chart(holdings: Holdings, about: str) -> Chart:
         title = f"{holdings.noun.capitalize()}s by number of training examples"
         paint, height = _paint_distribution, 280
     elif not 0 < num_labels <= _MOST_COLUMNS:
-        paint = _paint_sums
+        paint = _paint_bars
     elif num_labels > len(_STACK_COLOURS):
         title, paint, height = f"{title} and label", _paint_grid, height + 14
     else:
-        title, paint = f"{title} and label", _paint_stacks
+        title, paint = f"{title} and label", _paint_bars
         keys = [Key(f"square {c.style}", label) for c, label in zip(_STACK_COLOURS, holdings.labels, strict=False)]
     return draw(
         partial(paint, holdings=holdings),
@@ -142,38 +142,27 @@ def _paint_grid(figure: "Figure", holdings: Holdings) -> None:
     )
     grid.set_xlim(-0.7, num_labels - 0.3)
     grid.set_xlabel(f"label; the largest bubble is {count_text(most, 'example')}")
-    _name_clients(grid, holdings)
+    _paint_training(bars, holdings, {})
+    grid.tick_params(axis="y", labelcolor=Colour.INK, pad=6)
     grid.grid(visible=False)
-    _paint_bars(bars, holdings, [[client.num_training for client in holdings.clients]])
 
 
-def _paint_sums(figure: "Figure", holdings: Holdings) -> None:
-    """Draw each client's examples as a bar."""
-    _paint_bars(figure.subplots(), holdings, [[client.num_training for client in holdings.clients]])
+def _paint_bars(figure: "Figure", holdings: Holdings) -> None:
+    """Draw each client's examples as a bar, stacked by label where each has a colour."""
+    stacked = {
+        colour: [client.by_label[label] for client in holdings.clients]
+        for label, colour in zip(range(len(holdings.labels)), _STACK_COLOURS, strict=False)
+    }
+    _paint_training(figure.subplots(), holdings, stacked if len(holdings.labels) <= len(_STACK_COLOURS) else {})
 
 
-def _paint_stacks(figure: "Figure", holdings: Holdings) -> None:
-    """Draw each client's examples as a bar, stacked by label."""
-    counts = [[client.by_label[label] for client in holdings.clients] for label in range(len(holdings.labels))]
-    _paint_bars(figure.subplots(), holdings, counts)
-
-
-def _paint_bars(axes: "Axes", holdings: Holdings, stacked: Sequence[Sequence[int]]) -> None:
-    left = [0] * len(holdings.clients)
-    for colour, counts in zip(_STACK_COLOURS, stacked, strict=False):
-        axes.barh(range(len(counts)), counts, left=left, color=colour, height=0.62)
-        left = [begin + count for begin, count in zip(left, counts, strict=True)]
+def _paint_training(axes: "Axes", holdings: Holdings, stacked: Mapping[Colour, Sequence[int]]) -> None:
     sizes = [client.num_training for client in holdings.clients]
-    for row, size in enumerate(sizes):
-        write_beside(axes, f"{size:,}", (size, row))
+    names = [client.client for client in holdings.clients]
+    paint_bars(axes, names, stacked or {Colour.BLUE: sizes}, [f"{size:,}" for size in sizes])
     axes.set_xlim(0, 1.16 * max(sizes) or 1)
     axes.set_xlabel("training examples")
     _count_whole(axes.xaxis, num_ticks=4)
-    _name_clients(axes, holdings)
-
-
-def _name_clients(axes: "Axes", holdings: Holdings) -> None:
-    rows_axis(axes, [client.client for client in holdings.clients])
 
 
 def _count_whole(axis: "Axis", *, num_ticks: int) -> None:

@@ -6,14 +6,15 @@ from dataclasses import replace
 from functools import partial
 
 from fedlora.common.messages import Score
-from fedlora.server.record.round_report import HeldOutReport, RoundReport
-from fedlora.server.report.content import Chart, Columns, Section, paragraphs, table
+from fedlora.server.record.round_report import RoundReport
+from fedlora.server.report.content import Chart, Columns, Section, table
 from fedlora.server.report.drawing import Colour, amount_axis, score_axis
 from fedlora.server.report.numbers import (
     Measure,
     Spread,
     as_perplexity,
     client_spread,
+    held_outs,
     is_of_tokens,
     loss_of,
     loss_range,
@@ -49,7 +50,7 @@ def learning(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: in
     about_scores = _about_scores(reports, spreads, metric_name)
     about_loss, about_perplexity = _about_loss(reports), ""
     charts = [_losses(reports, description=about_loss)]
-    if is_of_tokens(reports) and (_held_out(reports) or validation_by_round(reports)):
+    if is_of_tokens(reports) and (held_outs(reports) or validation_by_round(reports)):
         about_perplexity = _about_perplexity(reports)
         charts.insert(0, _perplexities(reports, description=about_perplexity))
     if about_scores:
@@ -57,7 +58,7 @@ def learning(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: in
     about_end = about_best(reports), about_early_end(reports, num_rounds=num_rounds)
     return Section(
         "Learning",
-        paragraphs(about_scores, (about_perplexity, about_loss), about_end),
+        [about_scores, (about_perplexity, about_loss), about_end],
         charts,
         table=table("Rounds", _columns(reports, metric_name), reports),
         summary="Every round in numbers",
@@ -87,8 +88,8 @@ def _columns(reports: Sequence[RoundReport], metric_name: str) -> Columns[RoundR
 
 def _scores(reports: Sequence[RoundReport], spreads: Sequence[Spread], metric_name: str, *, description: str) -> Chart:
     """Return the held-out score, and the band of the clients' own validation."""
-    sampled = [at for at, held_out in _held_out(reports).items() if not held_out.is_complete]
-    held_out = Series("held-out", _finite(reports, metric_of), Colour.BLUE, width=2.4, dot=7, rings=sampled)
+    held_out, _ = _averaged(reports, metric_of, width=2.4)
+    sampled = [at for at, judged in held_outs(reports).items() if not judged.is_complete]
     own = Series(
         "clients' own adapters on their validation, mean",
         {spread.round: spread.mean for spread in spreads},
@@ -97,31 +98,42 @@ def _scores(reports: Sequence[RoundReport], spreads: Sequence[Spread], metric_na
         dot=0,
         band={spread.round: (spread.lowest, spread.highest) for spread in spreads},
     )
-    axis = partial(score_axis, metric_name=metric_name)
-    curves = _labelled(held_out, own, metric_name)
-    return _by_round(f"{capital(metric_name)} by round", Panel(curves, axis), reports, description=description)
+    panel = _score_panel((replace(held_out, dot=7, rings=sampled), own), metric_name)
+    return _by_round(f"{capital(metric_name)} by round", panel, reports, description=description)
 
 
 def _perplexities(reports: Sequence[RoundReport], *, description: str) -> Chart:
     """Return the averaged adapter's perplexity, held out and on the clients' validation examples."""
-    held_out = Series("held-out", _finite(reports, perplexity_of), Colour.BLUE, width=2.4)
-    axis = partial(score_axis, metric_name=PERPLEXITY)
-    curves = _labelled(held_out, _on_validation(reports, perplexity_of), PERPLEXITY)
-    return _by_round("Perplexity by round", Panel(curves, axis), reports, description=description)
+    panel = _score_panel(_averaged(reports, perplexity_of, width=2.4), PERPLEXITY)
+    return _by_round("Perplexity by round", panel, reports, description=description)
 
 
 def _losses(reports: Sequence[RoundReport], *, description: str) -> Chart:
     """Return the clients' training loss, mean and spread, and the averaged adapter's held out and on validation."""
-    rounds = trained(reports)
-    training = Series(
-        "clients' training, mean",
-        {report.round: mean_loss(report) for report in rounds},
-        Colour.ORANGE,
-        band={report.round: loss_range(report.clients) for report in rounds},
+    losses = {report.round: mean_loss(report) for report in trained(reports)}
+    band = {report.round: loss_range(report.clients) for report in trained(reports)}
+    training = Series("clients' training, mean", losses, Colour.ORANGE, band=band)
+    panel = Panel((training, *_averaged(reports, loss_of)), amount_axis)
+    return _by_round("Loss by round", panel, reports, description=description)
+
+
+def _averaged(reports: Sequence[RoundReport], of: Measure, *, width: float = 2.0) -> tuple[Series, Series]:
+    """Return the averaged adapter's finite scores, on the held-out set and on the clients' validation examples."""
+    held_out = {at: judged.overall for at, judged in held_outs(reports).items()}
+    finite = [
+        {at: of(score) for at, score in scores.items() if math.isfinite(of(score))}
+        for scores in (held_out, validation_by_round(reports))
+    ]
+    on_validation = "the averaged adapter on the clients' validation"
+    return (
+        Series("held-out", finite[0], Colour.BLUE, width=width),
+        Series(on_validation, finite[1], Colour.GREEN, width=1.4, dot=0),
     )
-    held_out = Series("held-out", _finite(reports, loss_of), Colour.BLUE)
-    curves = training, held_out, _on_validation(reports, loss_of)
-    return _by_round("Loss by round", Panel(curves, amount_axis), reports, description=description)
+
+
+def _score_panel(series: Sequence[Series], name: str) -> Panel:
+    axis, last_text = partial(score_axis, metric_name=name), partial(score_text, metric_name=name)
+    return Panel(series, axis, last_text=last_text)
 
 
 def _by_round(title: str, panel: Panel, reports: Sequence[RoundReport], *, description: str) -> Chart:
@@ -130,37 +142,9 @@ def _by_round(title: str, panel: Panel, reports: Sequence[RoundReport], *, descr
     return series_chart(title, panel, description=description, until=reports[-1].round, marked=marked)
 
 
-def _labelled(main: Series, other: Series, metric_name: str) -> tuple[Series, Series]:
-    """Return both with the last value of the main one, or of the only one, in words on the side away from the other."""
-    if not main.values:
-        main, other = other, main
-    if not main.values:
-        return main, other
-    last = main.values[max(main.values)]
-    # What falls ends near the axis, where nothing fits below.
-    is_lower = metric_name != PERPLEXITY and bool(other.values) and last < other.values[max(other.values)]
-    return replace(main, label=score_text(last, metric_name), is_label_below=is_lower), other
-
-
-def _on_validation(reports: Sequence[RoundReport], of: Measure) -> Series:
-    scores = {at: of(score) for at, score in validation_by_round(reports).items()}
-    finite = {at: value for at, value in scores.items() if math.isfinite(value)}
-    return Series("the averaged adapter on the clients' validation", finite, Colour.GREEN, width=1.4, dot=0)
-
-
-def _held_out(reports: Sequence[RoundReport]) -> dict[int, HeldOutReport]:
-    return {report.round: report.held_out for report in reports if report.held_out is not None}
-
-
-def _finite(reports: Sequence[RoundReport], of: Measure) -> dict[int, float]:
-    """Return the held-out scores by round that are finite."""
-    scores = {at: of(held_out.overall) for at, held_out in _held_out(reports).items()}
-    return {at: value for at, value in scores.items() if math.isfinite(value)}
-
-
 def _about_scores(reports: Sequence[RoundReport], spreads: Sequence[Spread], metric_name: str) -> list[str]:
     """Return what the learning curve shows."""
-    sentences = [_about_held_out(reports, metric_name), _about_peak(reports, metric_name)] if _held_out(reports) else []
+    sentences = [_about_held_out(reports, metric_name), _about_peak(reports, metric_name)] if held_outs(reports) else []
     if spreads and spreads[-1].lowest_client != spreads[-1].highest_client:
         last = spreads[-1]
         sentences.append(
@@ -176,7 +160,7 @@ def _about_scores(reports: Sequence[RoundReport], spreads: Sequence[Spread], met
 
 
 def _about_held_out(reports: Sequence[RoundReport], metric_name: str) -> str:
-    scored = _held_out(reports)
+    scored = held_outs(reports)
     samples = [held_out.overall.num_examples for held_out in scored.values() if not held_out.is_complete]
     whole = {at: held_out.overall.num_examples for at, held_out in scored.items() if held_out.is_complete}
     text = f"The bold line is the averaged adapter's {metric_name} on held-out examples, "
@@ -198,11 +182,11 @@ def _about_held_out(reports: Sequence[RoundReport], metric_name: str) -> str:
 
 def _about_peak(reports: Sequence[RoundReport], metric_name: str) -> str:
     """Return which round scored highest, where that is not the last."""
-    scores = _finite(reports, metric_of)
+    scores = _averaged(reports, metric_of)[0].values
     peak = max(scores, key=scores.__getitem__, default=0)
     if len(scores) < 3 or peak == max(scores):
         return ""
-    on = "" if _held_out(reports)[peak].is_complete else ", on its sample"
+    on = "" if held_outs(reports)[peak].is_complete else ", on its sample"
     return f"The highest score was {score_text(scores[peak], metric_name)} after round {peak}{on}."
 
 

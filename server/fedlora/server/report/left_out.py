@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedlora.server.report.content import Columns, Section, paragraphs, table
+from fedlora.server.report.content import Columns, Section, table
 from fedlora.server.report.wording import count_text
 
 _MOST_ROWS = 500
@@ -51,4 +51,4 @@ def left_out(parts: Sequence[LeftOut], unread: Sequence[str], *, noun: str) -> S
         ("of these cut", lambda part: f"{part.num_cut:,}"),
     )
     numbers = table("Examples that are not used as they are", columns, parts[:_MOST_ROWS], num_text_columns=3)
-    return Section("Left out and cut", paragraphs(about), table=numbers, notes=unread)
+    return Section("Left out and cut", [about], table=numbers, notes=unread)

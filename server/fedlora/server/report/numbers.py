@@ -1,13 +1,14 @@
 """The numbers that a report and a terminal show, drawn from the round reports. Pure."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fedlora.common.aggregation_report import AggregationReport, LayerReport
-from fedlora.common.messages import Score
-from fedlora.server.record.round_report import ClientReport, RoundReport
+from fedlora.common.messages import Generated, Score
+from fedlora.server.record.round_report import ClientReport, HeldOutReport, RoundReport
 from fedlora.server.report.wording import PERPLEXITY, score_text
 
 WALL_PHASES = ("training", "aggregation", "evaluation", "storing")
@@ -15,6 +16,7 @@ CLIENT_PHASES = ("forward", "backward", "optimizer")
 
 Measure = Callable[[Score], float]
 Known = TypeVar("Known")
+Judged = TypeVar("Judged", Score, Generated)
 
 
 @dataclass(frozen=True)
@@ -97,25 +99,31 @@ def is_of_tokens(reports: Iterable[RoundReport]) -> bool:
     return any(score.num_tokens > 0 for report in reports for score in _scores(report))
 
 
+def held_outs(reports: Iterable[RoundReport]) -> dict[int, HeldOutReport]:
+    """Return what the held-out set said by round, where it was judged."""
+    return {report.round: report.held_out for report in reports if report.held_out is not None}
+
+
+def first_and_last(tables: Sequence[Mapping[str, Judged]], of: Callable[[Judged], float]) -> list[Gain]:
+    """Return each name's first and last score, of tables by name in the order of their rounds."""
+    if not tables:
+        return []
+    first, last = tables[0], tables[-1] if tables[1:] else {}
+    return [
+        Gain(name, score.num_examples, *(of(scores[name]) if name in scores else None for scores in (first, last)))
+        for name, score in {**first, **last}.items()
+    ]
+
+
 def overall_gain(reports: Sequence[RoundReport], of: Measure = metric_of) -> Gain | None:
     """Return the first and the last overall score on the held-out set; None where there is none."""
-    scores = [report.held_out.overall for report in reports if report.held_out is not None]
-    if not scores:
-        return None
-    return Gain("all examples", scores[-1].num_examples, of(scores[0]), of(scores[-1]) if scores[1:] else None)
+    tables = [{"all examples": held_out.overall} for held_out in held_outs(reports).values()]
+    return next(iter(first_and_last(tables, of)), None)
 
 
 def group_gains(reports: Sequence[RoundReport], of: Measure = metric_of) -> list[Gain]:
     """Return the first and the last held-out score of each group, in the report's order."""
-    tables = [report.held_out.groups for report in reports if report.held_out is not None]
-    if not tables:
-        return []
-    first, last = tables[0], tables[-1] if tables[1:] else {}
-    latest = {**first, **last}
-    return [
-        Gain(name, score.num_examples, *(of(scores[name]) if name in scores else None for scores in (first, last)))
-        for name, score in latest.items()
-    ]
+    return first_and_last([held_out.groups for held_out in held_outs(reports).values()], of)
 
 
 def total_gains(reports: Sequence[RoundReport], of: Measure = metric_of) -> list[Gain]:
@@ -219,26 +227,16 @@ def round_seconds(report: RoundReport) -> float:
 
 def wall_seconds(reports: Iterable[RoundReport]) -> dict[str, float]:
     """Return wall time by phase over all rounds, the known phases first, in their order in a round."""
-    total = _in_order(_total(report.seconds for report in reports), WALL_PHASES)
-    return {name: seconds for name, seconds in total.items() if seconds > 0}
+    return _in_order(_total(report.seconds for report in reports), WALL_PHASES)
 
 
 def client_seconds(reports: Iterable[RoundReport]) -> dict[str, float]:
     """Return the clients' time by phase, summed over clients and rounds; `other` is training beside its phases."""
     total = _total(client.seconds for report in reports for client in report.clients.values())
+    validation, training = total.pop("validation", 0.0), total.pop("training", 0.0)
     total.pop("answered", None)  # All of it and the way, no phase.
-    training = total.pop("training", 0.0)
-    validation = total.pop("validation", 0.0)
-    phases = _in_order(total, CLIENT_PHASES)
-    phases["other"] = max(0.0, training - sum(phases.values()))
-    phases["validation"] = validation
-    return {name: seconds for name, seconds in phases.items() if seconds > 0}
-
-
-def training_seconds_by_client(reports: Iterable[RoundReport]) -> dict[str, float]:
-    """Return each client's mean training time a round, of those that measured it."""
-    times = by_client(reports, lambda client: client.seconds.get("training"))
-    return {name: sum(by_round.values()) / len(by_round) for name, by_round in times.items()}
+    other = max(0.0, training - sum(total.values()))
+    return _in_order(total, CLIENT_PHASES) | _in_order({"other": other, "validation": validation}, ())
 
 
 def refusals(reports: Iterable[RoundReport]) -> list[Refusals]:
@@ -248,11 +246,6 @@ def refusals(reports: Iterable[RoundReport]) -> list[Refusals]:
         for client, reason in report.refused.items():
             found.setdefault((client, reason.partition(":")[0]), {})[report.round] = reason
     return [Refusals(client, rounds[max(rounds)], tuple(rounds)) for (client, _), rounds in sorted(found.items())]
-
-
-def client_names(reports: Iterable[RoundReport]) -> list[str]:
-    """Return all clients that were asked in any round."""
-    return sorted({name for report in reports for name in report.cohort})
 
 
 def loss_range(clients: Mapping[str, ClientReport]) -> tuple[float, float]:
@@ -293,13 +286,13 @@ def _mean_or_none(values: Sequence[float | None]) -> float | None:
 
 
 def _total(tables: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    total: dict[str, float] = {}
+    total: Counter[str] = Counter()
     for table in tables:
-        for name, seconds in table.items():
-            total[name] = total.get(name, 0.0) + seconds
-    return total
+        total.update(table)
+    return dict(total)
 
 
 def _in_order(table: Mapping[str, float], first: Sequence[str]) -> dict[str, float]:
-    names = [name for name in first if name in table] + sorted(set(table) - set(first))
-    return {name: table[name] for name in names}
+    """Return the table's amounts above zero, those of the names that come first before the others."""
+    names = [*first, *sorted(set(table) - set(first))]
+    return {name: table[name] for name in names if table.get(name, 0.0) > 0}

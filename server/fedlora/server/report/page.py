@@ -118,7 +118,7 @@ def _template() -> "Template":
     environment = Environment(
         loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, auto_reload=False
     )
-    environment.filters |= {"prose": _prose, "number": _number, "cut": _cut, "base64": _base64}
+    environment.filters |= {"prose": _prose, "number": _number, "base64": _base64}
     return environment.get_template("report.html.j2")
 
 
@@ -137,10 +137,6 @@ def _prose(text: str) -> str:
 def _number(text: str) -> str:
     """Return a number with a printer's minus sign."""
     return re.sub(r"^-(?=\d)", "\N{MINUS SIGN}", text)
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[:most] + "…"
 
 
 def _base64(content: bytes) -> str:

@@ -1,7 +1,8 @@
 """One chart for all that runs over rounds, blocks or ranks: lines, dots and bars, in panels one below the other."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fedlora.server.report.content import Chart, Key
@@ -25,8 +26,6 @@ class Series:
         dot: their size in points; 0 for none.
         rings: the places whose dots are hollow.
         band: the lowest and the highest about the values.
-        label: of the last value, in words; the line stands in front of those without.
-        is_label_below: the last value, and not above it.
     """
 
     name: str
@@ -36,8 +35,6 @@ class Series:
     dot: float = 6.0
     rings: Collection[int] = ()
     band: Mapping[int, tuple[float, float]] = field(default_factory=dict)
-    label: str = ""
-    is_label_below: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,7 @@ class Panel:
         limits: of these in place of the series' own, where several charts have one scale.
         name: at the vertical axis.
         title: above, in the first series' colour.
+        last_text: the last value of the first series in words, written beside it; that series stands in front.
         stems: the colour of lines from each of the first series' values to the second's.
         is_bars: whether the series are bars, one on top of the other.
         share: of the chart's height, relative to the other panels.
@@ -59,6 +57,7 @@ class Panel:
     limits: Sequence[float] = ()
     name: str = ""
     title: str = ""
+    last_text: Callable[[float], str] | None = None
     stems: Colour | None = None
     is_bars: bool = False
     share: float = 1.0
@@ -114,15 +113,18 @@ def _keys(panel: Panel) -> Iterator[Key]:
 
 
 def _paint_panel(axes: "Axes", panel: Panel) -> None:
+    shown = [_with_gaps(series) for series in panel.series if series.values]
     if panel.is_bars:
-        values = _paint_bars(axes, panel.series)
+        values = _paint_bars(axes, shown)
     else:
-        for series in filter(lambda series: series.values, panel.series):
-            _paint_line(axes, series)
-        values = [value for series in panel.series for value in series.values.values()]
-        values += [end for series in panel.series for ends in series.band.values() for end in ends]
+        for series in shown:
+            _paint_line(axes, series, order=3 if panel.last_text and series is shown[0] else 2)
+        values = [value for series in shown for value in series.values.values()]
+        values += [end for series in shown for ends in series.band.values() for end in ends]
+    if panel.last_text is not None and shown:
+        _tell_last(axes, panel.last_text, *shown)
     if panel.stems is not None:
-        (before, after), places = (series.values for series in panel.series), list(panel.series[0].values)
+        (before, after), places = (series.values for series in shown), list(shown[0].values)
         ends = [before[place] for place in places], [after[place] for place in places]
         thin = max(0.6, min(1.4, 200 / max(1, len(places))))
         axes.vlines(places, *ends, color=panel.stems, linewidth=thin, alpha=0.6, zorder=1.5)
@@ -131,14 +133,18 @@ def _paint_panel(axes: "Axes", panel: Panel) -> None:
     axes.set_title(panel.title, color=panel.series[0].colour)
 
 
-def _paint_line(axes: "Axes", series: Series) -> None:
+def _with_gaps(series: Series) -> Series:
+    values = {place: value if math.isfinite(value) else math.nan for place, value in series.values.items()}
+    return replace(series, values=values)
+
+
+def _paint_line(axes: "Axes", series: Series, *, order: int) -> None:
     places, values, colour = list(series.values), list(series.values.values()), series.colour
     if series.band:
         low, high = zip(*series.band.values(), strict=True)
         axes.fill_between(list(series.band), low, high, color=colour, alpha=0.16, linewidth=0)
         if len(series.band) == 1:
             axes.vlines(list(series.band), low, high, color=colour, alpha=0.4, linewidth=6)
-    order = 3 if series.label else 2
     if series.width:
         axes.plot(places, values, color=colour, linewidth=series.width, zorder=order)
         dot = series.dot if len(places) <= MOST_DOTS else 0.0
@@ -156,17 +162,16 @@ def _paint_line(axes: "Axes", series: Series) -> None:
             markersize=size,
             zorder=order,
         )
-    if series.label:
-        last, is_below = max(series.values), series.is_label_below
-        axes.annotate(
-            series.label,
-            (last, series.values[last]),
-            xytext=(0, -9 if is_below else 9),
-            textcoords="offset points",
-            ha="center",
-            va="top" if is_below else "bottom",
-            weight="bold",
-        )
+
+
+def _tell_last(axes: "Axes", text: Callable[[float], str], series: Series, *others: Series) -> None:
+    """Write the last value beside it, on the side away from other series; but below a curve's end there is no room."""
+    place = max(series.values)
+    last = series.values[place]
+    is_below = last > min(series.values.values()) and any(last < each.values[max(each.values)] for each in others)
+    side, align = (-9, "top") if is_below else (9, "bottom")
+    at, units = (place, last), "offset points"
+    axes.annotate(text(last), at, (0, side), textcoords=units, ha="center", va=align, weight="bold")
 
 
 def _paint_bars(axes: "Axes", stacked: Sequence[Series]) -> list[float]:

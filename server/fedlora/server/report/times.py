@@ -5,15 +5,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fedlora.server.record.round_report import RoundReport
-from fedlora.server.report.content import Section, paragraphs
-from fedlora.server.report.drawing import Colour, amount_axis, draw, rows_axis, write_beside
-from fedlora.server.report.numbers import (
-    client_seconds,
-    round_seconds,
-    trained,
-    training_seconds_by_client,
-    wall_seconds,
-)
+from fedlora.server.report.content import Section
+from fedlora.server.report.drawing import Colour, amount_axis, draw, paint_bars
+from fedlora.server.report.numbers import by_client, client_seconds, round_seconds, trained, wall_seconds
 from fedlora.server.report.series_chart import Panel, Series, series_chart
 from fedlora.server.report.wording import duration_text, list_text, share_text, size_text
 
@@ -56,7 +50,7 @@ def times(reports: Sequence[RoundReport]) -> Section | None:
         charts.append(draw(paint, title="Inside the clients", description=about[-1], height=300))
     down, up = sum(report.bytes_down for report in reports), sum(report.bytes_up for report in reports)
     traffic = f"{size_text(down)} of adapters went to the clients, {size_text(up)} came back."
-    return Section("Where the time went", paragraphs(about, [traffic]), charts)
+    return Section("Where the time went", [about, [traffic]], charts)
 
 
 def _about(reports: Sequence[RoundReport], phases: Mapping[str, float]) -> list[str]:
@@ -64,7 +58,8 @@ def _about(reports: Sequence[RoundReport], phases: Mapping[str, float]) -> list[
     total = sum(phases.values())
     parts = [f"{phase} {duration_text(seconds)} ({share_text(seconds / total)})" for phase, seconds in phases.items()]
     sentences = [f"The rounds took {duration_text(total)}: {list_text(parts, limit=6)}."]
-    clients = training_seconds_by_client(reports)
+    training = by_client(reports, lambda client: client.seconds.get("training"))
+    clients = {name: sum(by_round.values()) / len(by_round) for name, by_round in training.items()}
     if len(clients) > 1:
         slow, fast = max(clients, key=clients.__getitem__), min(clients, key=clients.__getitem__)
         sentences.append(
@@ -80,10 +75,9 @@ def _paint_phases(figure: "Figure", *, phases: Mapping[str, float]) -> None:
     axes = figure.subplots()
     total, most = sum(phases.values()), max(phases.values())
     unit, unit_name = _unit(most)
-    axes.barh(range(len(phases)), [seconds / unit for seconds in phases.values()], color=Colour.BLUE, height=0.55)
-    for row, seconds in enumerate(phases.values()):
-        write_beside(axes, f"{duration_text(seconds)}  ({share_text(seconds / total)})", (seconds / unit, row))
-    rows_axis(axes, [_PHASE_WORDS.get(phase, phase) for phase in phases], least=3)
+    names = [_PHASE_WORDS.get(phase, phase) for phase in phases]
+    words = [f"{duration_text(seconds)}  ({share_text(seconds / total)})" for seconds in phases.values()]
+    paint_bars(axes, names, {Colour.BLUE: [seconds / unit for seconds in phases.values()]}, words, least=3)
     axes.set_xlim(0, 1.45 * most / unit)
     axes.set_xlabel(f"{unit_name}, summed over clients and rounds")
 
