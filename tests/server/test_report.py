@@ -24,11 +24,12 @@ from report_pages import (
 
 from fedlora.common.messages import Score
 from fedlora.server.record.round_report import ClientReport, HeldOutReport, RoundReport
+from fedlora.server.record.totals import mean_loss
 from fedlora.server.report import ShownExample
 from fedlora.server.report.content import table
 from fedlora.server.report.drawing import Colour, amount_axis
 from fedlora.server.report.layers import by_module
-from fedlora.server.report.numbers import client_gains, group_gains, mean_loss, refusals, total_gains
+from fedlora.server.report.numbers import client_gains, group_gains, refusals, total_gains
 from fedlora.server.report.series_chart import Panel, Series, series_chart
 from fedlora.server.report.wording import (
     UNKNOWN,

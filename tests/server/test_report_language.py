@@ -18,17 +18,10 @@ from report_pages import text_of as text_of_any
 
 from fedlora.common.messages import Generated, Score, merge_scores
 from fedlora.server.record.round_report import ClientReport, HeldOutReport, RoundReport
+from fedlora.server.record.totals import is_of_tokens, mean_loss
 from fedlora.server.report import ShownAnswer
 from fedlora.server.report.local_training import local_trainings, mean_local_trainings, tokens_by_client
-from fedlora.server.report.numbers import (
-    as_perplexity,
-    client_gains,
-    is_of_tokens,
-    loss_of,
-    mean_gain,
-    mean_loss,
-    perplexity,
-)
+from fedlora.server.report.numbers import as_perplexity, client_gains, loss_of, mean_gain, perplexity
 from fedlora.server.report.wording import PERPLEXITY, amount_text, gain_text, score_text
 
 SITES = ("north", "south")

@@ -8,13 +8,13 @@ from rich.text import Text
 
 from fedlora.common.messages import Score
 from fedlora.server.record.round_report import RoundReport
+from fedlora.server.record.totals import is_of_tokens
 from fedlora.server.report.answers import EXACT, ROUGE, generated_gains
 from fedlora.server.report.numbers import (
     Gain,
     as_perplexity,
     client_gains,
     group_gains,
-    is_of_tokens,
     loss_of,
     mean_gain,
     refusals,

@@ -20,7 +20,7 @@ from fedlora.common.run_folder import BEST_FOLDER
 from fedlora.server.record.events import Event, RunStarted
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.record.running_summary import Picture, RunningSummary, ended
-from fedlora.server.report.numbers import trained
+from fedlora.server.record.totals import trained
 from fedlora.server.report.wording import count_text, duration_text
 
 

@@ -21,7 +21,8 @@ from fedlora.server.record.events import (
 )
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.record.running_summary import NUM_LATEST, Course, RunningSummary, new_refusals
-from fedlora.server.report.numbers import mean_loss, perplexity, round_seconds
+from fedlora.server.record.totals import mean_loss, round_seconds
+from fedlora.server.report.numbers import perplexity
 from fedlora.server.report.wording import (
     PERPLEXITY,
     bytes_text,

@@ -23,7 +23,7 @@ from fedlora.server.record.events import (
     Waiting,
 )
 from fedlora.server.record.round_report import RoundReport
-from fedlora.server.report.numbers import is_of_tokens, mean_loss, round_seconds
+from fedlora.server.record.totals import is_of_tokens, mean_loss, round_seconds
 
 NUM_LATEST = 24
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from fedlora.server.record.round_report import ClientReport, RoundReport
+from fedlora.server.record.totals import is_of_tokens, trained
 from fedlora.server.report.content import Chart, Columns, Section, Table, table
 from fedlora.server.report.drawing import Colour, score_axis
 from fedlora.server.report.gains import about_gains, gains_chart, gains_table
@@ -15,14 +16,12 @@ from fedlora.server.report.numbers import (
     by_measure,
     client_gains,
     group_gains,
-    is_of_tokens,
     loss_of,
     mean_gain,
     metric_of,
     perplexity,
     perplexity_text,
     total_gains,
-    trained,
 )
 from fedlora.server.report.series_chart import Panel, Series, series_chart
 from fedlora.server.report.wording import PERPLEXITY, UNKNOWN, list_text, loss_text, ranges_text, score_text

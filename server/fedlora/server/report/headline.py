@@ -4,20 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedlora.server.record.round_report import RoundReport
+from fedlora.server.record.totals import round_seconds, trained
 from fedlora.server.report.content import Columns, Section, table
 from fedlora.server.report.gains import points
 from fedlora.server.report.local_training import tokens_by_client
-from fedlora.server.report.numbers import (
-    Gain,
-    Refusals,
-    by_measure,
-    client_gains,
-    mean_gain,
-    overall_gain,
-    refusals,
-    round_seconds,
-    trained,
-)
+from fedlora.server.report.numbers import Gain, Refusals, by_measure, client_gains, mean_gain, overall_gain, refusals
 from fedlora.server.report.validation import best_of, validation_by_round
 from fedlora.server.report.wording import (
     PERPLEXITY,

@@ -7,6 +7,7 @@ from functools import partial
 
 from fedlora.common.messages import Score
 from fedlora.server.record.round_report import RoundReport
+from fedlora.server.record.totals import is_of_tokens, mean_loss, round_seconds, trained
 from fedlora.server.report.content import Chart, Columns, Section, table
 from fedlora.server.report.drawing import Colour, amount_axis, score_axis
 from fedlora.server.report.numbers import (
@@ -15,16 +16,12 @@ from fedlora.server.report.numbers import (
     as_perplexity,
     client_spread,
     held_outs,
-    is_of_tokens,
     loss_of,
     loss_range,
-    mean_loss,
     metric_of,
     overall_gain,
     perplexity_of,
     perplexity_text,
-    round_seconds,
-    trained,
 )
 from fedlora.server.report.series_chart import MOST_DOTS, Panel, Series, series_chart
 from fedlora.server.report.validation import about_best, about_early_end, best_of, validation_by_round

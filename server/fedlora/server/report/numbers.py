@@ -2,13 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fedlora.common.aggregation_report import AggregationReport, LayerReport
 from fedlora.common.messages import Generated, Score
 from fedlora.server.record.round_report import ClientReport, HeldOutReport, RoundReport
+from fedlora.server.record.totals import is_of_tokens, weighted_mean
 from fedlora.server.report.wording import PERPLEXITY, score_text
 
 WALL_PHASES = ("training", "aggregation", "evaluation", "storing")
@@ -55,11 +56,6 @@ class Refusals:
     rounds: tuple[int, ...]
 
 
-def trained(reports: Iterable[RoundReport]) -> list[RoundReport]:
-    """Return the reports of rounds in which clients trained: all but the start."""
-    return [report for report in reports if report.round > 0]
-
-
 def metric_of(score: Score) -> float:
     """Return the score's metric, the measure that is meant where none is named."""
     return score.metric
@@ -92,11 +88,6 @@ def as_perplexity(gain: Gain) -> Gain:
     """Return the gain in perplexity of a gain in loss per token."""
     before, after = (None if loss is None else perplexity(loss) for loss in (gain.before, gain.after))
     return replace(gain, before=before, after=after)
-
-
-def is_of_tokens(reports: Iterable[RoundReport]) -> bool:
-    """Return whether scores are means over tokens, as a language model's are."""
-    return any(score.num_tokens > 0 for report in reports for score in _scores(report))
 
 
 def held_outs(reports: Iterable[RoundReport]) -> dict[int, HeldOutReport]:
@@ -184,19 +175,8 @@ def client_spread(report: RoundReport) -> Spread | None:
     if not scores:
         return None
     low, high = min(scores, key=lambda name: scores[name]), max(scores, key=lambda name: scores[name])
-    mean = _weighted_mean((report.clients[name].num_examples, score) for name, score in scores.items())
+    mean = weighted_mean((report.clients[name].num_examples, score) for name, score in scores.items())
     return Spread(report.round, scores[low], mean, scores[high], low, high)
-
-
-def mean_loss(report: RoundReport) -> float:
-    """Return the clients' mean training loss by their number of examples; nan where a client's is, or without any.
-
-    The losses per token of a language model are weighted by the tokens that they are means over.
-    """
-    of_tokens = all(client.num_tokens > 0 for client in report.clients.values())
-    return _weighted_mean(
-        (client.num_tokens if of_tokens else client.num_examples, client.loss) for client in report.clients.values()
-    )
 
 
 def is_corrected(reports: Iterable[RoundReport]) -> bool:
@@ -218,11 +198,6 @@ def moved_factor(measured: Iterable[AggregationReport | LayerReport]) -> str:
 def moved(measured: AggregationReport | LayerReport, factor: str) -> float:
     """Return how far a method moved a factor, of its mean's norm."""
     return measured.moved_A if factor == "A" else measured.moved_B
-
-
-def round_seconds(report: RoundReport) -> float:
-    """Return a round's wall time, the sum of its phases."""
-    return sum(report.seconds.values())
 
 
 def wall_seconds(reports: Iterable[RoundReport]) -> dict[str, float]:
@@ -262,22 +237,6 @@ def _groups_differ(reports: Sequence[RoundReport]) -> bool:
     mean = mean_gain(groups)
     pairs = (mean.before, overall.before), (mean.after, overall.after)
     return not all(a == b or (a and b and math.isclose(a, b, abs_tol=1e-6)) for a, b in pairs)
-
-
-def _scores(report: RoundReport) -> Iterator[Score]:
-    """Yield all scores of a round: held out, of the clients, and of their validation after the last round."""
-    if report.held_out is not None:
-        yield report.held_out.overall
-    for client in report.clients.values():
-        yield from (score for score in (client.before, client.after) if score is not None)
-    if report.validation is not None:
-        yield report.validation
-
-
-def _weighted_mean(pairs: Iterable[tuple[int, float]]) -> float:
-    weights_and_values = list(pairs)
-    total = sum(weight for weight, _ in weights_and_values)
-    return sum(weight * value for weight, value in weights_and_values) / total if total > 0 else math.nan
 
 
 def _mean_or_none(values: Sequence[float | None]) -> float | None:

@@ -124,7 +124,7 @@ def _template() -> "Template":
 
 def _source(name: str) -> str:
     """Return a template's text without the line breaks and indents that are only for its readers."""
-    folder = files("fedlora.server.report").joinpath("templates")
+    folder = files(__package__).joinpath("templates")
     return re.sub(r"\n\s*", "", folder.joinpath(name).read_text(encoding="utf-8"))
 
 

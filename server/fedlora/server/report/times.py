@@ -5,9 +5,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fedlora.server.record.round_report import RoundReport
+from fedlora.server.record.totals import round_seconds, trained
 from fedlora.server.report.content import Section
 from fedlora.server.report.drawing import Colour, amount_axis, draw, paint_bars
-from fedlora.server.report.numbers import by_client, client_seconds, round_seconds, trained, wall_seconds
+from fedlora.server.report.numbers import by_client, client_seconds, wall_seconds
 from fedlora.server.report.series_chart import Panel, Series, series_chart
 from fedlora.server.report.wording import duration_text, list_text, share_text, size_text
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from fedlora.common.messages import Score
 from fedlora.server.record.best_round import best_round, validation_scores
 from fedlora.server.record.round_report import RoundReport
-from fedlora.server.report.numbers import is_of_tokens, trained
+from fedlora.server.record.totals import is_of_tokens, trained
 from fedlora.server.report.wording import count_text, error_texts, loss_text
 
 
