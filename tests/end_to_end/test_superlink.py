@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import psutil
@@ -33,9 +34,11 @@ from fedlora.common.messages import (
     TrainReceipt,
     TrainRequest,
 )
-from fedlora.common.records import from_record, to_record
+from fedlora.common.records import from_peer, from_record, to_record
+from fedlora.common.schema import parse
 from fedlora.server import superlink_app
 from fedlora.simulation import simulate
+from fedlora.v1 import messages_pb2
 
 RunFile = Callable[..., Path]
 Run = Callable[[str], dict[str, object]]
@@ -235,7 +238,12 @@ def test_a_site_under_a_supernode_tells_neither_labels_nor_paths(
 ) -> None:
     (tmp_path / "own-copy").symlink_to(tiny_vision_model)
     added = f'[model]\npath = "{tmp_path}/own-copy"'
-    described = from_record(ask_site(DescribeRequest(), "query.describe", added=added), SiteDescription)
+    content = ask_site(DescribeRequest(), "query.describe", added=added)
+    told = parse(cast(bytes, content.config_records["fedlora"]["message"]), "SiteDescription")
+    assert {field.name for field, _ in told.ListFields()}.isdisjoint({"labels", "base_model", "notes"})
+    # As the server's door to the SuperLink takes it in.
+    known = messages_pb2.SiteDescription(labels=["0", "1", "2"], base_model=str(tiny_vision_model))
+    described = from_record(from_peer(content, known=known), SiteDescription, with_local=True)
     assert described.client == "chalk"
     assert described.base_model == str(tiny_vision_model)
     assert described.labels == ("0", "1", "2")

@@ -1,11 +1,13 @@
 """The dataclasses of `messages` to and from their protobuf, by the names of their fields.
 
 The proto is the schema: a dataclass has the message of its name, and each of its fields the field of its name. Only an
-`adapter` is none of them: it goes beside a message. A map in a map is a message with one field, which is a map. Fields
-that are `local` in the schema stay with the owner of the machine, unless whoever writes or reads asks for them.
+`adapter` is none of them: it goes beside a message. Tuples hold plain values; a map in a map is a message whose one
+field is a map. Fields that are `local` in the schema stay with the owner of the machine, unless whoever writes or reads
+asks for them.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
@@ -31,7 +33,7 @@ def to_proto(value: object, *, with_local: bool = False) -> Message:
     Args:
         with_local: whether it goes to another process of the same owner, with the fields that are local.
     """
-    message = proto_of(type(value).__name__)
+    message = _empty(type(value).__name__)
     _write(value, message, with_local=with_local)
     return message
 
@@ -67,7 +69,7 @@ def parse(raw: bytes, kind: str) -> Message:
     """
     if kind not in pb.DESCRIPTOR.message_types_by_name:
         raise RunError(f"a peer sent {kind[:40]!r}, which this version does not know")
-    message = proto_of(kind)
+    message = _empty(kind)
     try:
         message.ParseFromString(raw)
     except DecodeError as error:
@@ -80,25 +82,18 @@ def serialised(message: Message) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
-def proto_of(kind: str) -> Message:
-    """Return an empty protobuf of that name."""
-    message: Message = getattr(pb, kind)()
-    return message
-
-
 def discard_local(message: Message) -> None:
     """Take out of a peer's protobuf what it may not say: local fields."""
-    for field, found in message.ListFields():
-        if is_local(field):
+    for field in _layout(message.DESCRIPTOR):
+        if field.is_local:
             message.ClearField(field.name)
-        elif is_map(field) and field.message_type.fields_by_name["value"].message_type is not None:
-            for part in found.values():
+        elif field.holds_messages and field.is_map:
+            for part in getattr(message, field.name).values():
                 discard_local(part)
-        elif field.message_type is not None and not field.is_repeated:
-            discard_local(found)
+        elif field.holds_messages and message.HasField(field.name):
+            discard_local(getattr(message, field.name))
 
 
-@cache
 def is_local(field: FieldDescriptor) -> bool:
     """Return whether a field stays with the owner of the machine; what can hold words does unless it says otherwise."""
     options = field.GetOptions()
@@ -121,27 +116,69 @@ def inner_map(kind: Any) -> str:
     return kind.fields[0].name if len(kind.fields) == 1 and is_map(kind.fields[0]) else ""
 
 
+@dataclass(frozen=True)
+class _Field:
+    """What the mapping needs to know of a field; `inner` is the name of the map in the map that it is."""
+
+    name: str
+    is_local: bool
+    is_map: bool
+    is_repeated: bool
+    holds_messages: bool
+    has_presence: bool
+    inner: str
+
+
+@cache
+def _layout(kind: Any) -> tuple[_Field, ...]:
+    """Return the fields of a message by its descriptor, which is slow to ask."""
+    return tuple(map(_described, kind.fields))
+
+
+def _described(field: FieldDescriptor) -> _Field:
+    inside = field.message_type.fields_by_name["value"] if is_map(field) else field
+    return _Field(
+        field.name,
+        is_local=is_local(field),
+        is_map=is_map(field),
+        is_repeated=field.is_repeated,
+        holds_messages=inside.message_type is not None,
+        has_presence=field.has_presence,
+        inner="" if inside.message_type is None else inner_map(inside.message_type),
+    )
+
+
+def _empty(kind: str) -> Message:
+    message: Message = getattr(pb, kind)()
+    return message
+
+
 def _write(value: object, message: Message, *, with_local: bool) -> None:
-    for field in message.DESCRIPTOR.fields:
-        if is_local(field) and not with_local:
-            continue
-        found: Any = getattr(value, field.name)
+    for field in _layout(message.DESCRIPTOR):
+        found: Any = getattr(value, field.name) if with_local or not field.is_local else None
         if found is None:
             continue
-        if is_map(field):
-            entries = getattr(message, field.name)
-            if field.message_type.fields_by_name["value"].message_type is None:
-                entries.update(found)
-                continue
-            for key, item in found.items():
-                _write_item(item, entries[key], with_local=with_local)
+        if field.is_map:
+            _write_map(found, getattr(message, field.name), field, with_local=with_local)
         elif field.is_repeated:
             getattr(message, field.name).extend(map(_sendable, found))
-        elif field.message_type is not None:
-            getattr(message, field.name).SetInParent()
-            _write(found, getattr(message, field.name), with_local=with_local)
+        elif field.holds_messages:
+            part = getattr(message, field.name)
+            part.SetInParent()
+            _write(found, part, with_local=with_local)
         else:
             setattr(message, field.name, _sendable(found))
+
+
+def _write_map(found: Mapping[Any, Any], entries: Any, field: _Field, *, with_local: bool) -> None:
+    if not field.holds_messages:
+        entries.update(found)
+        return
+    for key, item in found.items():
+        if field.inner:
+            getattr(entries[key], field.inner).update(item)
+        else:
+            _write(item, entries[key], with_local=with_local)
 
 
 def _sendable(value: object) -> object:
@@ -149,40 +186,30 @@ def _sendable(value: object) -> object:
     return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
-def _write_item(item: object, message: Message, *, with_local: bool) -> None:
-    if isinstance(item, Mapping):
-        getattr(message, inner_map(message.DESCRIPTOR)).update(item)
-    else:
-        _write(item, message, with_local=with_local)
-
-
 def _fields(message: Message, *, with_local: bool) -> dict[str, Any]:
     return {
         field.name: _read(message, field, with_local=with_local)
-        for field in message.DESCRIPTOR.fields
-        if with_local or not is_local(field)
+        for field in _layout(message.DESCRIPTOR)
+        if with_local or not field.is_local
     }
 
 
-def _read(message: Message, field: FieldDescriptor, *, with_local: bool) -> Any:
+def _read(message: Message, field: _Field, *, with_local: bool) -> Any:
     if field.has_presence and not message.HasField(field.name):
         return None
     found = getattr(message, field.name)
-    if is_map(field):
+    if field.is_map:
         # Protobuf keeps no order of them, and sums over them must not depend on one.
-        entries = sorted(found.items())
-        if field.message_type.fields_by_name["value"].message_type is None:
-            return dict(entries)
-        return {key: _read_item(item, with_local=with_local) for key, item in entries}
+        return {key: _read_item(item, field, with_local=with_local) for key, item in sorted(found.items())}
     if field.is_repeated:
         return list(found)
-    return found if field.message_type is None else _fields(found, with_local=with_local)
+    return _fields(found, with_local=with_local) if field.holds_messages else found
 
 
-def _read_item(item: Message, *, with_local: bool) -> dict[Any, Any]:
-    if inner := inner_map(item.DESCRIPTOR):
-        return dict(sorted(getattr(item, inner).items()))
-    return _fields(item, with_local=with_local)
+def _read_item(item: Any, field: _Field, *, with_local: bool) -> Any:
+    if field.inner:
+        return dict(sorted(getattr(item, field.inner).items()))
+    return _fields(item, with_local=with_local) if field.holds_messages else item
 
 
 def _adapter(kind: type) -> TypeAdapter[Any]:
