@@ -1,7 +1,7 @@
 """The server of a do-nothing run: python idle_server.py RUN.toml FOLDER EVENTS
 
-The process that `fedlora server start` is, without its terminal view: `whole_run` over `serve` with a StatusFile, with
-mTLS, on a port of its own choice. EVENTS gets the port, each event of the run and its time.
+The process that `fedlora server start` is, without its terminal view and its report: `whole_run` over `serve` with a
+StatusFile, with mTLS, on a port of its own choice. EVENTS gets the port, each event of the run and its time.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ def main(run: Path, folder: Path, log: EventLog) -> None:
             )
         else:
             facts = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
-            log.say(type(event).__name__, **{key: facts[key] for key in facts.keys() - {"reports"}})
+            log.say(type(event).__name__, **{key: facts[key] for key in facts.keys() - {"reports", "sites"}})
 
     def opened(port: int) -> None:
         status_file.listening(port)
@@ -51,7 +51,6 @@ def main(run: Path, folder: Path, log: EventLog) -> None:
 
     status_file = StatusFile(folder, config)
     summarised = Summarised([status_file.show])
-    run = Run(config, folder, config.federation.sites, shlex.join(sys.argv))
 
     @contextmanager
     def shown() -> Iterator[Listener]:
@@ -59,8 +58,13 @@ def main(run: Path, folder: Path, log: EventLog) -> None:
             yield listen
 
     with ResidentCheck() as check:
-        door = Door("127.0.0.1:0")
-        whole_run(run, lambda rounds: serve(rounds, door, check=check, opened=opened), shown=shown(), resume=False)
+        whole_run(
+            Run(config, folder, config.federation.sites, shlex.join(sys.argv)),
+            lambda rounds: serve(rounds, Door("127.0.0.1:0"), check=check, opened=opened),
+            shown=shown(),
+            resume=False,
+            write_report=lambda *_given: None,
+        )
 
 
 if __name__ == "__main__":

@@ -30,12 +30,14 @@ def main() -> None:
     from fedlora.cli.logs import log_to
     from fedlora.cli.outlets import prepare_outlets
     from fedlora.server.record.events import RoundStarted, RunStarted
+    from fedlora.server.record.running_summary import Summarised
     from fedlora.simulation.inprocess import InProcessGrid
 
     prepare_outlets()
     console = Console()
     log_to(console)
-    with progress_view(title="a run", metric_name="accuracy", console=console) as listen:
+    with progress_view(title="a run", metric_name="accuracy", console=console) as picture:
+        listen = Summarised([picture])
         listen(RunStarted(("north", "south"), 2, 0, ()))
         listen(RoundStarted(1, ("north", "south"), ()))
         with InProcessGrid(make_app, num_nodes=1, environments=[{}]) as grid:

@@ -11,6 +11,7 @@ from rich.console import Console
 from fedlora.cli.live import progress_view
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError
+from fedlora.server.running_summary import Summarised
 from fedlora.simulation import SimulationResult, simulate
 
 MakeRun = Callable[..., RunConfig]
@@ -37,9 +38,9 @@ def simulated(config: RunConfig, out: Path, **given: Any) -> tuple[SimulationRes
     log = out.with_suffix(".log")
     with (
         log.open("w") as file,
-        progress_view(title="run", metric_name="metric", console=Console(file=file, width=200)) as listener,
+        progress_view(title="run", metric_name="metric", console=Console(file=file, width=200)) as picture,
     ):
-        result = simulate(config, out=out, num_workers=1, listener=listener, **given)
+        result = simulate(config, out=out, num_workers=1, listener=Summarised([picture]), **given)
     return result, log.read_text()
 
 
