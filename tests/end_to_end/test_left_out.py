@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedlora.server.record.running_summary import Summarised
 from rich.console import Console
 
 from fedlora.cli.live import progress_view
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError
+from fedlora.server.record.running_summary import Summarised
 from fedlora.simulation import SimulationResult, simulate
 
 MakeRun = Callable[..., RunConfig]
