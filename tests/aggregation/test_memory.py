@@ -103,11 +103,27 @@ def test_streaming_methods_hold_no_more_of_many_clients_than_of_few(on_disk, met
     assert few < 8 * PAIR_BYTES
 
 
-def test_a_sketch_holds_no_more_of_many_clients_than_of_few(on_disk):
+@pytest.mark.parametrize(
+    "method",
+    [FlexLora(power_iterations=1), FedExLora(residual_rank=4, power_iterations=1)],
+    ids=lambda method: method.name,
+)
+@pytest.mark.parametrize("ranks", [[2], [2, 1]], ids=["one rank", "mixed ranks"])
+def test_a_sketch_holds_no_more_of_many_clients_than_of_few(on_disk, method, ranks):
+    # So many that their products have more rank together than the sketch.
+    reference = aggregate(on_disk(3, [2]), method=FedExLora(residual_rank=4)).adapter
     few, many = (
-        peak_bytes(on_disk(num_clients, [2]), FlexLora(power_iterations=1), measure=False) for num_clients in (4, 40)
+        peak_bytes(on_disk(num_clients, ranks), method, reference=reference, measure=False) for num_clients in (20, 40)
     )
     assert many == few
+
+
+@pytest.mark.parametrize("method", [FedIT(), LoraFairTwoSided()], ids=lambda method: method.name)
+@pytest.mark.parametrize("measure", [False, True])
+def test_what_is_kept_between_passes_takes_no_more_than_it_may(on_disk, method, measure):
+    updates, kept_bytes = on_disk(40, [2, 1]), 10 * PAIR_BYTES
+    without, with_some = (peak_bytes(updates, method, measure=measure, kept_bytes=number) for number in (0, kept_bytes))
+    assert 0 < with_some - without <= kept_bytes
 
 
 @pytest.mark.parametrize(

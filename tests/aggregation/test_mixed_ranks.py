@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.adapters.settings import scaling_of
-from fedlora.aggregation import FedExLora, FedIT, FlexLora, Flora, LoraFair, aggregate
+from fedlora.aggregation import Combined, FedExLora, FedIT, FlexLora, Flora, LoraFair, aggregate
 from fedlora.aggregation.updates import LayerUpdates, centre
+from fedlora.common.errors import AdapterError
+from fedlora.common.run_file import parse_run
 
 few = settings(derandomize=True, database=None, deadline=None, max_examples=20)
 seeds = st.integers(0, 10_000)
@@ -168,3 +170,45 @@ def test_with_a_reference_the_result_has_its_scaling(make_updates, whole_change,
     assert result.adapter.config == {"of": "start"}
     if "cosine" not in any_method.name:
         assert relative(whole_change(result), whole_change(aggregate(updates, method=any_method))) < 1e-9
+
+
+class Straight(FedIT):
+    """A method that does not think of ranks, and says so."""
+
+    name = "straight"
+    allows_client_ranks = False
+
+    def combine(self, layer):
+        turned = yield lambda client: (client.A - layer.start_A) @ layer.start_A.T
+        return Combined(layer.mean_A, layer.mean_B @ turned)
+
+
+class Careful(Straight):
+    """It has no pair for a client of a smaller rank, but sums any."""
+
+    name = "careful"
+
+    @classmethod
+    def combines_mixed_ranks(cls):
+        return True
+
+    def combine(self, layer):
+        return Combined(layer.mean_A, layer.mean_B)
+
+
+@pytest.mark.parametrize("ranks", [[3, 1, 3], [2, 2, 2]], ids=["mixed", "below the start"])
+def test_a_method_for_one_rank_refuses_others_with_the_layer_and_what_takes_them(make_updates, ranks):
+    (start,) = make_updates(9, num_clients=1, rank=3).values()
+    updates = make_updates(ranks=ranks)
+    with pytest.raises(AdapterError, match=r"^q_proj: .* of client-0\d against A \(3, 9\).*; straight combines "):
+        aggregate(updates, method=Straight(), reference=start)
+    assert aggregate(updates, method=Careful(), reference=start).adapter.layers["q_proj"].rank == 3
+    alike = aggregate(make_updates(rank=3), method=Straight(), reference=start)
+    assert alike.adapter.layers["q_proj"].rank == 3
+
+
+def test_a_run_refuses_smaller_ranks_of_both():
+    config = parse_run({}, ["lora.client_ranks={hospital = 4}"])
+    for method in (Straight(), Careful(), FedExLora()):
+        with pytest.raises(ValueError, match=f"aggregation.method = {method.name} needs one rank for all clients"):
+            config.require_fit(method)

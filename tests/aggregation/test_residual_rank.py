@@ -109,7 +109,9 @@ def test_over_many_rounds_no_change_takes_more_than_the_weight_and_all_stay_exac
     assert changed == [f"base_change.q.{prefix}dense"]
 
 
-@pytest.mark.parametrize("method", [FedExLora(), FedExLora(residual_rank=8)], ids=str)
+@pytest.mark.parametrize(
+    "method", [FedExLora(), FedExLora(residual_rank=8), FedExLora(residual_rank=8, power_iterations=1)], ids=str
+)
 def test_a_run_that_goes_on_from_its_journal_has_the_same_bits(method):
     straight = [result.adapter for _, result in rounds_of(method)]
     resumed = unpack(pack(straight[10]))
@@ -143,7 +145,7 @@ def test_a_dense_change_written_into_the_adapter_acts_the_same():
     assert relative(product(inside.layers["q"]), whole) < 1e-6
 
 
-@pytest.mark.parametrize("method", [FedExLora(), Flora()], ids=str)
+@pytest.mark.parametrize("method", [FedExLora(), Flora(), FedExLora(residual_rank=4, power_iterations=1)], ids=str)
 def test_a_change_of_nothing_does_not_travel(method):
     untrained = {
         name: Adapter({"q": LoraLayer(update.layers["q"].A, torch.zeros(OUT, RANK), 2.0)}, {}, CONFIG)
@@ -161,3 +163,94 @@ def test_a_change_of_nothing_does_not_travel(method):
 def test_a_residual_rank_that_is_none_is_refused(rank):
     with pytest.raises(ValueError, match=r"residual_rank\n *Input should be"):
         FedExLora(residual_rank=rank)
+
+
+def apart(found, expected):
+    """Return how far two changes of the base weights are from each other, relative to the second."""
+    return relative(*(product(result.adapter.base_change["q"]) for result in (found, expected)))
+
+
+@pytest.mark.parametrize(
+    ("clients", "iterations", "excess", "difference"),
+    [
+        # Above the error of the exact cut, relative to the ideal update; then between the changes themselves. Random
+        # clients, whose products have nothing in common, are the hard case: no singular value stands out.
+        (10, 0, 0.12, 1.5),
+        (10, 2, 0.02, 0.7),
+        (10, 8, 1e-3, 0.2),
+        (10, 40, 1e-5, 1e-2),
+        # Of less rank than the sketch has.
+        (5, 0, 1e-6, 1e-5),
+    ],
+)
+def test_sums_over_the_clients_cut_the_change_as_exactly_as_they_say(clients, iterations, excess, difference):
+    for (_, exact), (_, found) in zip(
+        rounds_of(FedExLora(residual_rank=6), 6, clients=clients),
+        rounds_of(FedExLora(residual_rank=6, power_iterations=iterations), 6, clients=clients),
+        strict=True,
+    ):
+        assert found.report.error_after <= exact.report.error_after + excess
+        assert apart(found, exact) < difference
+        assert found.adapter.base_change["q"].rank == exact.adapter.base_change["q"].rank
+        assert torch.equal(found.adapter.layers["q"].A, exact.adapter.layers["q"].A)
+        assert torch.equal(found.adapter.layers["q"].B, exact.adapter.layers["q"].B)
+
+
+def fading_updates(number, clients=12):
+    """Return clients that move in common directions, each a third as far as the one before, as training does."""
+    generator = torch.Generator().manual_seed(number)
+    sizes = 3.0 ** -torch.arange(10)
+    rows, columns = (torch.linalg.qr(torch.randn(size, 10, generator=torch.Generator())).Q for size in (IN, OUT))
+    updates = {}
+    for client in range(clients):
+        A = torch.randn(RANK, 10, generator=generator) * sizes @ rows.T
+        B = columns * sizes @ torch.randn(10, RANK, generator=generator)
+        updates[f"client-{client:02}"] = Adapter({"q": LoraLayer(A, B, 2.0)}, {}, CONFIG)
+    return updates
+
+
+def test_where_singular_values_fall_two_iterations_are_within_float32s_rounding_over_many_rounds():
+    exact, found = None, None
+    for number in range(ROUNDS):
+        exact, found = (
+            aggregate(fading_updates(number), method=method, reference=None if before is None else before.adapter)
+            for method, before in (
+                (FedExLora(residual_rank=4), exact),
+                (FedExLora(residual_rank=4, power_iterations=2), found),
+            )
+        )
+        assert apart(found, exact) < 5e-6
+        assert found.report.error_after == pytest.approx(exact.report.error_after, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("is_embedding", [False, True])
+def test_a_sketch_as_wide_as_the_weight_is_no_sketch(is_embedding):
+    method = FedExLora(residual_rank=28, power_iterations=0)
+    for (_, exact), (_, found) in zip(
+        rounds_of(FedExLora(residual_rank=28), is_embedding=is_embedding),
+        rounds_of(method, is_embedding=is_embedding),
+        strict=True,
+    ):
+        assert apart(found, exact) < 2e-6
+        assert found.report.error_after < 1e-6
+    assert dense_of(found.adapter.base_change["q"]) is not None
+
+
+def test_a_change_from_before_is_held_whole_beside_clients_that_have_nothing_of_it():
+    (*_, (_, last)) = rounds_of(FedExLora(residual_rank=6), 3)
+    before = last.adapter.base_change["q"]
+    quiet = {
+        name: Adapter({"q": LoraLayer(update.layers["q"].A, 1e-4 * update.layers["q"].B, 2.0)}, {}, CONFIG)
+        for name, update in updates_of(99, clients=12).items()
+    }
+    found = aggregate(quiet, method=FedExLora(residual_rank=6, power_iterations=0), reference=last.adapter)
+    assert relative(product(found.adapter.base_change["q"]), product(before)) < 1e-3
+
+
+def test_the_iterations_are_for_a_residual_rank_alone():
+    assert FedExLora(power_iterations=2).idle() == {"power_iterations": "it is for aggregation.residual_rank"}
+    assert not FedExLora(residual_rank=4, power_iterations=2).idle()
+    assert FedExLora(power_iterations=2).needs_every_pair
+    assert not FedExLora(residual_rank=4, power_iterations=2).needs_every_pair
+    unbound = aggregate(updates_of(0), method=FedExLora(power_iterations=2)).adapter.base_change["q"]
+    assert torch.equal(unbound.A, aggregate(updates_of(0), method=FedExLora()).adapter.base_change["q"].A)

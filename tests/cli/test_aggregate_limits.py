@@ -72,7 +72,7 @@ def test_a_residual_rank_bounds_the_written_rank_and_its_error_is_shown(tiny: An
     assert (whole.code, done.code) == (0, 0)
     assert {len(A) for A, _ in pairs_in(tiny.folder / "whole")} == {2 + 4}
     assert {len(A) for A, _ in pairs_in(tiny.folder / "out")} == {2 + 1}
-    assert whole.out.splitlines()[0].startswith("fedex_lora (residual_rank=none) over ")
+    assert whole.out.splitlines()[0].startswith("fedex_lora (residual_rank=none, power_iterations=none) over ")
     assert "the change of the base weights included, exactly" in whole.out
     assert "the change of the base weights included, at most rank 1" in done.out
     assert "all layers: the change of the base weights is the best of rank 1; the error after is the rest" in done.out

@@ -122,6 +122,13 @@ def projected(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return brought_to_life(kept, solved, like=(kept, solved), spare=A)
 
 
+def with_identity(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the matrix (out_features, in_features) as a product of itself and an identity, on its smaller side."""
+    size = min(matrix.shape)
+    identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+    return (identity, matrix) if matrix.shape[0] == size else (matrix, identity)
+
+
 def _singular_values(left: Tensor, right: Tensor) -> tuple[Callable[[int], Tensor], Tensor, Callable[[int], Tensor]]:
     """Return U(n), S, Vh(n) of left @ right: all singular values, and functions that give the first n vectors."""
     if left.shape[1] >= min(left.shape[0], right.shape[1]):

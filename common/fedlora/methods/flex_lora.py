@@ -14,17 +14,14 @@ alone is zero, as at the start (`dead_directions`).
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from fedlora.methods.method import ClientPair, Combined, Layer, Method, Phases, Product
+from fedlora.methods.method import Combined, Layer, Method, Phases
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_OVERSAMPLING = 8
 
 
 class FlexLora(Method):
@@ -68,20 +65,12 @@ class FlexLora(Method):
         return brought_to_life(*found, like=(A[:rank], B[:, :rank]), spare=A)
 
     def _iterated(self, layer: Layer, num_iterations: int) -> Phases:
-        """Halko, Martinsson, Tropp: "Finding Structure with Randomness", 2011, arXiv 0909.4061, algorithm 4.4."""
-        from fedlora.algebra.low_rank import orthonormal, random_directions
+        from fedlora.methods.sketch import sketched
 
-        mean_A, mean_B = layer.mean_A, layer.mean_B
         # The means are known: of M = mean_B mean_A + E only E is summed.
-        rows = random_directions(mean_A, mean_A.shape[0] + _OVERSAMPLING)
-        for left in range(num_iterations, -1, -1):
-            E_rows = yield partial(_E_times, rows=rows)
-            columns = orthonormal(mean_B @ (mean_A @ rows) + E_rows)
-            columns_E = yield partial(_times_E, columns=columns)
-            M_rows = (columns.T @ mean_B) @ mean_A + columns_E
-            if left:
-                rows = orthonormal(M_rows.T)
-        return self._split(layer, columns, M_rows)
+        means = layer.mean_B, layer.mean_A
+        Q, Q_E = yield from sketched(means, rank=layer.mean_A.shape[0], num_iterations=num_iterations)
+        return self._split(layer, Q, (Q.T @ layer.mean_B) @ layer.mean_A + Q_E)
 
     def _split(self, layer: Layer, left: Tensor, right: Tensor) -> Combined:
         """Return the best product of the layer's rank to left @ right, in the split that clients know."""
@@ -90,11 +79,3 @@ class FlexLora(Method):
 
         found = aligned(*best_product(left, right, layer.mean_A.shape[0]), to=layer.mean_A)
         return Combined(*brought_to_life(*found, like=(layer.mean_A, layer.mean_B), spare=layer.start_A))
-
-
-def _E_times(client: ClientPair, *, rows: Tensor) -> Product:
-    return Product(client.dB, client.dA @ rows)
-
-
-def _times_E(client: ClientPair, *, columns: Tensor) -> Product:
-    return Product(columns.T @ client.dB, client.dA)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
@@ -50,22 +51,41 @@ class RoundPlan:
     starts_fresh: bool = False
 
 
-class ClientPair(Protocol):
-    """One client's pair of a layer, of its own rank, and how far it is from the means.
+class ClientPair:
+    """One client's pair of a layer, of its own rank, and how far it is from the means: all that it contributes from.
 
     Attributes:
         A, B: A_i (rank_i, in_features) and B_i (out_features, rank_i), in the layer's scaling.
-        dA, dB: A_i - mean_A and B_i - the mean over the clients that have the column, of these shapes.
     """
 
-    @property
-    def A(self) -> Tensor: ...
-    @property
-    def B(self) -> Tensor: ...
-    @property
-    def dA(self) -> Tensor: ...
-    @property
-    def dB(self) -> Tensor: ...
+    def __init__(
+        self, A: Tensor, B: Tensor, mean_A: Tensor, owned_B: Tensor, *, space: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """Take a pair beside what `Layer` says of all of them.
+
+        Args:
+            space: of the shapes of `mean_A` and `owned_B`, written over by dA and dB; they get memory of their own if
+                None.
+        """
+        self.A, self.B = A, B
+        self._mean_A, self._owned_B, self._space = mean_A, owned_B, space
+
+    @cached_property
+    def dA(self) -> Tensor:
+        """A_i - mean_A, of the rows that the client has."""
+        import torch
+
+        rows = slice(self.A.shape[0])
+        return torch.sub(self.A, self._mean_A[rows], out=self._space[0][rows] if self._space else None)
+
+    @cached_property
+    def dB(self) -> Tensor:
+        """B_i - owned_B, of the columns that the client has."""
+        import torch
+
+        columns = slice(self.B.shape[1])
+        out = self._space[1][:, columns] if self._space else None
+        return torch.sub(self.B, self._owned_B[:, columns], out=out)
 
 
 class Product(NamedTuple):
@@ -120,8 +140,10 @@ class Layer:
 
     mean_A: Tensor
     mean_B: Tensor
+    owned_B: Tensor
     start_A: Tensor
     start_B: Tensor
+    base_change: tuple[Tensor, Tensor]
     state: Mapping[str, Tensor] = field(default_factory=dict)
     pairs: EveryPair | None = None
 
@@ -171,7 +193,9 @@ class Method(Section):
         title: how reports call it; its name if empty.
         summary: one line for the help.
         changes_base: whether `combine` moves a part of the update into the base weights.
-        allows_client_ranks: whether clients may have smaller ranks than the run.
+        allows_client_ranks: whether a run's clients may have smaller ranks than the run, as lora.client_ranks says:
+            `combine` takes pairs of different ranks then, and what `fit` returns is as good as a smaller rank can be.
+            Without it `aggregate` refuses different ranks too, unless `combines_mixed_ranks` says otherwise.
         allows_late_updates: whether an update may count in a later round than its own.
         allows_dora: whether clients may train DoRA's magnitudes; never where it changes the base weights.
     """
@@ -196,6 +220,11 @@ class Method(Section):
         Where there is one, the change is replaced in each round by the best of that rank.
         """
         return None
+
+    @classmethod
+    def combines_mixed_ranks(cls) -> bool:
+        """Return whether `combine` takes pairs of different ranks: it may, where `fit` is what a run cannot have."""
+        return cls.allows_client_ranks
 
     @classmethod
     def takes_dora(cls) -> bool:

@@ -1,6 +1,7 @@
 """The change of the base weights since the run's start: cumulative, in factors or dense, whichever is smaller."""
 
 from dataclasses import replace
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -21,9 +22,8 @@ def accumulated(before: LoraLayer | None, added: LoraLayer, *, rank: int | None 
         rank: the most rank of the sum: beyond it, it is replaced by the best of that rank. It has no effect where
             factors of that rank would take as much as the dense sum, which is exact.
     """
-    in_features, out_features = added.A.shape[1], added.B.shape[0]
-    most = in_features * out_features / (in_features + out_features)
-    if rank is not None and rank < most:
+    most = _rank_of_weight(added)
+    if bounds(rank, added):
         total = _side_by_side(before, added)
         return total if total.rank <= rank else _cut(total, rank, before=before)
     known = None if before is None else dense_of(before)
@@ -38,11 +38,22 @@ def accumulated(before: LoraLayer | None, added: LoraLayer, *, rank: int | None 
     return dense_pair(total.B @ total.A, is_embedding=added.is_embedding)
 
 
+def bounds(rank: int | None, change: LoraLayer) -> TypeGuard[int]:
+    """Return whether a change of that weight is cut to `rank`: factors of it take less memory than the weight."""
+    return rank is not None and rank < _rank_of_weight(change)
+
+
 def difference(before: LoraLayer | None, after: LoraLayer) -> tuple[Tensor, Tensor]:
     """Return by what a change has changed, in factors (out_features, n) and (n, in_features)."""
     if before is None:
         return after.B, after.A
     return torch.cat([after.B, -before.B.to(after.B)], 1), torch.cat([after.A, before.A.to(after.A)])
+
+
+def _rank_of_weight(change: LoraLayer) -> float:
+    """Return the rank of which two factors take as much memory as the weight."""
+    in_features, out_features = change.A.shape[1], change.B.shape[0]
+    return in_features * out_features / (in_features + out_features)
 
 
 def _side_by_side(before: LoraLayer | None, added: LoraLayer) -> LoraLayer:

@@ -10,16 +10,32 @@ from fedlora.algebra.dead_directions import brought_to_life, dead_directions
 from fedlora.methods import Combined, Layer, Method
 
 
-def combine(method: Method, update: CentredUpdate, state: Mapping[str, Tensor]) -> Combined:
+def combine(
+    method: Method,
+    update: CentredUpdate,
+    state: Mapping[str, Tensor],
+    base_change: tuple[Tensor, Tensor] | None = None,
+) -> Combined:
     """Return the layer as the method combines it.
 
     It takes the memory of a few means, whatever the number of clients, unless the method needs every pair.
 
     Args:
         state: what the method wanted to know of this layer after the round before.
+        base_change: by what the base weight has changed since the run's start, over the layer's scaling, as factors.
     """
-    pairs = update if method.needs_every_pair else None
-    phases = method.combine(Layer(update.mean_A, update.mean_B, update.updates.A, update.updates.B, state, pairs))
+    start_A, start_B = update.updates.A, update.updates.B
+    layer = Layer(
+        update.mean_A,
+        update.mean_B,
+        update.owned_B,
+        start_A,
+        start_B,
+        base_change or (start_B[:, :0], start_A[:0]),
+        state,
+        update if method.needs_every_pair else None,
+    )
+    phases = method.combine(layer)
     if isinstance(phases, Combined):
         return phases
     try:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fedlora.aggregation.updates import CentredUpdate
+from fedlora.algebra.low_rank import with_identity
 from fedlora.common.aggregation_report import AggregationReport, LayerReport
 from fedlora.methods import Combined
 
@@ -165,19 +166,13 @@ def _error(update: CentredUpdate) -> tuple[Tensor, Tensor]:
     E = update.mean_B.new_zeros(update.mean_B.shape[0], update.mean_A.shape[1])
     for weight, dA, dB in update.deviations():
         E.addmm_(dB, dA, alpha=weight)
-    return _with_identity(E)
+    return with_identity(E)
 
 
 def _compact(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     if left.shape[1] <= min(left.shape[0], right.shape[1]):
         return left, right
-    return _with_identity(left @ right)
-
-
-def _with_identity(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    size = min(matrix.shape)
-    identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-    return (identity, matrix) if matrix.shape[0] == size else (matrix, identity)
+    return with_identity(left @ right)
 
 
 def _singular_squares(gram_left: Tensor, gram_right: Tensor) -> Tensor:

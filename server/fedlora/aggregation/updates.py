@@ -3,12 +3,11 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from fedlora.methods.method import Contribution, Product
+from fedlora.methods.method import ClientPair, Contribution, Product
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,29 +124,10 @@ class CentredUpdate:
         assert total is not None  # There is at least one client.
         return total
 
-    def _clients(self) -> Iterator[tuple[float, "_Client"]]:
-        spaces = torch.empty_like(self.mean_A), torch.empty_like(self.owned_B)
+    def _clients(self) -> Iterator[tuple[float, ClientPair]]:
+        space = torch.empty_like(self.mean_A), torch.empty_like(self.owned_B)
         for weight, A, B in self.updates:
-            yield weight, _Client(A, B, self, spaces)
-
-
-class _Client:
-    """A client's pair, whose deviations are computed when they are asked for, into space that the next one reuses."""
-
-    def __init__(self, A: Tensor, B: Tensor, centred: CentredUpdate, spaces: tuple[Tensor, Tensor]) -> None:
-        self.A, self.B = A, B
-        self._centred = centred
-        self._space_A, self._space_B = spaces
-
-    @cached_property
-    def dA(self) -> Tensor:
-        rank = self.A.shape[0]
-        return torch.sub(self.A, self._centred.mean_A[:rank], out=self._space_A[:rank])
-
-    @cached_property
-    def dB(self) -> Tensor:
-        rank = self.A.shape[0]
-        return torch.sub(self.B, self._centred.owned_B[:, :rank], out=self._space_B[:, :rank])
+            yield weight, ClientPair(A, B, self.mean_A, self.owned_B, space=space)
 
 
 def centre(updates: LayerUpdates) -> CentredUpdate:
