@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_counts_by_client_and_part_are_on_the_terminal_and_in_the_report(chat_ru
     assert "Left out and cut" in page
     assert "longer than task.max_length" in page
     assert '<td class="words">all</td><td class="words">test</td>' in page
-    assert "exchange.precision = &quot;int8&quot; does nothing here" in page
+    assert 'exchange.precision = "int8" does nothing here' in unescape(page)
     assert "left aside, in 24 rows" in page
 
 
