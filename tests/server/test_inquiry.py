@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -13,6 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedlora.common.errors import RunError
 from fedlora.common.messages import WORKER_DIED, Failure, SiteDescription, TrainReceipt, TrainRequest
+from fedlora.common.packed_file import PackedFile
 from fedlora.common.records import from_record, to_record
 from fedlora.server.rounds.inquiry import Addressed, Answer, Inquiry, ask, expect
 from fedlora.server.sites import FlowerSites
@@ -293,3 +295,19 @@ def test_a_later_phase_withdraws_what_the_one_before_still_waits_for() -> None:
     second = first.next_phase(lambda _client, attempt: round_request(2, attempt), expected=TrainReceipt)
     assert not first.waiting
     assert sorted(answer.key for answer in second.answers()) == ["client 1", "client 3"]
+
+
+def test_a_late_request_whose_adapter_the_journal_keeps_no_more_is_not_sent_again(tmp_path: Path) -> None:
+    path = tmp_path / "adapter"
+    path.write_bytes(b"tensors")
+
+    def late(attempt: int) -> TrainRequest:
+        return replace(request(attempt), adapter=PackedFile(path, 7))
+
+    grid = PatientGrid(lambda _given, _node: to_record(Failure(WORKER_DIED)))
+    inquiry = Inquiry(sites_over(grid, 1), {"client 1": Addressed("client 1", late)}, expected=TrainReceipt)
+    assert inquiry.poll() == []
+    assert grid.pushed == [(1, 0), (1, 1)]
+    path.unlink()
+    (answer,) = inquiry.poll()
+    assert answer == Answer("client 1", 1, Failure(WORKER_DIED))

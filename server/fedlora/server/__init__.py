@@ -1,1 +1,1 @@
-"""The aggregation server: rounds, admission, the strategy and ServerApp, and the run on disk."""
+"""The aggregation server: a run from its claim to its report, on every engine; the rooms hold its parts."""

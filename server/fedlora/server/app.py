@@ -1,4 +1,4 @@
-"""The ServerApp: Flower's entry to the strategy, the same on every Grid."""
+"""The ServerApp: Flower's entry to a run, the same on every Grid."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def server_app_for(
         method: in place of the run's.
     """
     robust = Robust(**config.robust.model_dump())
-    strategy = FederatedRun(
+    run = FederatedRun(
         config,
         method or method_of(config),
         RunFolder(folder),
@@ -51,7 +51,7 @@ def server_app_for(
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            strategy.start(sites_behind(grid, num_sites=num_sites))
+            run.start(sites_behind(grid, num_sites=num_sites))
         finally:
             torch.set_num_threads(num_threads)
 

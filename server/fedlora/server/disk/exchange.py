@@ -2,7 +2,7 @@
 
     exchange/
         ticket.key
-        offers/SHA.json           of an adapter that the strategy sent: what the sites fetch for it
+        offers/SHA.json           of an adapter that a round sent: what the sites fetch for it
         whole/SHA                 the adapter as the sites hold it
         difference/SHA            from an older one to it
         newest/SHAPES.json        the last whole file of adapters of one shape, the next one's reference
@@ -190,7 +190,7 @@ class ExchangeStore:
         try:
             shapes = json.dumps(sorted(TensorFile(source).shapes.items()))
         except AdapterError as error:
-            raise ValueError(f"the strategy sent what is no packed adapter: {error}") from error
+            raise ValueError(f"what a round sends is no packed adapter: {error}") from error
         return self.folder / "newest" / f"{hashlib.sha256(shapes.encode()).hexdigest()}.json"
 
     def _prune(self) -> None:

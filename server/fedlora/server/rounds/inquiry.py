@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 from fedlora.common.errors import RunError
 from fedlora.common.messages import WORKER_DIED, Failure
+from fedlora.common.packed_file import PackedFile
 from fedlora.server.sites import Sites
 from fedlora.server.sites.contract import MAX_ATTEMPTS
 
@@ -76,7 +77,7 @@ class Inquiry(Generic[Receipt]):
         for reply in self._sites.replies(list(self._pending)):
             key, attempt = self._pending.pop(reply.id)
             content = reply.content
-            if isinstance(content, Failure) and content.code == WORKER_DIED and attempt + 1 < MAX_ATTEMPTS:
+            if isinstance(content, Failure) and content.code == WORKER_DIED and self._can_ask_again(key, attempt):
                 logger.warning("%s: %s; asking again", key, content.text or content.code)
                 self._sites.acknowledge(reply.id, WORKER_DIED)
                 self._push([key], attempt + 1)
@@ -100,6 +101,12 @@ class Inquiry(Generic[Receipt]):
         """Wait no more for those that have not answered."""
         self._sites.withdraw(list(self._pending))
         self._pending.clear()
+
+    def _can_ask_again(self, key: str, attempt: int) -> bool:
+        """Return whether a request may be sent once more: of a round long past the journal keeps no adapter."""
+        adapter = getattr(self._requests[key].make(attempt + 1), "adapter", b"")
+        is_gone = isinstance(adapter, PackedFile) and not adapter.path.is_file()
+        return attempt + 1 < MAX_ATTEMPTS and not is_gone
 
     def _push(self, keys: list[str], attempt: int) -> None:
         questions = [(self._requests[key].site, self._requests[key].make(attempt)) for key in keys]

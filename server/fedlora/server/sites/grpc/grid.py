@@ -1,4 +1,4 @@
-"""Flower's Grid over lasting connections: requests wait for their site, answers for the strategy.
+"""Flower's Grid over lasting connections: requests wait for their site, answers for the rounds.
 
 It knows no gRPC: a connection is a function that sends, given by the session service. Every request
 stays outstanding until it is answered or withdrawn, and is sent again at each new connection.
@@ -141,7 +141,7 @@ class GrpcGrid(PolledGrid):
         return None if awaited is None else awaited.offer
 
     def answer(self, site: str, request_id: str, receipt: Proto, adapter: Packed) -> None:
-        """Give a site's answer to the strategy, as it came."""
+        """Give a site's answer to the rounds, as it came."""
         with self._changed:
             known = self._site(site)
             outstanding = known.outstanding.pop(request_id, None)
@@ -171,7 +171,7 @@ class GrpcGrid(PolledGrid):
             return sum(site.is_ready for site in self._sites.values()), len(self._sites)
 
     def stop(self, *, is_finished: bool) -> None:
-        """Let the strategy stop at its next look, and tell all sites."""
+        """Let the run stop at its next look, and tell all sites."""
         with self._changed:
             self._is_stopping = True
             for site in self._sites.values():
@@ -181,7 +181,7 @@ class GrpcGrid(PolledGrid):
                     site.send("drained")
             self._changed.notify_all()
 
-    # -- LastingGrid, for the strategy
+    # -- LastingGrid, for the rounds
 
     def node_of(self, site: str) -> int:
         with self._changed:
