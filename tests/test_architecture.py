@@ -54,7 +54,7 @@ WITH_FLOWER = (
     "fedlora.flower", "fedlora.simulation",
     "fedlora.server.app", "fedlora.server.deployment", "fedlora.server.sites", "fedlora.server.superlink_app",
     "fedlora.server.whole_run",
-    "fedlora.client.worker", "fedlora.client.site.participation", "fedlora.client.supernode_app",
+    "fedlora.client.worker", "fedlora.client.site.tasks", "fedlora.client.supernode_app",
 )  # fmt: skip
 WITH_GRPC = (
     "fedlora.v1",

@@ -1,4 +1,4 @@
-"""What a site does with the server's requests: its own rules first, then its worker, and nothing twice.
+"""A site in one run: what its connection asks for, by its own rules first, and nothing twice.
 
 One thread works through the requests. A connection may come and go meanwhile: what is wanted at the moment is what
 the present connection has asked for, and a result that nobody wants any more waits on disk.
@@ -10,19 +10,16 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 
 import grpc
-from flwr.app import Message
 
-from fedlora.client.site.fetching import fetch
-from fedlora.client.site.limits import allowed_evaluation, allowed_training, allows_base_model, data_lines, standing
+from fedlora.client.site.limits import allows_base_model, data_lines, standing
 from fedlora.client.site.line import ConnectionGone, Line
 from fedlora.client.site.outbox import Finished, Outbox
 from fedlora.client.site.site_file import SiteConfig
+from fedlora.client.site.tasks import Key, Tasks, key_of
 from fedlora.client.site.transfer import upload
-from fedlora.client.worker.files_mod import DIFFERENCE, ask_for_file, make_of_difference
 from fedlora.client.worker.seat import WorkerSeat
 from fedlora.common.channels import details_of
 from fedlora.common.config import RunConfig
@@ -32,19 +29,13 @@ from fedlora.common.messages import (
     INTERRUPTED,
     WORKER_DIED,
     DescribeRequest,
-    EvaluateReceipt,
-    EvaluateRequest,
     Failure,
-    InitialiseReceipt,
-    InitialiseRequest,
     SiteDescription,
-    TrainReceipt,
     TrainRequest,
 )
-from fedlora.common.packed_file import PackedFile
 from fedlora.common.phases import announce
 from fedlora.common.wire import Receipt, Request, read_request, write_description, write_receipt
-from fedlora.v1 import messages_pb2, session_pb2
+from fedlora.v1 import session_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +50,6 @@ _MISFITS = {
     "other_chat_template": ": the chat template here is another than the run's; fetch the run's revision of the model",
     "other_metric": ": this site runs another version of fedlora or of the task",
 }
-
-Key = tuple[str, str, int, int, str]
 
 
 class Participation:
@@ -81,7 +70,7 @@ class Participation:
         self._wanted: dict[Key, session_pb2.Request] = {}
         self._answered: set[str] = set()
         self._at_work: Key | None = None
-        self._evaluated: dict[Key, EvaluateReceipt] = {}
+        self._tasks = Tasks(site, seat=seat, outbox=outbox, line=self._required_line)
         self._is_closed = False
         self._lock = threading.RLock()
         self._queue: queue.SimpleQueue[Key | None] = queue.SimpleQueue()
@@ -107,7 +96,7 @@ class Participation:
         """Handle what the server sent."""
         match response.WhichOneof("content"):
             case "request":
-                key = _key(response.request)
+                key = key_of(response.request)
                 with self._lock:
                     self._wanted[key] = response.request
                 self._queue.put(key)
@@ -192,7 +181,7 @@ class Participation:
         while (message := self._current(key)) is not None:
             self._at_work = key
             try:
-                result = self._done(key, read_request(message), message)
+                result = self._result(key, read_request(message), message)
                 # It was cancelled, and then asked for again before the worker had left off.
                 if not (isinstance(result, Failure) and result.code == INTERRUPTED):
                     self._answer(key, result)
@@ -203,89 +192,11 @@ class Participation:
                 logger.error("%s", error)
                 self._answer(key, Failure(error.code, str(error)))
 
-    def _done(self, key: Key, request: Request, message: session_pb2.Request) -> Receipt | Finished:
-        """Return the result of a request: from disk where it was done before, else from the worker."""
-        is_done = isinstance(request, TrainRequest) and self._finished(key, request) is not None
-        if not is_done and (reason := self._reason or self._standing()):
+    def _result(self, key: Key, request: Request, message: session_pb2.Request) -> Receipt | Finished:
+        """Return the result of a request: from disk where it was done before, else as the site's own rules allow."""
+        if not self._tasks.is_done(key, request) and (reason := self._reason or self._standing()):
             return Failure(reason)
-        match request:
-            case TrainRequest():
-                return self._trained(key, request, message)
-            case EvaluateRequest():
-                if (known := self._evaluated.get(key)) is not None:
-                    return known
-                receipt = self._allowed_receipt(self._ask(request, message.adapter, EvaluateReceipt))
-                if isinstance(receipt, EvaluateReceipt):
-                    self._evaluated = {key: receipt}
-                return receipt
-            case InitialiseRequest():
-                return self._initialised(request)
-
-    def _trained(self, key: Key, request: TrainRequest, message: session_pb2.Request) -> Receipt | Finished:
-        if (done := self._finished(key, request)) is not None:
-            return done
-        folder, residual = self._outbox.round_folder(request.run, request.round), self._outbox.residual(request.run)
-        has_memory = message.precision == "int8"
-        # Of a training that broke off: a loss that is not finite comes without an update.
-        (folder / "update").unlink(missing_ok=True)
-
-        def prepare(asked: Message) -> None:
-            ask_for_file(
-                asked,
-                folder / "update",
-                precision=message.precision,
-                residual=residual if has_memory else None,
-                new_residual=folder / "residual" if has_memory else None,
-            )
-            announce("train")
-            logger.info("round %d: training", request.round)
-
-        answer = self._ask(request, message.adapter, TrainReceipt, prepare)
-        if not isinstance(answer, TrainReceipt):
-            return self._allowed_receipt(answer)
-        announce("write")
-        receipt = allowed_training(answer, self._site.limits)
-        if receipt.withheld:
-            logger.info("withheld by limits.metrics: %s", ", ".join(receipt.withheld))
-        logger.info("round %d: trained %d steps, loss %.4g", request.round, receipt.num_steps, answer.loss)
-        return self._outbox.finish(receipt, run=request.run, round=request.round, started_from=key[-1])
-
-    def _finished(self, key: Key, request: TrainRequest) -> Finished | None:
-        return self._outbox.finished(request.run, request.round, started_from=key[-1])
-
-    def _initialised(self, request: InitialiseRequest) -> Receipt | Finished:
-        """Return the run's first adapter, as the update of round 0 of no run."""
-        run, round = "start", 0
-        folder = self._outbox.round_folder(run, round)
-        asked = self._seat.message(request)
-        ask_for_file(asked, folder / "update", precision="float32")
-        answer = self._seat.ask(asked, InitialiseReceipt)
-        if not isinstance(answer, InitialiseReceipt):
-            return self._allowed_receipt(answer)
-        return self._outbox.finish(answer, run=run, round=round, started_from="")
-
-    def _ask(
-        self,
-        request: TrainRequest | EvaluateRequest,
-        offered: messages_pb2.OfferedAdapter,
-        expected: type,
-        prepare: Callable[[Message], None] = lambda _message: None,
-    ) -> object:
-        """Return the worker's answer to a request with the adapter on offer."""
-        for takes_difference in (True, False):
-            whole, made_of = fetch(offered, self._outbox, self._required_line, takes_difference=takes_difference)
-            asked = self._seat.message(replace(request, adapter=PackedFile(whole, 0)))
-            if made_of is not None:
-                make_of_difference(asked, *made_of)
-            prepare(asked)
-            answer = self._seat.ask(asked, expected)
-            if made_of is not None:
-                made_of[0].unlink(missing_ok=True)
-            if not (isinstance(answer, Failure) and answer.code == DIFFERENCE):
-                break
-            logger.warning("the adapter is fetched whole: %s", answer.text)
-        self._outbox.forget_adapters()
-        return answer
+        return self._tasks.result(key, request, message)
 
     def _answer(self, key: Key, result: Receipt | Finished) -> None:
         """Send a result for the request as it is wanted now; it was answered before or is wanted no more: nothing."""
@@ -312,16 +223,6 @@ class Participation:
             self._answered.add(message.request_id)
             line.send(session_pb2.ConnectRequest(answer=answer))
         announce("before the acknowledgement")
-
-    def _allowed_receipt(self, answer: object) -> Receipt:
-        """Return an answer without what the site keeps to itself; a failure's text has been logged and stays."""
-        if isinstance(answer, Failure):
-            level = logging.INFO if answer.code == INTERRUPTED else logging.ERROR
-            logger.log(level, "not finished (%s): %s", answer.code, answer.text)
-            return Failure(answer.code)
-        if isinstance(answer, EvaluateReceipt):
-            return allowed_evaluation(answer, self._site.limits, site=self._site.site.name)
-        raise TypeError(f"the worker answered {type(answer).__name__}")
 
     # -- within
 
@@ -363,19 +264,6 @@ class Participation:
             self._outbox.settle(request.run, request.round, is_accepted=not acknowledgement.refusal)
             what = f"refused ({acknowledgement.refusal})" if acknowledgement.refusal else "accepted"
             logger.info("round %d: %s", request.round, what)
-
-
-def _key(message: session_pb2.Request) -> Key:
-    """Return what tells a piece of work from others, in whatever delivery it comes."""
-    kind = message.WhichOneof("content") or ""
-    adapter = message.adapter.whole.sha256.hex()
-    if kind == "train":
-        return kind, message.train.run, message.train.round, 0, adapter
-    if kind == "evaluate":
-        evaluate = message.evaluate
-        kind = "validate" if evaluate.of_validation else kind
-        return kind, evaluate.run, evaluate.round, evaluate.shard, adapter
-    return kind, "", 0, 0, adapter
 
 
 def _words(error: grpc.RpcError) -> str:
