@@ -60,7 +60,9 @@ def test_one_that_takes_too_long_is_ended_and_replaced(good: Path) -> None:
 
 def test_it_ends_with_an_asker_that_is_killed_and_leaves_ctrl_c_to_it(good: Path) -> None:
     script = (
-        "import os, sys, time; from pathlib import Path; from fedlora.finished.resident_check import ResidentCheck\n"
+        "import signal, time; from pathlib import Path; from fedlora.finished.resident_check import ResidentCheck\n"
+        # Of a shell's background the tests, and what they start, have inherited that Ctrl-C is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "check = ResidentCheck()\n"
         "def ask():\n"
         f"    print(repr(check(Path({str(good)!r}))), check._process.pid, flush=True)\n"
