@@ -167,6 +167,19 @@ def test_a_damaged_round_falls_back_to_the_one_before_and_says_so(
         assert f"{path} is damaged" in caplog.text
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_run_that_goes_on_lists_each_round_once(folder: RunFolder, number: int) -> None:
+    for index in range(number + 1):
+        finish_round(folder, index)
+    again = RunFolder(folder.path)
+    latest = again.latest()
+    assert latest is not None
+    again.publish(latest.stored, latest.round)
+    finish_round(again, number + 1)
+    lines = (folder.path / "rounds.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in lines] == list(range(number + 2))
+
+
 def test_a_round_that_is_done_again_after_a_damage_is_whole(three_rounds: RunFolder) -> None:
     before = in_round(three_rounds, 2, "adapter.safetensors").read_bytes()
     in_round(three_rounds, 2, "adapter.safetensors").write_bytes(before[:-1])

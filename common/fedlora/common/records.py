@@ -88,7 +88,8 @@ def adapter_in(content: RecordDict, *, with_files: bool = False) -> Packed:
     Raises:
         RunError: what stands in its place is no packed adapter.
     """
-    return _packed(content, with_files=with_files) if ADAPTER in content.array_records else b""
+    arrays = content.get(ADAPTER)
+    return _packed(arrays, with_files=with_files) if isinstance(arrays, ArrayRecord) else b""
 
 
 def from_record(
@@ -138,8 +139,8 @@ def from_peer(content: RecordDict, *, known: Proto) -> RecordDict:
 
 def kind_of(content: RecordDict) -> str:
     """Return the name of the dataclass of `messages` that the records carry, nothing for others."""
-    record = content.config_records.get(_MESSAGE, ConfigRecord())
-    kind = record.get("type")
+    record = content.get(_MESSAGE)
+    kind = record.get("type") if isinstance(record, ConfigRecord) else None
     return kind if isinstance(kind, str) else ""
 
 
@@ -149,15 +150,15 @@ def carried(content: RecordDict) -> Proto:
     Raises:
         RunError: its bytes are none.
     """
-    kind = kind_of(content)
-    raw = content.config_records[_MESSAGE].get("message") if kind else None
+    kind, record = kind_of(content), content.get(_MESSAGE)
+    raw = record.get("message") if isinstance(record, ConfigRecord) and kind else None
     if not isinstance(raw, bytes):
         raise RunError(f"a peer sent an unreadable {kind or 'message'}: its bytes are missing")
     return parse(raw, kind)
 
 
-def _packed(content: RecordDict, *, with_files: bool) -> Packed:
-    array = content.array_records[ADAPTER].get(ADAPTER)
+def _packed(arrays: ArrayRecord, *, with_files: bool) -> Packed:
+    array = arrays.get(ADAPTER)
     if with_files and array is not None and array.stype == _FILE_STYPE:
         sha256, _, path = array.data.decode().partition(":")
         return PackedFile(Path(path), int(array.shape[0]), sha256)

@@ -96,7 +96,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._num_listed = 0  # Of rounds.jsonl, by this process.
+        self._num_listed: int | None = None  # In rounds.jsonl, where this process has looked.
 
     def manifest(self) -> dict[str, object] | None:
         """Return the manifest, or None in a run whose clients were never met.
