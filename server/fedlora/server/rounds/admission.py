@@ -86,7 +86,7 @@ def admit(
         settings, expected = _scaling_settings(config), _scaling_settings(reference.config)
         if settings != expected:
             return Refusal("configuration", f"{settings}; expected {expected}")
-        if difference := difference_in_meaning(config, reference.config):
+        if config != reference.config and (difference := difference_in_meaning(config, reference.config)):
             return Refusal("configuration", str(difference))
         return examine(_opened(receipt.adapter, without=request.frozen_factor, reference=reference), reference)
     except AdapterError as error:
