@@ -60,8 +60,8 @@ def given_start(source: str, *, like: Adapter, room: Room) -> Adapter:
     if misfit := other_form(start, like) or bad_value(named_tensors(start)):
         raise AdapterError(f"federation.start_from: {source} does not fit this run: {misfit}{_cure(given, like)}")
     for path, moved in change.items():
-        if not all(tensor.isfinite().all() for tensor in moved.tensors()):
-            raise AdapterError(f"federation.start_from: {source}: {path} has values that are not finite")
+        if misfit := bad_value(((path, tensor) for tensor in moved.tensors()), most=math.inf):
+            raise AdapterError(f"federation.start_from: {source}: {misfit.found}")
     return replace(start, base_change=change)
 
 
