@@ -1,6 +1,6 @@
 """The ServerApp of the yardstick, as a SuperLink starts it, and what its run config names is timed.
 
-`rounds` above 0: so many whole rounds of a FederatedRun, with the adapters inside the messages. Otherwise one round trip
+`rounds` above 0: so many whole rounds of a FederatedRun, adapters inside the messages. Otherwise one round trip
 of `num_arrays` float32 arrays that take `size_bytes` together, which the clients send back; neither side looks at them.
 `events` is the file that gets the times, `out` the run's folder.
 """
