@@ -25,6 +25,7 @@ import help_command
 import language_speed
 import plan_memory
 import round_overhead
+import server_cpu
 import trainer_speed
 import transfer_speed
 import upload_memory
@@ -47,6 +48,7 @@ _BENCHMARKS = {
     "aggregation-clients": ("Aggregation of 100 and 1,000 clients from disk", aggregation_many_clients.figures),
     "aggregation-peer": ("Aggregation against chorus-fl 0.1.0", aggregation_peer.figures),
     "rounds": ("A round beside training, and the same on Flower's SuperLink", round_overhead.figures),
+    "server": ("CPU of the server, of clients that do nothing", server_cpu.figures),
     "transfer": ("Rounds that carry 100 MB a site, and the same on Flower's SuperLink", transfer_speed.figures),
     "uploads": ("Memory of the server while 4, 16 and 64 sites upload 100 MB each", upload_memory.figures),
     "endurance": ("What a server holds after many rounds and many connections", endurance.figures),
