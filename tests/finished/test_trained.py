@@ -160,3 +160,9 @@ def test_rounded_base_weights_stay_the_runs_own_in_float32(tmp_path: Path) -> No
     weight = load_trained(tmp_path).model.get_base_model().lm_head.weight
     assert weight.dtype == torch.float32
     assert torch.equal(weight, weight.bfloat16().float())
+
+
+def test_the_public_name_of_the_readme_is_this_one() -> None:
+    from fedlora.training import trained
+
+    assert trained.load_trained is load_trained
