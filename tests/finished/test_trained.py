@@ -21,6 +21,7 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import AdapterError, ConfigError, ModelError, StoreError
 from fedlora.common.run_file import to_toml
 from fedlora.finished.trained import load_trained
+from fedlora.server.run_report import load_code
 from fedlora.training.data import federated_data_from, load_federated_data
 from fedlora.training.data.examples import Conversation, Turn
 
@@ -166,3 +167,4 @@ def test_the_public_name_of_the_readme_is_this_one() -> None:
     from fedlora.training import trained
 
     assert trained.load_trained is load_trained
+    assert "from fedlora.training.trained import load_trained" in load_code(Path("run"), RunConfig())

@@ -87,7 +87,7 @@ def load_code(folder: Path, config: RunConfig) -> str:
     }[config.task.kind]
     best = '  # with adapter="best": that of the best round' if (folder / BEST_FOLDER).is_dir() else ""
     return (
-        f"{imported}from fedlora.finished.trained import load_trained\n\n"
+        f"{imported}from fedlora.training.trained import load_trained\n\n"
         f'trained = load_trained("{folder}"){best}\n'
         f"trained.{use}"
     )
