@@ -110,14 +110,14 @@ def whole_run(
 
 def _reported(run: Run, sites: Mapping[str, SiteDescription], write_report: WriteReport | None) -> "Checkpoint | None":
     """Return the newest round, with the report over all that are over written."""
-    from fedlora.server import run_report as outcome
+    from fedlora.server import run_report
     from fedlora.server.disk.store import RunFolder
 
     folder = RunFolder(run.folder)
     if (checkpoint := folder.latest()) is None:
         return None
     if write_report is None:
-        outcome.write_report(folder, run.config, checkpoint.reports, sites=sites, notes=run.notes)
+        run_report.write_report(folder, run.config, checkpoint.reports, sites=sites, notes=run.notes)
     else:
         write_report(folder, checkpoint.reports, sites)
     return checkpoint
