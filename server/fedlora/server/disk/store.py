@@ -244,17 +244,24 @@ class RunFolder:
         self._list_reports(number)
         self._prune(number)
 
-    def write_best(self, number: int, score: Score) -> None:
-        """Record the best round so far, unless it is recorded, or its adapter is no longer kept."""
+    def write_best(self, number: int, score: Score, known: Mapping[int, StoredAdapter]) -> None:
+        """Record the best round so far, unless it is recorded, or its adapter is no longer kept.
+
+        Args:
+            known: adapters that need not be read again, by round.
+        """
         note = {"round": number, "loss": score.loss, "metric": score.metric}
         record = self.path / BEST_RECORD
         if _read(record, json.loads) == note:
             return
-        report = _read(self._report_file(number), CODEC.load)
-        stored = None if report is None else self._read_adapter(report)
+        stored = known.get(number) or self._stored(number)
         if stored is not None:
             save_adapter(stored.adapter, self.path / BEST_FOLDER, packed=stored.packed.path)
             write_file(record, json.dumps(note) + "\n")
+
+    def _stored(self, number: int) -> StoredAdapter | None:
+        report = _read(self._report_file(number), CODEC.load)
+        return None if report is None else self._read_adapter(report)
 
     def _list_reports(self, number: int) -> None:
         """Have all reports up to a round in rounds.jsonl: the last one is appended, where the others are there."""

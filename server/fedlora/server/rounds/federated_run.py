@@ -89,7 +89,8 @@ class FederatedRun:
         checkpoint = self._folder.latest()
         ended = self._begin(federation) if checkpoint is None else self._go_on(federation, checkpoint)
         while ended.report.round < self._config.federation.rounds and not ended.report.ended_early:
-            ended = self._round(federation, ended)
+            before, ended = ended, self._round(federation, ended)
+            self._remember_best(before, ended)
 
     def _begin(self, federation: Federation) -> _Ended:
         """Return round 0 of a new run: the first adapter, as it is judged before anything was learned."""
@@ -107,8 +108,9 @@ class FederatedRun:
         self._listener(RunStarted(tuple(federation.sites), self._config.federation.rounds, len(reports), reports))
         for report in reports:
             self._learn(report)
-        self._remember_best()
-        return _Ended(checkpoint.stored, checkpoint.state, reports[-1])
+        ended = _Ended(checkpoint.stored, checkpoint.state, reports[-1])
+        self._remember_best(ended)
+        return ended
 
     def _round(self, federation: Federation, before: _Ended) -> _Ended:
         settings, seed = self._config.federation, self._config.run.seed
@@ -204,7 +206,6 @@ class FederatedRun:
         self._folder.complete(report, stored)
         self._listener(RoundEnded(report))
         self._learn(report)
-        self._remember_best()
         return _Ended(stored, new.state, report)
 
     def _judge(self, federation: Federation, stored: StoredAdapter, number: int, *, is_at_an_end: bool) -> Judged:
@@ -238,11 +239,12 @@ class FederatedRun:
             if "answered" in part.seconds and not part.age:
                 self._needed[client] = part.seconds["answered"]
 
-    def _remember_best(self) -> None:
+    def _remember_best(self, *at_hand: _Ended) -> None:
         """Keep the best round's adapter by the clients' validation loss, while the journal has it."""
         best = best_round(self._scores)
         if best is not None:
-            self._folder.write_best(best, self._scores[best])
+            known = {ended.report.round: ended.stored for ended in at_hand}
+            self._folder.write_best(best, self._scores[best], known)
 
     def _bytes_moved(self, sites: Sites, collected: Collected) -> tuple[int, int]:
         """Return the adapter bytes down and up since the last report: as counted, where somebody counts them."""
