@@ -140,12 +140,18 @@ def test_a_field_that_is_missing_or_of_another_kind_is_seen() -> None:
 # -- there and back
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+shown = st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" "), max_size=40)
 codes = st.from_regex("[a-z_]{1,40}", fullmatch=True)
 # What no peer may send is not drawn.
 BOUNDED: dict[tuple[str, str], st.SearchStrategy[Any]] = {
     ("Score", "num_examples"): st.integers(1, 2**64 - 1),
     ("Generated", "num_examples"): st.integers(1, 2**64 - 1),
     ("SiteDescription", "lora_rank"): st.integers(1, 2**32 - 1),
+    **{
+        ("SiteDescription", name): shown
+        for name in ("metric_name", "base_model_fingerprint", "data_fingerprint", "version")
+    },
+    ("SiteDescription", "fingerprints"): st.dictionaries(shown, shown, max_size=4),
     ("SiteDescription", "fates"): st.dictionaries(
         st.sampled_from(PARTS),
         st.dictionaries(codes, st.integers(0, 2**64 - 1), max_size=3),

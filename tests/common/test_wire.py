@@ -41,6 +41,7 @@ SECRET_BYTES = (b"/mnt/", b"ward-3", b"patients", b"malignant", b"ward 3", b"sec
 
 runs = st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+shown = st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" "), max_size=40)
 small = st.integers(0, 2**32 - 1)
 counts = st.integers(1, 2**32 - 1)
 large = st.integers(0, 2**64 - 1)
@@ -68,8 +69,8 @@ evaluate_receipts = st.builds(
 )  # fmt: skip
 receipts = st.one_of(train_receipts, evaluate_receipts, st.just(InitialiseReceipt()), st.builds(Failure, codes))
 descriptions = st.builds(
-    SiteDescription, words, large, large, large, words, st.just(("x", "y")), st.just("secret/base"), words, words,
-    words, counts, st.just(True),
+    SiteDescription, words, large, large, large, shown, st.just(("x", "y")), st.just("secret/base"), shown, shown,
+    shown, counts, st.just(True),
 )  # fmt: skip
 
 

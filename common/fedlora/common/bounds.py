@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from fedlora.common.errors import CODE
 from fedlora.common.fates import PARTS, Fates
+from fedlora.common.printable import printable
 
 # The type of pydantic's error whose message is the whole line.
 BROKEN = "bound"
@@ -39,7 +40,7 @@ def _at_least_one(line: str) -> AfterValidator:
 
 
 def _cut(length: int) -> AfterValidator:
-    return AfterValidator(lambda text: text[:length])
+    return AfterValidator(lambda text: printable(text[:length], most=length))
 
 
 def _run_id(run: str) -> str:
@@ -107,6 +108,6 @@ Code = Annotated[str, AfterValidator(_code)]
 Text = Annotated[str, StringConstraints(max_length=2000)]
 KnownFates = Annotated[Fates, AfterValidator(_fates)]
 Entries = Annotated[Mapping[K, V], BeforeValidator(_entries)]
-# Longer ones are cut.
+# A peer's words: longer ones are cut, and what a terminal would take for more than text stands by its number.
 Word = Annotated[str, _cut(40)]
 Fingerprint = Annotated[str, _cut(100)]

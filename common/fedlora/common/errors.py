@@ -12,6 +12,8 @@ A message says what was found, what was expected and what to do. A programmer's 
 ValueError, and anything else is a bug that shows its traceback.
 """
 
+from fedlora.common.printable import printable
+
 
 class FedloraError(Exception):
     """Base of all errors that a user or a peer caused.
@@ -66,4 +68,4 @@ CODE = "[a-z_]{1,40}"
 def one_line(said: Exception | str, *, most: int = 300) -> str:
     """Return what an error of a library or a peer says, in one line of at most `most` characters."""
     words = " ".join(str(said).split())
-    return (words or ("" if isinstance(said, str) else type(said).__name__))[:most]
+    return printable(words or ("" if isinstance(said, str) else type(said).__name__), most=most)

@@ -16,12 +16,16 @@ from pathlib import Path
 from fedlora.common.codec import Codec
 from fedlora.common.errors import RunError, StoreError
 from fedlora.common.files import sha256_of, sync_folder
+from fedlora.common.printable import printable
 from fedlora.v1 import messages_pb2, registry_pb2
 
 METADATA_FILE = "adapter.json"
 
 _NAME = re.compile(r"\w[\w.-]{0,79}")
 _MAX_FILES = 1_000
+_LONGEST_WORD = 64
+# Of the year 9999, the last that a calendar here knows.
+_LAST_SECOND = 253_402_300_800 - 86_400
 
 
 @dataclass(frozen=True)
@@ -136,14 +140,16 @@ def from_message(message: registry_pb2.PublishedAdapter) -> Published:
         raise RunError(f"the server lists {len(names) - 1} files in {message.name}, some twice; expected each once")
     if any(len(file.blob.sha256) != 32 for file in message.files) or message.version == 0:
         raise RunError(f"the server describes {message.name} without digest or version; update fedlora")
+    if not 0 <= message.published_seconds < _LAST_SECOND:
+        raise RunError(f"the server says that {message.name} is of second {message.published_seconds}; update fedlora")
     return Published(
         message.name,
         message.version,
-        message.run,
+        printable(message.run, most=_LONGEST_WORD),
         message.round,
         message.published_seconds,
-        message.metric_name,
+        printable(message.metric_name, most=_LONGEST_WORD),
         message.metric if message.HasField("metric") else None,
-        message.base_model,
+        printable(message.base_model, most=300),
         tuple(PublishedFile(file.name, file.blob.sha256.hex(), file.blob.size_bytes) for file in message.files),
     )

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedlora.common.bounds import BROKEN
 from fedlora.common.errors import RunError
+from fedlora.common.printable import printable
 from fedlora.v1 import messages_pb2 as pb
 
 ADAPTER = "adapter"
@@ -55,9 +56,10 @@ def from_proto(
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == BROKEN:
-            raise RunError(first["msg"]) from error
+            raise RunError(printable(first["msg"])) from error
         where = ".".join(str(part) for part in first["loc"])
-        raise RunError(f"a peer sent an unreadable {expected.__name__}: {where}: {first['msg']}") from error
+        found = f"{printable(where, most=80)}: {first['msg']}"
+        raise RunError(f"a peer sent an unreadable {expected.__name__}: {printable(found)}") from error
     return read
 
 

@@ -154,11 +154,13 @@ def watch(
     """Fetch each adapter as it is published, until the run is over; so an inference server can follow a run."""
     import logging
 
+    from fedlora.cli.logs import escape_records
     from fedlora.client.registry_client import watch as follow
 
     connects = Caller(address, site, insecure, name, (ca, cert, key)).connects()
     handle = announcer(words_of(command))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    escape_records()
     try:
         follow(connects, out, handle)
     except KeyboardInterrupt:

@@ -81,6 +81,9 @@ def _control(path: Path, wish: str, done: str) -> None:
 
 def _log() -> None:
     """Print what happens, a line each with its time."""
+    from fedlora.cli.logs import escape_records
+
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("flwr").setLevel(logging.WARNING)
+    escape_records()

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from fedlora.common.printable import printable
 from fedlora.doctor.examination import examined
 from fedlora.doctor.finding import Finding
 
@@ -47,9 +48,8 @@ def _print(findings: Sequence[Finding]) -> None:
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
         remedy = f"  -> {finding.remedy}" if finding.remedy else ""
-        line = Text.assemble(
-            (f"{finding.status:<8}", _STYLES[finding.status]), f"{finding.check:<{width}}  {finding.found}{remedy}"
-        )
+        found = printable(f"{finding.check:<{width}}  {finding.found}{remedy}")
+        line = Text.assemble((f"{finding.status:<8}", _STYLES[finding.status]), found)
         console.print(line, soft_wrap=True)
     counts = {status: sum(finding.status == status for finding in findings) for status in _STYLES}
     console.print(", ".join(f"{count} {status}" for status, count in counts.items() if count), soft_wrap=True)

@@ -16,6 +16,7 @@ from fedlora.cli.finished_view import outcome_lines, refusal_lines, scores_table
 from fedlora.cli.logs import terminal_to_ourselves
 from fedlora.cli.notes_view import note_lines
 from fedlora.cli.run_view import RunView, advance, plain_lines, run_panel
+from fedlora.common.printable import printable
 from fedlora.common.run_folder import BEST_FOLDER
 from fedlora.server.record.events import Event, RunStarted
 from fedlora.server.record.round_report import RoundReport
@@ -117,7 +118,7 @@ def _printed_lines(view: RunView, console: Console, metric_name: Callable[[], st
 
 def _print_lines(console: Console, lines: Sequence[str]) -> None:
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _after(view: RunView, event: Event, summary: RunningSummary, metric_name: Callable[[], str]) -> RunView:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from fedlora.client.worker.output import WorkerOutput
+from fedlora.common.printable import PrintableRecords
 
 _DRAIN_SECONDS = 2.0
 
@@ -20,6 +21,13 @@ def log_to(console: Console, *, level: int = logging.WARNING) -> None:
     """Show what is logged."""
     handler = RichHandler(console=console, show_time=False, show_path=False) if console.is_terminal else None
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler] if handler else None)
+    escape_records()
+
+
+def escape_records() -> None:
+    """Have whatever is logged shown as text alone, wherever the words are from."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(PrintableRecords())
 
 
 @contextmanager

@@ -199,9 +199,10 @@ def main() -> None:
             app()
     except Exception as error:
         from fedlora.common.errors import FedloraError
+        from fedlora.common.printable import printable
 
         if not isinstance(error, FedloraError):
             raise
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {printable(line)}", file=sys.stderr)
         sys.exit(1)

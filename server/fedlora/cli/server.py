@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlora.common.errors import ConfigError, StoreError
+from fedlora.common.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +76,7 @@ def status(
         print(json.dumps(found, indent=2))
         return
     for line in status_lines(found):
-        print(line)
+        print(printable(line))
 
 
 @server_app.command()

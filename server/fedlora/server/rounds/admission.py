@@ -20,6 +20,7 @@ from fedlora.aggregation.products import Moving
 from fedlora.common.errors import AdapterError
 from fedlora.common.messages import INTERNAL, LOSS_NOT_FINITE, OK, OUT_OF_MEMORY, TrainReceipt, TrainRequest
 from fedlora.common.packed_file import Packed, PackedFile
+from fedlora.common.printable import printable
 
 MAX_NUM_EXAMPLES = 10**9
 MAX_NUM_TOKENS = 10**13
@@ -37,7 +38,7 @@ class Refusal:
 
     def __str__(self) -> str:
         # A peer may have chosen what was found, such as a layer's name.
-        return f"{self.code}: {self.found[:_MAX_CHARACTERS]}" if self.found else self.code
+        return f"{self.code}: {printable(self.found, most=_MAX_CHARACTERS)}" if self.found else self.code
 
 
 @dataclass(frozen=True, eq=False)
