@@ -91,7 +91,15 @@ class Bench:
         self.app, self.state = folder / "app", folder / "north.site"
         self.app.mkdir()
         self.state.mkdir()
-        config = {"site": {"name": "north"}, "data": {"path": "never read"}, **sections}
+        limits = sections.pop("limits", {})
+        assert isinstance(limits, dict)
+        # The worker of seat_apps holds a few examples.
+        config = {
+            "site": {"name": "north"},
+            "data": {"path": "never read"},
+            "limits": {"least_examples": 1, **limits},
+            **sections,
+        }
         self.is_paused = False
         self.exchange = MemoryExchange()
         self.said: queue.SimpleQueue[session_pb2.ConnectRequest] = queue.SimpleQueue()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.client.site.site_file import SiteConfig, for_site, is_quiet, load_site, quiet_span, state_folder
+from fedlora.client.site.limits_section import LimitsSection, is_quiet, quiet_span
+from fedlora.client.site.site_file import SiteConfig, for_site, load_site, state_folder
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import parse_run
@@ -34,9 +35,25 @@ image = "scan"
 path = "base"
 [limits]
 base_models = ["some/encoder", "sha256:0"]
+packages = ["some_models"]
+tasks = ["stars"]
+columns = ["review"]
+modules_to_save = ["lm_head"]
+allow = ["expressions", "chat_template"]
+max_rank = 8
+max_epochs = 2.0
+max_batch_size = 64
+max_length = 512
+max_image_size = 64
+max_rounds = 20
 max_steps = 5
+max_seconds = 60.0
 quiet_hours = "22:00-06:30"
 metrics = ["loss"]
+least_examples = 30
+max_judged = 200
+evaluations_per_round = 2
+samples = 3
 [worker]
 device = "cuda"
 gpu = "1"
@@ -72,7 +89,7 @@ def text_run(**sections: dict[str, object]) -> RunConfig:
     return parse_run({name: {**table.get(name, {}), **sections.get(name, {})} for name in {*table, *sections}})
 
 
-def test_a_site_needs_a_name_and_a_path_and_allows_all_else(tmp_path: Path) -> None:
+def test_a_site_needs_a_name_and_a_path_and_has_defaults_for_all_else(tmp_path: Path) -> None:
     found = site(tmp_path)
     assert (found.site.name, found.data.path) == ("north", "north.csv")
     assert (found.limits.base_models, found.limits.max_steps, found.limits.quiet_hours) == ((), None, None)
@@ -91,8 +108,11 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         },
         "model": {"path": "base"},
         "limits": {
-            "base_models": ("some/encoder", "sha256:0"), "max_steps": 5, "quiet_hours": "22:00-06:30",
-            "metrics": ("loss",),
+            "base_models": ("some/encoder", "sha256:0"), "packages": ("some_models",), "tasks": ("stars",),
+            "columns": ("review",), "modules_to_save": ("lm_head",), "allow": ("expressions", "chat_template"),
+            "max_rank": 8, "max_epochs": 2.0, "max_batch_size": 64, "max_length": 512, "max_image_size": 64,
+            "max_rounds": 20, "max_steps": 5, "max_seconds": 60.0, "quiet_hours": "22:00-06:30", "metrics": ("loss",),
+            "least_examples": 30, "max_judged": 200, "evaluations_per_round": 2, "samples": 3,
         },
         "worker": {"device": "cuda", "gpu": "1"},
     }  # fmt: skip
@@ -111,7 +131,7 @@ def test_a_byte_order_mark_is_no_matter(tmp_path: Path) -> None:
         (LEAST + "[limit]\n", ["limit is unknown; expected one of site, data, model, limits, worker"]),
         (
             LEAST + "[limits]\nsteps = 3\n",
-            ["limits.steps is unknown; expected one of base_models, max_steps, quiet_hours, metrics"],
+            [f"limits.steps is unknown; expected one of {', '.join(LimitsSection.model_fields)}"],
         ),
         (LEAST + "[limits]\nmax_steps = 0\n", ["limits.max_steps is 0: input should be greater than or equal to 1"]),
         (LEAST + '[limits]\nmax_steps = "3"\n', ["limits.max_steps is '3': input should be a valid integer"]),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlora.adapters import pack, unpack
+from fedlora.client.worker.own_site import OwnSite
 from fedlora.client.worker.source import WorkbenchSource
 from fedlora.client.worker.workbench import Workbench
 from fedlora.common.config import RunConfig
@@ -64,7 +65,7 @@ def test_a_sites_own_test_set_that_is_emptied_is_counted_and_not_refused(chat_ru
     config = chat_run(task={"max_length": 12}, data={"validation": 0.0})
     long, short = ("a" * 30, "b" * 30), ("a", "b")
     data = federated_data_from({"own": [long, *[short] * 5]}, [long, long], kind="causal_lm", validation=0.0)
-    described = Workbench(config, data, has_own_held_out=True).describe("own")
+    described = Workbench(config, data, site=OwnSite("own")).describe("own")
     assert described.fates == {"training": {"too_long": 1}, "test": {"too_long": 2}}
     assert (described.num_examples, described.num_held_out) == (5, 0)
     with pytest.raises(DataError, match=r"data\.test: all 2 test examples are left out: longer than task"):

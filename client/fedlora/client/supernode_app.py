@@ -4,8 +4,10 @@ The node config names the site file, and each message carries the run file. Base
 message. The site's own rules hold as they do in `site`.
 """
 
+import hashlib
 import logging
 import os
+import uuid
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -15,22 +17,29 @@ from flwr.app import Context, Message, MessageType
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 
-from fedlora.client.site.limits import allowed_evaluation, allowed_training, allows_base_model, data_lines
-from fedlora.client.site.site_file import SiteConfig, for_site, is_quiet, load_site, state_folder
-from fedlora.client.worker.source import OwnSite, WorkbenchSource
+from fedlora.client.site.judging import Judging
+from fedlora.client.site.limits import WITHHELD, allowed_evaluation, allowed_training, data_lines, own_site
+from fedlora.client.site.limits_section import is_quiet
+from fedlora.client.site.outbox import Outbox
+from fedlora.client.site.site_file import SiteConfig, for_site, load_site, state_folder
+from fedlora.client.site.terms import objection_to, objection_to_what_was_loaded
+from fedlora.client.worker.source import WorkbenchSource
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import ConfigError, FedloraError, ModelError, RunError
+from fedlora.common.errors import ConfigError, FedloraError, RunError
 from fedlora.common.messages import (
     INTERNAL,
     EvaluateReceipt,
+    EvaluateRequest,
     Failure,
     InitialiseReceipt,
     SiteDescription,
     TrainReceipt,
+    TrainRequest,
 )
-from fedlora.common.records import from_record, kind_of, to_record
+from fedlora.common.records import adapter_in, carrying, from_record, kind_of, to_record
 from fedlora.common.run_file import parse_toml
 from fedlora.common.run_folder import RUN_FILE
+from fedlora.common.schema import to_proto
 from fedlora.models.bitsandbytes_door import spare_bitsandbytes
 
 if TYPE_CHECKING:
@@ -46,12 +55,6 @@ _ANSWERS = {
 app = ClientApp()  # Flower looks for this very assignment in the source.
 
 
-class ForbiddenModelError(ModelError):
-    """The run's base model is not in the site's `limits.base_models`."""
-
-    code = "base_model_not_allowed"
-
-
 @app.query("describe")
 @app.query("initialise")
 @app.train()
@@ -63,8 +66,11 @@ def answer(message: Message, context: Context) -> Message:
     except FedloraError as error:
         receipt = Failure(error.code, str(error)[:2000])
     except Exception as error:  # Flower would send the server its text.
-        logger.exception("a message could not be answered; this is a bug in fedlora")
-        receipt = Failure(INTERNAL, f"{type(error).__name__}: {error}"[:2000])
+        from fedlora.client.worker.app import code_of
+
+        if (code := code_of(error)) == INTERNAL:
+            logger.exception("a message could not be answered; this is a bug in fedlora")
+        receipt = Failure(code, f"{type(error).__name__}: {error}"[:2000])
     if isinstance(receipt, Failure):
         logger.error("%s: %s", receipt.code, receipt.text)
         receipt = Failure(receipt.code)
@@ -77,15 +83,42 @@ def _answer(message: Message, context: Context) -> object:
     is_training = message.metadata.message_type == MessageType.TRAIN
     if is_training and is_quiet(site.limits.quiet_hours, datetime.now().time()):
         return Failure("quiet_hours", f"limits.quiet_hours = {site.limits.quiet_hours}: no training now")
+    if (objection := objection_to(run, site)) is not None:
+        return Failure(objection.code, objection.line)
     if site.worker.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = site.worker.gpu
     spare_bitsandbytes()
     # Here, because it imports PEFT.
     from fedlora.client.worker.app import make_client_app
 
-    work = make_client_app(lambda: _load(run, site, path), key=f"{path} {run!r}", explain_failures=True)
+    workbench = _load(run, site, path)
+    description = workbench.describe(site.site.name)
+    if (objection := objection_to_what_was_loaded(run, site, description)) is not None:
+        return Failure(objection.code, objection.line)
+    judged_file = Outbox(state_folder(path, site)).judged_file
+    judged_file.parent.mkdir(parents=True, exist_ok=True)
+    withheld = _make_own(message, Judging(run, site, description, judged_file))
+    if withheld and not is_training:
+        return Failure(WITHHELD, withheld)
+    work = make_client_app(lambda: workbench, key=uuid.uuid4().hex, explain_failures=True)
     # A SuperNode of a Flower project may have a partition-id; a site is not a partition.
-    return _allowed(work(message, replace(context, node_config={})), site)
+    return _allowed(work(message, replace(context, node_config={})), run, site, objection=withheld)
+
+
+def _make_own(message: Message, judging: Judging) -> str:
+    """Let a request be for examples of the site's own choice, and return why none are judged, if none are."""
+    own: TrainRequest | EvaluateRequest
+    adapter = adapter_in(message.content)
+    digest = hashlib.sha256(adapter if isinstance(adapter, bytes) else b"").hexdigest()
+    match kind_of(message.content):
+        case TrainRequest.__name__:
+            own, withheld = judging.training(from_record(message.content, TrainRequest), digest)
+        case EvaluateRequest.__name__:
+            own, withheld = judging.evaluation(from_record(message.content, EvaluateRequest), digest)
+        case _:
+            return ""
+    message.content.update(carrying(to_proto(own)))
+    return withheld
 
 
 def _site_file(given: UserConfig) -> Path:
@@ -103,26 +136,17 @@ def _run(message: Message) -> RunConfig:
 
 
 def _load(run: RunConfig, site: SiteConfig, path: Path) -> "Workbench":
-    """Return the workbench of this site.
-
-    Raises:
-        ForbiddenModelError: the site does not allow the run's base model.
-    """
-    own = OwnSite(site.site.name, site.data.only_group, site.limits.max_steps)
+    """Return the workbench of this site."""
     source = WorkbenchSource(
         key=str(path),
         config=for_site(run, site, beside=path.parent),
-        site=own,
+        site=own_site(run, site),
         moments_folder=state_folder(path, site) / "optimizer",
     )
-    workbench = source.load()
-    fingerprint = workbench.describe(site.site.name).base_model_fingerprint
-    if not allows_base_model(site.limits, name=run.model.name, fingerprint=fingerprint):
-        raise ForbiddenModelError(f"base model {run.model.name} ({fingerprint}) is not in limits.base_models")
-    return workbench
+    return source.load()
 
 
-def _allowed(reply: Message, site: SiteConfig) -> object:
+def _allowed(reply: Message, run: RunConfig, site: SiteConfig, *, objection: str) -> object:
     """Return the workbench's answer without the numbers that the site keeps to itself."""
     receipt: object = from_record(reply.content, _ANSWERS[kind_of(reply.content)], with_local=True)
     match receipt:
@@ -131,7 +155,7 @@ def _allowed(reply: Message, site: SiteConfig) -> object:
                 logger.warning("%s", line)
         case TrainReceipt():
             logger.info("round %d: trained %d steps, loss %.4g", receipt.round, receipt.num_steps, receipt.loss)
-            return allowed_training(receipt, site.limits)
+            return allowed_training(receipt, site.limits, run, objection=objection)
         case EvaluateReceipt():
-            return allowed_evaluation(receipt, site.limits, site=site.site.name)
+            return allowed_evaluation(receipt, site.limits, run, site=site.site.name)
     return receipt

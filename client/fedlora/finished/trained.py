@@ -112,7 +112,7 @@ def load_trained(folder: str | Path, *, adapter: Choice = "newest", device: str 
         run.labels,
         base.task,
         image_size,
-        config.evaluation.batch_size,
+        config.evaluation_batch_size,
         base.tokenizer,
         _style_of(config, base.tokenizer),
         None if (ends := getattr(config.task, "pixel_range", None)) == "auto" else ends,

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -80,13 +81,15 @@ class LocalTrainer(Generic[P]):
         *,
         device: torch.device,
         max_steps: int | None = None,
+        max_seconds: float | None = None,
     ) -> None:
-        """`max_steps` are the most of a round, whatever `settings` ask for."""
+        """`max_steps` are the most of a round, whatever `settings` ask for; after `max_seconds` no step begins."""
         self.model = model
         self.task = task
         self.settings = settings
         self.device = device
         self._max_steps = max_steps
+        self._max_seconds = math.inf if max_seconds is None else max_seconds
         self._micro_batch_size = settings.micro_batch_size or settings.batch_size
         self._asked_micro_batch_size = self._micro_batch_size
         self._autocast = _autocast_dtype(settings.precision, device, weights=model.base_dtype)
@@ -152,6 +155,9 @@ class LocalTrainer(Generic[P]):
         for step in range(num_steps):
             if is_unwanted():
                 raise TrainingInterrupted(f"left off before step {step + 1} of {num_steps}: nobody waits for it")
+            if losses and time.perf_counter() - began > self._max_seconds:
+                logger.warning("ended after %d of %d steps: limits.max_seconds is over", len(losses), num_steps)
+                break
             for group in optimizer.param_groups:
                 group["lr"] = self._learning_rate(progress, share=(step + 0.5) / num_steps)
             loss, step_tokens = self._gradients(prepared, next(batches), optimizer)
@@ -172,7 +178,7 @@ class LocalTrainer(Generic[P]):
         self._tell_of(silent, num_trained=len(trained))
         is_reduced = self._micro_batch_size < self._asked_micro_batch_size
         return TrainingResult(
-            num_steps,
+            len(losses),
             float(stacked.mean()),
             is_finite,
             {**self._seconds, "training": time.perf_counter() - began},

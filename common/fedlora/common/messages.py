@@ -72,6 +72,7 @@ class SiteDescription:
     `lora_rank` is the largest rank that it trains, of any layer. `num_held_out` is the size of the run's held-out set
     where all sites have the same, as in a simulation, or with `has_own_held_out` of the site's own. `fingerprints` are
     of what all sites must share beside the base weights: of a text model its tokenizer, added_tokens, chat_template.
+    `adapter_bytes` are what the first adapter takes, packed, and `adapted_bytes` the weights that it is for in float32.
     """
 
     client: str
@@ -89,6 +90,8 @@ class SiteDescription:
     fingerprints: Entries[Word, Fingerprint] = field(default_factory=dict)
     fates: KnownFates = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    adapter_bytes: int = 0
+    adapted_bytes: int = 0
 
     def num_used(self, part: str) -> int:
         """Return how many examples of "training", "validation" or "test" are used."""

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x65\x64lora/v1/messages.proto\x12\nfedlora.v1\x1a google/protobuf/descriptor.proto\"*\n\x04\x42lob\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"|\n\x0eOfferedAdapter\x12\x1f\n\x05whole\x18\x01 \x01(\x0b\x32\x10.fedlora.v1.Blob\x12$\n\ndifference\x18\x02 \x01(\x0b\x32\x10.fedlora.v1.Blob\x12#\n\treference\x18\x03 \x01(\x0b\x32\x10.fedlora.v1.Blob\"0\n\x0bSentAdapter\x12!\n\x07\x65ncoded\x18\x01 \x01(\x0b\x32\x10.fedlora.v1.Blob\"O\n\x05Score\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x04\x12\x0c\n\x04loss\x18\x02 \x01(\x01\x12\x0e\n\x06metric\x18\x03 \x01(\x01\x12\x12\n\nnum_tokens\x18\x04 \x01(\x04\"G\n\tGenerated\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x04\x12\x13\n\x0b\x65xact_match\x18\x02 \x01(\x01\x12\x0f\n\x07rouge_l\x18\x03 \x01(\x01\"#\n\x0f\x44\x65scribeRequest\x12\x10\n\x08rehearse\x18\x01 \x01(\x08\"\xd9\x04\n\x0fSiteDescription\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x04\x12\x16\n\x0enum_validation\x18\x02 \x01(\x04\x12\x14\n\x0cnum_held_out\x18\x03 \x01(\x04\x12\x19\n\x0bmetric_name\x18\x04 \x01(\tB\x04\x88\xb5\x18\x00\x12$\n\x16\x62\x61se_model_fingerprint\x18\x05 \x01(\tB\x04\x88\xb5\x18\x00\x12\x1e\n\x10\x64\x61ta_fingerprint\x18\x06 \x01(\tB\x04\x88\xb5\x18\x00\x12\x15\n\x07version\x18\x07 \x01(\tB\x04\x88\xb5\x18\x00\x12\x11\n\tlora_rank\x18\x08 \x01(\r\x12I\n\x0c\x66ingerprints\x18\t \x03(\x0b\x32-.fedlora.v1.SiteDescription.FingerprintsEntryB\x04\x88\xb5\x18\x00\x12;\n\x05\x66\x61tes\x18\n \x03(\x0b\x32&.fedlora.v1.SiteDescription.FatesEntryB\x04\x88\xb5\x18\x00\x12\x14\n\x06\x63lient\x18\x0b \x01(\tB\x04\x88\xb5\x18\x00\x12\x18\n\x10has_own_held_out\x18\x0c \x01(\x08\x12\x14\n\x06labels\x18\r \x03(\tB\x04\x88\xb5\x18\x01\x12\x18\n\nbase_model\x18\x0e \x01(\tB\x04\x88\xb5\x18\x01\x12\x13\n\x05notes\x18\x0f \x03(\tB\x04\x88\xb5\x18\x01\x1a\x33\n\x11\x46ingerprintsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x45\n\nFatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.fedlora.v1.FatesOfPart:\x02\x38\x01\"\x87\x01\n\x0b\x46\x61tesOfPart\x12\x44\n\x0cnum_examples\x18\x01 \x03(\x0b\x32(.fedlora.v1.FatesOfPart.NumExamplesEntryB\x04\x88\xb5\x18\x00\x1a\x32\n\x10NumExamplesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"!\n\x11InitialiseRequest\x12\x0c\n\x04seed\x18\x01 \x01(\x04\"\x13\n\x11InitialiseReceipt\"\x96\x01\n\x0cTrainRequest\x12\x11\n\x03run\x18\x01 \x01(\tB\x04\x88\xb5\x18\x00\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x12\n\nnum_rounds\x18\x05 \x01(\r\x12\x1b\n\x13validation_examples\x18\x06 \x01(\r\x12\x14\n\x06trains\x18\x07 \x03(\tB\x04\x88\xb5\x18\x00\"\xb7\x03\n\x0cTrainReceipt\x12\x11\n\x03run\x18\x01 \x01(\tB\x04\x88\xb5\x18\x00\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x14\n\x06\x63lient\x18\x04 \x01(\tB\x04\x88\xb5\x18\x00\x12\x14\n\x06status\x18\x05 \x01(\tB\x04\x88\xb5\x18\x00\x12\x14\n\x0cnum_examples\x18\x06 \x01(\x03\x12\x11\n\tnum_steps\x18\x07 \x01(\r\x12\x0c\n\x04loss\x18\x08 \x01(\x01\x12!\n\x06\x62\x65\x66ore\x18\t \x01(\x0b\x32\x11.fedlora.v1.Score\x12 \n\x05\x61\x66ter\x18\n \x01(\x0b\x32\x11.fedlora.v1.Score\x12<\n\x07seconds\x18\x0b \x03(\x0b\x32%.fedlora.v1.TrainReceipt.SecondsEntryB\x04\x88\xb5\x18\x00\x12\x16\n\x08withheld\x18\x0c \x03(\tB\x04\x88\xb5\x18\x00\x12\x12\n\nnum_tokens\x18\r \x01(\x04\x12\x18\n\x10micro_batch_size\x18\x0e \x01(\r\x12\x18\n\nwire_bytes\x18\x0f \x01(\x04\x42\x04\x88\xb5\x18\x01\x1a.\n\x0cSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xca\x01\n\x0f\x45valuateRequest\x12\x11\n\x03run\x18\x01 \x01(\tB\x04\x88\xb5\x18\x00\x12\r\n\x05round\x18\x02 \x01(\r\x12\x19\n\x0cnum_examples\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05shard\x18\x04 \x01(\r\x12\x12\n\nnum_shards\x18\x05 \x01(\r\x12\x18\n\x10with_predictions\x18\x06 \x01(\x08\x12\x15\n\rnum_generated\x18\x07 \x01(\x04\x12\x15\n\rof_validation\x18\x08 \x01(\x08\x42\x0f\n\r_num_examples\"\xb9\x04\n\x0f\x45valuateReceipt\x12\x11\n\x03run\x18\x01 \x01(\tB\x04\x88\xb5\x18\x00\x12\r\n\x05round\x18\x02 \x01(\r\x12\r\n\x05shard\x18\x03 \x01(\r\x12=\n\x06groups\x18\x04 \x03(\x0b\x32\'.fedlora.v1.EvaluateReceipt.GroupsEntryB\x04\x88\xb5\x18\x00\x12\x41\n\x0bpredictions\x18\x05 \x03(\x0b\x32,.fedlora.v1.EvaluateReceipt.PredictionsEntry\x12\x43\n\tgenerated\x18\x06 \x03(\x0b\x32*.fedlora.v1.EvaluateReceipt.GeneratedEntryB\x04\x88\xb5\x18\x00\x12?\n\x07\x61nswers\x18\x07 \x03(\x0b\x32(.fedlora.v1.EvaluateReceipt.AnswersEntryB\x04\x88\xb5\x18\x01\x1a@\n\x0bGroupsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.fedlora.v1.Score:\x02\x38\x01\x1a\x32\n\x10PredictionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1aG\n\x0eGeneratedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.fedlora.v1.Generated:\x02\x38\x01\x1a.\n\x0c\x41nswersEntry\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"1\n\x07\x46\x61ilure\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\x88\xb5\x18\x00\x12\x12\n\x04text\x18\x02 \x01(\tB\x04\x88\xb5\x18\x01:1\n\x05local\x12\x1d.google.protobuf.FieldOptions\x18\xd1\x86\x03 \x01(\x08\x88\x01\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x65\x64lora/v1/messages.proto\x12\nfedlora.v1\x1a google/protobuf/descriptor.proto\"*\n\x04\x42lob\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"|\n\x0eOfferedAdapter\x12\x1f\n\x05whole\x18\x01 \x01(\x0b\x32\x10.fedlora.v1.Blob\x12$\n\ndifference\x18\x02 \x01(\x0b\x32\x10.fedlora.v1.Blob\x12#\n\treference\x18\x03 \x01(\x0b\x32\x10.fedlora.v1.Blob\"0\n\x0bSentAdapter\x12!\n\x07\x65ncoded\x18\x01 \x01(\x0b\x32\x10.fedlora.v1.Blob\"O\n\x05Score\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x04\x12\x0c\n\x04loss\x18\x02 \x01(\x01\x12\x0e\n\x06metric\x18\x03 \x01(\x01\x12\x12\n\nnum_tokens\x18\x04 \x01(\x04\"G\n\tGenerated\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x04\x12\x13\n\x0b\x65xact_match\x18\x02 \x01(\x01\x12\x0f\n\x07rouge_l\x18\x03 \x01(\x01\"#\n\x0f\x44\x65scribeRequest\x12\x10\n\x08rehearse\x18\x01 \x01(\x08\"\x93\x05\n\x0fSiteDescription\x12\x14\n\x0cnum_examples\x18\x01 \x01(\x04\x12\x16\n\x0enum_validation\x18\x02 \x01(\x04\x12\x14\n\x0cnum_held_out\x18\x03 \x01(\x04\x12\x19\n\x0bmetric_name\x18\x04 \x01(\tB\x04\x88\xb5\x18\x00\x12$\n\x16\x62\x61se_model_fingerprint\x18\x05 \x01(\tB\x04\x88\xb5\x18\x00\x12\x1e\n\x10\x64\x61ta_fingerprint\x18\x06 \x01(\tB\x04\x88\xb5\x18\x00\x12\x15\n\x07version\x18\x07 \x01(\tB\x04\x88\xb5\x18\x00\x12\x11\n\tlora_rank\x18\x08 \x01(\r\x12I\n\x0c\x66ingerprints\x18\t \x03(\x0b\x32-.fedlora.v1.SiteDescription.FingerprintsEntryB\x04\x88\xb5\x18\x00\x12;\n\x05\x66\x61tes\x18\n \x03(\x0b\x32&.fedlora.v1.SiteDescription.FatesEntryB\x04\x88\xb5\x18\x00\x12\x14\n\x06\x63lient\x18\x0b \x01(\tB\x04\x88\xb5\x18\x00\x12\x18\n\x10has_own_held_out\x18\x0c \x01(\x08\x12\x14\n\x06labels\x18\r \x03(\tB\x04\x88\xb5\x18\x01\x12\x18\n\nbase_model\x18\x0e \x01(\tB\x04\x88\xb5\x18\x01\x12\x13\n\x05notes\x18\x0f \x03(\tB\x04\x88\xb5\x18\x01\x12\x1b\n\radapter_bytes\x18) \x01(\x04\x42\x04\x88\xb5\x18\x01\x12\x1b\n\radapted_bytes\x18* \x01(\x04\x42\x04\x88\xb5\x18\x01\x1a\x33\n\x11\x46ingerprintsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x45\n\nFatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.fedlora.v1.FatesOfPart:\x02\x38\x01\"\x87\x01\n\x0b\x46\x61tesOfPart\x12\x44\n\x0cnum_examples\x18\x01 \x03(\x0b\x32(.fedlora.v1.FatesOfPart.NumExamplesEntryB\x04\x88\xb5\x18\x00\x1a\x32\n\x10NumExamplesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"!\n\x11InitialiseRequest\x12\x0c\n\x04seed\x18\x01 \x01(\x04\"\x13\n\x11InitialiseReceipt\"\x96\x01\n\x0cTrainRequest\x12\x11\n\x03run\x18\x01 \x01(\tB\x04\x88\xb5\x18\x00\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x12\n\nnum_rounds\x18\x05 \x01(\r\x12\x1b\n\x13validation_examples\x18\x06 \x01(\r\x12\x14\n\x06trains\x18\x07 \x03(\tB\x04\x88\xb5\x18\x00\"\xb7\x03\n\x0cTrainReceipt\x12\x11\n\x03run\x18\x01 \x01(\tB\x04\x88\xb5\x18\x00\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x14\n\x06\x63lient\x18\x04 \x01(\tB\x04\x88\xb5\x18\x00\x12\x14\n\x06status\x18\x05 \x01(\tB\x04\x88\xb5\x18\x00\x12\x14\n\x0cnum_examples\x18\x06 \x01(\x03\x12\x11\n\tnum_steps\x18\x07 \x01(\r\x12\x0c\n\x04loss\x18\x08 \x01(\x01\x12!\n\x06\x62\x65\x66ore\x18\t \x01(\x0b\x32\x11.fedlora.v1.Score\x12 \n\x05\x61\x66ter\x18\n \x01(\x0b\x32\x11.fedlora.v1.Score\x12<\n\x07seconds\x18\x0b \x03(\x0b\x32%.fedlora.v1.TrainReceipt.SecondsEntryB\x04\x88\xb5\x18\x00\x12\x16\n\x08withheld\x18\x0c \x03(\tB\x04\x88\xb5\x18\x00\x12\x12\n\nnum_tokens\x18\r \x01(\x04\x12\x18\n\x10micro_batch_size\x18\x0e \x01(\r\x12\x18\n\nwire_bytes\x18\x0f \x01(\x04\x42\x04\x88\xb5\x18\x01\x1a.\n\x0cSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xca\x01\n\x0f\x45valuateRequest\x12\x11\n\x03run\x18\x01 \x01(\tB\x04\x88\xb5\x18\x00\x12\r\n\x05round\x18\x02 \x01(\r\x12\x19\n\x0cnum_examples\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05shard\x18\x04 \x01(\r\x12\x12\n\nnum_shards\x18\x05 \x01(\r\x12\x18\n\x10with_predictions\x18\x06 \x01(\x08\x12\x15\n\rnum_generated\x18\x07 \x01(\x04\x12\x15\n\rof_validation\x18\x08 \x01(\x08\x42\x0f\n\r_num_examples\"\xb9\x04\n\x0f\x45valuateReceipt\x12\x11\n\x03run\x18\x01 \x01(\tB\x04\x88\xb5\x18\x00\x12\r\n\x05round\x18\x02 \x01(\r\x12\r\n\x05shard\x18\x03 \x01(\r\x12=\n\x06groups\x18\x04 \x03(\x0b\x32\'.fedlora.v1.EvaluateReceipt.GroupsEntryB\x04\x88\xb5\x18\x00\x12\x41\n\x0bpredictions\x18\x05 \x03(\x0b\x32,.fedlora.v1.EvaluateReceipt.PredictionsEntry\x12\x43\n\tgenerated\x18\x06 \x03(\x0b\x32*.fedlora.v1.EvaluateReceipt.GeneratedEntryB\x04\x88\xb5\x18\x00\x12?\n\x07\x61nswers\x18\x07 \x03(\x0b\x32(.fedlora.v1.EvaluateReceipt.AnswersEntryB\x04\x88\xb5\x18\x01\x1a@\n\x0bGroupsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.fedlora.v1.Score:\x02\x38\x01\x1a\x32\n\x10PredictionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1aG\n\x0eGeneratedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.fedlora.v1.Generated:\x02\x38\x01\x1a.\n\x0c\x41nswersEntry\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"1\n\x07\x46\x61ilure\x12\x12\n\x04\x63ode\x18\x01 \x01(\tB\x04\x88\xb5\x18\x00\x12\x12\n\x04text\x18\x02 \x01(\tB\x04\x88\xb5\x18\x01:1\n\x05local\x12\x1d.google.protobuf.FieldOptions\x18\xd1\x86\x03 \x01(\x08\x88\x01\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,6 +56,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SITEDESCRIPTION'].fields_by_name['base_model']._serialized_options = b'\210\265\030\001'
   _globals['_SITEDESCRIPTION'].fields_by_name['notes']._loaded_options = None
   _globals['_SITEDESCRIPTION'].fields_by_name['notes']._serialized_options = b'\210\265\030\001'
+  _globals['_SITEDESCRIPTION'].fields_by_name['adapter_bytes']._loaded_options = None
+  _globals['_SITEDESCRIPTION'].fields_by_name['adapter_bytes']._serialized_options = b'\210\265\030\001'
+  _globals['_SITEDESCRIPTION'].fields_by_name['adapted_bytes']._loaded_options = None
+  _globals['_SITEDESCRIPTION'].fields_by_name['adapted_bytes']._serialized_options = b'\210\265\030\001'
   _globals['_FATESOFPART_NUMEXAMPLESENTRY']._loaded_options = None
   _globals['_FATESOFPART_NUMEXAMPLESENTRY']._serialized_options = b'8\001'
   _globals['_FATESOFPART'].fields_by_name['num_examples']._loaded_options = None
@@ -113,37 +117,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEREQUEST']._serialized_start=449
   _globals['_DESCRIBEREQUEST']._serialized_end=484
   _globals['_SITEDESCRIPTION']._serialized_start=487
-  _globals['_SITEDESCRIPTION']._serialized_end=1088
-  _globals['_SITEDESCRIPTION_FINGERPRINTSENTRY']._serialized_start=966
-  _globals['_SITEDESCRIPTION_FINGERPRINTSENTRY']._serialized_end=1017
-  _globals['_SITEDESCRIPTION_FATESENTRY']._serialized_start=1019
-  _globals['_SITEDESCRIPTION_FATESENTRY']._serialized_end=1088
-  _globals['_FATESOFPART']._serialized_start=1091
-  _globals['_FATESOFPART']._serialized_end=1226
-  _globals['_FATESOFPART_NUMEXAMPLESENTRY']._serialized_start=1176
-  _globals['_FATESOFPART_NUMEXAMPLESENTRY']._serialized_end=1226
-  _globals['_INITIALISEREQUEST']._serialized_start=1228
-  _globals['_INITIALISEREQUEST']._serialized_end=1261
-  _globals['_INITIALISERECEIPT']._serialized_start=1263
-  _globals['_INITIALISERECEIPT']._serialized_end=1282
-  _globals['_TRAINREQUEST']._serialized_start=1285
-  _globals['_TRAINREQUEST']._serialized_end=1435
-  _globals['_TRAINRECEIPT']._serialized_start=1438
-  _globals['_TRAINRECEIPT']._serialized_end=1877
-  _globals['_TRAINRECEIPT_SECONDSENTRY']._serialized_start=1831
-  _globals['_TRAINRECEIPT_SECONDSENTRY']._serialized_end=1877
-  _globals['_EVALUATEREQUEST']._serialized_start=1880
-  _globals['_EVALUATEREQUEST']._serialized_end=2082
-  _globals['_EVALUATERECEIPT']._serialized_start=2085
-  _globals['_EVALUATERECEIPT']._serialized_end=2654
-  _globals['_EVALUATERECEIPT_GROUPSENTRY']._serialized_start=2417
-  _globals['_EVALUATERECEIPT_GROUPSENTRY']._serialized_end=2481
-  _globals['_EVALUATERECEIPT_PREDICTIONSENTRY']._serialized_start=2483
-  _globals['_EVALUATERECEIPT_PREDICTIONSENTRY']._serialized_end=2533
-  _globals['_EVALUATERECEIPT_GENERATEDENTRY']._serialized_start=2535
-  _globals['_EVALUATERECEIPT_GENERATEDENTRY']._serialized_end=2606
-  _globals['_EVALUATERECEIPT_ANSWERSENTRY']._serialized_start=2608
-  _globals['_EVALUATERECEIPT_ANSWERSENTRY']._serialized_end=2654
-  _globals['_FAILURE']._serialized_start=2656
-  _globals['_FAILURE']._serialized_end=2705
+  _globals['_SITEDESCRIPTION']._serialized_end=1146
+  _globals['_SITEDESCRIPTION_FINGERPRINTSENTRY']._serialized_start=1024
+  _globals['_SITEDESCRIPTION_FINGERPRINTSENTRY']._serialized_end=1075
+  _globals['_SITEDESCRIPTION_FATESENTRY']._serialized_start=1077
+  _globals['_SITEDESCRIPTION_FATESENTRY']._serialized_end=1146
+  _globals['_FATESOFPART']._serialized_start=1149
+  _globals['_FATESOFPART']._serialized_end=1284
+  _globals['_FATESOFPART_NUMEXAMPLESENTRY']._serialized_start=1234
+  _globals['_FATESOFPART_NUMEXAMPLESENTRY']._serialized_end=1284
+  _globals['_INITIALISEREQUEST']._serialized_start=1286
+  _globals['_INITIALISEREQUEST']._serialized_end=1319
+  _globals['_INITIALISERECEIPT']._serialized_start=1321
+  _globals['_INITIALISERECEIPT']._serialized_end=1340
+  _globals['_TRAINREQUEST']._serialized_start=1343
+  _globals['_TRAINREQUEST']._serialized_end=1493
+  _globals['_TRAINRECEIPT']._serialized_start=1496
+  _globals['_TRAINRECEIPT']._serialized_end=1935
+  _globals['_TRAINRECEIPT_SECONDSENTRY']._serialized_start=1889
+  _globals['_TRAINRECEIPT_SECONDSENTRY']._serialized_end=1935
+  _globals['_EVALUATEREQUEST']._serialized_start=1938
+  _globals['_EVALUATEREQUEST']._serialized_end=2140
+  _globals['_EVALUATERECEIPT']._serialized_start=2143
+  _globals['_EVALUATERECEIPT']._serialized_end=2712
+  _globals['_EVALUATERECEIPT_GROUPSENTRY']._serialized_start=2475
+  _globals['_EVALUATERECEIPT_GROUPSENTRY']._serialized_end=2539
+  _globals['_EVALUATERECEIPT_PREDICTIONSENTRY']._serialized_start=2541
+  _globals['_EVALUATERECEIPT_PREDICTIONSENTRY']._serialized_end=2591
+  _globals['_EVALUATERECEIPT_GENERATEDENTRY']._serialized_start=2593
+  _globals['_EVALUATERECEIPT_GENERATEDENTRY']._serialized_end=2664
+  _globals['_EVALUATERECEIPT_ANSWERSENTRY']._serialized_start=2666
+  _globals['_EVALUATERECEIPT_ANSWERSENTRY']._serialized_end=2712
+  _globals['_FAILURE']._serialized_start=2714
+  _globals['_FAILURE']._serialized_end=2763
 # @@protoc_insertion_point(module_scope)

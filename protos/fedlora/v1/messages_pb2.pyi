@@ -62,7 +62,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, rehearse: _Optional[bool] = ...) -> None: ...
 
 class SiteDescription(_message.Message):
-    __slots__ = ("num_examples", "num_validation", "num_held_out", "metric_name", "base_model_fingerprint", "data_fingerprint", "version", "lora_rank", "fingerprints", "fates", "client", "has_own_held_out", "labels", "base_model", "notes")
+    __slots__ = ("num_examples", "num_validation", "num_held_out", "metric_name", "base_model_fingerprint", "data_fingerprint", "version", "lora_rank", "fingerprints", "fates", "client", "has_own_held_out", "labels", "base_model", "notes", "adapter_bytes", "adapted_bytes")
     class FingerprintsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,8 @@ class SiteDescription(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ADAPTED_BYTES_FIELD_NUMBER: _ClassVar[int]
     num_examples: int
     num_validation: int
     num_held_out: int
@@ -107,7 +109,9 @@ class SiteDescription(_message.Message):
     labels: _containers.RepeatedScalarFieldContainer[str]
     base_model: str
     notes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, num_examples: _Optional[int] = ..., num_validation: _Optional[int] = ..., num_held_out: _Optional[int] = ..., metric_name: _Optional[str] = ..., base_model_fingerprint: _Optional[str] = ..., data_fingerprint: _Optional[str] = ..., version: _Optional[str] = ..., lora_rank: _Optional[int] = ..., fingerprints: _Optional[_Mapping[str, str]] = ..., fates: _Optional[_Mapping[str, FatesOfPart]] = ..., client: _Optional[str] = ..., has_own_held_out: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., base_model: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
+    adapter_bytes: int
+    adapted_bytes: int
+    def __init__(self, num_examples: _Optional[int] = ..., num_validation: _Optional[int] = ..., num_held_out: _Optional[int] = ..., metric_name: _Optional[str] = ..., base_model_fingerprint: _Optional[str] = ..., data_fingerprint: _Optional[str] = ..., version: _Optional[str] = ..., lora_rank: _Optional[int] = ..., fingerprints: _Optional[_Mapping[str, str]] = ..., fates: _Optional[_Mapping[str, FatesOfPart]] = ..., client: _Optional[str] = ..., has_own_held_out: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., base_model: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ..., adapter_bytes: _Optional[int] = ..., adapted_bytes: _Optional[int] = ...) -> None: ...
 
 class FatesOfPart(_message.Message):
     __slots__ = ("num_examples",)

@@ -129,7 +129,7 @@ def too_large(step: StepCost, config: RunConfig, total: int) -> str:
     if max(training, evaluation) <= room:
         return ""
     if evaluation > training:
-        what, remedies = "judging", [f"evaluation.batch_size below {config.evaluation.batch_size}"]
+        what, remedies = "judging", [f"evaluation.batch_size below {config.evaluation_batch_size}"]
     else:
         what, remedies = "training", []
         if not config.train.gradient_checkpointing:

@@ -6,18 +6,91 @@ from pathlib import Path
 from fedlora.client.site.line import Line
 from fedlora.client.site.outbox import Outbox
 from fedlora.client.site.transfer import download
+from fedlora.common.config import BASE_CHANGING_INITS, RunConfig
+from fedlora.common.errors import AdapterError
+from fedlora.common.messages import SiteDescription
 from fedlora.common.phases import announce
+from fedlora.methods import Method
 from fedlora.v1 import messages_pb2
+
+# A file's header and its names: of a change of the base weights it has more of them than what the site made.
+_HEADER_BYTES = 1 << 18
+# In one round an adapter to train, one to judge, and both again where the round is repeated or the server restarts.
+_ADAPTERS_PER_ROUND = 8
+
+
+class OversizeAdapter(AdapterError):  # noqa: N818 (it says what was found)
+    """The server offers more than an adapter of this run can be."""
+
+    code = "adapter_too_large"
+
+
+class Downloads:
+    """How much a site fetches: an adapter of its own model's shape, a few times in each round."""
+
+    def __init__(self, run: RunConfig, description: SiteDescription) -> None:
+        """`description` is the worker's, who has made the first adapter itself."""
+        self._most_bytes = most_bytes(run, description)
+        self._bytes_of_rounds: dict[int, int] = {}
+
+    def require_possible(self, offered: messages_pb2.OfferedAdapter) -> None:
+        """Check that what is on offer can be an adapter of this run.
+
+        Raises:
+            OversizeAdapter: it is larger.
+        """
+        largest = max(offered.whole.size_bytes, offered.difference.size_bytes)
+        if largest > self._most_bytes:
+            raise OversizeAdapter(
+                f"the server offers an adapter of {largest:,} bytes, and one of this run takes at most "
+                f"{self._most_bytes:,}: it is not fetched"
+            )
+
+    def counter(self, round: int) -> Callable[[int], None]:
+        """Return what counts the bytes that come for a round.
+
+        Raises:
+            OversizeAdapter: (when it is called) it is too much for one round.
+        """
+
+        def count(num_bytes: int) -> None:
+            total = self._bytes_of_rounds.get(round, 0) + num_bytes
+            self._bytes_of_rounds[round] = total
+            if total > _ADAPTERS_PER_ROUND * self._most_bytes:
+                raise OversizeAdapter(
+                    f"round {round}: more than {total - num_bytes:,} bytes of adapters; expected at most "
+                    f"{_ADAPTERS_PER_ROUND} times {self._most_bytes:,}"
+                )
+
+        return count
+
+
+def most_bytes(run: RunConfig, description: SiteDescription) -> int:
+    """Return how large the file of an adapter of this run can be.
+
+    That is what the site's own first one takes, and where the run changes base weights, all that are adapted: a change
+    of any rank is sent as one matrix where that is smaller.
+    """
+    may_change_base = not isinstance(run.aggregation, Method) or run.aggregation.changes_base
+    if run.lora.init in BASE_CHANGING_INITS:
+        may_change_base = True
+    return description.adapter_bytes + _HEADER_BYTES + (description.adapted_bytes if may_change_base else 0)
 
 
 def fetch(
-    offered: messages_pb2.OfferedAdapter, outbox: Outbox, line: Callable[[], Line], *, takes_difference: bool
+    offered: messages_pb2.OfferedAdapter,
+    outbox: Outbox,
+    line: Callable[[], Line],
+    *,
+    takes_difference: bool,
+    count: Callable[[int], None],
 ) -> tuple[Path, tuple[Path, Path] | None]:
     """Return the file of the adapter on offer; where it is not there yet, the difference and reference it is made of.
 
     Args:
         line: gives the present connection, where one is needed.
         takes_difference: whether a difference will do, if the site holds what it is to.
+        count: is told of the bytes that come, and may raise.
 
     Raises:
         grpc.RpcError: the connection broke; calling again goes on.
@@ -27,12 +100,16 @@ def fetch(
     if whole.is_file():
         return whole, None
     connection = line()
+
+    def bring(blob: messages_pb2.Blob, target: Path) -> None:
+        download(connection.exchange, blob, target, metadata=connection.metadata, count=count)
+
     announce("download")
     reference = outbox.adapter_file(offered.reference.sha256.hex())
     if takes_difference and offered.HasField("difference") and reference.is_file():
         difference = outbox.adapter_file(offered.difference.sha256.hex())
         if not difference.is_file():
-            download(connection.exchange, offered.difference, difference, metadata=connection.metadata)
+            bring(offered.difference, difference)
         return whole, (difference, reference)
-    download(connection.exchange, offered.whole, whole, metadata=connection.metadata)
+    bring(offered.whole, whole)
     return whole, None

@@ -1,19 +1,26 @@
-"""What a site allows: whether it takes part at the moment, and which numbers leave it. Pure."""
+"""What a site allows: whether it takes part at the moment, and which numbers leave it, how exact. Pure."""
 
 import math
 from dataclasses import replace
 from datetime import time
 
-from fedlora.client.site.site_file import LimitsSection, is_quiet
+from fedlora.client.site.limits_section import LimitsSection, is_quiet
+from fedlora.client.site.rounding import MOST_LOSS, rounded, rounded_generated, rounded_score
+from fedlora.client.site.site_file import SiteConfig
+from fedlora.client.worker.own_site import OwnSite
+from fedlora.common.config import RunConfig
 from fedlora.common.fates import PARTS
 from fedlora.common.messages import (
     EvaluateReceipt,
     Failure,
+    Score,
     SiteDescription,
     TrainReceipt,
     merge_generated,
     merge_scores,
 )
+
+WITHHELD = "withheld"
 
 
 def standing(limits: LimitsSection, *, is_paused: bool, now: time) -> str:
@@ -23,35 +30,75 @@ def standing(limits: LimitsSection, *, is_paused: bool, now: time) -> str:
     return "quiet_hours" if is_quiet(limits.quiet_hours, now) else ""
 
 
-def allows_base_model(limits: LimitsSection, *, name: str, fingerprint: str) -> bool:
-    """Return whether a base model may be trained here, by its name in the run or by its fingerprint."""
-    return not limits.base_models or not {name, fingerprint}.isdisjoint(limits.base_models)
-
-
 def data_lines(description: SiteDescription) -> list[str]:
     """Return what the site's own terminal says of its data: what is left out, cut or not read, in a line each."""
     return [*description.fate_lines(*PARTS), *description.notes]
 
 
-def allowed_training(receipt: TrainReceipt, limits: LimitsSection) -> TrainReceipt:
-    """Return a receipt without the numbers that the site keeps to itself, and with their names in `withheld`."""
-    withheld = tuple(name for name in ("loss", "scores") if name not in limits.metrics)
-    receipt = replace(receipt, withheld=withheld)
-    if "scores" in withheld:
-        receipt = replace(receipt, before=None, after=None)
-    return replace(receipt, loss=math.nan) if "loss" in withheld else receipt
+def own_site(run: RunConfig, site: SiteConfig) -> OwnSite:
+    """Return what the site's worker needs to know of it."""
+    limits = site.limits
+    return OwnSite(
+        site.site.name,
+        site.data.only_group,
+        limits.max_steps,
+        limits.max_seconds,
+        # What a task of one's own calls loss has a scale of its own.
+        most_loss=None if run.task.kind == "own" else MOST_LOSS,
+    )
 
 
-def allowed_evaluation(receipt: EvaluateReceipt, limits: LimitsSection, *, site: str) -> EvaluateReceipt | Failure:
-    """Return the score of all examples under the site's name: groups and labels are its own words."""
-    if "scores" not in limits.metrics:
-        return Failure("withheld", "limits.metrics names no scores")
-    scores = list(receipt.groups.values())
-    generated = list(receipt.generated.values())
+def allowed_training(
+    receipt: TrainReceipt, limits: LimitsSection, run: RunConfig, *, objection: str = ""
+) -> TrainReceipt:
+    """Return a receipt with rounded numbers, without those that the site keeps to itself and names in `withheld`.
+
+    Args:
+        objection: why nothing was judged, where something was to be.
+    """
+    is_own = run.task.kind == "own"
+    scores = [score for score in (receipt.before, receipt.after) if score is not None]
+    is_kept = bool(objection) or any(not _is_enough(score, limits) for score in scores)
+    keeps = {"loss": "loss" not in limits.metrics, "scores": "scores" not in limits.metrics or is_kept}
+    num_seen = receipt.num_tokens or receipt.num_steps * min(run.train.batch_size, receipt.num_examples)
     return replace(
         receipt,
-        groups={site: merge_scores(scores)} if scores else {},
+        withheld=tuple(name for name, is_withheld in keeps.items() if is_withheld),
+        loss=math.nan if keeps["loss"] else rounded(receipt.loss, max(1, num_seen), is_relative=is_own),
+        before=None if keeps["scores"] else _told(receipt.before, is_own=is_own),
+        after=None if keeps["scores"] else _told(receipt.after, is_own=is_own),
+    )
+
+
+def allowed_evaluation(
+    receipt: EvaluateReceipt, limits: LimitsSection, run: RunConfig, *, site: str
+) -> EvaluateReceipt | Failure:
+    """Return the rounded score of all examples under the site's name: groups and labels are its own words."""
+    if "scores" not in limits.metrics:
+        return Failure(WITHHELD, "limits.metrics names no scores")
+    scores, generated = list(receipt.groups.values()), list(receipt.generated.values())
+    score = merge_scores(scores) if scores else None
+    if score is not None and not _is_enough(score, limits):
+        return Failure(
+            WITHHELD,
+            f"the score is of {score.num_examples} examples, fewer than limits.least_examples = "
+            f"{limits.least_examples}: it would tell of single ones",
+        )
+    answered = merge_generated(generated) if generated else None
+    if answered is not None and answered.num_examples < limits.least_examples:
+        answered = None
+    return replace(
+        receipt,
+        groups={} if score is None else {site: rounded_score(score, is_relative=run.task.kind == "own")},
         predictions={},
         answers={},
-        generated={site: merge_generated(generated)} if generated else {},
+        generated={} if answered is None else {site: rounded_generated(answered)},
     )
+
+
+def _is_enough(score: Score, limits: LimitsSection) -> bool:
+    return score.num_examples >= limits.least_examples
+
+
+def _told(score: Score | None, *, is_own: bool) -> Score | None:
+    return None if score is None else rounded_score(score, is_relative=is_own)

@@ -5,6 +5,7 @@ outbox/RUN/NNNN/update              the update of a round as it goes on the wire
                 residual            what its rounding took, which goes into the next update (int8)
                 answer              once it is there, the round's training is done and is never done again
 residual/RUN                        the residual of the last acknowledged update
+judged.jsonl                        which adapters were judged, on which choice of examples
 """
 
 import os
@@ -91,6 +92,11 @@ class Outbox:
             kept.parent.mkdir(parents=True, exist_ok=True)
             os.replace(folder / "residual", kept)
         shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def judged_file(self) -> Path:
+        """Where it stands what was judged."""
+        return self._folder / "judged.jsonl"
 
     def residual(self, run: str) -> Path:
         """Return where the last accepted update's residual lies."""

@@ -8,18 +8,21 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 
 import grpc
 
-from fedlora.client.site.limits import allows_base_model, data_lines, standing
+from fedlora.client.site.limits import data_lines, standing
 from fedlora.client.site.line import ConnectionGone, Line
 from fedlora.client.site.outbox import Finished, Outbox
 from fedlora.client.site.site_file import SiteConfig
 from fedlora.client.site.tasks import Key, Tasks, key_of
+from fedlora.client.site.terms import Objection, objection_to, objection_to_what_was_loaded
 from fedlora.client.site.transfer import upload
+from fedlora.client.site.uploads import Uploads
 from fedlora.client.worker.seat import WorkerSeat
 from fedlora.common.channels import details_of
 from fedlora.common.config import RunConfig
@@ -39,8 +42,14 @@ from fedlora.v1 import session_pb2
 
 logger = logging.getLogger(__name__)
 
-_RETRY_SECONDS = 1.0
+_FIRST_PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 30.0
+_MAX_TRIES = 20
+_LOOK_SECONDS = 0.1
 _DEATH_PAUSE_SECONDS = 5.0
+# An honest server asks a site for one thing or two at a time, by ids that are short.
+_MOST_WANTED = 16
+_LONGEST_ID = 200
 
 # What a site can do about a code with which it is turned away, for its own log.
 _MISFITS = {
@@ -68,9 +77,11 @@ class Participation:
         self._told = ""
         self._line: Line | None = None
         self._wanted: dict[Key, session_pb2.Request] = {}
-        self._answered: set[str] = set()
+        self._queued: set[Key] = set()
+        self._answered: deque[str] = deque(maxlen=_MOST_WANTED)
         self._at_work: Key | None = None
-        self._tasks = Tasks(site, seat=seat, outbox=outbox, line=self._required_line)
+        self._tasks: Tasks | None = None
+        self._uploads = Uploads()
         self._is_closed = False
         self._lock = threading.RLock()
         self._queue: queue.SimpleQueue[Key | None] = queue.SimpleQueue()
@@ -96,10 +107,7 @@ class Participation:
         """Handle what the server sent."""
         match response.WhichOneof("content"):
             case "request":
-                key = key_of(response.request)
-                with self._lock:
-                    self._wanted[key] = response.request
-                self._queue.put(key)
+                self._want(response.request)
             case "cancellation":
                 self._forget(response.cancellation.request_id)
             case "acknowledgement":
@@ -108,6 +116,18 @@ class Participation:
                 # What does not fit stays as it is until somebody mends it and starts the site again.
                 self._reason = self._told = response.turned_away.reason
                 logger.error("turned away by the server: %s%s", self._reason, _MISFITS.get(self._reason, ""))
+
+    def _want(self, request: session_pb2.Request) -> None:
+        """Note what the server asks for; what no honest one would is passed over."""
+        key = key_of(request)
+        with self._lock:
+            if len(request.request_id) > _LONGEST_ID or (key not in self._wanted and len(self._wanted) >= _MOST_WANTED):
+                logger.warning("passed over a request of the server: %d are open already", len(self._wanted))
+                return
+            self._wanted[key] = request
+            if key not in self._queued:
+                self._queued.add(key)
+                self._queue.put(key)
 
     def look(self) -> None:
         """Tell the server whether the site takes part, if that has changed: by its own hours, or by hand."""
@@ -138,6 +158,8 @@ class Participation:
             key = self._queue.get()
             if self._is_closed:
                 return
+            with self._lock:
+                self._queued.discard(key)
             try:
                 if key is None:
                     self._rehearse()
@@ -155,18 +177,22 @@ class Participation:
         """Load base model and data, and do one step, before the server counts on it; once in a worker's lifetime."""
         if self._description is not None or self._reason:
             return
+        if (objection := objection_to(self._run, self._site)) is not None:
+            self._object(objection)
+            return
         logger.info("rehearsing: base model, data, one step of training")
         began = time.monotonic()
         answer = self._seat.ask(self._seat.message(DescribeRequest(rehearse=True)), SiteDescription)
         if isinstance(answer, SiteDescription):
-            fingerprint = answer.base_model_fingerprint
-            if not allows_base_model(self._site.limits, name=self._run.model.name, fingerprint=fingerprint):
-                logger.warning("refused: base model %s is not in limits.base_models", self._run.model.name)
-                self._reason = "base_model_not_allowed"
+            if (objection := objection_to_what_was_loaded(self._run, self._site, answer)) is not None:
+                self._object(objection)
                 return
             logger.info("rehearsed in %.1f s: %d training examples", time.monotonic() - began, answer.num_examples)
             for line in data_lines(answer):
                 logger.warning("%s", line)
+            self._tasks = Tasks(
+                self._run, self._site, answer, seat=self._seat, outbox=self._outbox, line=self._required_line
+            )
             self._description = answer
         elif isinstance(answer, Failure):
             logger.error("the rehearsal failed (%s): %s", answer.code, answer.text)
@@ -176,8 +202,13 @@ class Participation:
             else:
                 self._reason = answer.code
 
+    def _object(self, objection: Objection) -> None:
+        logger.error("takes no part in this run: %s", objection.line)
+        self._reason = objection.code
+
     def _serve(self, key: Key) -> None:
         """Do one request, and answer it for as long as it is wanted."""
+        num_tries = 0
         while (message := self._current(key)) is not None:
             self._at_work = key
             try:
@@ -186,14 +217,23 @@ class Participation:
                 if not (isinstance(result, Failure) and result.code == INTERRUPTED):
                     self._answer(key, result)
             except grpc.RpcError as error:
-                logger.warning("the transfer broke off (%s); trying again", _words(error))
-                time.sleep(_RETRY_SECONDS)
+                num_tries += 1
+                if num_tries == _MAX_TRIES:
+                    logger.error("the transfer broke off (%s) %d times, and is given up", _words(error), num_tries)
+                    with suppress(grpc.RpcError):
+                        self._answer(key, Failure("transfer"))
+                    return
+                seconds = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** (num_tries - 1))
+                logger.warning("the transfer broke off (%s); trying again in %.0f s", _words(error), seconds)
+                self._wait(key, seconds)
             except FedloraError as error:
                 logger.error("%s", error)
                 self._answer(key, Failure(error.code, str(error)))
 
     def _result(self, key: Key, request: Request, message: session_pb2.Request) -> Receipt | Finished:
         """Return the result of a request: from disk where it was done before, else as the site's own rules allow."""
+        if self._tasks is None:
+            return Failure(self._reason or "not_ready")
         if not self._tasks.is_done(key, request) and (reason := self._reason or self._standing()):
             return Failure(reason)
         return self._tasks.result(key, request, message)
@@ -212,7 +252,8 @@ class Participation:
                 answer.train.attempt = message.train.attempt
             if answer.HasField("adapter"):
                 blob = answer.adapter.encoded
-                sent = upload(line.exchange, message.ticket, result.update, blob, metadata=line.metadata)
+                effort = self._uploads.effort_for(blob.sha256)
+                sent = upload(line.exchange, message.ticket, result.update, blob, metadata=line.metadata, effort=effort)
                 logger.info("round %d: sent %s bytes", answer.train.round, f"{sent:,}")
         else:
             write_receipt(result, answer)
@@ -220,7 +261,7 @@ class Participation:
         with self._lock:
             if self._line is not line:  # Asked again over the next connection, it must be answered there.
                 raise ConnectionGone
-            self._answered.add(message.request_id)
+            self._answered.append(message.request_id)
             line.send(session_pb2.ConnectRequest(answer=answer))
         announce("before the acknowledgement")
 
@@ -233,6 +274,12 @@ class Participation:
         with self._lock:
             message = self._wanted.get(key)
             return None if message is None or message.request_id in self._answered else message
+
+    def _wait(self, key: Key, seconds: float) -> None:
+        """Wait so long, or until a request is wanted no more."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self._current(key) is not None and not self._is_closed:
+            time.sleep(_LOOK_SECONDS)
 
     def _required_line(self) -> Line:
         with self._lock:

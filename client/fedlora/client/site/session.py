@@ -28,6 +28,7 @@ _LONGEST_PAUSE_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
 # A certificate is renewed when a connection is made, which must be long before it ends.
 _LONGEST_CONNECTION_SECONDS = 86_400.0
+_MOST_RUN_FILE_CHARACTERS = 1 << 20
 _FINAL = {
     "replaced": "another client has joined as this site; only one may: end it, and join again",
     "revoked": "this site was revoked; ask for a new invitation",
@@ -93,7 +94,7 @@ class Session:
         outgoing: Outgoing = queue.SimpleQueue()
         hello = session_pb2.Hello(protocol=PROTOCOL, version=version("fedlora"))
         outgoing.put(session_pb2.ConnectRequest(hello=hello))
-        is_over = threading.Event()
+        is_over, is_welcome = threading.Event(), False
         end = time.monotonic() + _LONGEST_CONNECTION_SECONDS
         with open_channel(self._address, self._credentials()) as channel:
             call = SessionServiceStub(channel).Connect(iter(outgoing.get, None), metadata=metadata)
@@ -102,7 +103,10 @@ class Session:
             try:
                 for response in call:
                     match response.WhichOneof("content"):
+                        case "welcome" if is_welcome:
+                            raise RunError("the server has sent a second run over one connection; ask who runs it")
                         case "welcome":
+                            is_welcome = True
                             self._welcome(
                                 response.welcome,
                                 Line(outgoing.put, AdapterExchangeServiceStub(channel), metadata),
@@ -135,6 +139,10 @@ class Session:
                 self._site.look()
 
     def _welcome(self, welcome: session_pb2.Welcome, line: Line) -> None:
+        if (size := len(welcome.run_toml)) > _MOST_RUN_FILE_CHARACTERS:
+            raise RunError(
+                f"the server's run file has {size:,} characters; expected at most {_MOST_RUN_FILE_CHARACTERS:,}"
+            )
         run = parse_toml(welcome.run_toml, origin="the server's run", aggregates_elsewhere=True)
         if run != self._run:
             if self._site is not None:

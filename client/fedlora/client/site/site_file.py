@@ -5,13 +5,12 @@ site allows. Its limits win over the run's wishes, and none of it is sent.
 """
 
 import tomllib
-from datetime import time
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from fedlora.common.config import SPLITS, Count, DataSection, Fraction, RunConfig, Section, Splits, TextFormat
+from fedlora.client.site.limits_section import LimitsSection
+from fedlora.common.config import SPLITS, DataSection, Fraction, RunConfig, Section, Splits, TextFormat
 from fedlora.common.config.training import DEVICES, Device
 from fedlora.common.errors import ConfigError
 from fedlora.common.resources import DATASETS_PREFIX, PACKAGE_PREFIX
@@ -58,26 +57,6 @@ class SiteModelSection(Section):
     path: str | None = Field(
         None, description="where the run's base model lies here; its fingerprint must be the run's"
     )
-
-
-class LimitsSection(Section):
-    base_models: tuple[str, ...] = Field(
-        (), strict=False, description="the base models that are allowed, by name or fingerprint; all if empty"
-    )
-    max_steps: Count | None = Field(
-        None, description="the most optimiser steps in a round; of a run that asks for more, so many are done"
-    )
-    quiet_hours: str | None = Field(None, description='no training between these times of the day: "22:00-06:30"')
-    metrics: tuple[Literal["loss", "scores"], ...] = Field(
-        ("loss", "scores"), strict=False, description="which numbers may leave beside the adapter"
-    )
-
-    @field_validator("quiet_hours")
-    @classmethod
-    def _is_a_span(cls, text: str | None) -> str | None:
-        if text is not None:
-            quiet_span(text)
-        return text
 
 
 class WorkerSection(Section):
@@ -142,34 +121,6 @@ def for_site(run: RunConfig, site: SiteConfig, *, beside: Path) -> RunConfig:
     if site.model.path is not None:
         changes["model"] = run.model.model_copy(update={"name": _located(site.model.path, beside), "revision": None})
     return run.model_copy(update=changes)
-
-
-def quiet_span(text: str) -> tuple[time, time]:
-    """Return begin and end of `HH:MM-HH:MM`, which may have seconds.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    try:
-        begin, end = (_time_of_day(part.strip()) for part in text.split("-"))
-    except ValueError as error:
-        raise ValueError(f'is {text!r}; expected two times of the day, such as "22:00-06:30"') from error
-    return begin, end
-
-
-def _time_of_day(text: str) -> time:
-    found = time.fromisoformat(text.zfill(len("09:05")))
-    if ":" not in text or found.tzinfo is not None:
-        raise ValueError(f"{text!r} is no time of this site's clock")
-    return found
-
-
-def is_quiet(text: str | None, now: time) -> bool:
-    """Return whether `now` is in the quiet hours, which may go over midnight."""
-    if text is None:
-        return False
-    begin, end = quiet_span(text)
-    return begin <= now < end if begin <= end else now >= begin or now < end
 
 
 def _located(name: str, beside: Path, *, is_always_path: bool = False) -> str:

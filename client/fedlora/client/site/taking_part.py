@@ -4,13 +4,14 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from fedlora.client.site.limits import own_site
 from fedlora.client.site.outbox import Outbox
 from fedlora.client.site.participation import Participation
 from fedlora.client.site.session import Session
 from fedlora.client.site.site_file import SiteConfig, for_site
 from fedlora.client.site.state import SiteState
 from fedlora.client.worker.seat import WorkerSeat
-from fedlora.client.worker.source import OwnSite, WorkbenchSource
+from fedlora.client.worker.source import WorkbenchSource
 from fedlora.common.channels import Credentials
 from fedlora.common.config import RunConfig
 
@@ -40,7 +41,7 @@ def take_part(
 
 
 def _site_of(run: RunConfig, config: SiteConfig, *, beside: Path, state: SiteState) -> Participation:
-    own = OwnSite(config.site.name, config.data.only_group, config.limits.max_steps)
+    own = own_site(run, config)
     source = WorkbenchSource(
         key=uuid.uuid4().hex,
         config=for_site(run, config, beside=beside),

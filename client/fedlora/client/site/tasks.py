@@ -6,13 +6,16 @@ from dataclasses import replace
 
 from flwr.app import Message
 
-from fedlora.client.site.fetching import fetch
-from fedlora.client.site.limits import allowed_evaluation, allowed_training
+from fedlora.client.site.fetching import Downloads, fetch
+from fedlora.client.site.judging import Judging
+from fedlora.client.site.limits import WITHHELD, allowed_evaluation, allowed_training
 from fedlora.client.site.line import Line
 from fedlora.client.site.outbox import Finished, Outbox
 from fedlora.client.site.site_file import SiteConfig
 from fedlora.client.worker.files_mod import DIFFERENCE, ask_for_file, make_of_difference
 from fedlora.client.worker.seat import WorkerSeat
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import RunError
 from fedlora.common.messages import (
     INTERRUPTED,
     EvaluateReceipt,
@@ -20,6 +23,7 @@ from fedlora.common.messages import (
     Failure,
     InitialiseReceipt,
     InitialiseRequest,
+    SiteDescription,
     TrainReceipt,
     TrainRequest,
 )
@@ -36,9 +40,21 @@ Key = tuple[str, str, int, int, str]
 class Tasks:
     """The requests of one run, done one after the other by the site's worker."""
 
-    def __init__(self, site: SiteConfig, *, seat: WorkerSeat, outbox: Outbox, line: Callable[[], Line]) -> None:
-        """`line` gives the present connection, over which adapters are fetched."""
+    def __init__(
+        self,
+        run: RunConfig,
+        site: SiteConfig,
+        description: SiteDescription,
+        *,
+        seat: WorkerSeat,
+        outbox: Outbox,
+        line: Callable[[], Line],
+    ) -> None:
+        """`description` is the worker's after its rehearsal; `line` gives the connection for fetching adapters."""
+        self._run = run
         self._site = site
+        self._judging = Judging(run, site, description, outbox.judged_file)
+        self._downloads = Downloads(run, description)
         self._seat = seat
         self._outbox = outbox
         self._line = line
@@ -55,18 +71,27 @@ class Tasks:
             ConnectionGone, grpc.RpcError: the request's adapter could not be fetched.
             FedloraError: it cannot be used, or the disk cannot.
         """
+        rounds = self._run.federation.rounds
+        if not isinstance(request, InitialiseRequest) and request.round > rounds:
+            raise RunError(f"the server asks for round {request.round} of a run of {rounds}")
         match request:
             case TrainRequest():
                 return self._trained(key, request, message)
             case EvaluateRequest():
-                if (known := self._evaluated.get(key)) is not None:
-                    return known
-                receipt = self._allowed_receipt(self._ask(request, message.adapter, EvaluateReceipt))
-                if isinstance(receipt, EvaluateReceipt):
-                    self._evaluated = {key: receipt}
-                return receipt
+                return self._evaluation(key, request, message)
             case InitialiseRequest():
                 return self._initialised(request)
+
+    def _evaluation(self, key: Key, request: EvaluateRequest, message: session_pb2.Request) -> Receipt:
+        if (known := self._evaluated.get(key)) is not None:
+            return known
+        own, objection = self._judging.evaluation(request, key[-1])
+        if objection:
+            return self._allowed_receipt(Failure(WITHHELD, objection))
+        receipt = self._allowed_receipt(self._ask(own, message.adapter, EvaluateReceipt))
+        if isinstance(receipt, EvaluateReceipt):
+            self._evaluated = {key: receipt}
+        return receipt
 
     def _trained(self, key: Key, request: TrainRequest, message: session_pb2.Request) -> Receipt | Finished:
         if (done := self._finished(key, request)) is not None:
@@ -87,13 +112,15 @@ class Tasks:
             announce("train")
             logger.info("round %d: training", request.round)
 
-        answer = self._ask(request, message.adapter, TrainReceipt, prepare)
+        own, objection = self._judging.training(request, key[-1])
+        answer = self._ask(own, message.adapter, TrainReceipt, prepare)
         if not isinstance(answer, TrainReceipt):
             return self._allowed_receipt(answer)
         announce("write")
-        receipt = allowed_training(answer, self._site.limits)
+        receipt = allowed_training(answer, self._site.limits, self._run, objection=objection)
         if receipt.withheld:
-            logger.info("withheld by limits.metrics: %s", ", ".join(receipt.withheld))
+            why = objection or "by limits.metrics or limits.least_examples"
+            logger.info("round %d: withheld: %s (%s)", request.round, ", ".join(receipt.withheld), why)
         logger.info("round %d: trained %d steps, loss %.4g", request.round, receipt.num_steps, answer.loss)
         return self._outbox.finish(receipt, run=request.run, round=request.round, started_from=key[-1])
 
@@ -120,7 +147,9 @@ class Tasks:
     ) -> object:
         """Return the worker's answer to a request with the adapter on offer."""
         for takes_difference in (True, False):
-            whole, made_of = fetch(offered, self._outbox, self._line, takes_difference=takes_difference)
+            self._downloads.require_possible(offered)
+            count = self._downloads.counter(request.round)
+            whole, made_of = fetch(offered, self._outbox, self._line, takes_difference=takes_difference, count=count)
             asked = self._seat.message(replace(request, adapter=PackedFile(whole, 0)))
             if made_of is not None:
                 make_of_difference(asked, *made_of)
@@ -141,7 +170,10 @@ class Tasks:
             logger.log(level, "not finished (%s): %s", answer.code, answer.text)
             return Failure(answer.code)
         if isinstance(answer, EvaluateReceipt):
-            return allowed_evaluation(answer, self._site.limits, site=self._site.site.name)
+            allowed = allowed_evaluation(answer, self._site.limits, self._run, site=self._site.site.name)
+            if isinstance(allowed, Failure):
+                logger.info("round %d: %s: %s", answer.round, allowed.code, allowed.text)
+            return allowed
         raise TypeError(f"the worker answered {type(answer).__name__}")
 
 

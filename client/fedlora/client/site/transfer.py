@@ -3,7 +3,9 @@
 import hashlib
 import io
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,9 +18,18 @@ from fedlora.common.phases import announce
 from fedlora.v1 import exchange_pb2, messages_pb2
 
 _MAX_DAMAGED = 3
+_MAX_FRUITLESS = 4
+_MAX_TIMES_SENT = 4
+_FIRST_PAUSE_SECONDS = 0.05
 LEAST_FREE_BYTES = 64 << 20
 
 Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+class UploadGivenUp(RunError):  # noqa: N818 (it says what happened)
+    """A server that takes an update without end and never holds it."""
+
+    code = "not_taken"
 
 
 class Exchange(Protocol):
@@ -32,8 +43,18 @@ class Exchange(Protocol):
     )
 
 
-def download(exchange: Exchange, blob: messages_pb2.Blob, target: Path, *, metadata: Metadata = ()) -> int:
+def download(
+    exchange: Exchange,
+    blob: messages_pb2.Blob,
+    target: Path,
+    *,
+    metadata: Metadata = (),
+    count: Callable[[int], None] = lambda _num_bytes: None,
+) -> int:
     """Fetch the file of a blob to `target`, from where an earlier download stopped; return the bytes that came.
+
+    Args:
+        count: is told of each chunk's bytes as it comes; what it raises ends the download.
 
     Raises:
         grpc.RpcError: the connection broke; calling again goes on.
@@ -47,7 +68,9 @@ def download(exchange: Exchange, blob: messages_pb2.Blob, target: Path, *, metad
 
     def read(offset: int) -> Iterator[bytes]:
         request = exchange_pb2.ReadRequest(sha256=blob.sha256, offset=offset)
-        return (response.data for response in exchange.Read(request, metadata=metadata))
+        for response in exchange.Read(request, metadata=metadata):
+            count(len(response.data))
+            yield response.data
 
     num_bytes = complete(part, blob, read, what=f"the adapter {blob.sha256.hex()[:12]}")
     replace_file(part, target)
@@ -74,7 +97,8 @@ def complete(path: Path, blob: messages_pb2.Blob, read: Callable[[int], Iterator
                 for chunk in read(have):
                     have += len(chunk)
                     num_bytes += len(chunk)
-                    if have > blob.size_bytes:
+                    # A stream of nothing would never end.
+                    if have > blob.size_bytes or not chunk:
                         break
                     _write(file, chunk, path)
         if have == blob.size_bytes and _sha256(path) == blob.sha256:
@@ -84,23 +108,79 @@ def complete(path: Path, blob: messages_pb2.Blob, read: Callable[[int], Iterator
     raise RunError(f"{what} came damaged {_MAX_DAMAGED} times")
 
 
-def upload(exchange: Exchange, ticket: bytes, path: Path, blob: messages_pb2.Blob, *, metadata: Metadata = ()) -> int:
+@dataclass
+class Effort:
+    """What an update has cost so far, over all connections.
+
+    Attributes:
+        sent_bytes: that went into uploads, arrived or not.
+        committed_bytes: the most that the server has said it holds.
+        num_fruitless: uploads in a row that went to their end and after which it held no more.
+    """
+
+    sent_bytes: int = 0
+    committed_bytes: int = 0
+    num_fruitless: int = 0
+
+    def look(self, committed_bytes: int, blob: messages_pb2.Blob) -> None:
+        """Take what the server says that it holds.
+
+        Raises:
+            UploadGivenUp: it says what cannot be, or all that was sent has led to nothing.
+        """
+        if committed_bytes > blob.size_bytes:
+            raise UploadGivenUp(
+                f"the server says that it holds {committed_bytes:,} bytes of an update of {blob.size_bytes:,}"
+            )
+        if committed_bytes > self.committed_bytes:
+            self.committed_bytes, self.num_fruitless = committed_bytes, 0
+        if self.num_fruitless > _MAX_FRUITLESS or self.sent_bytes > _MAX_TIMES_SENT * blob.size_bytes:
+            raise UploadGivenUp(
+                f"the server says that it holds {committed_bytes:,} of the update's {blob.size_bytes:,} bytes after "
+                f"{self.sent_bytes:,} were sent; the upload is given up"
+            )
+
+    def pause(self) -> None:
+        """Wait before the next attempt, longer each time that one led to nothing."""
+        if self.num_fruitless:
+            time.sleep(_FIRST_PAUSE_SECONDS * 2**self.num_fruitless)
+
+
+def upload(
+    exchange: Exchange,
+    ticket: bytes,
+    path: Path,
+    blob: messages_pb2.Blob,
+    *,
+    metadata: Metadata = (),
+    effort: Effort | None = None,
+) -> int:
     """Send the file of a blob from where an earlier upload stopped; return the bytes that went.
+
+    Args:
+        effort: what earlier calls for this file have cost; it goes on counting.
 
     Raises:
         grpc.RpcError: the connection broke, and calling again goes on; or the server refuses, and says why.
         RunError: it arrived damaged three times.
+        UploadGivenUp: the server takes it again and again, and never holds it.
     """
     query = exchange_pb2.QueryWriteStatusRequest(ticket=ticket, blob=blob)
+    effort = effort or Effort()
     num_bytes, num_damaged = 0, 0
     while True:
         have = exchange.QueryWriteStatus(query, metadata=metadata).committed_bytes
         if have == blob.size_bytes:
             return num_bytes
+        effort.look(have, blob)
+        effort.pause()
         try:
-            num_bytes += exchange.Write(_chunks(ticket, path, blob, have), metadata=metadata).committed_bytes - have
+            chunks = _chunks(ticket, path, blob, have, effort)
+            num_bytes += exchange.Write(chunks, metadata=metadata).committed_bytes - have
+            effort.num_fruitless += 1
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.OUT_OF_RANGE:
+                effort.num_fruitless += 1
                 continue
             if error.code() is not grpc.StatusCode.DATA_LOSS:
                 raise
@@ -109,7 +189,9 @@ def upload(exchange: Exchange, ticket: bytes, path: Path, blob: messages_pb2.Blo
                 raise RunError(f"the update {blob.sha256.hex()[:12]} arrived damaged {num_damaged} times") from error
 
 
-def _chunks(ticket: bytes, path: Path, blob: messages_pb2.Blob, offset: int) -> Iterator[exchange_pb2.WriteRequest]:
+def _chunks(
+    ticket: bytes, path: Path, blob: messages_pb2.Blob, offset: int, effort: Effort
+) -> Iterator[exchange_pb2.WriteRequest]:
     # In two halves at least, so that there is a half.
     half = (blob.size_bytes + 1) // 2
     with open(path, "rb") as file:
@@ -117,6 +199,7 @@ def _chunks(ticket: bytes, path: Path, blob: messages_pb2.Blob, offset: int) -> 
         request = exchange_pb2.WriteRequest(ticket=ticket, blob=blob, offset=offset)
         while chunk := file.read(min(CHUNK_BYTES, half)):
             request.data = chunk
+            effort.sent_bytes += len(chunk)
             yield request
             before, offset = offset, offset + len(chunk)
             if before < half <= offset:

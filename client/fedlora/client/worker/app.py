@@ -46,7 +46,7 @@ def make_client_app(
                 client = workbench.client_names[int(context.node_config.get("partition-id", 0))]
                 receipt = answer(workbench, client, message)
             except Exception as error:
-                code, text = _code(error), str(error)
+                code, text = code_of(error), str(error)
                 if code == INTERNAL:
                     logger.exception("a request failed; this is a bug in fedlora, in the model or in the task")
                     text = f"{type(error).__name__}: {error}"
@@ -87,7 +87,8 @@ def _resident_workbench(load: Callable[[], Workbench], key: str) -> Workbench:
     return _resident[key]
 
 
-def _code(error: Exception) -> str:
+def code_of(error: Exception) -> str:
+    """Return the code that an error is answered with."""
     if isinstance(error, FedloraError):
         return error.code
     return OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else INTERNAL

@@ -7,21 +7,13 @@ from typing import TYPE_CHECKING
 
 from flwr.clientapp import ClientApp
 
+from fedlora.client.worker.own_site import OwnSite
 from fedlora.common.config import RunConfig
 from fedlora.training.data import FederatedData, load_federated_data, load_own_data
 
 if TYPE_CHECKING:
     from fedlora.client.worker.workbench import Workbench
     from fedlora.models.base_model import BaseModel
-
-
-@dataclass(frozen=True)
-class OwnSite:
-    """The one client of a site: its name, of which group of the data, and the most steps that it allows a round."""
-
-    name: str
-    only_group: str | None = None
-    max_steps: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +63,7 @@ class WorkbenchSource:
         moments = None if self.moments_folder is None else MomentsFolder(self.moments_folder)
         if self.site is not None:
             data = load_own_data(self.config, client=self.site.name, only_group=self.site.only_group)
-            return Workbench(self.config, data, has_own_held_out=True, max_steps=self.site.max_steps, moments=moments)
+            return Workbench(self.config, data, site=self.site, moments=moments)
         data = self.data or _read_again(self.config)
         return Workbench(self.config, data, self.base_model, moments=moments)
 

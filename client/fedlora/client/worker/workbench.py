@@ -15,6 +15,7 @@ import torch
 
 from fedlora.adapters import pack, unpack
 from fedlora.client.worker import interruption
+from fedlora.client.worker.own_site import OwnSite
 from fedlora.common.config import BASE_CHANGING_INITS, RunConfig
 from fedlora.common.config import CausalLm as CausalLmSection
 from fedlora.common.errors import ConfigError, DataError, ModelError
@@ -59,19 +60,18 @@ class Workbench:
         data: FederatedData,
         base_model: BaseModel | None = None,
         *,
-        has_own_held_out: bool = False,
-        max_steps: int | None = None,
+        site: OwnSite | None = None,
         moments: MomentsFolder | None = None,
     ) -> None:
         """Load the base model and put LoRA layers into it.
 
         Args:
-            has_own_held_out: whether the data's test set is this site's alone.
-            max_steps: the most of a round that a site allows.
+            site: whose own data these are, the test set too; None in a simulation.
             moments: where clients keep those of their optimisers, if the run asks for that.
         """
         self._config = config
-        self._has_own_held_out = has_own_held_out
+        self._has_own_held_out = site is not None
+        self._most_loss = None if site is None else site.most_loss
         self._data = data
         self._moments = moments if config.train.optimizer_state == "keep" else None
         if moments is None and config.train.optimizer_state == "keep":
@@ -89,7 +89,9 @@ class Workbench:
                 name=config.model.name,
                 unreached=self._base.unreached,
             )
-        self._initial = pack(self._resident.read())
+        initial = self._resident.read()
+        self._initial = pack(initial)
+        self._adapted_bytes = sum(4 * layer.B.shape[0] * layer.A.shape[1] for layer in initial.layers.values())
         if config.train.gradient_checkpointing:
             self._resident.save_memory()
         device = choose_device(config.train.device)
@@ -97,7 +99,12 @@ class Workbench:
         if config.model.quantization == "none" and config.train.device != ALL_GPUS:
             self._resident.peft_model.to(device)
         self._trainer: LocalTrainer[Any] = LocalTrainer(
-            self._resident, self._base.task, config.train, device=device, max_steps=max_steps
+            self._resident,
+            self._base.task,
+            config.train,
+            device=device,
+            max_steps=None if site is None else site.max_steps,
+            max_seconds=None if site is None else site.max_seconds,
         )
         self._prepared: dict[tuple[str, str], tuple[Examples, Prepared]] = {}
         self._fates: dict[tuple[str, str], dict[str, int]] = {}
@@ -123,6 +130,8 @@ class Workbench:
             fingerprints=self._base.fingerprints,
             fates={part: fates for part, holder in parts.items() if (fates := self._fates[part, holder])},
             notes=tuple(dict.fromkeys((*(note.text for note in self._data.notes), *notes))),
+            adapter_bytes=len(self._initial),
+            adapted_bytes=self._adapted_bytes,
         )
 
     def rehearse(self, client: str) -> None:
@@ -193,14 +202,14 @@ class Workbench:
             return EvaluateReceipt(request.run, request.round, 0, {} if score is None else {client: score})
         every, groups = self._sample("test", "", request.num_examples), self._examples("test", "").groups
         shard = every[request.shard :: request.num_shards]
-        judged = self._trainer.evaluate(self._prepare("test", ""), shard, batch_size=self._config.evaluation.batch_size)
+        judged = self._trainer.evaluate(self._prepare("test", ""), shard, batch_size=self._config.evaluation_batch_size)
         predictions = dict(zip(shard.tolist(), judged.predictions.tolist(), strict=True))
         generated, answers = self._generated(shard[equal_parts(groups[shard], request.num_generated)])
         return EvaluateReceipt(
             request.run,
             request.round,
             request.shard,
-            {str(group): _score(judged, groups[shard] == group) for group in np.unique(groups[shard])},
+            {str(group): self._score(judged, groups[shard] == group) for group in np.unique(groups[shard])},
             predictions if request.with_predictions and self._data.labels else {},
             generated,
             answers,
@@ -236,8 +245,21 @@ class Workbench:
             return None, 0.0
         began = time.perf_counter()
         prepared = self._prepare("validation", client)
-        judged = self._trainer.evaluate(prepared, indices, batch_size=self._config.evaluation.batch_size)
-        return _score(judged, np.ones(len(indices), dtype=bool)), time.perf_counter() - began
+        judged = self._trainer.evaluate(prepared, indices, batch_size=self._config.evaluation_batch_size)
+        return self._score(judged, np.ones(len(indices), dtype=bool)), time.perf_counter() - began
+
+    def _score(self, judged: Evaluation, chosen: np.ndarray) -> Score:
+        """Return the mean over the chosen examples, or over their tokens where losses are per token."""
+        counts, losses = judged.token_counts[chosen], judged.losses[chosen]
+        if self._most_loss is not None:
+            losses = np.nan_to_num(losses, nan=self._most_loss).clip(max=self._most_loss)
+        weights = counts if counts.any() else None
+        return Score(
+            int(chosen.sum()),
+            float(np.average(losses, weights=weights)),
+            float(np.average(judged.metrics[chosen], weights=weights)),
+            int(counts.sum()),
+        )
 
     def _sample(self, part: str, client: str, num_examples: int | None) -> np.ndarray:
         """Return a fixed sample of a data set, the same in every round; None for all of it."""
@@ -280,15 +302,3 @@ class Workbench:
             else "give the task examples that it can use"
         )
         raise DataError(f"{whose} are left out: {why}; {remedy}")
-
-
-def _score(judged: Evaluation, chosen: np.ndarray) -> Score:
-    """Return the mean over the chosen examples, or over their tokens where losses are per token."""
-    counts = judged.token_counts[chosen]
-    weights = counts if counts.any() else None
-    return Score(
-        int(chosen.sum()),
-        float(np.average(judged.losses[chosen], weights=weights)),
-        float(np.average(judged.metrics[chosen], weights=weights)),
-        int(counts.sum()),
-    )

@@ -1,6 +1,7 @@
 """A site's own data: one client, with a held-out set of its own, in the run's vocabulary."""
 
 import hashlib
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -39,6 +40,9 @@ def load_own_data(config: RunConfig, *, client: str, only_group: str | None = No
         source = _of_group(source, group, origin=config.data.path)
         given_test = _same_group(given_test, group)
         given_validation = _same_group(given_validation, group)
+    source = _named(source, client)
+    given_test = None if given_test is None else _named(given_test, client)
+    given_validation = None if given_validation is None else _named(given_validation, client)
     vocabulary = vocabulary_of(source, config)
     examples = source.examples(vocabulary, origin=config.data.path)
     for given in (given_validation, given_test):
@@ -65,6 +69,13 @@ def load_own_data(config: RunConfig, *, client: str, only_group: str | None = No
     )
     fingerprint = joint_fingerprint([one for one in (source, given_validation, given_test) if one is not None])
     return FederatedData(vocabulary, clients, test.by_label(), fingerprint, notes, parts.pixel_range)
+
+
+def _named(source: Source, client: str) -> Source:
+    """Return a source without groups as one whose group is the client, as which a simulation knows its examples."""
+    if np.any(source.groups != ""):
+        return source
+    return replace(source, groups=np.full(len(source.groups), client, dtype=np.object_))
 
 
 def _same_group(source: Source | None, group: str) -> Source | None:

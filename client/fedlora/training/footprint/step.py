@@ -117,7 +117,7 @@ def _step_cost(outline: RunOutline, config: RunConfig, *, is_cuda: bool, changes
         live.restart()
         model.eval()
         with live, torch.no_grad():
-            work = _work(config, outline, config.evaluation.batch_size)
+            work = _work(config, outline, config.evaluation_batch_size)
             with precision():
                 logits = logits_of(model(**work.inputs))
             work.judge(logits)

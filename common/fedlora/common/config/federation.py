@@ -66,7 +66,9 @@ class EvaluationSection(Section):
     client_examples: int = Field(
         64, ge=0, description="own validation examples that a client judges before and after training"
     )
-    batch_size: Count = Field(32, description="examples a forward pass")
+    batch_size: Count | None = Field(
+        None, description="examples a forward pass; as many as in training (train.micro_batch_size) if left out"
+    )
     generate: int = Field(
         0, ge=0, description="of causal_lm: held-out prompts answered before the first round and after the last"
     )

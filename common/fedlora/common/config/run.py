@@ -53,6 +53,11 @@ class RunConfig(Section):
         """The name of the aggregation method, of one's own too."""
         return self.aggregation.name if isinstance(self.aggregation, Method | OwnMethod) else self.aggregation.method
 
+    @property
+    def evaluation_batch_size(self) -> int:
+        """How many examples a forward pass of an evaluation takes."""
+        return self.evaluation.batch_size or self.train.micro_batch_size or self.train.batch_size
+
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
         is_text = self.task.kind in ("sequence_classification", "causal_lm")

@@ -48,9 +48,9 @@ def judge(
 ) -> Judged:
     """Return what the held-out set says of the adapter.
 
-    Where each site has a held-out set of its own, the sites that are there judge on theirs, and the groups are the
-    sites. Otherwise the shards depend on the number of examples alone, so that the score does not depend on the
-    workers.
+    Where each site has a held-out set of its own, the sites that are there judge on examples of their own choice, the
+    same in each round, and the groups are the sites. Otherwise the shards depend on the number of examples alone, so
+    that the score does not depend on the workers.
 
     Args:
         num_examples: of the held-out set, in equal parts by group; None for all of it.
@@ -121,16 +121,7 @@ def _unsharded(federation: Federation, adapter: Packed, *, round: int, num_examp
 def _judge_at_sites(federation: Federation, request: EvaluateRequest, *, patience: float) -> HeldOutReport | None:
     """Return the score over the sites that answered, or None where none did; who is away for long is not waited for."""
     there = [name for name in federation.expected(patience) if federation.sites[name].num_held_out > 0]
-
-    def share(num_examples: int) -> int:
-        return math.ceil(num_examples / max(1, len(there)))
-
-    of_a_site = replace(
-        request,
-        num_examples=None if request.num_examples is None else share(request.num_examples),
-        num_generated=share(request.num_generated),
-    )
-    receipts = _answers_of_sites(federation, dict.fromkeys(there, of_a_site), patience=patience)
+    receipts = _answers_of_sites(federation, dict.fromkeys(there, request), patience=patience)
     groups = {name: merge_scores(list(receipt.groups.values())) for name, receipt in receipts.items() if receipt.groups}
     if not groups:
         return None
@@ -139,7 +130,8 @@ def _judge_at_sites(federation: Federation, request: EvaluateRequest, *, patienc
         for name, receipt in receipts.items()
         if receipt.generated
     ]
-    is_complete = request.num_examples is None and len(groups) == len(federation.sites)
+    held_out = {name: site.num_held_out for name, site in federation.sites.items() if site.num_held_out}
+    is_complete = {name: score.num_examples for name, score in groups.items()} == held_out
     return _report(dict(sorted(groups.items())), generated, is_complete=is_complete)
 
 

@@ -1,0 +1,167 @@
+"""What speaks against a run, by its run file alone, before a model is loaded, fetched or looked up. Pure.
+
+A run file comes from the server. Each of its keys that could make a site read, fetch, run or tell something that its
+owner has not named is looked at here; where the data lie, the device and the test set are the site's own anyway
+(`for_site`).
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from fedlora.client.site.site_file import SiteConfig
+from fedlora.common.config import CausalLm, DataSection, ImageClassification, OwnTask, RunConfig, SequenceClassification
+from fedlora.common.messages import SiteDescription
+from fedlora.common.resources import PACKAGE_PREFIX
+
+_FINGERPRINT = "sha256:"
+_COLUMNS = ("text", "prompt", "completion", "image", "label", "group", "split_by")
+_PATH_OF_A_MODULE = re.compile(r"[\w./-]+")
+
+
+@dataclass(frozen=True)
+class Objection:
+    """Why a site takes no part: the code that the server is told, and a line for the site's own log."""
+
+    code: str
+    line: str
+
+
+def objection_to(run: RunConfig, site: SiteConfig) -> Objection | None:
+    """Return what speaks against a run, None if nothing does."""
+    checks: Sequence[Callable[[RunConfig, SiteConfig], Objection | None]] = (
+        _to_model, _to_task, _to_columns, _to_layers, _to_sizes
+    )  # fmt: skip
+    return next((found for check in checks if (found := check(run, site)) is not None), None)
+
+
+def objection_to_what_was_loaded(run: RunConfig, site: SiteConfig, description: SiteDescription) -> Objection | None:
+    """Return what speaks against a run once base model and data are there, None if nothing does."""
+    limits, fingerprint = site.limits, description.base_model_fingerprint
+    names = {run.model.name, f"{run.model.name}@{run.model.revision}", fingerprint}
+    if limits.base_models and names.isdisjoint(limits.base_models):
+        return _model_objection(f"base model {run.model.name} ({fingerprint}) is not in limits.base_models")
+    num, train = description.num_examples, run.train
+    batch = min(train.batch_size, num)
+    steps = train.steps or max(1, round((train.epochs or 0) * num / max(1, batch)))
+    seen = min(num, batch * min(steps, limits.max_steps or steps))
+    if seen < limits.least_examples:
+        return Objection(
+            "too_few_examples",
+            f"a round would train on {seen} of this site's {num} examples, and what is learned from so few shows them; "
+            f"expected at least limits.least_examples = {limits.least_examples}",
+        )
+    return None
+
+
+def _to_model(run: RunConfig, site: SiteConfig) -> Objection | None:
+    """A site loads its own copy, what its file names, or what lies in a package that it names."""
+    name, limits = run.model.name, site.limits
+    names = {name, f"{name}@{run.model.revision}"}
+    is_here = site.model.path is not None or _package_of(name) in limits.packages
+    is_told_by_weights = not limits.base_models or any(entry.startswith(_FINGERPRINT) for entry in limits.base_models)
+    if not names.isdisjoint(limits.base_models) or (is_here and is_told_by_weights):
+        return None
+    return _model_objection(
+        f"the run's base model is {name!r}, which this site does not load: it is not in limits.base_models = "
+        f"{list(limits.base_models)}, nor in limits.packages = {list(limits.packages)}; to allow it, name it there, or "
+        "a copy of your own in [model] path"
+    )
+
+
+def _model_objection(line: str) -> Objection:
+    return Objection("base_model_not_allowed", line)
+
+
+def _package_of(name: str) -> str | None:
+    return name.removeprefix(PACKAGE_PREFIX).partition("/")[0] if name.startswith(PACKAGE_PREFIX) else None
+
+
+def _to_task(run: RunConfig, site: SiteConfig) -> Objection | None:
+    task, limits = run.task, site.limits
+    if isinstance(task, OwnTask) and task.name not in limits.tasks:
+        return Objection(
+            "task_not_allowed",
+            f"the run's task is {task.name!r}, which is code of its own; to allow it: limits.tasks = "
+            f"{[*limits.tasks, task.name]}",
+        )
+    if isinstance(task, CausalLm) and task.chat_template is not None and "chat_template" not in limits.allow:
+        return Objection(
+            "chat_template_not_allowed",
+            "the run brings a chat template of its own, a program that says what of a conversation is learned; to "
+            'allow it: limits.allow = ["chat_template"]',
+        )
+    return None
+
+
+def _to_columns(run: RunConfig, site: SiteConfig) -> Objection | None:
+    own = {value for value in site.data.model_dump().values() if isinstance(value, str)}
+    for key in _COLUMNS:
+        named = getattr(run.data, key)
+        is_usual = named == DataSection.model_fields[key].default
+        if is_usual or getattr(site.data, key) is not None or named in own or named in site.limits.columns:
+            continue
+        return Objection(
+            "column_not_allowed",
+            f"the run names the column {named!r} (data.{key}), which this site's file does not; to allow it: "
+            f"limits.columns = {[*site.limits.columns, named]}, or name the column here: {key} under [data]",
+        )
+    return None
+
+
+def _to_layers(run: RunConfig, site: SiteConfig) -> Objection | None:
+    lora, limits = run.lora, site.limits
+    if unknown := [name for name in lora.modules_to_save if name not in limits.modules_to_save]:
+        return Objection(
+            "module_not_allowed",
+            f"the run trains {unknown[0]!r} whole (lora.modules_to_save); to allow it: limits.modules_to_save = "
+            f"{[*limits.modules_to_save, *unknown]}",
+        )
+    if "expressions" in limits.allow:
+        return None
+    if found := [text for text in _patterns(run) if not _PATH_OF_A_MODULE.fullmatch(text)]:
+        return Objection(
+            "expression_not_allowed",
+            f"the run chooses layers by the regular expression {found[0][:80]!r}, and one can be made that never ends; "
+            'to allow it: limits.allow = ["expressions"]',
+        )
+    return None
+
+
+def _patterns(run: RunConfig) -> Iterator[str]:
+    """Yield what PEFT takes for a regular expression."""
+    lora = run.lora
+    for modules in (lora.target_modules, lora.exclude_modules):
+        if isinstance(modules, str):
+            yield modules
+    yield from lora.rank_pattern
+    yield from lora.alpha_pattern
+
+
+def _to_sizes(run: RunConfig, site: SiteConfig) -> Objection | None:
+    for key, asked, limit in _sizes(run):
+        most = getattr(site.limits, limit)
+        if asked > most:
+            return Objection(
+                "over_a_limit",
+                f"the run asks for {key} = {asked:,}, more than this site allows (limits.{limit} = {most:,}); raise it "
+                "to take part",
+            )
+    return None
+
+
+def _sizes(run: RunConfig) -> Iterator[tuple[str, float, str]]:
+    """Yield each key of the run that has a limit, with its value and the limit's name."""
+    task, train = run.task, run.train
+    yield "lora.rank", run.lora.rank, "max_rank"
+    yield "lora.rank_pattern", max([0, *run.lora.rank_pattern.values()]), "max_rank"
+    yield "train.epochs", train.epochs or 0, "max_epochs"
+    yield "train.batch_size", train.batch_size, "max_batch_size"
+    yield "evaluation.batch_size", run.evaluation_batch_size, "max_batch_size"
+    yield "federation.rounds", run.federation.rounds, "max_rounds"
+    if isinstance(task, CausalLm | SequenceClassification):
+        yield "task.max_length", task.max_length, "max_length"
+    if isinstance(task, ImageClassification):
+        yield "task.image_size", task.image_size, "max_image_size"
+    if run.evaluation.generate:
+        yield "evaluation.max_new_tokens", run.evaluation.max_new_tokens, "max_length"
