@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parents[1] / "server"))
 
 from open_port import OpenPort, enrolled, open_port
 
-from fedlora.client.site.identity import SiteIdentity
+from fedlora.client.site.identity import SiteIdentity, identity_files
 from fedlora.client.site.site_file import load_site
 from fedlora.common import certificates
 from fedlora.common.channels import Credentials
@@ -70,7 +70,8 @@ def save(credentials: Credentials, site_file: Path, *, name: str = "north") -> P
     """Keep a site's credentials as an enrolment does, and return the file."""
     given = SiteIdentity(credentials.key, credentials.certificate, credentials.authority)
     given.save(site_file.parent / f"{name}.site")
-    return site_file.parent / f"{name}.site" / "identity.json"
+    (path,) = identity_files(site_file.parent / f"{name}.site")
+    return path
 
 
 def by_check(findings: Iterator[Finding] | list[Finding]) -> dict[str, Finding]:
@@ -129,7 +130,7 @@ def test_a_file_that_cannot_be_read_is_a_problem_and_the_machine_is_looked_at_al
 def test_an_address_that_is_none_is_an_error(fedlora: Callable[..., Any]) -> None:
     done = fedlora("doctor", "--server", "example.org")
     assert (done.code, done.out) == (1, "")
-    assert done.err.startswith("error: 'example.org' is no address; expected HOST:PORT")
+    assert done.err.startswith("error: 'example.org' is no address (it has no port); expected HOST:PORT")
 
 
 def test_a_check_that_breaks_takes_no_other_down() -> None:
@@ -236,7 +237,7 @@ def test_data_that_are_not_there_are_a_problem(site_file: Path) -> None:
 def test_a_site_before_its_enrolment_is_told_how_to_enrol(site_file: Path) -> None:
     (finding,) = identity.site_certificate(subject_of(site_file))
     assert finding.status == "warning"
-    assert f"fedlora client join HOST:PORT --site {site_file} --token TOKEN" in finding.remedy
+    assert f"fedlora client join HOST:PORT --site {site_file} --token -" in finding.remedy
 
 
 def test_an_enrolled_site_reaches_its_server(server: OpenPort, site_file: Path) -> None:

@@ -55,12 +55,13 @@ def write_run(path: Path, config: RunConfig) -> Path:
 
 
 def start_error(folder: Path, *arguments: str | Path) -> str:
-    """Return the one line on stderr of a `server start`, in a process of its own, that fails."""
+    """Return the error on stderr of a `server start`, in a process of its own, that fails."""
     done = run_warm(["-m", "fedlora.cli", "server", "start", *map(str, arguments)], cwd=folder)
     assert done.returncode == 1, done.stderr
-    lines = done.stderr.splitlines()
-    assert [line.startswith("error: ") for line in lines] == [True], done.stderr
-    return lines[0].removeprefix("error: ")
+    *logged, line = done.stderr.splitlines()
+    assert all(" INFO " in before for before in logged), done.stderr
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
 
 
 def wait_until_written(deployment: Deployment) -> None:
@@ -104,7 +105,7 @@ def test_no_server_is_stopped_where_none_runs(error_of: Callable[..., str], tmp_
 
 def test_a_damaged_status_is_one_line(error_of: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text("{")
-    assert "status.json: cannot be read" in error_of("server", "status", "--out", tmp_path)
+    assert "status.json is damaged (as a whole); a server" in error_of("server", "status", "--out", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_a_damaged_status_is_one_line(error_of: Callable[..., str], tmp_path: Pa
         ("127.0.0.1:1", ["--token", "fl1-abc"], "the token has 3 characters after fl1-, expected 43; copy it whole"),
         ("127.0.0.1:1", ["--token", "abc"], "token"),
         ("192.0.2.1:8470", ["--insecure"], "192.0.2.1 is another machine: leave it out, and invite the site"),
-        ("nonsense", [], "'nonsense' is no address; expected HOST:PORT"),
+        ("nonsense", [], "'nonsense' is no address (it has no port); expected HOST:PORT"),
         ("127.0.0.1:1", ["--ca", "a.pem"], "--ca, --cert and --key go together; give all three, or none of them"),
         ("127.0.0.1:1", ["--cert", "a.pem", "--key", "b.pem"], "--ca, --cert and --key go together"),
         ("127.0.0.1:1", ["--ca", "a.pem", "--cert", "b.pem", "--key", "c.pem"], ".pem: cannot be read"),

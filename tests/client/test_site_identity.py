@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from fedlora.client.site.identity import IDENTITY_FILE, SiteIdentity
+from fedlora.client.site.identity import SiteIdentity, identity_files
 from fedlora.common import certificates
 from fedlora.common.errors import ConfigError, StoreError
 
@@ -62,7 +62,8 @@ def test_an_identity_that_was_saved_is_loaded(identity: SiteIdentity, tmp_path: 
 
 def test_the_key_is_for_its_owner_alone_and_is_not_shown(identity: SiteIdentity, tmp_path: Path) -> None:
     identity.save(tmp_path / "north.site")
-    assert stat.S_IMODE((tmp_path / "north.site" / IDENTITY_FILE).stat().st_mode) == 0o600
+    (path,) = identity_files(tmp_path / "north.site")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "north.site").stat().st_mode) == 0o700
     assert "PRIVATE" not in repr(identity)
 
@@ -75,7 +76,8 @@ def test_a_renewed_identity_takes_the_place_of_the_former(
     renewed = replace(identity, key_pem=newer.key_pem, certificate_pem=newer.certificate_pem)
     renewed.save(tmp_path)
     assert SiteIdentity.load(tmp_path) == renewed
-    assert [path.name for path in tmp_path.iterdir()] == [IDENTITY_FILE]
+    assert list(tmp_path.iterdir()) == identity_files(tmp_path)
+    assert len(identity_files(tmp_path)) == 1
 
 
 SAVE_FOR_EVER = """
@@ -113,7 +115,7 @@ def test_a_certificate_is_due_in_the_last_third_of_its_life(identity: SiteIdenti
 
 
 def test_a_folder_without_identity_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"identity\.json: no such file; enrol the site"):
+    with pytest.raises(StoreError, match="no identity; enrol the site with the token"):
         SiteIdentity.load(tmp_path)
 
 
@@ -133,7 +135,7 @@ def test_a_damaged_identity_is_said_without_its_key(
         replace(identity, certificate_pem=b"nothing").save(tmp_path)
     else:
         identity.save(tmp_path)
-        path = tmp_path / IDENTITY_FILE
+        (path,) = identity_files(tmp_path)
         path.write_bytes(path.read_bytes()[:300] if damage == "cut" else b"")
     with pytest.raises(StoreError, match=r"is damaged \(.*\); enrol the site with a new invitation") as refused:
         SiteIdentity.load(tmp_path)

@@ -20,15 +20,21 @@ sys.path.append(str(Path(__file__).parent))
 
 from open_port import DAY, OpenPort, every_rpc, open_port, outcome_of
 
-from fedlora.client.site.identity import SiteIdentity
+from fedlora.client.site.identity import SiteIdentity, identity_files
 from fedlora.client.site.joining import credentials_of, enrol, renewed
 from fedlora.common import certificates
 from fedlora.common.certificates import new_token, parse_token
-from fedlora.common.channels import open_channel
-from fedlora.common.errors import ConfigError, RunError
+from fedlora.common.channels import Credentials, open_channel
+from fedlora.common.errors import ConfigError, RunError, StoreError
+from fedlora.common.wire import PROTOCOL
 from fedlora.server.identity.authority import Authority
+from fedlora.server.sites.grpc.port import ExternalPair
 from fedlora.v1 import enrolment_pb2
-from fedlora.v1.enrolment_pb2_grpc import EnrolmentServiceServicer, add_EnrolmentServiceServicer_to_server
+from fedlora.v1.enrolment_pb2_grpc import (
+    EnrolmentServiceServicer,
+    EnrolmentServiceStub,
+    add_EnrolmentServiceServicer_to_server,
+)
 
 CHECK = next(rpc for rpc in every_rpc() if rpc.full_name == "grpc.health.v1.Health.Check")
 USED_UP = "does not take this token|used up"
@@ -59,7 +65,7 @@ def test_an_invited_site_enrols_and_is_let_in(port: OpenPort, authority: Authori
     assert identity == SiteIdentity.load(tmp_path / "north")
     assert (identity.name, identity.ca_pem) == ("north", authority.ca_pem)
     assert is_let_in(port, identity)
-    assert {path.name for path in (tmp_path / "north").iterdir()} == {"identity.json", "token.sha256"}
+    assert list((tmp_path / "north").iterdir()) == identity_files(tmp_path / "north")
     assert (tmp_path / "north").stat().st_mode & 0o777 == 0o700
 
 
@@ -85,13 +91,124 @@ def test_the_site_itself_may_come_with_a_used_token_again(port: OpenPort, author
 def test_an_enrolment_that_broke_off_is_repeated_with_the_same_token(
     port: OpenPort, authority: Authority, tmp_path: Path
 ) -> None:
-    token = invitation(authority)
-    with pytest.raises(ConfigError, match="is for 'north', and the site file names 'nrth'"):
-        enrol(port.address, token, name="nrth", state=tmp_path / "north")
-    kept = tmp_path / "north" / "enrolling.key"
+    token, state = invitation(authority), tmp_path / "north"
+    in_its_place = state / f"identity-{certificates.fingerprint_of(authority.ca_pem).hex()[:16]}.json"
+    in_its_place.mkdir(parents=True)
+    with pytest.raises(StoreError, match="cannot write"):
+        enrol(port.address, token, name="north", state=state)
+    (kept,) = state.glob("enrolling-*.key")
     assert kept.stat().st_mode & 0o777 == 0o600
-    assert is_let_in(port, enrol(port.address, token, name="north", state=tmp_path / "north"))
+    in_its_place.rmdir()
+    assert is_let_in(port, enrol(port.address, token, name="north", state=state))
     assert not kept.exists()
+
+
+def test_an_invitation_to_another_name_is_said_and_not_used_up(
+    port: OpenPort, authority: Authority, tmp_path: Path
+) -> None:
+    token = invitation(authority)
+    with pytest.raises(ConfigError, match=r"is for 'north', and the site file names 'nrth'.* not used up"):
+        enrol(port.address, token, name="nrth", state=tmp_path / "nrth.site")
+    # From another folder, with another key: it was not bound to the first either.
+    assert is_let_in(port, enrol(port.address, token, name="north", state=tmp_path / "north.site"))
+
+
+def test_a_site_of_another_version_or_of_another_run_does_not_use_its_invitation_up(
+    port: OpenPort, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = invitation(authority)
+    with monkeypatch.context() as newer:
+        newer.setattr("fedlora.client.site.joining.PROTOCOL", PROTOCOL + 1)
+        with pytest.raises(RunError, match=r"protocol \d+; update the older one; the token is not used up"):
+            enrol(port.address, token, name="north", state=tmp_path / "north")
+    assert is_let_in(port, enrol(port.address, token, name="north", state=tmp_path / "north"))
+    elsewhere = authority.invite("south", ["another run"], DAY, datetime.now(UTC))
+    with pytest.raises(RunError, match="the invitation is to another run than this server's"):
+        enrol(port.address, elsewhere, name="south", state=tmp_path / "south")
+    (south,) = [record for record in authority.sites() if record.name == "south"]
+    assert (south.status, south.enrolled_key) == ("invited", "")
+
+
+def test_a_folder_that_holds_another_sites_identity_is_refused_before_the_invitation_is_used(
+    port: OpenPort, authority: Authority, tmp_path: Path
+) -> None:
+    north = enrol(port.address, invitation(authority), name="north", state=tmp_path / "state")
+    token = invitation(authority, "south")
+    with pytest.raises(ConfigError, match="holds the identity of 'north', and the site file names 'south'"):
+        enrol(port.address, token, name="south", state=tmp_path / "state")
+    assert SiteIdentity.load(tmp_path / "state") == north
+    assert is_let_in(port, enrol(port.address, token, name="south", state=tmp_path / "south"))
+
+
+def test_a_site_of_two_servers_keeps_both_identities_and_takes_the_one_of_the_address(
+    port: OpenPort, authority: Authority, tmp_path: Path
+) -> None:
+    state = tmp_path / "north"
+    first = enrol(port.address, invitation(authority), name="north", state=state)
+    with open_port(tmp_path / "other", Authority.open(tmp_path / "other-identity", datetime.now(UTC))) as other:
+        assert other.authority is not None
+        second = enrol(other.address, invitation(other.authority), name="north", state=state)
+        assert is_let_in(other, SiteIdentity.load(state, other.address))
+        assert is_let_in(port, SiteIdentity.load(state, port.address))
+        renewed(other.address, second, state=state)
+    assert SiteIdentity.load(state, port.address) == first
+    with pytest.raises(StoreError, match=r"is enrolled with the servers at 127.*, and elsewhere:1 is none of these"):
+        SiteIdentity.load(state, "elsewhere:1")
+
+
+def test_an_enrolled_site_that_is_invited_to_a_second_run_keeps_the_first(
+    port: OpenPort, authority: Authority, tmp_path: Path
+) -> None:
+    identity = enrol(port.address, invitation(authority), name="north", state=tmp_path / "north")
+    token = authority.invite("north", ["letters"], DAY, datetime.now(UTC))
+    assert is_let_in(port, identity)
+    second = enrol(port.address, token, name="north", state=tmp_path / "north")
+    assert is_let_in(port, second)
+    (record,) = authority.sites()
+    assert record.runs == ("digits", "letters")
+    authority.revoke("north")
+    authority.invite("north", ["letters"], DAY, datetime.now(UTC))
+    (record,) = authority.sites()
+    assert record.runs == ("letters",)
+
+
+# -- clocks
+
+
+@pytest.mark.parametrize("hours", [-26, -1, 1, 26, 24 * 300])
+def test_case_27_an_invitation_is_taken_up_whatever_the_sites_clock_says(
+    port: OpenPort, authority: Authority, hours: int
+) -> None:
+    """The pair that a site makes of its token is dated by its own clock, and the server checks it by the server's."""
+    token = parse_token(invitation(authority))
+    key, certificate = certificates.invitation_pair(token, now=datetime.now(UTC) + timedelta(hours=hours))
+    credentials = Credentials(key, certificate, authority.ca_pem, certificates.SERVER_NAME)
+    own = certificates.generate_key()
+    request = enrolment_pb2.EnrolRequest(
+        signing_request=certificates.signing_request(own, "north"), site="north", protocol=PROTOCOL, version="0.1"
+    )
+    with open_channel(port.address, credentials) as channel:
+        response = EnrolmentServiceStub(channel).Enrol(request, timeout=60)
+    assert certificates.is_issued_by(response.certificate, authority.ca_pem)
+
+
+@pytest.mark.parametrize(("hours", "words"), [(26, "begins on"), (-24 * 91, "ended on")])
+def test_a_server_from_another_time_is_said_by_the_clocks_and_the_token_is_kept(
+    authority: Authority, tmp_path: Path, hours: int, words: str
+) -> None:
+    """As a site sees it whose clock is 26 hours behind, or three months ahead."""
+    now, key = datetime.now(UTC) + timedelta(hours=hours), certificates.generate_key()
+    own = (tmp_path / "identity" / "ca.key").read_bytes(), authority.ca_pem
+    pair = ExternalPair(tmp_path / "server.pem", tmp_path / "server.key")
+    pair.key.write_bytes(key)
+    pair.certificate.write_bytes(certificates.server_certificate(key, authority=own, now=now) + authority.ca_pem)
+    token = invitation(authority)
+    with open_port(tmp_path, authority, pair=pair) as port:
+        with pytest.raises(RunError, match=rf"clock says .*the server's certificate {words} .* the token is not used"):
+            enrol(port.address, token, name="north", state=tmp_path / "north")
+        assert not (tmp_path / "north").exists()
+    with open_port(tmp_path / "mended", authority) as mended:
+        assert is_let_in(mended, enrol(mended.address, token, name="north", state=tmp_path / "north"))
 
 
 @pytest.mark.parametrize("which", ["ended", "withdrawn", "another server's", "made up"])

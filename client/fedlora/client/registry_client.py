@@ -17,6 +17,7 @@ from pathlib import Path
 import grpc
 
 from fedlora.client.site.backoff import Backoff
+from fedlora.client.site.outage import Outage
 from fedlora.client.site.transfer import LEAST_FREE_BYTES, Metadata, complete
 from fedlora.common.channels import SITE_METADATA, Credentials, details_of, open_channel
 from fedlora.common.codec import Codec
@@ -40,6 +41,8 @@ NEWEST = "latest"
 
 _SECONDS = 30.0
 _LONGEST_PAUSE_SECONDS = 8.0
+# Longer than any attempt at one that nobody answers.
+_GOOD_CONNECTION_SECONDS = 120.0
 _PAGE_SIZE = 1_000
 _WATCHED_FILE = ".watched.json"
 _REFUSALS = {
@@ -217,7 +220,7 @@ def watch(connects: Callable[[], AbstractContextManager[RegistryClient]], out: P
         RunError: the server refuses, for a reason that waiting does not cure.
         StoreError: the folder cannot be written, or holds adapters of another run.
     """
-    backoff = Backoff(_LONGEST_PAUSE_SECONDS)
+    backoff, outage = Backoff(_LONGEST_PAUSE_SECONDS), Outage()
     while True:
         began = time.monotonic()
         try:
@@ -229,9 +232,12 @@ def watch(connects: Callable[[], AbstractContextManager[RegistryClient]], out: P
             what = _one_line(error)
         except ConnectionError as error:
             what = str(error)
-        wait = backoff.next_pause(time.monotonic() - began)
-        logger.warning("%s; trying again in %.1f s", what, wait)
-        time.sleep(wait)
+        connected_seconds = time.monotonic() - began
+        if connected_seconds > _GOOD_CONNECTION_SECONDS:
+            outage.over()
+        if (attempts := outage.failed()) is not None:
+            logger.warning("%s; trying again%s", what, attempts)
+        time.sleep(backoff.next_pause(connected_seconds))
 
 
 def _follow(client: RegistryClient, out: Path, handle: Handle) -> None:

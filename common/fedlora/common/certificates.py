@@ -33,7 +33,8 @@ CERTIFICATE_LIFE = timedelta(days=90)
 _AUTHORITY_LIFE = timedelta(days=3652)
 # The other side's clock may be behind.
 _STARTS_EARLY = timedelta(days=1)
-_INVITED_LEAF_LIFE = timedelta(days=1)
+# Dated by the site, whose clock may be anywhere: what counts are the dates of the root, which are the server's.
+_INVITED_LEAF_LIFE = timedelta(days=365)
 
 _PREFIX = "fl1-"
 _SECRET_BYTES = 16
@@ -128,7 +129,12 @@ def invitation_pair(token: Token, *, now: datetime) -> tuple[bytes, bytes]:
     issuer = _Issuer(_derived_name(token), _derived_key(token))
     purpose = ExtendedKeyUsageOID.CLIENT_AUTH
     leaf = _sign(
-        _name("invited site"), key.public_key(), issuer, starts=now, ends=now + _INVITED_LEAF_LIFE, purpose=purpose
+        _name("invited site"),
+        key.public_key(),
+        issuer,
+        starts=now - _INVITED_LEAF_LIFE,
+        ends=now + _INVITED_LEAF_LIFE,
+        purpose=purpose,
     )
     return _key_pem(key), leaf
 
@@ -200,6 +206,22 @@ def serial(certificate: bytes) -> str:
     return f"{_load_certificate(certificate).serial_number:x}"
 
 
+def clock_trouble(certificate: bytes, now: datetime, *, whose: str) -> str:
+    """Return what is wrong where a certificate is not good at the time that this machine has; nothing if it is.
+
+    Args:
+        whose: the certificate, "the server's" say.
+    """
+    loaded = _load_certificate(certificate)
+    begin, end = loaded.not_valid_before_utc, loaded.not_valid_after_utc
+    if begin <= now <= end:
+        return ""
+    here = f"this machine's clock says {_minute(now)}, and {whose} certificate"
+    if now < begin:
+        return f"{here} begins on {_minute(begin)}; a clock is wrong, here or at the server: set it"
+    return f"{here} ended on {_minute(end)}; set the clock if it is wrong here, else the certificate must be renewed"
+
+
 def needs_renewal(certificate: bytes, now: datetime) -> bool:
     """Return whether less than a third of a certificate's life is left."""
     loaded = _load_certificate(certificate)
@@ -234,6 +256,10 @@ def check_not_expired(certificate: bytes, now: datetime) -> None:
     """
     if (end := expiry(certificate)) <= now:
         raise ConfigError(f"the certificate for {common_name(certificate)!r} expired on {end:%Y-%m-%d %H:%M} UTC")
+
+
+def _minute(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64lora/v1/enrolment.proto\x12\nfedlora.v1\"\'\n\x0c\x45nrolRequest\x12\x17\n\x0fsigning_request\x18\x01 \x01(\x0c\"E\n\rEnrolResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\tauthority\x18\x02 \x01(\x0c\x12\x0c\n\x04site\x18\x03 \x01(\t\"\'\n\x0cRenewRequest\x12\x17\n\x0fsigning_request\x18\x01 \x01(\x0c\"7\n\rRenewResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\tauthority\x18\x02 \x01(\x0c\x32\x8e\x01\n\x10\x45nrolmentService\x12<\n\x05\x45nrol\x12\x18.fedlora.v1.EnrolRequest\x1a\x19.fedlora.v1.EnrolResponse\x12<\n\x05Renew\x12\x18.fedlora.v1.RenewRequest\x1a\x19.fedlora.v1.RenewResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64lora/v1/enrolment.proto\x12\nfedlora.v1\"X\n\x0c\x45nrolRequest\x12\x17\n\x0fsigning_request\x18\x01 \x01(\x0c\x12\x0c\n\x04site\x18= \x01(\t\x12\x10\n\x08protocol\x18> \x01(\r\x12\x0f\n\x07version\x18? \x01(\t\"E\n\rEnrolResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\tauthority\x18\x02 \x01(\x0c\x12\x0c\n\x04site\x18\x03 \x01(\t\"\'\n\x0cRenewRequest\x12\x17\n\x0fsigning_request\x18\x01 \x01(\x0c\"7\n\rRenewResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\tauthority\x18\x02 \x01(\x0c\x32\x8e\x01\n\x10\x45nrolmentService\x12<\n\x05\x45nrol\x12\x18.fedlora.v1.EnrolRequest\x1a\x19.fedlora.v1.EnrolResponse\x12<\n\x05Renew\x12\x18.fedlora.v1.RenewRequest\x1a\x19.fedlora.v1.RenewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,13 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedlora.v1.enrolment_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENROLREQUEST']._serialized_start=42
-  _globals['_ENROLREQUEST']._serialized_end=81
-  _globals['_ENROLRESPONSE']._serialized_start=83
-  _globals['_ENROLRESPONSE']._serialized_end=152
-  _globals['_RENEWREQUEST']._serialized_start=154
-  _globals['_RENEWREQUEST']._serialized_end=193
-  _globals['_RENEWRESPONSE']._serialized_start=195
-  _globals['_RENEWRESPONSE']._serialized_end=250
-  _globals['_ENROLMENTSERVICE']._serialized_start=253
-  _globals['_ENROLMENTSERVICE']._serialized_end=395
+  _globals['_ENROLREQUEST']._serialized_end=130
+  _globals['_ENROLRESPONSE']._serialized_start=132
+  _globals['_ENROLRESPONSE']._serialized_end=201
+  _globals['_RENEWREQUEST']._serialized_start=203
+  _globals['_RENEWREQUEST']._serialized_end=242
+  _globals['_RENEWRESPONSE']._serialized_start=244
+  _globals['_RENEWRESPONSE']._serialized_end=299
+  _globals['_ENROLMENTSERVICE']._serialized_start=302
+  _globals['_ENROLMENTSERVICE']._serialized_end=444
 # @@protoc_insertion_point(module_scope)

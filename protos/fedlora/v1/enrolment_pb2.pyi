@@ -5,10 +5,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EnrolRequest(_message.Message):
-    __slots__ = ("signing_request",)
+    __slots__ = ("signing_request", "site", "protocol", "version")
     SIGNING_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     signing_request: bytes
-    def __init__(self, signing_request: _Optional[bytes] = ...) -> None: ...
+    site: str
+    protocol: int
+    version: str
+    def __init__(self, signing_request: _Optional[bytes] = ..., site: _Optional[str] = ..., protocol: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
 
 class EnrolResponse(_message.Message):
     __slots__ = ("certificate", "authority", "site")

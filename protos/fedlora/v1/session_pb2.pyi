@@ -41,18 +41,20 @@ class Hello(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "version", "run_toml", "num_ready", "num_expected")
+    __slots__ = ("protocol", "version", "run_toml", "num_ready", "num_expected", "unix_seconds")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RUN_TOML_FIELD_NUMBER: _ClassVar[int]
     NUM_READY_FIELD_NUMBER: _ClassVar[int]
     NUM_EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     version: str
     run_toml: str
     num_ready: int
     num_expected: int
-    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., run_toml: _Optional[str] = ..., num_ready: _Optional[int] = ..., num_expected: _Optional[int] = ...) -> None: ...
+    unix_seconds: int
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., run_toml: _Optional[str] = ..., num_ready: _Optional[int] = ..., num_expected: _Optional[int] = ..., unix_seconds: _Optional[int] = ...) -> None: ...
 
 class Readiness(_message.Message):
     __slots__ = ("description", "reason")

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
+
 if TYPE_CHECKING:
     from fedlora.client.registry_client import Handle, RegistryClient
     from fedlora.common.channels import Credentials
     from fedlora.common.pem_files import PemFiles
     from fedlora.common.published import Published
-
-_INTERRUPTED = 130
 
 adapters_app = typer.Typer(
     help="The finished adapters of a server: list them, fetch one, or follow a run.",
@@ -55,7 +55,7 @@ class Caller:
         """
         from fedlora.cli.pem_options import pem_files
         from fedlora.client.registry_client import connect
-        from fedlora.common.channels import split_address
+        from fedlora.common.addresses import split_address
         from fedlora.common.errors import ConfigError
 
         split_address(self.address)
@@ -78,7 +78,7 @@ class Caller:
         from fedlora.client.site.site_file import load_site, state_folder
 
         if self.site is not None:
-            return credentials_of(SiteIdentity.load(state_folder(self.site, load_site(self.site))))
+            return credentials_of(SiteIdentity.load(state_folder(self.site, load_site(self.site)), self.address))
         return None if files is None else credentials_of(identity_from(files))
 
 
@@ -124,11 +124,12 @@ def download(
     from fedlora.client.registry_client import as_run_errors, chosen
 
     connects = Caller(address, site, insecure, name, (ca, cert, key)).connects()
-    try:
-        with as_run_errors(address), connects() as client:
-            print(client.download(chosen(client.adapters(), adapter), out))
-    except KeyboardInterrupt:
-        raise typer.Exit(_INTERRUPTED) from None
+    with terminated_as_interrupted():
+        try:
+            with as_run_errors(address), connects() as client:
+                print(client.download(chosen(client.adapters(), adapter), out))
+        except KeyboardInterrupt as interrupt:
+            raise typer.Exit(exit_status(interrupt)) from None
 
 
 @adapters_app.command()
@@ -152,19 +153,16 @@ def watch(
     key: Key = None,
 ) -> None:
     """Fetch each adapter as it is published, until the run is over; so an inference server can follow a run."""
-    import logging
-
-    from fedlora.cli.logs import escape_records
+    from fedlora.cli.logs import Log, logging_to
     from fedlora.client.registry_client import watch as follow
 
     connects = Caller(address, site, insecure, name, (ca, cert, key)).connects()
     handle = announcer(words_of(command))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    escape_records()
-    try:
-        follow(connects, out, handle)
-    except KeyboardInterrupt:
-        raise typer.Exit(_INTERRUPTED) from None
+    with logging_to(Log()), terminated_as_interrupted():
+        try:
+            follow(connects, out, handle)
+        except KeyboardInterrupt as interrupt:
+            raise typer.Exit(exit_status(interrupt)) from None
 
 
 def words_of(command: str) -> list[str]:

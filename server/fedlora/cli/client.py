@@ -2,12 +2,16 @@
 
 import logging
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-_INTERRUPTED = 130
+from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
+from fedlora.cli.log_options import FileOption, FormatOption, LogFormat
+
+logger = logging.getLogger(__name__)
 
 client_app = typer.Typer(help="Take part in a run as a site.", no_args_is_help=True)
 
@@ -19,44 +23,78 @@ def join(
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The server.")],
     site: SiteFile,
     token: Annotated[
-        str | None, typer.Option(metavar="TOKEN", help="From the invitation; for the first time only.")
+        str | None,
+        typer.Option(
+            metavar="TOKEN",
+            help="From the invitation; for the first time only. `-` asks for it, or reads standard input; typed here, "
+            "others on this machine see it in the list of processes. Also the variable FEDLORA_TOKEN.",
+        ),
     ] = None,
+    token_file: Annotated[Path | None, typer.Option(metavar="FILE", help="The token lies in this file.")] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Plain text without certificates, on loopback alone.")
     ] = False,
     ca: Annotated[Path | None, typer.Option(metavar="PEM", help="The authority of a PKI of your own ...")] = None,
     cert: Annotated[Path | None, typer.Option(metavar="PEM", help="... the site's certificate from it ...")] = None,
     key: Annotated[Path | None, typer.Option(metavar="PEM", help="... and its key.")] = None,
+    log_format: FormatOption = LogFormat.TEXT,
+    log_file: FileOption = None,
 ) -> None:
     """Take part until the run is over. It reconnects by itself; the same command goes on after a crash."""
+    from fedlora.cli.logs import Log, logging_to
+
+    # What it says, we say ourselves. Read when grpc is first imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    with logging_to(Log(log_format, log_file)), terminated_as_interrupted():
+        logging.getLogger("flwr").setLevel(logging.WARNING)
+        try:
+            _join(address, site, (token, token_file), insecure=insecure, typed=(ca, cert, key))
+        except KeyboardInterrupt as interrupt:
+            logger.info("interrupted; the same command goes on")
+            raise typer.Exit(exit_status(interrupt)) from None
+
+
+def _join(
+    address: str,
+    site: Path,
+    tokens: tuple[str | None, Path | None],
+    *,
+    insecure: bool,
+    typed: tuple[Path | None, Path | None, Path | None],
+) -> None:
     from fedlora.cli.pem_options import pem_files
+    from fedlora.cli.token_options import token_given
+    from fedlora.client.site.before_enrolling import check_before_enrolling
     from fedlora.client.site.credentials import site_credentials
     from fedlora.client.site.site_file import load_site, state_folder
     from fedlora.client.site.state import SiteState
     from fedlora.client.site.taking_part import take_part
-    from fedlora.common.channels import require_loopback, split_address
+    from fedlora.common.addresses import require_loopback, split_address
+    from fedlora.common.certificates import parse_token
+    from fedlora.common.errors import ConfigError
 
-    _log()
     config = load_site(site)
     split_address(address)
     if insecure:
         require_loopback(address)
-    files = None if insecure else pem_files(ca, cert, key)
+    files = None if insecure else pem_files(*typed)
+    token = token_given(*tokens)
+    if token is not None:
+        if insecure or files is not None:
+            raise ConfigError("a token is for a server with an authority of its own; leave out --insecure and --ca")
+        parse_token(token)
+        check_before_enrolling(config, beside=site.parent)
     with SiteState(state_folder(site, config)) as state:
-        state.control("")
+        state.forget_wish()
         name = config.site.name
         known = None if insecure else site_credentials(address, name, state=state.folder, token=token, files=files)
-        try:
-            take_part(address, config, beside=site.parent, state=state, credentials=known or (lambda: None))
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on")
-            raise typer.Exit(_INTERRUPTED) from None
+        take_part(address, config, beside=site.parent, state=state, credentials=known or (lambda: None))
 
 
 @client_app.command()
 def pause(site: SiteFile) -> None:
     """Take no part for now; what is being trained is finished first."""
-    _control(site, "paused", "paused; go on with: fedlora client resume")
+    _control(site, "paused", f"paused; go on with: fedlora client resume --site {shlex.quote(str(site))}")
 
 
 @client_app.command()
@@ -77,13 +115,3 @@ def _control(path: Path, wish: str, done: str) -> None:
 
     SiteState(state_folder(path, load_site(path))).control(wish)
     print(done)
-
-
-def _log() -> None:
-    """Print what happens, a line each with its time."""
-    from fedlora.cli.logs import escape_records
-
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("flwr").setLevel(logging.WARNING)
-    escape_records()

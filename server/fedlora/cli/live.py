@@ -1,5 +1,6 @@
 """A run as it happens: a panel that renews itself in a terminal, plain lines anywhere else; and its outcome."""
 
+import logging
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from fedlora.cli.finished_view import outcome_lines, refusal_lines, scores_table
-from fedlora.cli.logs import terminal_to_ourselves
+from fedlora.cli.logs import VIEWED, terminal_to_ourselves
 from fedlora.cli.notes_view import note_lines
 from fedlora.cli.run_view import RunView, advance, plain_lines, run_panel
 from fedlora.common.printable import printable
@@ -40,13 +41,23 @@ def progress_view(
         console: where to show it; standard output if None.
     """
     console = console or Console()
-    if console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf"):
-        show = _renewing_panel
-    else:
-        show = _printed_lines
     told, known = ("metric", metric_name) if callable(metric_name) else (metric_name, lambda: metric_name)
-    with show(RunView(title, told), console, known) as picture:
-        yield picture
+    if has_live_view(console):
+        with _renewing_panel(RunView(title, told), console, known) as picture:
+            yield picture
+    else:
+        yield _lines_of(RunView(title, told), lambda line: _print_lines(console, [line]), known)
+
+
+def has_live_view(console: Console) -> bool:
+    """Return whether a run is shown as a panel that renews itself."""
+    return console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
+
+
+def logged_events(*, title: str, metric_name: Callable[[], str]) -> Picture:
+    """Return what logs each event of the run, in the lines that are printed without a terminal."""
+    logger = logging.getLogger(VIEWED)
+    return _lines_of(RunView(title, "metric"), lambda line: logger.info("%s", line), metric_name)
 
 
 def metric_name_in(folder: Path) -> str:
@@ -106,14 +117,14 @@ def _renewing_panel(view: RunView, console: Console, metric_name: Callable[[], s
             view = replace(view, summary=ended(view.summary))
 
 
-@contextmanager
-def _printed_lines(view: RunView, console: Console, metric_name: Callable[[], str]) -> Iterator[Picture]:
+def _lines_of(view: RunView, say: Callable[[str], None], metric_name: Callable[[], str]) -> Picture:
     def draw(event: Event, _before: RunningSummary, summary: RunningSummary) -> None:
         nonlocal view
         before, view = view, _after(view, event, summary, metric_name)
-        _print_lines(console, [*note_lines(event), *plain_lines(before, view, event)])
+        for line in (*note_lines(event), *plain_lines(before, view, event)):
+            say(line)
 
-    yield draw
+    return draw
 
 
 def _print_lines(console: Console, lines: Sequence[str]) -> None:

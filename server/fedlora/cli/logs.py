@@ -1,33 +1,116 @@
-"""Where warnings go: above the live view where there is one, else to stderr."""
+"""Where log lines go: above the live view where there is one, else to stderr; and to a file."""
 
 import logging
+import logging.handlers
 import multiprocessing
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from fedlora.cli.log_options import LogFormat
 from fedlora.client.worker.output import WorkerOutput
+from fedlora.common.errors import ConfigError, FedloraError
+from fedlora.common.log_lines import JsonLines, TextLines
 from fedlora.common.printable import PrintableRecords
+
+# What the live view shows anyway.
+VIEWED = "fedlora.progress"
 
 _DRAIN_SECONDS = 2.0
 
 
-def log_to(console: Console, *, level: int = logging.WARNING) -> None:
-    """Show what is logged."""
-    handler = RichHandler(console=console, show_time=False, show_path=False) if console.is_terminal else None
-    logging.basicConfig(level=level, format="%(message)s", handlers=[handler] if handler else None)
-    escape_records()
+@dataclass(frozen=True)
+class Log:
+    """Where the log of a long-running command goes.
+
+    Attributes:
+        format: of its lines, in the file too.
+        file: beside the terminal; None for no file.
+        console: where a live view is shown; None where lines go to stderr.
+    """
+
+    format: LogFormat = LogFormat.TEXT
+    file: Path | None = None
+    console: Console | None = None
 
 
-def escape_records() -> None:
-    """Have whatever is logged shown as text alone, wherever the words are from."""
-    for handler in logging.getLogger().handlers:
+@contextmanager
+def logging_to(log: Log) -> Iterator[None]:
+    """Log what happens meanwhile: ours from INFO on, that of libraries from WARNING on, Python's warnings too.
+
+    An error that ends the command is in the log; only in text it is left to the caller to print.
+
+    Raises:
+        ConfigError: the file cannot be opened.
+    """
+    formatter = TextLines() if log.format is LogFormat.TEXT else JsonLines()
+    shown: logging.Handler = logging.StreamHandler() if log.console is None else _AboveTheView(log.console)
+    kept = [] if log.file is None else [_file_handler(log.file)]
+    root, ours = logging.getLogger(), logging.getLogger("fedlora")
+    for handler in (shown, *kept):
+        handler.setFormatter(formatter)
+        # Whoever logs need not ask where a text is from.
         handler.addFilter(PrintableRecords())
+        root.addHandler(handler)
+    before = root.level, ours.level
+    root.setLevel(logging.WARNING)
+    ours.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if log.format is LogFormat.TEXT:
+            root.removeHandler(shown)
+        if kept or log.format is LogFormat.JSON:
+            ours.error("%s", error, exc_info=not isinstance(error, FedloraError))
+        if log.format is LogFormat.TEXT:
+            raise
+        raise typer.Exit(1) from error
+    finally:
+        logging.captureWarnings(False)
+        for handler in (shown, *kept):
+            root.removeHandler(handler)
+            handler.close()
+        root.setLevel(before[0])
+        ours.setLevel(before[1])
+
+
+def log_to(console: Console) -> None:
+    """Show warnings alone, without their time, for a command that ends soon."""
+    handler = RichHandler(console=console, show_time=False, show_path=False) if console.is_terminal else None
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler] if handler else None)
+    for shown in logging.getLogger().handlers:
+        shown.addFilter(PrintableRecords())
+
+
+class _AboveTheView(logging.Handler):
+    """Prints lines above a live view, which shows some of what is logged itself."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+        self.addFilter(lambda record: record.name != VIEWED)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+def _file_handler(path: Path) -> logging.Handler:
+    try:
+        # A file that somebody moves away, as logrotate does, is opened anew.
+        return logging.handlers.WatchedFileHandler(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ConfigError(f"--log-file {path}: cannot be written ({error.strerror}); choose another one") from error
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """`fedlora server start | status | stop`, and `fedlora sites invite | list | revoke`. Heavy imports stay inside."""
 
 import json
+import logging
 import os
 import shlex
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -13,17 +14,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
+from fedlora.cli.log_options import FileOption, FormatOption, LogFormat
 from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rich.console import Console
+
     from fedlora.server.deployment import Door
     from fedlora.server.identity.authority import Authority
     from fedlora.server.record.events import Listener
 
+logger = logging.getLogger(__name__)
+
 _STOPPED = 0
+_DEFAULT_PORT = 8470
 
 server_app = typer.Typer(help="Run an aggregation server, look at it, stop it.", no_args_is_help=True)
 sites_app = typer.Typer(help="Who may take part: invite sites, list them, revoke them.", no_args_is_help=True)
@@ -47,7 +55,7 @@ def start(
     ] = None,
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where sites connect; [::] is every address, IPv4 too.")
-    ] = "[::]:8470",
+    ] = f"[::]:{_DEFAULT_PORT}",
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Plain text without certificates, on loopback alone.")
     ] = False,
@@ -55,12 +63,27 @@ def start(
     ca: Annotated[Path | None, typer.Option(metavar="PEM", help="The authority of a PKI of your own ...")] = None,
     cert: Annotated[Path | None, typer.Option(metavar="PEM", help="... the server's certificate from it ...")] = None,
     key: Annotated[Path | None, typer.Option(metavar="PEM", help="... and its key.")] = None,
+    log_format: FormatOption = LogFormat.TEXT,
+    log_file: FileOption = None,
 ) -> None:
     """Run the rounds of RUN.toml over the sites that join. The same command goes on with a run that was cut off."""
     # What strangers try on the port is no news to the operator, and that a port is taken is an error of ours. Read when
     # grpc is first imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    _start(run, out, tuple(overrides or ()), _door(listen, insecure, identity, (ca, cert, key)))
+    from rich.console import Console
+
+    from fedlora.cli.live import has_live_view
+    from fedlora.cli.logs import Log, logging_to
+
+    console = Console()
+    is_live = log_format is LogFormat.TEXT and has_live_view(console)
+    with logging_to(Log(log_format, log_file, console if is_live else None)), terminated_as_interrupted():
+        door = _door(listen, insecure, identity, (ca, cert, key))
+        try:
+            _start(run, out, tuple(overrides or ()), door, console=console, is_live=is_live)
+        except KeyboardInterrupt as interrupt:
+            logger.info("interrupted; the same command goes on")
+            raise typer.Exit(exit_status(interrupt)) from None
 
 
 @server_app.command()
@@ -82,7 +105,7 @@ def status(
 @server_app.command()
 def stop(out: Out) -> None:
     """End a server in good order; what was accepted is on disk, and the same start command goes on."""
-    from fedlora.server.disk.status_file import stop_server
+    from fedlora.server.disk.stop_request import stop_server
 
     stop_server(out)
     print("stopped")
@@ -100,24 +123,38 @@ def invite(
     ] = None,
     hours: Annotated[float, typer.Option(min=0.01, help="How long the token is good.")] = 24.0,
     address: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="How the site reaches the server, for the line to type.")
-    ] = "HOST:8470",
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="How the site reaches the server, for the line to type. Default: where it listens, as far as known.",
+        ),
+    ] = None,
     identity: Identity = None,
     ca: Annotated[
         Path | None, typer.Option(metavar="PEM", help="With a PKI of your own: its authority. No token is needed then.")
     ] = None,
 ) -> None:
-    """Let a site take part: print a token for it, good once, and the line to type there."""
+    """Let a site take part: print a token for it, good once, and the line to type there.
+
+    A site that has enrolled keeps the runs that it may take part in; this adds to them.
+    """
+    from fedlora.common.addresses import split_address
+
+    if address is not None:
+        split_address(address)
     names = tuple(runs or (_run_of(out),))
     authority = _authority(out, identity, ca)
+    join = f"fedlora client join {address or _reached_at(out)} --site SITE.toml"
     if authority.is_external:
         authority.allow(name, names)
         print(f"{name} may take part in {', '.join(names)} with its certificate; at the site:\n")
-        print(f"  fedlora client join {address} --site SITE.toml --ca CA.pem --cert CERT.pem --key KEY.pem")
+        print(f"  {join} --ca CA.pem --cert CERT.pem --key KEY.pem")
         return
     token = authority.invite(name, names, timedelta(hours=hours), datetime.now(UTC))
-    print(f"{name} is invited to {', '.join(names)}. The token is good once, for {hours:g} hours; at the site:\n")
-    print(f"  fedlora client join {address} --site SITE.toml --token {token}")
+    print(f"{name} is invited to {', '.join(names)}. The token is good once, for {hours:g} hours:\n")
+    print(f"  {token}\n")
+    print("At the site, where this asks for it; --token-file FILE and FEDLORA_TOKEN are ways without a question:\n")
+    print(f"  {join} --token -")
 
 
 @sites_app.command("list")
@@ -143,11 +180,10 @@ def revoke(
     print(f"{name} is revoked")
 
 
-def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> None:
-    from rich.console import Console
-
-    from fedlora.cli.live import metric_name_in, print_outcome, progress_view
-    from fedlora.cli.logs import log_to
+def _start(
+    run: Path, out: Path, overrides: tuple[str, ...], door: "Door", *, console: "Console", is_live: bool
+) -> None:
+    from fedlora.cli.live import logged_events, metric_name_in, print_outcome, progress_view
     from fedlora.common.config import Occasion, idle_settings
     from fedlora.common.run_file import load_run
     from fedlora.server.disk.status_file import StatusFile
@@ -155,27 +191,26 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
     from fedlora.server.whole_run import Rounds, Run, whole_run
 
     config = load_run(run, overrides)
-    console = Console()
-    log_to(console)
     began = time.perf_counter()
-    status_file = StatusFile(out, config)
+    status_file = StatusFile(out, config, identity=None if door.is_insecure else door.identity_folder(out))
 
     @contextmanager
     def shown() -> "Iterator[Listener]":
-        view = progress_view(title=config.run.name, metric_name=partial(metric_name_in, out), console=console)
+        title, metric_name = config.run.name, partial(metric_name_in, out)
+        view = progress_view(title=title, metric_name=metric_name, console=console) if is_live else nullcontext()
         with view as picture, status_file:
-            yield Summarised([status_file.show, picture])
+            logged = logged_events(title=title, metric_name=metric_name)
+            yield Summarised([status_file.show, logged, *([picture] if picture is not None else [])])
 
     def opened(port: int) -> None:
-        status_file.listening(port)
-        host = door.address.rpartition(":")[0]
-        console.print(f"listening on {host}:{port}", highlight=False)
+        address = f"{door.address.rpartition(':')[0]}:{port}"
+        status_file.listening(port, address=address)
+        logger.info("listening on %s", address)
         if not door.is_insecure:
-            remedy = f"fedlora sites invite NAME --out {shlex.quote(str(out))}"
-            console.print(f"to let a site in: {remedy}", highlight=False, soft_wrap=True)
+            logger.info("to let a site in: fedlora sites invite NAME --out %s", shlex.quote(str(out)))
 
     def served(rounds: Rounds) -> None:
-        print(f"{config.run.name}: loading", flush=True)
+        logger.info("%s: loading", config.run.name)
         from fedlora.finished.resident_check import ResidentCheck
         from fedlora.server.deployment import serve
         from fedlora.server.sites.grpc.grid import RunStopped
@@ -184,7 +219,7 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
             with ResidentCheck() as check:
                 serve(rounds, door, check=check, opened=opened)
         except RunStopped as error:
-            print(f"stopped: {error}", file=sys.stderr)
+            logger.info("stopped: %s", error)
             raise typer.Exit(_STOPPED) from None
 
     notes = idle_settings(config, Occasion("server"))
@@ -217,18 +252,38 @@ def _door(
 
 
 def _authority(out: Path, identity: Path | None, ca: Path | None) -> "Authority":
-    from fedlora.common.run_folder import IDENTITY_FOLDER
     from fedlora.server.identity.authority import Authority
 
-    folder = identity or out / IDENTITY_FOLDER
+    folder = identity or _identity_of(out)
     if ca is not None:
         try:
             return Authority.external(folder, ca.read_bytes())
         except OSError as error:
             raise ConfigError(f"{ca}: cannot be read ({error.strerror}); expected a file in PEM") from error
-    if not folder.is_dir():
-        raise StoreError(f"{folder}: there is no server's identity; start the server first")
-    return Authority.open(folder, datetime.now(UTC))
+    return Authority.kept(folder, datetime.now(UTC))
+
+
+def _identity_of(out: Path) -> Path:
+    """Return where the authority of a run folder's server lies, which may be elsewhere than in that folder."""
+    from fedlora.common.run_folder import IDENTITY_FOLDER
+
+    recorded = _status_of(out).get("identity")
+    return Path(str(recorded)) if recorded else out / IDENTITY_FOLDER
+
+
+def _reached_at(out: Path) -> str:
+    """Return the address of a run folder's server as far as it is known, with HOST for one that listens everywhere."""
+    host, _, port = str(_status_of(out).get("address") or "").rpartition(":")
+    return f"{'HOST' if host in ('', '[::]', '0.0.0.0') else host}:{port or _DEFAULT_PORT}"
+
+
+def _status_of(out: Path) -> dict[str, object]:
+    from fedlora.server.disk.status_reading import checked_status
+
+    try:
+        return checked_status(out)
+    except StoreError:
+        return {}  # Before the first start, or damaged: what is usual holds.
 
 
 def _run_of(out: Path) -> str:

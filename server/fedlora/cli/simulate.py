@@ -11,6 +11,7 @@ from typing import cast
 import typer
 from rich.console import Console
 
+from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
 from fedlora.cli.live import metric_name_in, print_outcome, progress_view
 from fedlora.cli.logs import log_to
 from fedlora.cli.outlets import toml_for
@@ -24,7 +25,6 @@ from fedlora.simulation.simulate import Engine, choose_folder
 
 _DEFAULT_PRESET = "digits"
 _ENGINES = ("inprocess", "ray")
-_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
     out = choose_folder(config, options.out, resume=options.resume)
     began = time.perf_counter()
     try:
-        with progress_view(title=config.run.name, metric_name=partial(metric_name_in, out), console=console) as picture:
+        view = progress_view(title=config.run.name, metric_name=partial(metric_name_in, out), console=console)
+        with terminated_as_interrupted(), view as picture:
             result = simulate(
                 config,
                 out=out,
@@ -66,12 +67,12 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
                 resume=options.resume,
                 listener=Summarised([picture]),
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         # A run that was stopped before its manifest was written has given its folder back.
         has_begun = (out / RUN_FILE).is_file()
         remedy = f"go on with: fedlora simulate --resume --out {shlex.quote(str(out))}"
         print(f"interrupted; {remedy if has_begun else 'nothing was written yet'}", file=sys.stderr)
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(exit_status(interrupt)) from None
     seconds = time.perf_counter() - began
     from fedlora.server.run_report import load_code
 

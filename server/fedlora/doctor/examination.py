@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from fedlora.common.channels import split_address
+from fedlora.common.addresses import split_address
 from fedlora.common.errors import ConfigError
 from fedlora.doctor import accelerator, identity, machine, model, network, packages
 from fedlora.doctor.finding import Check, Finding, findings_of, problem
@@ -22,9 +22,9 @@ def examined(path: Path | None, *, server: str | None, listen: str) -> list[Find
     Raises:
         ConfigError: an address is none.
     """
-    for address in (listen, server):
-        if address is not None:
-            split_address(address)
+    split_address(listen, listens=True)
+    if server is not None:
+        split_address(server)
     findings: list[Finding] = []
     subject = Subject()
     try:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fedlora.client.site.identity import IDENTITY_FILE, SiteIdentity
+from fedlora.client.site.identity import SiteIdentity, identity_files
 from fedlora.common import certificates
 from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.run_folder import IDENTITY_FOLDER
@@ -13,8 +13,7 @@ from fedlora.doctor.finding import Finding, ok, problem, warning
 from fedlora.doctor.subject import Subject
 
 _INVITE = (
-    "at the server: fedlora sites invite {name} --out DIR; here: "
-    "fedlora client join HOST:PORT --site {path} --token TOKEN"
+    "at the server: fedlora sites invite {name} --out DIR; here: fedlora client join HOST:PORT --site {path} --token -"
 )
 
 
@@ -23,19 +22,21 @@ def site_certificate(subject: Subject) -> Iterator[Finding]:
     if subject.site is None or subject.state is None:
         return
     name, remedy = subject.site.site.name, _INVITE.format(name=subject.site.site.name, path=subject.path)
-    if not SiteIdentity.exists(subject.state):
-        yield warning("certificate", f"{name} has not enrolled: no {subject.state / IDENTITY_FILE}", remedy)
-        return
-    try:
-        identity = SiteIdentity.load(subject.state)
-    except StoreError as error:
-        yield problem("certificate", str(error), remedy)
-        return
-    if identity.name != name:
-        found = f"{subject.state / IDENTITY_FILE} is of {identity.name!r}, and the site file names {name!r}"
-        yield problem("certificate", found, remedy)
-    yield _validity(identity.certificate_pem, identity.ca_pem, f"of {identity.name}", remedy)
-    yield from _secrecy(subject.state / IDENTITY_FILE)
+    files = identity_files(subject.state)
+    if not files:
+        yield warning("certificate", f"{name} has not enrolled: no identity in {subject.state}", remedy)
+    for path in files:
+        try:
+            identity = SiteIdentity.read(path)
+        except StoreError as error:
+            yield problem("certificate", str(error), remedy)
+            continue
+        if identity.name != name:
+            found = f"{path} is of {identity.name!r}, and the site file names {name!r}"
+            yield problem("certificate", found, remedy)
+        whose = f"of {identity.name}" + (f" for {identity.address}" if identity.address else "")
+        yield _validity(identity.certificate_pem, identity.ca_pem, whose, remedy)
+        yield from _secrecy(path)
 
 
 def server_certificates(subject: Subject) -> Iterator[Finding]:

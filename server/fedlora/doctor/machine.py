@@ -3,10 +3,11 @@
 import os
 import shutil
 import tempfile
-import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from fedlora.common.errors import ConfigError
+from fedlora.common.proxies import parse_proxy
 from fedlora.doctor.finding import Finding, ok, problem, warning
 from fedlora.doctor.subject import Subject
 
@@ -74,10 +75,13 @@ def environment(variables: Mapping[str, str] = os.environ) -> Iterator[Finding]:
 def _without_secrets(name: str, value: str) -> str:
     if name == "HF_TOKEN":
         return "(set, not shown)"
-    parts = urllib.parse.urlsplit(value)
-    if parts.username is None:
+    if name != "https_proxy":
         return value
-    return value.replace(parts.netloc, f"(login, not shown)@{parts.netloc.rpartition('@')[2]}")
+    try:
+        proxy = parse_proxy(value, name)
+    except ConfigError:
+        return "(set, and no HTTP proxy's address; not shown)"
+    return f"http://{'(login, not shown)@' if proxy.authorization else ''}{proxy.address}"
 
 
 def _nearest(folder: Path) -> Path:

@@ -1,7 +1,6 @@
 """The way to a server: proxy, name, port, TLS, certificate, clock, health; and whether a port is free for one."""
 
 import socket
-import urllib.parse
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -10,17 +9,12 @@ from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedlora.client.site.identity import SiteIdentity
-from fedlora.client.site.joining import credentials_of, proxy_for, shown_certificate
+from fedlora.client.site.joining import credentials_of, shown_certificate
 from fedlora.common import certificates
-from fedlora.common.channels import (
-    SITE_METADATA,
-    Credentials,
-    details_of,
-    open_channel,
-    require_loopback,
-    split_address,
-)
+from fedlora.common.addresses import require_loopback, split_address
+from fedlora.common.channels import SITE_METADATA, Credentials, details_of, open_channel
 from fedlora.common.errors import ConfigError, FedloraError, RunError, one_line
+from fedlora.common.proxies import Proxy, proxy_for
 from fedlora.doctor.finding import Finding, ok, problem, warning
 from fedlora.doctor.subject import Subject
 
@@ -32,7 +26,7 @@ _CLOCK = "sudo timedatectl set-ntp true"
 
 def listening(address: str) -> Iterator[Finding]:
     """Find out whether a server could listen at `address`."""
-    host, port = split_address(address)
+    host, port = split_address(address, listens=True)
     # Every address, where there is no IPv6, is every one of IPv4.
     host = "0.0.0.0" if host == "::" and not socket.has_dualstack_ipv6() else host
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -49,13 +43,14 @@ def listening(address: str) -> Iterator[Finding]:
 def reach(address: str, subject: Subject) -> Iterator[Finding]:
     """Find out how far one gets towards the server: each step is a finding, and the first that fails is the last."""
     host, port = split_address(address)
-    proxy = proxy_for(host)
+    try:
+        proxy = proxy_for(host)
+    except ConfigError as error:
+        yield problem("proxy", str(error), f"export https_proxy=http://PROXY:PORT; or export no_proxy={host}")
+        return
     if proxy is not None:
-        parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        yield ok(
-            "proxy", f"the way to {host} leads through {parts.hostname}:{parts.port or 8080}; no_proxy excepts hosts"
-        )
-        host, port = parts.hostname or "", parts.port or 8080
+        yield ok("proxy", f"the way to {host} leads through {proxy.address}; no_proxy excepts hosts")
+        host, port = proxy.host, proxy.port
     try:
         socket.create_connection((host, port), timeout=_SECONDS).close()
     except socket.gaierror:
@@ -72,7 +67,7 @@ def reach(address: str, subject: Subject) -> Iterator[Finding]:
     except RunError as error:
         yield from _without_tls(address, subject, proxy=proxy, reason=str(error))
         return
-    identity = _identity(subject)
+    identity = _identity(subject, address)
     yield from _whose(shown, identity)
     yield from clock(shown, datetime.now(UTC))
     if identity is None:
@@ -112,7 +107,7 @@ def _whose(shown: bytes, identity: SiteIdentity | None) -> Iterator[Finding]:
         )
 
 
-def _without_tls(address: str, subject: Subject, *, proxy: str | None, reason: str) -> Iterator[Finding]:
+def _without_tls(address: str, subject: Subject, *, proxy: Proxy | None, reason: str) -> Iterator[Finding]:
     """Find out whether a server on this machine speaks plain text, as with --insecure."""
     try:
         require_loopback(address)
@@ -153,10 +148,10 @@ def _health(address: str, credentials: Credentials | None, name: str) -> Finding
     return problem("health", "the server does not serve at the moment", remedy)
 
 
-def _identity(subject: Subject) -> SiteIdentity | None:
+def _identity(subject: Subject, address: str) -> SiteIdentity | None:
     if subject.state is None:
         return None
     try:
-        return SiteIdentity.load(subject.state)
+        return SiteIdentity.load(subject.state, address)
     except FedloraError:
         return None  # what is wrong with it is a finding of its own

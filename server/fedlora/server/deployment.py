@@ -12,12 +12,13 @@ from types import FrameType
 import grpc.aio
 from flwr.app import Context, RecordDict
 
-from fedlora.common.channels import require_loopback
+from fedlora.common.addresses import require_loopback
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import require_labels
 from fedlora.common.run_folder import EXCHANGE_FOLDER, IDENTITY_FOLDER
 from fedlora.server.disk.exchange import ExchangeStore
 from fedlora.server.disk.registry import Registry
+from fedlora.server.disk.stop_request import stop_requests_heeded
 from fedlora.server.identity.authority import Authority
 from fedlora.server.identity.tickets import TicketOffice
 from fedlora.server.sites.grpc.enrolment import EnrolmentService
@@ -53,6 +54,10 @@ class Door:
     external_ca: Path | None = None
     external_pair: ExternalPair | None = None
 
+    def identity_folder(self, run_folder: Path) -> Path:
+        """Return the folder of the authority and the sites' records."""
+        return self.identity or run_folder / IDENTITY_FOLDER
+
 
 def serve(
     rounds: Rounds,
@@ -63,7 +68,7 @@ def serve(
 ) -> None:
     """Run the rounds that are left over the sites that connect; returns when the run is over.
 
-    SIGTERM and SIGINT end it in good order: what was accepted is on disk.
+    SIGTERM, SIGINT and `server stop` end it in good order: what was accepted is on disk.
 
     Args:
         check: says what is wrong with the PEFT folder of an adapter that is to be published, nothing if all is well.
@@ -95,7 +100,15 @@ def serve(
         add_EnrolmentServiceServicer_to_server(EnrolmentService(gate), server)
 
     app = rounds.server_app(first=registry.heard)
-    with Port(door.address, credentials, add_services, gate=gate) as port, _stopped_by_signals(grid):
+
+    def stop() -> None:
+        grid.stop(is_finished=False)
+
+    with (
+        Port(door.address, credentials, add_services, gate=gate) as port,
+        _signals_heeded(stop),
+        stop_requests_heeded(folder, stop),
+    ):
         opened(port.number)
         is_finished = False
         try:
@@ -110,7 +123,7 @@ def serve(
 def _authority(door: Door, folder: Path) -> Authority | None:
     if door.is_insecure:
         return None
-    identity = door.identity or folder / IDENTITY_FOLDER
+    identity = door.identity_folder(folder)
     if door.external_ca is None:
         return Authority.open(identity, datetime.now(UTC))
     try:
@@ -120,13 +133,13 @@ def _authority(door: Door, folder: Path) -> Authority | None:
 
 
 @contextmanager
-def _stopped_by_signals(grid: GrpcGrid) -> Iterator[None]:
+def _signals_heeded(stop: Callable[[], None]) -> Iterator[None]:
     """Let SIGTERM and SIGINT stop the run at its next look."""
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        grid.stop(is_finished=False)
+    def heed(_number: int, _frame: FrameType | None) -> None:
+        stop()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

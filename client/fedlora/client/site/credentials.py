@@ -49,10 +49,10 @@ def site_credentials(
         elif not SiteIdentity.exists(state):
             raise ConfigError(
                 f"{state}: this site is not enrolled yet; ask the server's operator for an invitation, "
-                "and give its token: --token TOKEN"
+                "and give its token: --token - asks for it"
             )
         credentials = _LastingCredentials(
-            lambda: SiteIdentity.load(state), renew=lambda identity: renewed(address, identity, state=state)
+            lambda: SiteIdentity.load(state, address), renew=lambda identity: renewed(address, identity, state=state)
         )
     if (found := credentials.identity().name) != name:
         raise ConfigError(f"the certificate is for {found!r}, and the site file names {name!r}; make them agree")

@@ -1,14 +1,13 @@
 """How a site comes to its certificate: from an invitation's token, and a new one before that ends."""
 
-import base64
 import hashlib
 import http.client
 import logging
 import os
 import ssl
-import urllib.parse
-import urllib.request
+from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
@@ -16,50 +15,70 @@ import grpc
 
 from fedlora.client.site.identity import SiteIdentity
 from fedlora.common import certificates
-from fedlora.common.channels import Credentials, details_of, open_channel, split_address
-from fedlora.common.errors import ConfigError, RunError, StoreError, one_line
-from fedlora.common.files import open_replacing, write_file
+from fedlora.common.addresses import split_address
+from fedlora.common.channels import Credentials, details_of, open_channel
+from fedlora.common.errors import ConfigError, FedloraError, RunError, StoreError, one_line
+from fedlora.common.files import open_replacing
+from fedlora.common.proxies import proxy_for
+from fedlora.common.wire import PROTOCOL
 from fedlora.v1 import enrolment_pb2
 from fedlora.v1.enrolment_pb2_grpc import EnrolmentServiceStub
 
 logger = logging.getLogger(__name__)
 
 _SECONDS = 20.0
-_KEY_FILE, _TOKEN_FILE = "enrolling.key", "token.sha256"
+_SHOWN_CHARACTERS = 60
 _REFUSALS = {
     "not_invited": "the invitation is used up or has ended; ask for a new one",
     "bad_request": "the server does not take this key; update fedlora here",
+    "other_run": "the invitation is to another run than this server's; look at the address, or ask for a new one",
 }
 
 
 def enrol(address: str, token_text: str, *, name: str, state: Path) -> SiteIdentity:
     """Return a site's identity after enrolling with its invitation's token; it is kept in the site's state.
 
-    A token is good once: with one that this site has used, the identity that it gave is returned.
+    A token is good once: with one that this site has used, the identity that it gave is returned. What can be known to
+    be wrong is refused before it is used, here or at the server.
 
     The key is made here and stays here; the state keeps it until the answer is good, so that an enrolment whose answer
     was lost can be repeated: an invitation is for one key. Neither does the token travel: a certificate made from it
     shows that the site has it, and it holds the fingerprint of the authority that the answer must come from.
 
     Raises:
-        ConfigError: the token is cut, or the invitation is for another name.
-        RunError: the server cannot be reached, is another one, or refuses.
+        ConfigError: the token is cut, or it or the site's state is for another name.
+        RunError: the server cannot be reached, is another one, or refuses; or a clock is wrong.
         StoreError: the site's state cannot be written.
     """
     token = certificates.parse_token(token_text)
     digest = hashlib.sha256(token_text.strip().encode()).hexdigest()
-    if SiteIdentity.exists(state) and _used_token(state) == digest:
-        return SiteIdentity.load(state)
+    # One that is damaged is what a new enrolment is for.
+    enrolled, _ = SiteIdentity.found_in(state)
+    if used := next((identity for identity in enrolled if identity.token_sha256 == digest), None):
+        return used
+    if other := next((identity.name for identity in enrolled if identity.name != name), ""):
+        raise ConfigError(
+            f"{state} holds the identity of {other!r}, and the site file names {name!r}; choose another [site] state"
+        )
     shown = shown_certificate(address)
-    key, certificate = certificates.invitation_pair(token, now=datetime.now(UTC))
-    own_key = _own_key(state)
+    now = datetime.now(UTC)
+    if trouble := certificates.clock_trouble(shown, now, whose="the server's"):
+        raise RunError(f"{address}: {trouble}; the token is not used up")
+    key, certificate = certificates.invitation_pair(token, now=now)
+    key_file = state / f"enrolling-{digest[:16]}.key"
+    own_key = _own_key(key_file)
     credentials = Credentials(key, certificate, shown, certificates.SERVER_NAME)
-    request = enrolment_pb2.EnrolRequest(signing_request=certificates.signing_request(own_key, name))
+    request = enrolment_pb2.EnrolRequest(
+        signing_request=certificates.signing_request(own_key, name),
+        site=name,
+        protocol=PROTOCOL,
+        version=version("fedlora"),
+    )
     try:
         with open_channel(address, credentials) as channel:
             response = EnrolmentServiceStub(channel).Enrol(request, timeout=_SECONDS)
     except grpc.RpcError as error:
-        raise RunError(f"{address}: {_REFUSALS.get(details_of(error), _not_taken(error))}") from error
+        raise _refusal(address, name, error) from error
     if not (
         certificates.matches_authority(token, response.authority)
         and certificates.is_issued_by(shown, response.authority)
@@ -67,12 +86,11 @@ def enrol(address: str, token_text: str, *, name: str, state: Path) -> SiteIdent
     ):
         raise RunError(f"{address} is not the server that this invitation is from; look at the address")
     certificates.check_fits(own_key, response.certificate)
-    if response.site != name:
-        raise ConfigError(f"the invitation is for {response.site!r}, and the site file names {name!r}; make them agree")
-    identity = SiteIdentity(own_key, response.certificate, response.authority)
+    identity = SiteIdentity(own_key, response.certificate, response.authority, address=address, token_sha256=digest)
+    if identity.name != name:
+        raise RunError(f"{address}: the server gave a certificate for {identity.name!r}, and not for {name!r}")
     identity.save(state)
-    write_file(state / _TOKEN_FILE, digest)
-    (state / _KEY_FILE).unlink(missing_ok=True)
+    key_file.unlink(missing_ok=True)
     logger.info("enrolled as %s; the certificate is good until %s", name, f"{identity.expiry:%Y-%m-%d}")
     return identity
 
@@ -90,7 +108,13 @@ def renewed(address: str, identity: SiteIdentity, *, state: Path) -> SiteIdentit
             response = EnrolmentServiceStub(channel).Renew(request, timeout=_SECONDS)
     except grpc.RpcError as error:
         raise RunError(f"the certificate ends on {identity.expiry:%Y-%m-%d}: {details_of(error)}") from error
-    new = SiteIdentity(own_key, response.certificate, response.authority, identity.server_name)
+    new = replace(
+        identity,
+        key_pem=own_key,
+        certificate_pem=response.certificate,
+        ca_pem=response.authority,
+        address=address,
+    )
     new.save(state)
     logger.info("the certificate was renewed; it is good until %s", f"{new.expiry:%Y-%m-%d}")
     return new
@@ -102,30 +126,21 @@ def credentials_of(identity: SiteIdentity) -> Credentials:
     return Credentials(key, certificate, identity.ca_pem, identity.server_name)
 
 
-def _own_key(state: Path) -> bytes:
+def _own_key(path: Path) -> bytes:
     """Return the key that an enrolment broke off with, or else a new one, which is kept until the enrolment is done."""
-    path = state / _KEY_FILE
     try:
         kept = path.read_bytes()
         certificates.signing_request(kept, "kept")
     except (OSError, ConfigError):
         kept = certificates.generate_key()
         try:
-            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"{state}: cannot be used ({error.strerror})") from error
+            raise StoreError(f"{path.parent}: cannot be used ({error.strerror})") from error
         with open_replacing(path, size_bytes=len(kept)) as file:
             os.fchmod(file.fileno(), 0o600)
             file.write(kept)
     return kept
-
-
-def _used_token(state: Path) -> str:
-    """Return the sha256 of the token that the site's identity came from, hex, nothing where that is not known."""
-    try:
-        return (state / _TOKEN_FILE).read_text()
-    except OSError:
-        return ""
 
 
 def shown_certificate(address: str, *, timeout_seconds: float = _SECONDS) -> bytes:
@@ -146,37 +161,36 @@ def shown_certificate(address: str, *, timeout_seconds: float = _SECONDS) -> byt
         found = connection.sock.getpeercert(binary_form=True)
     except (OSError, http.client.HTTPException) as error:
         raise RunError(
-            f"{address} cannot be reached ({error}); is the server running, and the address right?"
+            f"{address} cannot be reached ({one_line(error)}); is the server running, and the address right?"
         ) from error
     finally:
         connection.close()
     return ssl.DER_cert_to_PEM_cert(cast(bytes, found)).encode()
 
 
-def proxy_for(host: str) -> str | None:
-    """Return the proxy that gRPC takes to `host`, None where none is set or the host is excepted."""
-    proxies = urllib.request.getproxies()
-    proxy = next((proxies[scheme] for scheme in ("grpc", "https", "http") if proxies.get(scheme)), None)
-    return None if urllib.request.proxy_bypass(host) else proxy
-
-
 def _connection(host: str, port: int, context: ssl.SSLContext, timeout_seconds: float) -> http.client.HTTPSConnection:
     proxy = proxy_for(host)
     if proxy is None:
         return http.client.HTTPSConnection(host, port, context=context, timeout=timeout_seconds)
-    parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    proxy_host, proxy_port = parts.hostname or "", parts.port or 8080
-    connection = http.client.HTTPSConnection(proxy_host, proxy_port, context=context, timeout=timeout_seconds)
-    headers = {}
-    if parts.username:
-        login = urllib.parse.unquote(f"{parts.username}:{parts.password or ''}")
-        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
-    connection.set_tunnel(host, port, headers)
+    connection = http.client.HTTPSConnection(proxy.host, proxy.port, context=context, timeout=timeout_seconds)
+    connection.set_tunnel(host, port, {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {})
     return connection
 
 
-def _not_taken(error: grpc.RpcError) -> str:
-    return (
-        "the server does not take this token: it is another server's, used up, or has ended; ask for a new invitation "
-        f"({one_line(details_of(error), most=120)})"
+def _refusal(address: str, name: str, error: grpc.RpcError) -> FedloraError:
+    """Return why an enrolment was refused, in words for whoever has the invitation."""
+    details = details_of(error)
+    if details.startswith("other_name: "):
+        invited = details.removeprefix("other_name: ")[:_SHOWN_CHARACTERS]
+        return ConfigError(
+            f"the invitation is for {invited!r}, and the site file names {name!r}; make them agree, "
+            "the token is not used up"
+        )
+    if details.startswith("version: "):
+        return RunError(f"{address}: {one_line(details.removeprefix('version: '))}; the token is not used up")
+    if details in _REFUSALS:
+        return RunError(f"{address}: {_REFUSALS[details]}")
+    return RunError(
+        f"{address}: the server does not take this token: it is another server's, used up, or has ended; ask for a new "
+        f"invitation ({one_line(details, most=120)})"
     )

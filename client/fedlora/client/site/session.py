@@ -5,14 +5,18 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from importlib.metadata import version
 
 import grpc
 
 from fedlora.client.site.backoff import Backoff
+from fedlora.client.site.joining import shown_certificate
 from fedlora.client.site.line import Line
+from fedlora.client.site.outage import Outage
 from fedlora.client.site.participation import Participation
 from fedlora.client.site.transfer import Metadata
+from fedlora.common import certificates
 from fedlora.common.channels import SITE_METADATA, Credentials, details_of, open_channel
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError, one_line
@@ -26,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
+_EXPLAIN_SECONDS = 5.0
+_CLOCKS_APART_SECONDS = 300.0
 # A certificate is renewed when a connection is made, which must be long before it ends.
 _LONGEST_CONNECTION_SECONDS = 86_400.0
 _MOST_RUN_FILE_CHARACTERS = 1 << 20
@@ -62,6 +68,8 @@ class Session:
         self._leaves = leaves
         self._site: Participation | None = None
         self._run: RunConfig | None = None
+        self._latest: Credentials | None = None
+        self._welcomed: float | None = None
 
     def run(self) -> None:
         """Stay connected until the run is over or the site leaves.
@@ -69,7 +77,7 @@ class Session:
         Raises:
             RunError: the server refuses this site, for a reason that waiting does not cure.
         """
-        backoff = Backoff(_LONGEST_PAUSE_SECONDS)
+        backoff, outage = Backoff(_LONGEST_PAUSE_SECONDS), Outage()
         try:
             while not self._leaves():
                 began = time.monotonic()
@@ -81,9 +89,11 @@ class Session:
                     what = _one_line(error)
                 else:
                     what = "the connection ended"
-                wait = backoff.next_pause(time.monotonic() - began)
-                logger.warning("%s: %s; trying again in %.1f s", self._address, what, wait)
-                self._wait(wait)
+                if self._welcomed is not None and time.monotonic() - self._welcomed > _LONGEST_PAUSE_SECONDS:
+                    outage.over()
+                if (attempts := outage.failed()) is not None:
+                    logger.warning("%s: %s; trying again%s", self._address, self._explained(what), attempts)
+                self._wait(backoff.next_pause(time.monotonic() - began))
         finally:
             if self._site is not None:
                 self._site.close()
@@ -96,7 +106,8 @@ class Session:
         outgoing.put(session_pb2.ConnectRequest(hello=hello))
         is_over, is_welcome = threading.Event(), False
         end = time.monotonic() + _LONGEST_CONNECTION_SECONDS
-        with open_channel(self._address, self._credentials()) as channel:
+        self._latest, self._welcomed = self._credentials(), None
+        with open_channel(self._address, self._latest) as channel:
             call = SessionServiceStub(channel).Connect(iter(outgoing.get, None), metadata=metadata)
             watching = threading.Thread(target=self._watch, args=(call, is_over, end), daemon=True)
             watching.start()
@@ -139,6 +150,8 @@ class Session:
                 self._site.look()
 
     def _welcome(self, welcome: session_pb2.Welcome, line: Line) -> None:
+        self._welcomed = time.monotonic()
+        _compare_clocks(welcome.unix_seconds)
         if (size := len(welcome.run_toml)) > _MOST_RUN_FILE_CHARACTERS:
             raise RunError(
                 f"the server's run file has {size:,} characters; expected at most {_MOST_RUN_FILE_CHARACTERS:,}"
@@ -155,6 +168,27 @@ class Session:
         if self._site is not None:
             self._site.connected(line)
 
+    def _explained(self, what: str) -> str:
+        """Return why a connection failed, with what the certificates show of it."""
+        if self._latest is None:
+            return what
+        now = datetime.now(UTC)
+        trouble = certificates.clock_trouble(self._latest.certificate, now, whose="this site's")
+        if not trouble and any(word in what.lower() for word in ("handshake", "ssl", "certificate")):
+            try:
+                shown = shown_certificate(self._address, timeout_seconds=_EXPLAIN_SECONDS)
+            except RunError:
+                return what
+            trouble = certificates.clock_trouble(shown, now, whose="the server's")
+            # An authority of one's own may sign through others.
+            if (
+                not trouble
+                and self._latest.server_name
+                and not certificates.is_issued_by(shown, self._latest.authority)
+            ):
+                trouble = "it shows the certificate of another authority than this site has enrolled with"
+        return f"{what}; {trouble}" if trouble else what
+
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self._leaves():
@@ -167,6 +201,13 @@ def _raise_if_final(error: grpc.RpcError) -> None:
         raise RunError(_FINAL[details]) from error
     if details.startswith("version: "):
         raise RunError(details.removeprefix("version: ")) from error
+
+
+def _compare_clocks(unix_seconds: int) -> None:
+    ahead = time.time() - unix_seconds
+    if abs(ahead) > _CLOCKS_APART_SECONDS:
+        found = f"{abs(ahead) / 3600:.1f} h {'ahead of' if ahead > 0 else 'behind'} the server's"
+        logger.warning("this machine's clock is %s; set the wrong one: certificates have a begin and an end", found)
 
 
 def _one_line(error: grpc.RpcError) -> str:

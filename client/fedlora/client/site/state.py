@@ -1,12 +1,12 @@
 """A site's folder: held by one client at a time, and where the operator's wishes are left for it."""
 
-import fcntl
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from fedlora.common.errors import StoreError
 from fedlora.common.files import write_file
+from fedlora.common.locks import hold, is_held
 
 _LOCK_FILE = ".lock"
 _WISH_FILE = "wish"
@@ -29,7 +29,7 @@ class SiteState:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.folder.chmod(0o700)
             self._lock = open(self.folder / _LOCK_FILE, "wb")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(self._lock)
         except BlockingIOError as error:
             raise StoreError(f"{self.folder}: this site's client is running already; end it first") from error
         except OSError as error:
@@ -45,14 +45,27 @@ class SiteState:
             self._lock.close()
 
     def control(self, wish: str) -> None:
-        """Leave a wish for the site's client: "paused", "leave", or nothing."""
+        """Leave a wish for the site's client, which is at work: "paused", "leave", or nothing.
+
+        Raises:
+            StoreError: no client is at work there, or the folder cannot be written.
+        """
         if not self.folder.is_dir():
             raise StoreError(f"{self.folder}: this site has never joined; join first")
-        write_file(self.folder / _WISH_FILE, wish)
+        if not is_held(self.folder / _LOCK_FILE):
+            raise StoreError(f"{self.folder}: no client of this site is running")
+        self._wish(wish)
+
+    def forget_wish(self) -> None:
+        """Forget what was wished of a former client."""
+        self._wish("")
 
     def wish(self) -> str:
         """Return the operator's wish."""
         try:
             return (self.folder / _WISH_FILE).read_text()
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             return ""
+
+    def _wish(self, wish: str) -> None:
+        write_file(self.folder / _WISH_FILE, wish)

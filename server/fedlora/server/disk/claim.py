@@ -1,6 +1,5 @@
 """Whose folder it is: a new run's, the run's that is to be resumed, or somebody else's. Needs no torch."""
 
-import fcntl
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -8,6 +7,7 @@ from types import TracebackType
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
 from fedlora.common.files import TEMPORARY_SUFFIX, write_file
+from fedlora.common.locks import hold
 from fedlora.common.run_file import differences, load_run, to_toml
 from fedlora.common.run_folder import (
     EXCHANGE_FOLDER,
@@ -17,6 +17,7 @@ from fedlora.common.run_folder import (
     RUN_FILE,
     SITES_FILE,
     STATUS_FILE,
+    STOP_FILE,
 )
 
 
@@ -41,12 +42,14 @@ class Claim:
         except OSError as error:
             raise StoreError(f"{path}: cannot be used ({error.strerror}); choose another folder with --out") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(self._lock)
         except BlockingIOError as error:
             self._lock.close()
             raise StoreError(
                 f"{path} is in use by another process; wait for its end, or choose another folder"
             ) from error
+        # It asked a former holder.
+        (path / STOP_FILE).unlink(missing_ok=True)
         if self.is_new:
             try:
                 write_file(path / RUN_FILE, to_toml(config))
@@ -85,7 +88,7 @@ def _holds(path: Path, config: RunConfig, *, resume: bool) -> bool:
     if not (path / RUN_FILE).is_file():
         # A killed run may have left these, or a server that ended while it waited for its sites, which it may have let
         # in already.
-        ours = (LOCK_FILE, f"{RUN_FILE}{TEMPORARY_SUFFIX}", IDENTITY_FOLDER, EXCHANGE_FOLDER, STATUS_FILE)
+        ours = (LOCK_FILE, f"{RUN_FILE}{TEMPORARY_SUFFIX}", IDENTITY_FOLDER, EXCHANGE_FOLDER, STATUS_FILE, STOP_FILE)
         if path.is_dir() and any(entry.name not in ours for entry in path.iterdir()):
             raise StoreError(f"{path} is not empty and holds no run; choose another folder with --out")
         return False

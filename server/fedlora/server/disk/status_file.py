@@ -1,10 +1,8 @@
-"""`status.json` in a server's run folder: how it is written, how it is read, and whose process it says to end."""
+"""`status.json` in a server's run folder: how it is written and read."""
 
-import fcntl
 import json
 import math
 import os
-import signal
 import threading
 import time
 from contextlib import suppress
@@ -14,7 +12,9 @@ from types import TracebackType
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
 from fedlora.common.files import write_file
+from fedlora.common.locks import is_held
 from fedlora.common.run_folder import LOCK_FILE, STATUS_FILE
+from fedlora.server.disk.status_reading import checked_status
 from fedlora.server.record.events import Event, RunStarted
 from fedlora.server.record.running_summary import RunningSummary, ended
 from fedlora.server.report.numbers import perplexity
@@ -28,10 +28,12 @@ _TOTALS = ("rounds", "accepted", "refused", "bytes_down", "bytes_up")
 class StatusFile:
     """Writes the summary of a run, at most twice a second; a picture of it as the live view is another."""
 
-    def __init__(self, folder: Path, config: RunConfig) -> None:
+    def __init__(self, folder: Path, config: RunConfig, *, identity: Path | None = None) -> None:
+        """`identity` is the folder of the authority and the sites' records; None where there are no certificates."""
         self._path = folder / STATUS_FILE
         self._config = config
-        self._port = 0
+        self._identity = identity
+        self._address, self._port = "", 0
         self._metric_name = "metric"
         self._summary = RunningSummary()
         self._lock = threading.Lock()
@@ -53,10 +55,10 @@ class StatusFile:
         self._changed.set()
         self._thread.join()
 
-    def listening(self, port: int) -> None:
-        """Note the port that sites connect to."""
+    def listening(self, port: int, *, address: str = "") -> None:
+        """Note the port that sites connect to, and the address with it, HOST:PORT."""
         with self._lock:
-            self._port = port
+            self._address, self._port = address, port
         self._changed.set()
 
     def show(self, event: Event, _before: RunningSummary, summary: RunningSummary) -> None:
@@ -91,6 +93,8 @@ class StatusFile:
             "run": self._config.run.name,
             "pid": os.getpid(),
             "port": self._port,
+            "address": self._address,
+            "identity": None if self._identity is None else str(self._identity.absolute()),
             "phase": self._phase(),
             "waiting_for": known.waiting_for,
             "round": known.round,
@@ -125,55 +129,20 @@ def read_status(folder: Path) -> Status:
     """Return what the server of a run folder last wrote, with `is_running`.
 
     Raises:
-        StoreError: no server has run there.
+        StoreError: no server has run there, or the file is damaged.
     """
-    path = folder / STATUS_FILE
-    try:
-        content: Status = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise StoreError(f"{folder}: no server has run there; expected the folder given to server start") from error
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read ({error})") from error
-    return content | {"is_running": _is_held(folder / LOCK_FILE)}
+    content = checked_status(folder)
+    return content | {"is_running": is_held(folder / LOCK_FILE)}
 
 
 def is_served(folder: Path) -> bool:
     """Return whether a server is at work on the run in a folder."""
     try:
-        return bool(read_status(folder)["is_running"])
+        return (folder / STATUS_FILE).exists() and is_held(folder / LOCK_FILE)
     except StoreError:
         return False
-
-
-def stop_server(folder: Path, *, timeout_seconds: float = 60.0) -> None:
-    """Have the server of a run folder end in good order, and return once it has.
-
-    Raises:
-        StoreError: no server is running there, or it has not ended in time.
-    """
-    found = read_status(folder)
-    if not found["is_running"]:
-        raise StoreError(f"{folder}: no server is running there")
-    pid = int(str(found["pid"]))
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + timeout_seconds
-    while read_status(folder)["is_running"]:
-        if time.monotonic() > deadline:
-            raise StoreError(f"{folder}: the server (process {pid}) has not ended within {timeout_seconds:.0f} s")
-        time.sleep(0.1)
 
 
 def _finite(number: float) -> float | None:
     """Return a number as JSON has it, which knows no nan."""
     return number if math.isfinite(number) else None
-
-
-def _is_held(lock: Path) -> bool:
-    try:
-        with open(lock, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

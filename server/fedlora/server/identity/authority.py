@@ -76,6 +76,19 @@ class Authority:
         return cls(folder, certificate, key)
 
     @classmethod
+    def kept(cls, folder: Path, now: datetime) -> "Authority":
+        """Return whichever authority the records in `folder` are of; nothing is made.
+
+        Raises:
+            StoreError: there is no such folder, it cannot be used, or its key or certificate is missing or damaged.
+        """
+        if not folder.is_dir():
+            raise StoreError(f"{folder}: there is no server's identity; start the server first")
+        if (folder / "ca.key").exists() or (folder / "ca.pem").exists():
+            return cls.open(folder, now)
+        return cls(folder, b"", None)
+
+    @classmethod
     def external(cls, folder: Path, ca_pem: bytes) -> "Authority":
         """Return the records in `folder` with an external authority, which alone is trusted.
 
@@ -123,7 +136,8 @@ class Authority:
     def invite(self, name: str, runs: Sequence[str], valid_for: timedelta, now: datetime) -> str:
         """Return the token of a new invitation to some runs; a former invitation to the same name ends.
 
-        The certificate of a site that is enrolled already is good until the new enrolment replaces it.
+        The certificate of a site that is enrolled already is good until the new enrolment replaces it, and the runs
+        that it may use stay.
 
         Raises:
             ConfigError: the name will not do.
@@ -137,12 +151,12 @@ class Authority:
         root = certificates.invitation_root(certificates.parse_token(token), expires, now=now).decode()
         with self._changing(name) as (former, write):
             kept = (former.certificates or ()) if former is not None else ()
-            write(SiteRecord(name, tuple(runs), "invited", kept, root, expires))
+            write(SiteRecord(name, _with_former_runs(former, runs), "invited", kept, root, expires))
         logger.info("Invited %s until %s", name, expires)
         return token
 
     def allow(self, name: str, runs: Sequence[str]) -> None:
-        """Let the bearer of any certificate of the external authority with this common name use some runs.
+        """Let the bearer of any certificate of the external authority with this common name use some runs more.
 
         Raises:
             ConfigError: the name will not do, or the authority is not external.
@@ -151,8 +165,8 @@ class Authority:
         certificates.check_site_name(name)
         if not self.is_external:
             raise ConfigError(f"{name}: only an external authority's sites need no invitation; invite it")
-        with self._changing(name) as (_, write):
-            write(SiteRecord(name, tuple(runs), "enrolled", None))
+        with self._changing(name) as (former, write):
+            write(SiteRecord(name, _with_former_runs(former, runs), "enrolled", None))
 
     def revoke(self, name: str) -> None:
         """End a site's certificates and its invitation.
@@ -269,6 +283,12 @@ class Authority:
         """Return a site's record and what writes it, while nobody else changes any."""
         with _locked(self._folder):
             yield self._records.get(name), self._records.write
+
+
+def _with_former_runs(former: SiteRecord | None, runs: Sequence[str]) -> tuple[str, ...]:
+    """Return the runs, after those that a site which has a good certificate may use already."""
+    is_enrolled = former is not None and former.status != "revoked" and former.certificates != ()
+    return tuple(dict.fromkeys([*(former.runs if former is not None and is_enrolled else ()), *runs]))
 
 
 def _is_good(key: bytes, certificate: bytes, authority: bytes, now: datetime) -> bool:

@@ -7,7 +7,7 @@ import grpc
 
 from fedlora.common.errors import StoreError
 from fedlora.server.identity.authority import AccessRefused
-from fedlora.server.sites.grpc.gate import Context, Gate, refuse
+from fedlora.server.sites.grpc.gate import Context, Gate, refuse, refuse_another_version
 from fedlora.v1 import enrolment_pb2
 from fedlora.v1.enrolment_pb2_grpc import EnrolmentServiceServicer
 
@@ -19,8 +19,14 @@ class EnrolmentService(EnrolmentServiceServicer):
         self._gate = gate
 
     async def Enrol(self, request: enrolment_pb2.EnrolRequest, context: Context) -> enrolment_pb2.EnrolResponse:
-        """Sign the key of the site whose invitation the caller's certificate was made from."""
+        """Sign the key of the site whose invitation the caller's certificate was made from.
+
+        What can be wrong is looked at first: the invitation is used up by the signature alone.
+        """
         authority, record, _ = await self._gate.invited(context)
+        await refuse_another_version(context, protocol=request.protocol, other_version=request.version)
+        if request.site != record.name:
+            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, f"other_name: {record.name}")
         try:
             certificate = await asyncio.to_thread(
                 authority.enrol, record.name, request.signing_request, datetime.now(UTC)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Any, NoReturn
 
 import grpc
@@ -10,6 +11,7 @@ from grpc.aio import ServicerContext
 
 from fedlora.common.channels import SITE_METADATA
 from fedlora.common.errors import StoreError
+from fedlora.common.wire import PROTOCOL
 from fedlora.server.identity.authority import AccessRefused, Authority
 from fedlora.server.identity.site_records import SiteRecord
 
@@ -78,6 +80,8 @@ class Gate:
         record = self._authority.invited_site(certificate, datetime.now(UTC))
         if record is None:
             await refuse(context, grpc.StatusCode.PERMISSION_DENIED, "not_invited")
+        if self._run not in record.runs:
+            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, "other_run")
         return self._authority, record, certificate
 
     @property
@@ -90,6 +94,19 @@ async def refuse(context: Context, status: grpc.StatusCode, code: str) -> NoRetu
     """End the call with a status and a typed code."""
     await context.abort(status, code)
     raise AssertionError("abort has raised")
+
+
+async def refuse_another_version(context: Context, *, protocol: int, other_version: str) -> None:
+    """End the call of a site that speaks another protocol, and name both."""
+    if protocol != PROTOCOL:
+        # What it says of itself is not a word of ours: printable, and short.
+        found = "".join(filter(str.isprintable, other_version[:40]))
+        await refuse(
+            context,
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"version: the server is fedlora {version('fedlora')} with protocol {PROTOCOL}, the site fedlora "
+            f"{found} with protocol {protocol}; update the older one",
+        )
 
 
 def _pem(context: Context) -> bytes | None:

@@ -16,7 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from fedlora.common import certificates
-from fedlora.common.channels import both_ends, split_address
+from fedlora.common.addresses import split_address
+from fedlora.common.channels import both_ends
 from fedlora.common.errors import ConfigError, FedloraError
 from fedlora.server.identity.authority import Authority
 from fedlora.server.sites.grpc.gate import Context, Gate
@@ -122,7 +123,7 @@ class Port:
 
         With certificates there is a health service only behind a `gate`: TLS also lets in who was revoked or invited.
         """
-        split_address(address)
+        split_address(address, listens=True)
         self._address = address
         self._credentials = credentials
         self._add_services = add_services

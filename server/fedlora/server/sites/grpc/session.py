@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 
@@ -18,7 +19,7 @@ from fedlora.common.run_file import to_toml
 from fedlora.common.schema import discard_local, to_proto
 from fedlora.common.wire import PROTOCOL, read_description, read_receipt, receipt_in
 from fedlora.server.disk.exchange import ExchangeStore
-from fedlora.server.sites.grpc.gate import Context, Gate, refuse
+from fedlora.server.sites.grpc.gate import Context, Gate, refuse, refuse_another_version
 from fedlora.server.sites.grpc.grid import GrpcGrid
 from fedlora.server.sites.grpc.known_site import Outstanding
 from fedlora.v1 import session_pb2
@@ -62,6 +63,7 @@ class SessionService(SessionServiceServicer):
                 run_toml=to_toml(self._config, comments=False),
                 num_ready=num_ready,
                 num_expected=self._config.federation.sites,
+                unix_seconds=int(time.time()),
             )
             yield session_pb2.ConnectResponse(welcome=welcome)
             while not (code := standing()):
@@ -90,13 +92,7 @@ class SessionService(SessionServiceServicer):
             await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no_hello")
         if not first.HasField("hello"):
             await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "no_hello")
-        if first.hello.protocol != PROTOCOL:
-            await refuse(
-                context,
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"version: the server is fedlora {version('fedlora')} with protocol {PROTOCOL}, the site fedlora "
-                f"{first.hello.version[:40]} with protocol {first.hello.protocol}; update the older one",
-            )
+        await refuse_another_version(context, protocol=first.hello.protocol, other_version=first.hello.version)
 
     async def _listen(
         self,

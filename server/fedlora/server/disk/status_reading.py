@@ -1,0 +1,57 @@
+"""What a status.json must hold to be shown: one that is cut, or somebody else's, is said in a line."""
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from fedlora.common.errors import StoreError
+from fedlora.common.run_folder import STATUS_FILE
+
+
+class _SiteStanding(BaseModel):
+    state: str
+    detail: str
+
+
+class _Readable(BaseModel):
+    """What whoever reads a status relies on; the file has more."""
+
+    run: str
+    pid: int
+    port: int
+    phase: str
+    waiting_for: str
+    round: int
+    num_rounds: int
+    sites: dict[str, _SiteStanding]
+    cohort: list[str]
+    accepted: list[str]
+    refused: dict[str, str]
+    last_round: int | None
+    metric: float | None
+    error_before: float | None
+    error_after: float | None
+    seconds: dict[str, float]
+    totals: dict[str, int]
+
+
+def checked_status(folder: Path) -> dict[str, object]:
+    """Return what lies in the status file of a run folder.
+
+    Raises:
+        StoreError: no server has run there, or the file is damaged.
+    """
+    path = folder / STATUS_FILE
+    try:
+        raw = path.read_bytes()
+        _Readable.model_validate_json(raw)
+    except FileNotFoundError as error:
+        raise StoreError(f"{folder}: no server has run there; expected the folder given to server start") from error
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"])) or "as a whole"
+        raise StoreError(f"{path} is damaged ({place}); a server that runs there writes it anew") from error
+    found: dict[str, object] = json.loads(raw)
+    return found
