@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import sys
-import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -149,21 +148,23 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
     from fedlora.cli.logs import log_to
     from fedlora.common.config import Occasion, idle_settings
     from fedlora.common.run_file import load_run
+    from fedlora.server.disk.account import seconds_worked
+    from fedlora.server.disk.recorded_rounds import recorded_rounds
     from fedlora.server.disk.status_file import StatusFile
-    from fedlora.server.record.running_summary import Summarised
+    from fedlora.server.record.running_summary import Summarised, after_rounds
     from fedlora.server.whole_run import Rounds, Run, whole_run
 
     config = load_run(run, overrides)
     console = Console()
     log_to(console)
-    began = time.perf_counter()
-    status_file = StatusFile(out, config)
+    known = after_rounds(recorded_rounds(out))
+    status_file = StatusFile(out, config, known=known)
 
     @contextmanager
     def shown() -> "Iterator[Listener]":
         view = progress_view(title=config.run.name, metric_name=partial(metric_name_in, out), console=console)
         with view as picture, status_file:
-            yield Summarised([status_file.show, picture])
+            yield Summarised([status_file.show, picture], known=known)
 
     def opened(port: int) -> None:
         status_file.listening(port)
@@ -196,7 +197,7 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
         metric_name=metric_name_in(out),
         out_dir=out,
         load_code=load_code(out, config),
-        seconds=time.perf_counter() - began,
+        seconds=seconds_worked(out),
     )
 
 

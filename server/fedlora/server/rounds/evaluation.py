@@ -78,14 +78,29 @@ def judge(
     for receipt in receipts:
         for group, score in receipt.groups.items():
             by_group.setdefault(group, []).append(score)
-    judged = sum(score.num_examples for scores in by_group.values() for score in scores)
-    if judged != size:
-        raise RunError(f"round {round}: {judged} of {size} held-out examples were judged; all sites need the same set")
     groups = {group: merge_scores(scores) for group, scores in sorted(by_group.items())}
+    if (judged := _judged(groups)) != size:
+        raise RunError(f"round {round}: {judged} of {size} held-out examples were judged; all sites need the same set")
     predictions = {place: label for receipt in receipts for place, label in receipt.predictions.items()}
     report = _report(groups, [receipt.generated for receipt in receipts], is_complete=num_examples is None)
     texts = {place: text for receipt in receipts for place, text in receipt.answers.items()}
     return Judged(report, dict(sorted(predictions.items())), dict(sorted(texts.items())))
+
+
+def equal_shares(sizes: Mapping[str, int], num_examples: int) -> dict[str, int]:
+    """Return how many of `num_examples` each site judges: equal parts, all of them dealt out as far as they reach.
+
+    A site that holds fewer than its part judges all that it has, and the others share what it leaves.
+
+    Args:
+        sizes: by site, how many it holds.
+    """
+    shares: dict[str, int] = {}
+    left = num_examples
+    for place, name in enumerate(sorted(sizes, key=lambda name: (sizes[name], name))):
+        shares[name] = min(sizes[name], left // (len(sizes) - place))
+        left -= shares[name]
+    return dict(sorted(shares.items()))
 
 
 def validate(
@@ -120,17 +135,20 @@ def _unsharded(federation: Federation, adapter: Packed, *, round: int, num_examp
 
 def _judge_at_sites(federation: Federation, request: EvaluateRequest, *, patience: float) -> HeldOutReport | None:
     """Return the score over the sites that answered, or None where none did; who is away for long is not waited for."""
-    there = [name for name in federation.expected(patience) if federation.sites[name].num_held_out > 0]
-
-    def share(num_examples: int) -> int:
-        return math.ceil(num_examples / max(1, len(there)))
-
-    of_a_site = replace(
-        request,
-        num_examples=None if request.num_examples is None else share(request.num_examples),
-        num_generated=share(request.num_generated),
-    )
-    receipts = _answers_of_sites(federation, dict.fromkeys(there, of_a_site), patience=patience)
+    sizes = {name: federation.sites[name].num_held_out for name in federation.expected(patience)}
+    sizes = {name: size for name, size in sizes.items() if size > 0}
+    judged = sizes if request.num_examples is None else equal_shares(sizes, request.num_examples)
+    generated_at = equal_shares(judged, request.num_generated)
+    requests = {
+        name: replace(
+            request,
+            num_examples=None if request.num_examples is None else num_examples,
+            num_generated=generated_at[name],
+        )
+        for name, num_examples in judged.items()
+        if num_examples > 0
+    }
+    receipts = _answers_of_sites(federation, requests, patience=patience)
     groups = {name: merge_scores(list(receipt.groups.values())) for name, receipt in receipts.items() if receipt.groups}
     if not groups:
         return None
@@ -139,7 +157,7 @@ def _judge_at_sites(federation: Federation, request: EvaluateRequest, *, patienc
         for name, receipt in receipts.items()
         if receipt.generated
     ]
-    is_complete = request.num_examples is None and len(groups) == len(federation.sites)
+    is_complete = request.num_examples is None and sum(sizes.values()) == federation.num_held_out == _judged(groups)
     return _report(dict(sorted(groups.items())), generated, is_complete=is_complete)
 
 
@@ -174,6 +192,11 @@ def _report(
         merged,
         merge_generated(list(merged.values())) if merged else None,
     )
+
+
+def _judged(groups: Mapping[str, Score]) -> int:
+    """Return from how many examples the scores are."""
+    return sum(score.num_examples for score in groups.values())
 
 
 def _shard_request(request: EvaluateRequest, shard: int, _attempt: int) -> EvaluateRequest:
