@@ -149,7 +149,7 @@ def test_a_resumed_run_says_where_it_goes_on() -> None:
 
 
 def test_a_run_resumed_after_its_end_is_finished() -> None:
-    started = RunStarted(CLIENTS, 2, 3, (report(0), report(1), report(2)))
+    started = RunStarted(CLIENTS, 2, 3, (report(0), report(1), report(2)), is_over=True)
     assert view_after([started]).summary.phase == "finished"
     assert logged([started])[0].endswith("all finished before")
 

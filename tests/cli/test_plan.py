@@ -1,6 +1,7 @@
 """`fedlora plan`: what it prints, what it refuses, and that its bytes are those that travel."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,54 @@ def test_a_plan_as_json_has_the_same_for_a_program(fedlora: Callable[..., Any], 
     assert plan["traffic"][0]["up"] < plan["traffic"][0]["down"]
     assert plan["server"]["seconds"] > 0
     assert plan["training_seconds"] > 0
+
+
+def plan_with(fedlora: Callable[..., Any], run_file: Path, *overrides: str) -> dict[str, Any]:
+    """Return the plan of a run with overrides."""
+    done = fedlora("plan", run_file, "--json", *(part for override in overrides for part in ("--set", override)))
+    assert (done.code, done.err) == (0, "")
+    return dict(json.loads(done.out))
+
+
+def test_the_clients_of_a_simulation_are_counted_by_the_groups_of_its_data(
+    fedlora: Callable[..., Any], run_file: Path, tiny_chats: Path
+) -> None:
+    by_group = ["partition.by=group", "data.group=language", f"data.path={tiny_chats}"]
+    plan = plan_with(fedlora, run_file, *by_group)
+    groups = {json.loads(line)["language"] for line in tiny_chats.read_text().splitlines()}
+    assert plan["num_clients"] == len(groups) > 1
+    assert plan["notes"][0].startswith(f"{len(groups)} clients, by the groups of {tiny_chats}; the largest, ")
+    assert (
+        f"a deployment begins with {7 + len(groups)} (federation.sites)"
+        in (plan_with(fedlora, run_file, *by_group, f"federation.sites={7 + len(groups)}")["notes"][0])
+    )
+    assert plan_with(fedlora, run_file, *by_group, "federation.cohort=1")["num_clients"] == 1
+
+
+def test_a_plan_whose_data_are_not_here_says_by_what_it_counts(fedlora: Callable[..., Any], run_file: Path) -> None:
+    plan = plan_with(fedlora, run_file, "partition.by=group", "data.group=language", "federation.sites=3")
+    assert plan["num_clients"] == 3
+    assert plan["notes"][0].startswith("3 clients, by federation.sites: nowhere.jsonl: no such file or folder")
+    run_file.write_text(run_file.read_text().replace('path = "nowhere.jsonl"', 'group = "language"'))
+    deployment = plan_with(fedlora, run_file, "partition.by=group", "federation.sites=3")
+    assert deployment["notes"][0].endswith("the run file names no data.path, so they are each site's own")
+
+
+def test_a_plan_has_a_time_with_epochs_too(
+    fedlora: Callable[..., Any], run_file: Path, tiny_chats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedlora.training.footprint.speed.measured_flops_per_second", lambda *_given: 1e9)
+
+    def seconds(*overrides: str) -> float:
+        plan = plan_with(fedlora, run_file, "train.device=cpu", *overrides)
+        return float(plan["training_seconds"])
+
+    # 1,000 examples in steps of 2; so many in all as the data have, in the 7 equal parts of the partition.
+    assert seconds("train.epochs=1") == pytest.approx(seconds("train.steps=500"))
+    largest = plan_with(fedlora, run_file, "train.epochs=1", f"data.path={tiny_chats}")["notes"][0]
+    num_examples = int(re.search(r"trains on ([\d,]+) examples", largest)[1].replace(",", ""))  # type: ignore[index]
+    steps = round(2 * num_examples / 2)
+    assert seconds("train.epochs=2", f"data.path={tiny_chats}") == pytest.approx(seconds(f"train.steps={steps}"))
 
 
 @pytest.mark.parametrize(

@@ -204,9 +204,9 @@ def test_an_unset_key_can_be_set_by_removing_its_comment_sign() -> None:
 
 def test_differences_name_the_key_with_both_values() -> None:
     other = parse_run({}, ["lora.rank=4", "partition.by=iid"])
-    assert differences(RunConfig(), RunConfig()) == []
-    assert differences(RunConfig(), other) == [
-        "lora.rank is 8, not 4",
-        "partition.by is 'group', not 'iid'",
-        "partition.num_clients is None, not 5",
-    ]
+    assert differences(RunConfig(), RunConfig()) == {}
+    assert differences(RunConfig(), other) == {
+        "lora.rank": (8, 4),
+        "partition.by": ("group", "iid"),
+        "partition.num_clients": (None, 5),
+    }

@@ -1,8 +1,10 @@
 """What a run leaves is what it says: the adapter folder gives the logits that the last evaluation judged."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +47,19 @@ def test_the_plain_encoder_takes_the_lora_part(finished_run: SimulationResult, t
     pooled = torch.cat([features[:, 0], features[:, 1:].mean(1)], dim=-1)
     weight, bias = head["classification_head.weight"], head["classification_head.bias"]
     torch.testing.assert_close(pooled @ weight.T + bias, logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_that_is_prolonged_ends_in_the_adapter_of_one_that_was_planned_so(
+    finished_run: SimulationResult, run_file: RunFile, fedlora_here: Callable[..., Any], tmp_path: Path
+) -> None:
+    simulate(run_file("federation.rounds=1"), out=tmp_path / "out", num_workers=2)
+    done = fedlora_here("simulate", "--resume", "--out", "out", "--set", "federation.rounds=2", "--workers", "2")
+    assert done.returncode == 0
+    assert "federation.rounds is changed from 1 to 2" in done.stdout
+    assert re.search(r"time +2 rounds in \d", done.stdout)
+    kept = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "out" / kept).read_bytes() == (finished_run.folder / kept).read_bytes()
+    assert load_run(tmp_path / "out" / "run.toml").federation.rounds == 2
 
 
 def test_every_round_is_one_documented_line(finished_run: SimulationResult) -> None:

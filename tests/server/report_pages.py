@@ -17,9 +17,9 @@ DOMAINS = ("mnist", "serif")
 LAYERS = tuple(f"encoder.layer.{block}.attention.{module}" for block in range(2) for module in ("query", "value"))
 
 
-def held_out(metrics: Mapping[str, float], *, is_complete: bool = True) -> HeldOutReport:
-    groups = {name: Score(100, 1.0, metric) for name, metric in metrics.items()}
-    overall = Score(100 * len(groups), 1.0, sum(metrics.values()) / len(metrics))
+def held_out(metrics: Mapping[str, float], *, of_each: int = 100, is_complete: bool = True) -> HeldOutReport:
+    groups = {name: Score(of_each, 1.0, metric) for name, metric in metrics.items()}
+    overall = Score(of_each * len(groups), 1.0, sum(metrics.values()) / len(metrics))
     return HeldOutReport(overall, groups, is_complete)
 
 

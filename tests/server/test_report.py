@@ -81,10 +81,19 @@ def test_plain_averaging_is_not_said_to_correct() -> None:
 
 
 def test_scores_of_a_sample_and_of_the_whole_set_are_told_apart() -> None:
-    sampled = finished(1, held_out=held_out(dict.fromkeys(DOMAINS, 0.3), is_complete=False))
+    sampled = finished(1, held_out=held_out(dict.fromkeys(DOMAINS, 0.3), of_each=50, is_complete=False))
     text = text_of(start(), sampled, finished(2))
-    assert "on all 200 before training and after round 2 (filled dots), and on a sample of 200 otherwise" in text
+    assert "on all 200 before training and after round 2 (filled dots), and on a sample of 100 otherwise" in text
+    assert "different examples" not in text
     assert "different examples" in text_of(start(), sampled)
+
+
+def test_scores_are_said_to_be_of_different_examples_only_where_they_are() -> None:
+    assert "different examples" not in text_of(start(), finished(1))
+    as_many = held_out(dict.fromkeys(DOMAINS, 0.3), is_complete=False)
+    assert "different examples" not in text_of(start(), finished(1, held_out=as_many))
+    another_site = held_out(dict.fromkeys((*DOMAINS, "optdigits"), 0.3))
+    assert "different examples" in text_of(start(), finished(1, held_out=another_site))
 
 
 def test_refused_updates_have_a_table_only_when_there_are_any(page: str) -> None:

@@ -1,6 +1,16 @@
-"""The learning rate's course over a whole run."""
+"""How many steps a round has, and the learning rate's course over a whole run."""
 
 import math
+from typing import cast
+
+from fedlora.common.config import TrainSection
+
+
+def steps_of_round(settings: TrainSection, num_examples: int) -> int:
+    """Return a round's optimiser steps for a client with so many examples."""
+    if settings.epochs is None:
+        return cast(int, settings.steps)
+    return max(1, round(settings.epochs * num_examples / min(settings.batch_size, num_examples)))
 
 
 def learning_rate_factor(progress: float, *, schedule: str, warmup: float) -> float:

@@ -18,7 +18,7 @@ from fedlora.common.messages import INTERRUPTED
 from fedlora.models.reach import is_routed
 from fedlora.training.optimizer_state import Moments, read_moments, set_moments
 from fedlora.training.peft_bridge import ResidentModel
-from fedlora.training.schedule import learning_rate_factor
+from fedlora.training.schedule import learning_rate_factor, steps_of_round
 from fedlora.training.tasks import Batch, Prepared, Task
 
 logger = logging.getLogger(__name__)
@@ -101,11 +101,8 @@ class LocalTrainer(Generic[P]):
             self._forward = torch.compile(model.peft_model, dynamic=True)
 
     def num_steps(self, num_examples: int) -> int:
-        """Return a round's optimiser steps for a client with `num_examples`."""
-        if self.settings.epochs is not None:
-            steps = max(1, round(self.settings.epochs * num_examples / min(self.settings.batch_size, num_examples)))
-        else:
-            steps = cast(int, self.settings.steps)
+        """Return a round's optimiser steps for a client with `num_examples`, at most as many as it takes part in."""
+        steps = steps_of_round(self.settings, num_examples)
         return steps if self._max_steps is None else min(steps, self._max_steps)
 
     def train(

@@ -108,14 +108,14 @@ def to_toml(config: RunConfig, *, comments: bool = True) -> str:
     return "\n".join(lines[1:]) + "\n"
 
 
-def differences(one: RunConfig, other: RunConfig) -> list[str]:
-    """Return the dotted keys in which two runs differ, with both values."""
+def differences(one: RunConfig, other: RunConfig) -> dict[str, tuple[object, object]]:
+    """Return the dotted keys in which two runs differ, sorted, with both values."""
     left, right = (dict(_flat(config.model_dump(mode="json"))) for config in (one, other))
-    return [
-        f"{key} is {left.get(key)!r}, not {right.get(key)!r}"
+    return {
+        key: (left.get(key), right.get(key))
         for key in sorted(left.keys() | right.keys())
         if left.get(key) != right.get(key)
-    ]
+    }
 
 
 def _fill_defaults(table: Table) -> None:

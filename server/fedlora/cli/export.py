@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import cast
 
 from fedlora.common.errors import ConfigError, StoreError
-from fedlora.common.run_folder import BEST_RECORD, MANIFEST_FILE
+from fedlora.common.run_folder import BEST_RECORD, MANIFEST_FILE, ROUNDS_FILE
 from fedlora.finished.export import Exported, export_run
 from fedlora.finished.finished_run import Choice, FinishedRun, open_finished
 from fedlora.finished.model_card import History
-from fedlora.server.disk.store import ROUNDS_FILE
 from fedlora.server.record.best_round import validation_scores
 from fedlora.server.record.round_report import CODEC, RoundReport
 from fedlora.server.report.wording import size_text

@@ -82,7 +82,7 @@ def outcome_lines(reports: Sequence[RoundReport]) -> Iterator[tuple[str, str]]:
     scores = validation_by_round(reports)
     if (best := best_of(scores)) is not None:
         yield "best round", _best(scores, best)
-    if any(report.ended_early for report in reports):
+    if reports and reports[-1].ended_early:
         yield "ended early", f"after round {reports[-1].round}: the validation loss had not become lower since"
 
 

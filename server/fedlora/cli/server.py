@@ -5,7 +5,6 @@ import logging
 import os
 import shlex
 import sys
-import time
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -186,13 +185,15 @@ def _start(
     from fedlora.cli.live import logged_events, metric_name_in, print_outcome, progress_view
     from fedlora.common.config import Occasion, idle_settings
     from fedlora.common.run_file import load_run
+    from fedlora.server.disk.account import seconds_worked
+    from fedlora.server.disk.recorded_rounds import recorded_rounds
     from fedlora.server.disk.status_file import StatusFile
-    from fedlora.server.record.running_summary import Summarised
+    from fedlora.server.record.running_summary import Summarised, after_rounds
     from fedlora.server.whole_run import Rounds, Run, whole_run
 
     config = load_run(run, overrides)
-    began = time.perf_counter()
-    status_file = StatusFile(out, config, identity=None if door.is_insecure else door.identity_folder(out))
+    known = after_rounds(recorded_rounds(out))
+    status_file = StatusFile(out, config, known=known, identity=None if door.is_insecure else door.identity_folder(out))
 
     @contextmanager
     def shown() -> "Iterator[Listener]":
@@ -200,7 +201,7 @@ def _start(
         view = progress_view(title=title, metric_name=metric_name, console=console) if is_live else nullcontext()
         with view as picture, status_file:
             logged = logged_events(title=title, metric_name=metric_name)
-            yield Summarised([status_file.show, logged, *([picture] if picture is not None else [])])
+            yield Summarised([status_file.show, logged, *([picture] if picture is not None else [])], known=known)
 
     def opened(port: int) -> None:
         address = f"{door.address.rpartition(':')[0]}:{port}"
@@ -232,7 +233,7 @@ def _start(
         metric_name=metric_name_in(out),
         out_dir=out,
         load_code=load_code(out, config),
-        seconds=time.perf_counter() - began,
+        seconds=seconds_worked(out),
     )
 
 

@@ -24,9 +24,12 @@ from fedlora.server.report.wording import (
 def status_lines(status: Status) -> Iterator[str]:
     """Yield a server's status in lines for people."""
     found: Mapping[str, Any] = status
-    state = found["phase"] if found["is_running"] else "not running"
     where = f", port {found['port']}, process {found['pid']}" if found["is_running"] else ""
-    yield f"{found['run']}: {state}, round {found['round']} of {found['num_rounds']}{where}"
+    yield f"{found['run']}: {_state(found)}{where}"
+    if found["failure"]:
+        yield f"  because   {found['failure']}"
+    if found["state"] in ("failed", "stopped", "killed"):
+        yield "  to go on  give the same start command again"
     if found["waiting_for"] and found["is_running"]:
         yield f"  waiting   {found['waiting_for']}"
     if found["is_running"]:
@@ -39,7 +42,8 @@ def status_lines(status: Status) -> Iterator[str]:
     if totals.get("rounds"):
         moved = f"{bytes_text(totals['bytes_down'])} down, {bytes_text(totals['bytes_up'])} up"
         accepted = f"{count_text(totals['accepted'], 'update')} accepted, {totals['refused']} refused"
-        yield f"  so far    {count_text(totals['rounds'], 'round')}, {accepted}, {moved}"
+        rounds = f"{count_text(totals['rounds'], 'round')} in {duration_text(found['seconds_of_run'])}"
+        yield f"  so far    {rounds}, {accepted}, {moved}"
     if found["metric"] is not None:
         name, beside = found.get("metric_name", "metric"), ""
         if found.get("perplexity") is not None:
@@ -55,6 +59,24 @@ def status_lines(status: Status) -> Iterator[str]:
     if found["seconds"]:
         parts = ", ".join(f"{phase} {duration_text(seconds)}" for phase, seconds in found["seconds"].items())
         yield f"  last took {parts}"
+
+
+def _state(found: Mapping[str, Any]) -> str:
+    """Return in which state a run is and where in its rounds, and when its server was last heard of if it is gone."""
+    state, number, num_rounds = found["state"], found["round"], found["num_rounds"]
+    when = f"{found['last_word'][:16].replace('T', ' ')} UTC"
+    at = f"{'after' if found['last_round'] == number else 'in'} round {number} of {num_rounds}"
+    at = at if number else f"before round 1 of {num_rounds}"
+    match state:
+        case "finished":
+            return f"finished, {count_text(num_rounds, 'round')}, {when}"
+        case "starting" | "waiting":
+            return f"{'waiting for sites' if found['phase'] == 'waiting for sites' else state}, {at}"
+        case "running":
+            return f"running, {at}: {found['phase']}"
+        case "killed":
+            return f"killed {at}, last heard of {when}"
+    return f"{state} {at}, {when}"
 
 
 def sites_table(records: Sequence[SiteRecord], now: datetime) -> Table:

@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import load_run, to_toml
 from fedlora.common.run_folder import RUN_FILE
+from fedlora.server.disk.account import seconds_worked
 from fedlora.server.record.running_summary import Summarised
 from fedlora.simulation import preset, simulate
 from fedlora.simulation.simulate import Engine, choose_folder
@@ -55,7 +55,6 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
         raise ConfigError(f"--engine is {options.engine!r}; expected {' or '.join(_ENGINES)}")
     log_to(console)
     out = choose_folder(config, options.out, resume=options.resume)
-    began = time.perf_counter()
     try:
         view = progress_view(title=config.run.name, metric_name=partial(metric_name_in, out), console=console)
         with terminated_as_interrupted(), view as picture:
@@ -73,7 +72,6 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
         remedy = f"go on with: fedlora simulate --resume --out {shlex.quote(str(out))}"
         print(f"interrupted; {remedy if has_begun else 'nothing was written yet'}", file=sys.stderr)
         raise typer.Exit(exit_status(interrupt)) from None
-    seconds = time.perf_counter() - began
     from fedlora.server.run_report import load_code
 
     print_outcome(
@@ -82,7 +80,7 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
         metric_name=metric_name_in(result.folder),
         out_dir=result.folder,
         load_code=load_code(result.folder, config),
-        seconds=seconds,
+        seconds=seconds_worked(result.folder),
     )
 
 
@@ -92,7 +90,7 @@ def _config(options: Options) -> RunConfig:
         raise ConfigError("RUN.toml and --preset name two runs; give one of them")
     if options.run is not None:
         return load_run(options.run, options.overrides)
-    if options.resume and options.preset is None and options.out is not None:
-        choose_folder(RunConfig(), options.out, resume=True)
-        return load_run(options.out / RUN_FILE, options.overrides)
+    if options.resume and options.preset is None:
+        folder = choose_folder(preset(_DEFAULT_PRESET), options.out, resume=True)
+        return load_run(folder / RUN_FILE, options.overrides)
     return preset(options.preset or _DEFAULT_PRESET, *options.overrides)

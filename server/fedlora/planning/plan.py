@@ -8,12 +8,14 @@ import torch
 from fedlora.common.config import BASE_CHANGING_INITS, CausalLm, RunConfig, idle_settings
 from fedlora.common.errors import ModelError
 from fedlora.methods import Method, loadable_methods
+from fedlora.planning.clients import planned_clients
 from fedlora.planning.server_cost import ServerCost, server_cost
 from fedlora.planning.traffic import Traffic, traffic_of
 from fedlora.server.run_method import method_of
 from fedlora.training.footprint.outline import ASSUMED_LABELS, outline_of
 from fedlora.training.footprint.speed import estimated_seconds
 from fedlora.training.footprint.step import StepCost, autocast_dtype, step_cost
+from fedlora.training.schedule import steps_of_round
 
 # What CUDA itself takes of a GPU, beside torch's allocator, and what is lost between its blocks.
 _CUDA_CONTEXT_BYTES = 600 * 2**20
@@ -33,7 +35,7 @@ class Plan:
         step: a client's memory, and the work of a step.
         traffic: bytes of each method, the run's own first.
         server: what the run's own method takes of the server.
-        training_seconds: of a client in a round, estimated; None where its device is not here or its steps are unknown.
+        training_seconds: of the client with most examples in a round, estimated; None where its device is not here.
         notes: what was assumed, and what to look at.
     """
 
@@ -65,7 +67,8 @@ def plan_of(config: RunConfig) -> Plan:
     changes_base = method.changes_base or init_changes_base
     step = step_cost(outline, config, is_cuda=device == "cuda", changes_base=changes_base)
     _require_memory(step, config, device)
-    num_clients = _num_clients(config)
+    clients = planned_clients(config)
+    num_clients = _num_asked(config, clients.num_clients)
 
     def traffic(one: Method) -> Traffic:
         return traffic_of(
@@ -89,8 +92,8 @@ def plan_of(config: RunConfig) -> Plan:
         step=step,
         traffic=tuple(traffic(one) for one in (method, *others)),
         server=server_cost(outline.adapter, method, num_clients=num_clients),
-        training_seconds=_training_seconds(step, config, device),
-        notes=(*outline.notes, *_notes(config, step, device)),
+        training_seconds=_training_seconds(step, config, device, num_examples=clients.num_examples),
+        notes=(*clients.notes, *outline.notes, *_notes(config, step, device)),
     )
 
 
@@ -101,17 +104,18 @@ def _device(config: RunConfig) -> str:
     return "cuda" if torch.cuda.is_available() or config.model.quantization != "none" else "cpu"
 
 
-def _num_clients(config: RunConfig) -> int:
+def _num_asked(config: RunConfig, num_clients: int) -> int:
+    """Return how many of the clients are asked in a round."""
     settings = config.federation
-    known = getattr(config.partition, "num_clients", None) or settings.sites
-    return settings.cohort or max(1, round(settings.fraction * known))
+    return settings.cohort or max(1, round(settings.fraction * num_clients))
 
 
-def _training_seconds(step: StepCost, config: RunConfig, device: str) -> float | None:
-    if config.train.steps is None or (device == "cuda" and not torch.cuda.is_available()):
+def _training_seconds(step: StepCost, config: RunConfig, device: str, *, num_examples: int) -> float | None:
+    """Return what a client with so many examples needs for a round."""
+    if device == "cuda" and not torch.cuda.is_available():
         return None
     dtype = autocast_dtype(config, is_cuda=device == "cuda") or torch.float32
-    return estimated_seconds(config.train.steps * step.flops, device, dtype)
+    return estimated_seconds(steps_of_round(config.train, num_examples) * step.flops, device, dtype)
 
 
 def _require_memory(step: StepCost, config: RunConfig, device: str) -> None:

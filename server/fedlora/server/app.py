@@ -9,6 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedlora.aggregation import Robust
 from fedlora.common.config import RunConfig
 from fedlora.methods import Method
+from fedlora.server.disk.account import Account
 from fedlora.server.disk.store import RunFolder
 from fedlora.server.record.events import Listener
 from fedlora.server.rounds.federated_run import FederatedRun
@@ -23,6 +24,7 @@ def server_app_for(
     num_sites: int,
     command: str,
     listener: Listener,
+    account: Account | None = None,
     method: Method | None = None,
 ) -> ServerApp:
     """Return the ServerApp that does the rounds of a run which are left.
@@ -31,6 +33,7 @@ def server_app_for(
         folder: the run's.
         num_sites: these are waited for at the start.
         command: goes into the manifest.
+        account: keeps the time of this process.
         method: in place of the run's.
     """
     robust = Robust(**config.robust.model_dump())
@@ -42,6 +45,7 @@ def server_app_for(
         num_sites=num_sites,
         command=command,
         listener=listener,
+        account=account,
     )
     app = ServerApp()
 

@@ -8,6 +8,7 @@ from fedlora.common.config import RunConfig
 from fedlora.common.messages import SiteDescription
 from fedlora.common.run_file import to_toml
 from fedlora.common.run_folder import BEST_FOLDER
+from fedlora.server.disk.account import seconds_worked
 from fedlora.server.disk.store import RunFolder
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.report import Holding, Holdings, ShownAnswer, ShownExample, render_report
@@ -46,6 +47,7 @@ def write_report(
         num_rounds=config.federation.rounds,
         reports=reports,
         config_toml=to_toml(config),
+        worked=seconds_worked(folder.path),
         examples=examples,
         shown_answers=shown_answers,
         holdings=holdings or _holdings_of_sites(sites),

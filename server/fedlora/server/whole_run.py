@@ -10,10 +10,12 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
 from fedlora.common.messages import SiteDescription
 from fedlora.methods import Method
+from fedlora.server.disk.account import Account
 from fedlora.server.disk.claim import Claim
 from fedlora.server.record.events import Event, HeardSites, Listener, Noted, ignore
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.run_method import method_of
+from fedlora.server.running_report import RunningReport
 
 if TYPE_CHECKING:
     from flwr.serverapp import ServerApp
@@ -47,10 +49,12 @@ class Rounds:
 
     Attributes:
         listener: hears what happens.
+        account: keeps the time.
     """
 
     run: Run
     listener: Listener
+    account: Account
 
     def server_app(self, *, first: Listener = ignore) -> "ServerApp":
         """Return the ServerApp that does the rounds, whose events `first` hears before the listener. Imports torch."""
@@ -62,7 +66,13 @@ class Rounds:
 
         run = self.run
         return server_app_for(
-            run.config, run.folder, num_sites=run.num_sites, command=run.command, listener=listen, method=run.method
+            run.config,
+            run.folder,
+            num_sites=run.num_sites,
+            command=run.command,
+            listener=listen,
+            account=self.account,
+            method=run.method,
         )
 
 
@@ -83,7 +93,8 @@ def whole_run(
 ) -> "Checkpoint | None":
     """Do the rounds that are left, and return what they have led to; None where no round is over.
 
-    Also a run that is interrupted or has to stop leaves a report over the rounds that it did.
+    The report over the rounds so far is written while it runs, and again at its end, also where it is interrupted or
+    has to stop.
 
     Args:
         shown: tells whoever looks on what happens; it begins once the folder is claimed.
@@ -95,29 +106,48 @@ def whole_run(
     """
     if run.method is None:
         method_of(run.config)  # Refused before anything is written.
-    with Claim(run.folder, run.config, resume=resume), shown as listener:
+    with Claim(run.folder, run.config, resume=resume) as claim, Account(run.folder) as account, shown as listener:
         heard = HeardSites(listener)
-        if run.notes:
-            heard(Noted(run.notes))
+        if notes := (*claim.notes, *run.notes):
+            heard(Noted(notes))
+
+        def write(reports: Sequence[RoundReport]) -> None:
+            account.write()
+            _write_report(run, reports, heard.sites, write_report)
+
         try:
-            engine(Rounds(run, heard))
+            with RunningReport(write) as report:
+
+                def listen(event: Event) -> None:
+                    heard(event)
+                    report.heard(event)
+
+                engine(Rounds(run, listen, account))
         except BaseException:
             with suppress(StoreError):  # What has ended the run says more than that it has no report.
-                _reported(run, heard.sites, write_report)
+                _reported(run, write)
             raise
-        return _reported(run, heard.sites, write_report)
+        return _reported(run, write)
 
 
-def _reported(run: Run, sites: Mapping[str, SiteDescription], write_report: WriteReport | None) -> "Checkpoint | None":
+def _reported(run: Run, write: Callable[[Sequence[RoundReport]], None]) -> "Checkpoint | None":
     """Return the newest round, with the report over all that are over written."""
+    from fedlora.server.disk.store import RunFolder
+
+    checkpoint = RunFolder(run.folder).latest()
+    if checkpoint is not None:
+        write(checkpoint.reports)
+    return checkpoint
+
+
+def _write_report(
+    run: Run, reports: Sequence[RoundReport], sites: Mapping[str, SiteDescription], write_report: WriteReport | None
+) -> None:
     from fedlora.server import run_report
     from fedlora.server.disk.store import RunFolder
 
     folder = RunFolder(run.folder)
-    if (checkpoint := folder.latest()) is None:
-        return None
     if write_report is None:
-        run_report.write_report(folder, run.config, checkpoint.reports, sites=sites, notes=run.notes)
+        run_report.write_report(folder, run.config, reports, sites=sites, notes=run.notes)
     else:
-        write_report(folder, checkpoint.reports, sites)
-    return checkpoint
+        write_report(folder, reports, sites)

@@ -8,7 +8,7 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
 from fedlora.common.files import TEMPORARY_SUFFIX, write_file
 from fedlora.common.locks import hold
-from fedlora.common.run_file import differences, load_run, to_toml
+from fedlora.common.run_file import load_run, to_toml
 from fedlora.common.run_folder import (
     EXCHANGE_FOLDER,
     IDENTITY_FOLDER,
@@ -19,16 +19,21 @@ from fedlora.common.run_folder import (
     STATUS_FILE,
     STOP_FILE,
 )
+from fedlora.server.disk.prolonging import changes
 
 
 class Claim:
     """A folder held by this process for one run. At its end another process may have it.
 
     A run that ended in an error before its manifest was written has begun nothing: its folder is given back as it was.
+
+    Attributes:
+        is_new: whether the folder held no run.
+        notes: what a run that goes on does from here on otherwise than before, in a line each.
     """
 
     def __init__(self, path: Path, config: RunConfig, *, resume: bool) -> None:
-        """Check and lock the folder at `path`, which is made if need be, and write its run.toml if it is new.
+        """Check and lock the folder at `path`, which is made if need be, and write its run.toml if that is new.
 
         Raises:
             StoreError: it holds something else, a run where a new one was to start, a run that differs, or is in use.
@@ -36,7 +41,9 @@ class Claim:
         self.path = path
         try:
             self._existed = path.exists()
-            self.is_new = not _holds(path, config, resume=resume)
+            recorded = _run_in(path, resume=resume)
+            self.is_new = recorded is None
+            self.notes = () if recorded is None else changes(path, recorded, config)
             path.mkdir(parents=True, exist_ok=True)
             self._lock = open(path / LOCK_FILE, "wb")  # noqa: SIM115 (held until the end)
         except OSError as error:
@@ -50,11 +57,13 @@ class Claim:
             ) from error
         # It asked a former holder.
         (path / STOP_FILE).unlink(missing_ok=True)
-        if self.is_new:
+        if self.is_new or self.notes:
             try:
                 write_file(path / RUN_FILE, to_toml(config))
             except StoreError:
-                self._give_back()
+                if self.is_new:
+                    self._give_back()
+                self._lock.close()
                 raise
 
     def __enter__(self) -> "Claim":
@@ -77,11 +86,11 @@ class Claim:
         self._lock.close()
 
 
-def _holds(path: Path, config: RunConfig, *, resume: bool) -> bool:
-    """Return whether `path` holds this run already; False for a folder that is free.
+def _run_in(path: Path, *, resume: bool) -> RunConfig | None:
+    """Return the run that `path` holds; None for a folder that is free.
 
     Raises:
-        StoreError: it holds another run or other files, or the run and `resume` is not asked for.
+        StoreError: it holds other files, or a run and `resume` is not asked for.
     """
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file; expected a folder for the run")
@@ -91,9 +100,7 @@ def _holds(path: Path, config: RunConfig, *, resume: bool) -> bool:
         ours = (LOCK_FILE, f"{RUN_FILE}{TEMPORARY_SUFFIX}", IDENTITY_FOLDER, EXCHANGE_FOLDER, STATUS_FILE, STOP_FILE)
         if path.is_dir() and any(entry.name not in ours for entry in path.iterdir()):
             raise StoreError(f"{path} is not empty and holds no run; choose another folder with --out")
-        return False
+        return None
     if not resume:
         raise StoreError(f"{path} holds a run; continue it with --resume, or choose another folder with --out")
-    if changed := differences(load_run(path / RUN_FILE), config):
-        raise StoreError(f"{path} holds a run that differs from this one: {'; '.join(changed)}")
-    return True
+    return load_run(path / RUN_FILE)

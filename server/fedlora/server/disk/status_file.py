@@ -6,14 +6,17 @@ import os
 import threading
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import StoreError
+from fedlora.common.errors import FedloraError, StoreError, one_line
 from fedlora.common.files import write_file
 from fedlora.common.locks import is_held
-from fedlora.common.run_folder import LOCK_FILE, STATUS_FILE
+from fedlora.common.run_folder import LOCK_FILE, MANIFEST_FILE, STATUS_FILE
+from fedlora.server.disk.account import process_records, seconds_worked
+from fedlora.server.disk.run_state import last_word, state_of
 from fedlora.server.disk.status_reading import checked_status
 from fedlora.server.record.events import Event, RunStarted
 from fedlora.server.record.running_summary import RunningSummary, ended
@@ -22,20 +25,28 @@ from fedlora.server.report.numbers import perplexity
 Status = dict[str, object]
 
 _LEAST_SECONDS_BETWEEN = 0.5
+# The code of the error in which a run ends that was asked to.
+_STOPPED = "stopped"
 _TOTALS = ("rounds", "accepted", "refused", "bytes_down", "bytes_up")
 
 
 class StatusFile:
     """Writes the summary of a run, at most twice a second; a picture of it as the live view is another."""
 
-    def __init__(self, folder: Path, config: RunConfig, *, identity: Path | None = None) -> None:
-        """`identity` is the folder of the authority and the sites' records; None where there are no certificates."""
+    def __init__(
+        self, folder: Path, config: RunConfig, *, known: RunningSummary | None = None, identity: Path | None = None
+    ) -> None:
+        """Of a run that goes on, `known` is the summary before the first event.
+
+        `identity` is the folder of the authority and the sites' records; None where there are no certificates.
+        """
         self._path = folder / STATUS_FILE
         self._config = config
         self._identity = identity
         self._address, self._port = "", 0
-        self._metric_name = "metric"
-        self._summary = RunningSummary()
+        self._metric_name = _metric_name(folder)
+        self._failure = ""
+        self._summary = known or RunningSummary()
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._is_over = False
@@ -51,6 +62,7 @@ class StatusFile:
     ) -> None:
         with self._lock:
             self._summary = ended(self._summary)
+            self._failure = one_line(error) if isinstance(error, FedloraError) and error.code != _STOPPED else ""
             self._is_over = True
         self._changed.set()
         self._thread.join()
@@ -66,10 +78,7 @@ class StatusFile:
         with self._lock:
             self._summary = summary
             if isinstance(event, RunStarted):
-                # Imports torch, which the server has done before it has met its sites.
-                from fedlora.server.disk.store import RunFolder
-
-                self._metric_name = RunFolder(self._path.parent).metric_name
+                self._metric_name = _metric_name(self._path.parent)
         self._changed.set()
 
     def _write_changes(self) -> None:
@@ -95,7 +104,9 @@ class StatusFile:
             "port": self._port,
             "address": self._address,
             "identity": None if self._identity is None else str(self._identity.absolute()),
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "phase": self._phase(),
+            "failure": self._failure,
             "waiting_for": known.waiting_for,
             "round": known.round,
             "num_rounds": self._config.federation.rounds,
@@ -126,13 +137,22 @@ class StatusFile:
 
 
 def read_status(folder: Path) -> Status:
-    """Return what the server of a run folder last wrote, with `is_running`.
+    """Return what the server of a run folder last wrote, with what it is from outside.
+
+    That is `is_running`, `state`, the time of its `last_word`, and `seconds_of_run`, the wall time of all processes.
 
     Raises:
         StoreError: no server has run there, or the file is damaged.
     """
     content = checked_status(folder)
-    return content | {"is_running": is_held(folder / LOCK_FILE)}
+    is_running = is_held(folder / LOCK_FILE)
+    seen = max((record.last_seen for record in process_records(folder)), default=None)
+    return content | {
+        "is_running": is_running,
+        "state": state_of(content, is_running=is_running),
+        "last_word": last_word(content, seen),
+        "seconds_of_run": seconds_worked(folder),
+    }
 
 
 def is_served(folder: Path) -> bool:
@@ -141,6 +161,14 @@ def is_served(folder: Path) -> bool:
         return (folder / STATUS_FILE).exists() and is_held(folder / LOCK_FILE)
     except StoreError:
         return False
+
+
+def _metric_name(folder: Path) -> str:
+    """Return the name of the run's metric, which its manifest tells once it has met its sites."""
+    try:
+        return str(json.loads((folder / MANIFEST_FILE).read_bytes())["metric"])
+    except (OSError, ValueError, KeyError):
+        return "metric"
 
 
 def _finite(number: float) -> float | None:

@@ -20,7 +20,9 @@ class _Readable(BaseModel):
     run: str
     pid: int
     port: int
+    written: str
     phase: str
+    failure: str
     waiting_for: str
     round: int
     num_rounds: int

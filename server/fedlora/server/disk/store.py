@@ -4,6 +4,7 @@
     manifest.json             run id, versions, fingerprints of base model and data, seed, command
     sites.json                what each site says of itself, where sites come and go
     rounds.jsonl              one RoundReport a line, from round 0
+    processes.json            for how long each process has worked on the run (account)
     adapter/                  the newest global adapter, a PEFT folder
     best/                     the best round's, by the clients' validation loss, and best.json: which one that is
     optimizer/                each client's moments, in a simulation whose clients keep them
@@ -40,7 +41,14 @@ from fedlora.common.errors import StoreError
 from fedlora.common.files import append_to_file, client_file_name, link_file, write_file
 from fedlora.common.messages import Score, SiteDescription, TrainReceipt
 from fedlora.common.packed_file import PackedFile, wire_bytes
-from fedlora.common.run_folder import ADAPTER_FOLDER, BEST_FOLDER, BEST_RECORD, MANIFEST_FILE, SITES_FILE
+from fedlora.common.run_folder import (
+    ADAPTER_FOLDER,
+    BEST_FOLDER,
+    BEST_RECORD,
+    MANIFEST_FILE,
+    ROUNDS_FILE,
+    SITES_FILE,
+)
 from fedlora.methods import MethodState
 from fedlora.server.disk.method_state import pack_state, unpack_state
 from fedlora.server.record.draw import Draw
@@ -48,7 +56,6 @@ from fedlora.server.record.round_report import CODEC, RoundReport
 
 logger = logging.getLogger(__name__)
 
-ROUNDS_FILE = "rounds.jsonl"
 REPORT_FILE = "report.html"
 _STATE_FILE = "state.safetensors"
 _KEPT_ADAPTERS = 2

@@ -9,12 +9,16 @@ from fedlora.server.record.round_report import RoundReport
 
 @dataclass(frozen=True)
 class RunStarted:
-    """All clients are known. `next_round` is 1, or higher in a resumed run whose `reports` are the rounds so far."""
+    """All clients are known. `next_round` is 1, or higher in a resumed run whose `reports` are the rounds so far.
+
+    `is_over`: whether there is no next round: all rounds are over, or the run has ended early.
+    """
 
     clients: tuple[str, ...]
     num_rounds: int
     next_round: int
     reports: tuple[RoundReport, ...]
+    is_over: bool = False
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,9 @@ class RoundReport:
         refused: by name, the others, with the reason: its code, and what was found where that is known.
         aggregation: norms of the error before and after the correction, overall and by layer; None in round 0.
         held_out: None where there is no held-out set.
-        bytes_down, bytes_up: adapter bytes to and from the clients.
-        seconds: wall time by phase: training (of the whole cohort), aggregation, evaluation, storing.
+        bytes_down, bytes_up: adapter bytes to and from the clients, those of interrupted processes included.
+        seconds: wall time by phase: training (of the whole cohort), aggregation, evaluation, storing; and
+            `interrupted`, what processes that ended before the round was over had spent on it.
         adapter_sha256: of the packed global adapter after this round.
         state_sha256: of what the method keeps for the next round; empty where it keeps nothing.
         validation: of the last round, the new adapter's score on the clients' own validation examples; that of the

@@ -169,11 +169,15 @@ def updated(summary: RunningSummary, event: Event) -> RunningSummary:
     """Return what is known after an event."""
     match event:
         case RunStarted():
-            started = replace(summary, clients=event.clients, num_rounds=event.num_rounds, round=event.next_round)
-            for report in event.reports:
-                started = _after_round(_with_refusals(started, report.round, report.refused), report)
-            is_over = event.next_round > event.num_rounds or (started.last is not None and started.last.ended_early)
-            return replace(started, phase="finished" if is_over else "starting", waiting_for="")
+            started = after_rounds(event.reports)
+            return replace(
+                started,
+                clients=event.clients,
+                num_rounds=event.num_rounds,
+                round=event.reports[-1].round if event.is_over else event.next_round,
+                phase="finished" if event.is_over else "starting",
+                sites=summary.sites,
+            )
         case RoundStarted():
             begun = replace(summary, round=event.round, cohort=event.cohort, accepted=event.recovered, refused={})
             waiting = frozenset(event.cohort) - frozenset(event.recovered)
@@ -193,13 +197,22 @@ def updated(summary: RunningSummary, event: Event) -> RunningSummary:
             refused = new_refusals(summary, event)
             over = _after_round(_with_refusals(summary, report.round, refused), report)
             phase = "finished" if report.round == summary.num_rounds or report.ended_early else "between rounds"
-            return replace(over, refused={**summary.refused, **refused}, waiting=frozenset(), phase=phase)
+            refused = {**summary.refused, **refused}
+            return replace(over, round=report.round, refused=refused, waiting=frozenset(), phase=phase)
         case SiteChanged():
             return replace(summary, sites={**summary.sites, event.site: (event.state, event.detail)})
         case Waiting():
             return replace(summary, waiting_for=event.what)
         case Noted() | SitesDescribed():
             return summary
+
+
+def after_rounds(reports: Iterable[RoundReport]) -> RunningSummary:
+    """Return what is known of a run of which nothing is heard but the rounds that are over."""
+    summary = RunningSummary()
+    for report in reports:
+        summary = _after_round(_with_refusals(summary, report.round, report.refused), report)
+    return replace(summary, round=0 if summary.last is None else summary.last.round)
 
 
 def new_refusals(summary: RunningSummary, event: UpdateArrived | RoundEnded) -> dict[str, str]:
@@ -224,8 +237,9 @@ class Summarised:
         summary: what is known.
     """
 
-    def __init__(self, pictures: Iterable[Picture]) -> None:
-        self.summary = RunningSummary()
+    def __init__(self, pictures: Iterable[Picture], *, known: RunningSummary | None = None) -> None:
+        """`known` is the summary before the first event, of a run that goes on."""
+        self.summary = known or RunningSummary()
         self._pictures = tuple(pictures)
         self._lock = threading.Lock()
 

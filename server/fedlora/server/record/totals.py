@@ -33,6 +33,15 @@ def round_seconds(report: RoundReport) -> float:
     return sum(report.seconds.values())
 
 
+def run_seconds(reports: Iterable[RoundReport], worked: float) -> float:
+    """Return the wall time of a run: that of the processes that have worked on it, at least that of its rounds.
+
+    Args:
+        worked: seconds of all processes, as far as they are recorded.
+    """
+    return max(worked, sum(map(round_seconds, reports)))
+
+
 def _scores(report: RoundReport) -> Iterator[Score]:
     """Yield all scores of a round: held out, of the clients, and of their validation after the last round."""
     if report.held_out is not None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedlora.server.record.round_report import RoundReport
-from fedlora.server.record.totals import round_seconds, trained
+from fedlora.server.record.totals import round_seconds, run_seconds, trained
 from fedlora.server.report.content import Columns, Section, table
 from fedlora.server.report.gains import points
 from fedlora.server.report.local_training import tokens_by_client
@@ -55,8 +55,8 @@ def headline(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: in
     return f"{subject} {change_text(gain.before, gain.after, metric_name)}{beside} in {within}."
 
 
-def facts(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int) -> list[Fact]:
-    """Return the run's key figures."""
+def facts(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int, worked: float) -> list[Fact]:
+    """Return the run's key figures; `worked` is the seconds of all its processes."""
     found = []
     for name, gain in _held_out(reports, metric_name).items():
         note = "" if gain.after is None else f"{gain_text(gain.before, gain.after, name)}{points(name)}"
@@ -65,7 +65,7 @@ def facts(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int) 
         if name == metric_name or gain.after is not None:
             latest = gain.before if gain.after is None else gain.after
             found.append(Fact(f"held-out {name}", score_text(latest, name), note))
-    rounds, seconds = trained(reports), [round_seconds(report) for report in reports]
+    rounds = trained(reports)
     best = best_of(validation_by_round(reports))
     ended = ", ended early" if reports[-1].ended_early else ""
     note = f"best by validation: {best}{ended}" if rounds and best else ""
@@ -75,10 +75,10 @@ def facts(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int) 
         note = f"{count_text(num_refused, 'update')} refused" if num_refused else ""
         asked = {name for report in rounds for name in report.cohort}
         found.append(Fact("clients", str(len(asked)), note))
-    note = f"{duration_text(seconds[-1])} for the last round" if rounds else ""
-    found.append(Fact("time", duration_text(sum(seconds)), note))
+    note = f"{duration_text(round_seconds(reports[-1]))} for the last round" if rounds else ""
+    found.append(Fact("time", duration_text(run_seconds(reports, worked)), note))
     if rounds:
-        down, up = sum(report.bytes_down for report in rounds), sum(report.bytes_up for report in rounds)
+        down, up = sum(report.bytes_down for report in reports), sum(report.bytes_up for report in reports)
         found.append(Fact("adapters sent", size_text(down + up), f"{size_text(down)} down, {size_text(up)} up"))
     if tokens := sum(tokens_by_client(reports).values()):
         found.append(Fact("answer tokens", amount_text(tokens), "trained on, by all clients"))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from fedlora.common.messages import Score
-from fedlora.server.record.round_report import RoundReport
+from fedlora.server.record.round_report import HeldOutReport, RoundReport
 from fedlora.server.record.totals import is_of_tokens, mean_loss, round_seconds, trained
 from fedlora.server.report.content import Chart, Columns, Section, table
 from fedlora.server.report.drawing import Colour, amount_axis, score_axis
@@ -172,9 +172,14 @@ def _about_held_out(reports: Sequence[RoundReport], metric_name: str) -> str:
         text += f"judged on a sample of {samples[-1]:,}."
     else:
         text += f"judged on all {max(whole.values()):,}."
-    if len(scored) > 1 and (min(scored) in whole) != (max(scored) in whole):
+    if _examples_by_group(scored[min(scored)]) != _examples_by_group(scored[max(scored)]):
         text += " The first and the last score are of different examples; read their difference with care."
     return text
+
+
+def _examples_by_group(judged: HeldOutReport) -> dict[str, int]:
+    """Return how many examples of each group a score is of, and of all; of so many the sample is always the same."""
+    return {name: score.num_examples for name, score in {**judged.groups, "": judged.overall}.items()}
 
 
 def _about_peak(reports: Sequence[RoundReport], metric_name: str) -> str:

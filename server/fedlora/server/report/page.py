@@ -52,6 +52,7 @@ def render_report(
     num_rounds: int,
     reports: Sequence[RoundReport],
     config_toml: str,
+    worked: float = 0.0,
     examples: Sequence[ShownExample] = (),
     shown_answers: Sequence[ShownAnswer] = (),
     holdings: Holdings | None = None,
@@ -68,6 +69,7 @@ def render_report(
         num_rounds: that were planned, of which `reports` may hold fewer.
         reports: all rounds so far in their order, at least the start.
         config_toml: the run file.
+        worked: the seconds of all processes that have worked on the run, as far as they are recorded.
         examples: held-out examples with their predictions before training and at the end.
         shown_answers: held-out prompts with the answers generated before training and at the end.
         holdings: who holds what.
@@ -84,7 +86,7 @@ def render_report(
         title=title,
         subtitle=subtitle,
         headline=headline(reports, metric_name, num_rounds=num_rounds),
-        facts=facts(reports, metric_name, num_rounds=num_rounds),
+        facts=facts(reports, metric_name, num_rounds=num_rounds, worked=worked),
         learning=learning(reports, metric_name, num_rounds=num_rounds),
         clients=groups_and_clients(reports, metric_name),
         answers=answers(reports),
@@ -92,7 +94,7 @@ def render_report(
         examples=_by_change(examples),
         holdings=who_holds_what(holdings),
         aggregation=aggregation(reports),
-        times=times(reports),
+        times=times(reports, worked),
         refused=refused(reports),
         load_code=load_code,
         notes=notes,

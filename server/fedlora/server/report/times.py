@@ -5,7 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fedlora.server.record.round_report import RoundReport
-from fedlora.server.record.totals import round_seconds, trained
+from fedlora.server.record.totals import round_seconds, run_seconds, trained
 from fedlora.server.report.content import Section
 from fedlora.server.report.drawing import Colour, amount_axis, draw, paint_bars
 from fedlora.server.report.numbers import by_client, client_seconds, wall_seconds
@@ -21,6 +21,8 @@ _COLOURS = {
     "evaluation": Colour.GREEN,
     "storing": Colour.PURPLE,
 }
+_OUTSIDE = "outside of rounds"
+_LEAST_SHARE_OUTSIDE = 0.005
 _PHASE_WORDS = {
     "forward": "forward pass",
     "backward": "backward pass",
@@ -29,12 +31,12 @@ _PHASE_WORDS = {
 }
 
 
-def times(reports: Sequence[RoundReport]) -> Section | None:
-    """Return where the time went; nothing where none was measured."""
+def times(reports: Sequence[RoundReport], worked: float) -> Section | None:
+    """Return where the time went; nothing where none was measured. `worked` is the seconds of all processes."""
     phases = wall_seconds(reports)
     if not trained(reports) or not phases:
         return None
-    about = _about(reports, phases)
+    about = _about(reports, phases, worked)
     unit, unit_name = _unit(max(map(round_seconds, reports)))
     bars = [
         Series(
@@ -54,11 +56,18 @@ def times(reports: Sequence[RoundReport]) -> Section | None:
     return Section("Where the time went", [about, [traffic]], charts)
 
 
-def _about(reports: Sequence[RoundReport], phases: Mapping[str, float]) -> list[str]:
+def _about(reports: Sequence[RoundReport], phases: Mapping[str, float], worked: float) -> list[str]:
     """Return where the wall time went, and how far the clients' training times lie apart."""
-    total = sum(phases.values())
+    total = run_seconds(reports, worked)
+    outside = total - sum(phases.values())
+    if outside >= _LEAST_SHARE_OUTSIDE * total:
+        phases = {**phases, _OUTSIDE: outside}
     parts = [f"{phase} {duration_text(seconds)} ({share_text(seconds / total)})" for phase, seconds in phases.items()]
-    sentences = [f"The rounds took {duration_text(total)}: {list_text(parts, limit=6)}."]
+    sentences = [f"The run took {duration_text(total)}: {list_text(parts, limit=6)}."]
+    if _OUTSIDE in phases:
+        sentences.append("Outside of rounds it started up, and waited for its clients.")
+    if "interrupted" in phases:
+        sentences.append("Interrupted is what processes had spent on a round that a later one finished.")
     training = by_client(reports, lambda client: client.seconds.get("training"))
     clients = {name: sum(by_round.values()) / len(by_round) for name, by_round in training.items()}
     if len(clients) > 1:

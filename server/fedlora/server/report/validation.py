@@ -52,9 +52,9 @@ def about_best(reports: Sequence[RoundReport]) -> str:
 
 def about_early_end(reports: Sequence[RoundReport], *, num_rounds: int) -> str:
     """Return that the run ended before its planned rounds and why; nothing where it did not."""
-    ended = next((report.round for report in reports if report.ended_early), None)
-    if ended is None:
+    if not reports[-1].ended_early:
         return ""
+    ended = reports[-1].round
     best = best_of(validation_by_round(reports))
     since = f" for {count_text(ended - best, 'round')}" if best is not None and best < ended else ""
     return (

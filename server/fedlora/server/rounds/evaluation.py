@@ -78,10 +78,9 @@ def judge(
     for receipt in receipts:
         for group, score in receipt.groups.items():
             by_group.setdefault(group, []).append(score)
-    judged = sum(score.num_examples for scores in by_group.values() for score in scores)
-    if judged != size:
-        raise RunError(f"round {round}: {judged} of {size} held-out examples were judged; all sites need the same set")
     groups = {group: merge_scores(scores) for group, scores in sorted(by_group.items())}
+    if (judged := _judged(groups)) != size:
+        raise RunError(f"round {round}: {judged} of {size} held-out examples were judged; all sites need the same set")
     predictions = {place: label for receipt in receipts for place, label in receipt.predictions.items()}
     report = _report(groups, [receipt.generated for receipt in receipts], is_complete=num_examples is None)
     texts = {place: text for receipt in receipts for place, text in receipt.answers.items()}
@@ -166,6 +165,11 @@ def _report(
         merged,
         merge_generated(list(merged.values())) if merged else None,
     )
+
+
+def _judged(groups: Mapping[str, Score]) -> int:
+    """Return from how many examples the scores are."""
+    return sum(score.num_examples for score in groups.values())
 
 
 def _shard_request(request: EvaluateRequest, shard: int, _attempt: int) -> EvaluateRequest:

@@ -15,9 +15,10 @@ from fedlora.common.config import RunConfig
 from fedlora.common.messages import Score, TrainReceipt, TrainRequest
 from fedlora.common.phases import announce
 from fedlora.methods import Method, MethodState
+from fedlora.server.disk.account import Account
 from fedlora.server.disk.store import Checkpoint, RunFolder, StoredAdapter
 from fedlora.server.record.best_round import best_round, has_stalled, score_of_start, scores_in
-from fedlora.server.record.events import EvaluationStarted, Listener, RoundEnded, RunStarted, ignore
+from fedlora.server.record.events import EvaluationStarted, Listener, Noted, RoundEnded, RunStarted, ignore
 from fedlora.server.record.round_report import ClientReport, RoundReport
 from fedlora.server.rounds.collect import Collected, Collector
 from fedlora.server.rounds.completion import complete
@@ -59,10 +60,11 @@ class FederatedRun:
         num_sites: int,
         command: str,
         listener: Listener = ignore,
+        account: Account | None = None,
     ) -> None:
         """`num_sites` are waited for at the start, `command` goes into the manifest, `listener` hears what happens.
 
-        `robust` is what is done to the updates of a round before `method` combines them.
+        `robust` is what is done to the updates of a round before `method` combines them; `account` keeps the time.
         """
         self._config = config
         self._method = method
@@ -71,6 +73,7 @@ class FederatedRun:
         self._num_sites = num_sites
         self._command = command
         self._listener = listener
+        self._account = account or Account(folder.path)
         self._traffic = Traffic(0, 0)
         self._needed: dict[str, float] = {}
         self._scores: dict[int, Score] = {}
@@ -88,7 +91,7 @@ class FederatedRun:
         federation.gather(num_sites=self._num_sites)
         checkpoint = self._folder.latest()
         ended = self._begin(federation) if checkpoint is None else self._go_on(federation, checkpoint)
-        while ended.report.round < self._config.federation.rounds and not ended.report.ended_early:
+        while not self._is_over(ended.report):
             before, ended = ended, self._round(federation, ended)
             self._remember_best(before, ended)
 
@@ -97,6 +100,7 @@ class FederatedRun:
         # One that does not fit is refused before anything is written.
         adapter = first_adapter(federation, self._config, self._method)
         federation.identify(config=self._config, command=self._command)
+        self._account.begin(0, lambda: self._bytes_moved(federation.link.traffic(), Collected()))
         self._listener(RunStarted(tuple(federation.sites), self._config.federation.rounds, 0, ()))
         return self._finish(federation, 0, _NewAdapter(adapter), Collected(), {})
 
@@ -105,16 +109,30 @@ class FederatedRun:
         federation.identify(config=self._config, command=self._command)
         self._folder.publish(checkpoint.stored, checkpoint.round)
         reports = checkpoint.reports
-        self._listener(RunStarted(tuple(federation.sites), self._config.federation.rounds, len(reports), reports))
         for report in reports:
             self._learn(report)
+        num_rounds, is_over = self._config.federation.rounds, self._is_over(reports[-1])
+        if is_over and reports[-1].round < num_rounds:
+            self._listener(Noted((_why_over(reports[-1].round, self._config),)))
+        self._listener(RunStarted(tuple(federation.sites), num_rounds, len(reports), reports, is_over))
         ended = _Ended(checkpoint.stored, checkpoint.state, reports[-1])
         self._remember_best(ended)
         return ended
 
+    def _is_over(self, last: RoundReport) -> bool:
+        """Return whether no round follows the last one.
+
+        A run that has ended early goes on where its run file is no longer content with what it went by then.
+        """
+        if not last.ended_early:
+            return last.round >= self._config.federation.rounds
+        known_then = {number: score for number, score in self._scores.items() if number < last.round}
+        return has_stalled(known_then, patience=self._config.evaluation.early_stopping)
+
     def _round(self, federation: Federation, before: _Ended) -> _Ended:
         settings, seed = self._config.federation, self._config.run.seed
         number, given = before.report.round + 1, before.stored
+        self._account.begin(number, lambda: self._bytes_moved(federation.link.traffic(), Collected()))
         began = time.perf_counter()
         plan = self._method.plan(number)
         start = start_of_round(given.adapter, plan=plan, seed=seed, round=number)
@@ -186,7 +204,11 @@ class FederatedRun:
             number, new.state, predictions=judged.predictions, answers=judged.answers
         )
         storing = seconds.get("storing", 0.0) + (written - began) + (time.perf_counter() - scored)
-        bytes_down, bytes_up = self._bytes_moved(federation.link, collected)
+        moved = federation.link.traffic()
+        bytes_down, bytes_up = self._bytes_moved(moved, collected)
+        self._traffic = moved or self._traffic
+        lost = self._account.lost(number)
+        interrupted = {"interrupted": lost.seconds} if lost.seconds > 0 else {}
         report = RoundReport(
             round=number,
             cohort=tuple(collected.cohort),
@@ -194,9 +216,9 @@ class FederatedRun:
             refused=dict(sorted(collected.refused.items())),
             aggregation=new.aggregation,
             held_out=judged.report,
-            bytes_down=bytes_down,
-            bytes_up=bytes_up,
-            seconds={**seconds, "evaluation": scored - written, "storing": storing},
+            bytes_down=bytes_down + lost.bytes_down,
+            bytes_up=bytes_up + lost.bytes_up,
+            seconds={**seconds, "evaluation": scored - written, "storing": storing, **interrupted},
             adapter_sha256=stored.sha256,
             state_sha256=state_sha256,
             validation=validation,
@@ -209,11 +231,10 @@ class FederatedRun:
         return _Ended(stored, new.state, report)
 
     def _judge(self, federation: Federation, stored: StoredAdapter, number: int, *, is_at_an_end: bool) -> Judged:
-        """Return the adapter's score on the held-out set: of all of it at both ends of the run."""
-        num_examples = None
-        if not is_at_an_end or federation.num_held_out == 0:
-            num_examples = min(self._config.evaluation.round_examples, federation.num_held_out)
-        if num_examples == 0:
+        """Return the adapter's score on the held-out set: at both ends of the run on all of it, else on a sample."""
+        size, budget = federation.num_held_out, self._config.evaluation.round_examples
+        num_examples = None if is_at_an_end or budget >= size else budget
+        if size == 0 or num_examples == 0:
             return Judged()
         self._listener(EvaluationStarted(number))
         return judge(
@@ -246,13 +267,18 @@ class FederatedRun:
             known = {ended.report.round: ended.stored for ended in at_hand}
             self._folder.write_best(best, self._scores[best], known)
 
-    def _bytes_moved(self, sites: Sites, collected: Collected) -> tuple[int, int]:
+    def _bytes_moved(self, moved: Traffic | None, collected: Collected) -> tuple[int, int]:
         """Return the adapter bytes down and up since the last report: as counted, where somebody counts them."""
-        moved = sites.traffic()
         if moved is None:
             return collected.bytes_down, collected.bytes_up
-        before, self._traffic = self._traffic, moved
-        return moved.bytes_down - before.bytes_down, moved.bytes_up - before.bytes_up
+        return moved.bytes_down - self._traffic.bytes_down, moved.bytes_up - self._traffic.bytes_up
+
+
+def _why_over(last: int, config: RunConfig) -> str:
+    return (
+        f"the run ended early, after round {last} of {config.federation.rounds}, by evaluation.early_stopping = "
+        f"{config.evaluation.early_stopping}; it goes on with --set evaluation.early_stopping=0, or a higher number"
+    )
 
 
 def _client_reports(number: int, collected: Collected) -> dict[str, ClientReport]:
