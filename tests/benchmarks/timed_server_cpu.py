@@ -88,7 +88,7 @@ def first_adapter() -> Adapter:
     draw = torch.Generator().manual_seed(0)
 
     def layer() -> LoraLayer:
-        return LoraLayer(torch.randn(_RANK, _SIDE, generator=draw), torch.randn(_SIDE, _RANK, generator=draw), 2.0)
+        return LoraLayer(torch.randn(_RANK, _SIDE, generator=draw), torch.zeros(_SIDE, _RANK), 2.0)
 
     config = {"peft_type": "LORA", "r": _RANK, "lora_alpha": 2 * _RANK, "target_modules": ["q_proj"]}
     return Adapter({f"blocks.{index}.q_proj": layer() for index in range(2)}, {}, config)
@@ -102,6 +102,7 @@ def main() -> None:
         {
             "federation": {"rounds": num_rounds},
             "data": {"labels": ["a", "b"]},
+            "lora": {"rank": _RANK, "alpha": 2.0 * _RANK, "target_modules": ["q_proj"]},
             "evaluation": {"client_examples": 0, "round_examples": 0},
         }
     )

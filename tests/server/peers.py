@@ -25,6 +25,9 @@ from fedlora.v1 import session_pb2
 
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
 
+LORA = {"rank": 2, "alpha": 4.0, "target_modules": ["q_proj"]}
+"""Of a run whose first adapter is `first_adapter`."""
+
 Behaviour = Callable[["Peer", session_pb2.Request], Receipt | None]
 
 
@@ -32,6 +35,13 @@ def small_adapter(seed: int = 0) -> Adapter:
     draw = torch.Generator().manual_seed(seed)
     layer = LoraLayer(torch.randn(2, 6, generator=draw), torch.randn(4, 2, generator=draw), 2.0)
     return Adapter({"block.q_proj": layer}, {}, CONFIG)
+
+
+def first_adapter() -> Adapter:
+    """Return what an honest peer makes of the run file: A is drawn, and B is zero."""
+    start = small_adapter()
+    layers = {path: dataclasses.replace(layer, B=torch.zeros_like(layer.B)) for path, layer in start.layers.items()}
+    return dataclasses.replace(start, layers=layers)
 
 
 def description(name: str, *, num_held_out: int = 0) -> SiteDescription:
@@ -100,7 +110,7 @@ def honest(peer: Peer, request: session_pb2.Request) -> Receipt | None:
     """Train for a fixed step that depends on the name, at once."""
     match request.WhichOneof("content"):
         case "initialise":
-            return InitialiseReceipt(pack(small_adapter()))
+            return InitialiseReceipt(pack(first_adapter()))
         case "evaluate":
             return EvaluateReceipt(
                 request.evaluate.run, request.evaluate.round, 0, {"whatever": Score(10, 0.5, 0.75)}, {}

@@ -16,7 +16,7 @@ from fedlora.common.errors import RunError
 from fedlora.common.messages import WORKER_DIED, Failure, SiteDescription, TrainReceipt, TrainRequest
 from fedlora.common.packed_file import PackedFile
 from fedlora.common.records import from_record, to_record
-from fedlora.server.rounds.inquiry import Addressed, Answer, Inquiry, ask, expect
+from fedlora.server.rounds.inquiry import Addressed, Answer, Inquiry, ask, expect, never
 from fedlora.server.sites import FlowerSites
 
 Reply = RecordDict | Error
@@ -92,7 +92,7 @@ def honest(given: TrainRequest, node: int) -> RecordDict:
 def conversation(grid: Grid, num_clients: int = 3) -> Iterator[Answer[TrainReceipt]]:
     nodes = {f"client {node}": node for node in range(1, num_clients + 1)}
     sites = FlowerSites(grid, num_sites=num_clients, nodes=nodes)
-    return ask(sites, {name: Addressed(name, request) for name in nodes}, expected=TrainReceipt)
+    return ask(sites, {name: Addressed(name, request) for name in nodes}, expected=TrainReceipt, deadline=never)
 
 
 def test_answers_come_one_by_one_in_the_order_of_their_arrival() -> None:
@@ -242,6 +242,7 @@ def test_several_inquiries_are_out_at_once_and_each_takes_its_own_answers() -> N
             sites,
             {f"client {node}": Addressed(f"client {node}", partial(round_request, number)) for node in (1, 2, 3)},
             expected=TrainReceipt,
+            deadline=never,
         )
         for number in (1, 2, 3)
     ]
@@ -261,7 +262,10 @@ def test_a_later_phase_asks_those_that_have_answered_and_nobody_else() -> None:
     grid = PatientGrid(one_fails)
     sites = sites_over(grid)
     first = Inquiry(
-        sites, {name: Addressed(name, request) for name in ("client 1", "client 2", "client 3")}, expected=TrainReceipt
+        sites,
+        {name: Addressed(name, request) for name in ("client 1", "client 2", "client 3")},
+        expected=TrainReceipt,
+        deadline=never,
     )
     assert len(list(first.answers())) == 3
     losses: list[str] = []
@@ -270,10 +274,10 @@ def test_a_later_phase_asks_those_that_have_answered_and_nobody_else() -> None:
         losses.append(client)
         return round_request(2, attempt)
 
-    second = first.next_phase(follow, expected=TrainReceipt)
+    second = first.next_phase(follow, expected=TrainReceipt, deadline=never)
     assert losses == ["client 1", "client 3"]
     assert [(answer.key, expect(answer).round) for answer in second.answers()] == [("client 3", 2), ("client 1", 2)]
-    third = second.next_phase(follow, expected=TrainReceipt)
+    third = second.next_phase(follow, expected=TrainReceipt, deadline=never)
     assert sorted(third.waiting) == ["client 1", "client 3"]
 
 
@@ -289,10 +293,13 @@ def test_a_later_phase_withdraws_what_the_one_before_still_waits_for() -> None:
 
     sites = sites_over(Silent(honest))
     first = Inquiry(
-        sites, {name: Addressed(name, request) for name in ("client 1", "client 2", "client 3")}, expected=TrainReceipt
+        sites,
+        {name: Addressed(name, request) for name in ("client 1", "client 2", "client 3")},
+        expected=TrainReceipt,
+        deadline=never,
     )
     assert len(list(first.answers(lambda waiting: len(waiting) == 1))) == 2
-    second = first.next_phase(lambda _client, attempt: round_request(2, attempt), expected=TrainReceipt)
+    second = first.next_phase(lambda _client, attempt: round_request(2, attempt), expected=TrainReceipt, deadline=never)
     assert not first.waiting
     assert sorted(answer.key for answer in second.answers()) == ["client 1", "client 3"]
 
@@ -305,7 +312,9 @@ def test_a_late_request_whose_adapter_the_journal_keeps_no_more_is_not_sent_agai
         return replace(request(attempt), adapter=PackedFile(path, 7))
 
     grid = PatientGrid(lambda _given, _node: to_record(Failure(WORKER_DIED)))
-    inquiry = Inquiry(sites_over(grid, 1), {"client 1": Addressed("client 1", late)}, expected=TrainReceipt)
+    inquiry = Inquiry(
+        sites_over(grid, 1), {"client 1": Addressed("client 1", late)}, expected=TrainReceipt, deadline=never
+    )
     assert inquiry.poll() == []
     assert grid.pushed == [(1, 0), (1, 1)]
     path.unlink()

@@ -11,7 +11,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 sys.path.append(str(Path(__file__).parent))
 
-from peers import Behaviour, Peer, after, failing, honest, make_grid, silent
+from peers import LORA, Behaviour, Peer, after, failing, honest, make_grid, silent
 
 from fedlora.aggregation import FedIT
 from fedlora.common.config import RunConfig
@@ -39,7 +39,12 @@ class Run:
         self.grid, self.exchange = make_grid(folder, self.events.append)
         settings = {"rounds": 2, "sites": len(behaviours), "quorum": 0.5, **federation}
         self.config = RunConfig.model_validate(
-            {"federation": settings, "data": {"labels": ["a", "b"]}, "aggregation": {"method": "fedit"}}
+            {
+                "federation": settings,
+                "data": {"labels": ["a", "b"]},
+                "lora": LORA,
+                "aggregation": {"method": "fedit"},
+            }
         )
         self.folder = RunFolder(folder)
         self.peers = {name: Peer(self.grid, self.exchange, name, behaviour) for name, behaviour in behaviours.items()}

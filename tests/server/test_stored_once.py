@@ -11,7 +11,7 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).parent))
 
-from peers import Peer, honest, make_grid, small_adapter
+from peers import LORA, Peer, honest, make_grid, small_adapter
 
 from fedlora.adapters import pack, packed, unpack
 from fedlora.adapters.tensor_file import TensorFile
@@ -59,6 +59,7 @@ def finished(tmp_path: Path, counted: Counter[str]) -> Iterator[Path]:  # noqa: 
         {
             "federation": {"rounds": 2, "sites": 3},
             "data": {"labels": ["a", "b"]},
+            "lora": LORA,
             "aggregation": {"method": "fedit"},
             "exchange": {"precision": "float32"},
         }

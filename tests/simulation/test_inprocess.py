@@ -22,7 +22,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedlora.common.errors import RunError
 from fedlora.common.messages import WORKER_DIED, Failure, TrainReceipt, TrainRequest
 from fedlora.common.records import from_record, to_record
-from fedlora.server.rounds.inquiry import Addressed, Answer, ask
+from fedlora.server.rounds.inquiry import Addressed, Answer, ask, never
 from fedlora.server.sites import FlowerSites
 from fedlora.simulation.inprocess import InProcessGrid, worker_environments
 
@@ -65,7 +65,7 @@ def addressed(node: int, run: str = "answer", *, round: int = 1) -> Addressed:
 
 def conversation(grid: InProcessGrid, requests: Mapping[str, Addressed]) -> Iterator[Answer[TrainReceipt]]:
     nodes = {str(node): node for node in grid.get_node_ids()}
-    return ask(FlowerSites(grid, num_sites=len(nodes), nodes=nodes), requests, expected=TrainReceipt)
+    return ask(FlowerSites(grid, num_sites=len(nodes), nodes=nodes), requests, expected=TrainReceipt, deadline=never)
 
 
 def receipt_of(grid: InProcessGrid, node: int = 1, run: str = "answer") -> TrainReceipt:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -43,10 +43,13 @@ def packed_metadata(config: str) -> dict[str, str]:
     return {METADATA_KEY: config, "format": "pt"}
 
 
-def unpack(raw: bytes, *, without: str = "", frozen: Adapter | None = None) -> Adapter:
+def unpack(
+    raw: bytes, *, without: str = "", frozen: Adapter | None = None, config: Mapping[str, object] | None = None
+) -> Adapter:
     """Return the adapter in the bytes that `pack` wrote.
 
     Args:
+        config: its configuration, in place of the one in the bytes.
         without: "A" or "B": the factor that was left out; it is taken from `frozen`.
         frozen: an adapter with the same layers.
 
@@ -54,7 +57,7 @@ def unpack(raw: bytes, *, without: str = "", frozen: Adapter | None = None) -> A
         AdapterError: the bytes are not safetensors, are cut short, hold the factor that was to be left out, or their
             tensors do not fit together.
     """
-    config = packed_config(raw)
+    config = packed_config(raw) if config is None else config
     try:
         tensors = read_tensors(raw)
     # The library lets shapes such as (2^63, 0) pass, which torch refuses in more than one way.
@@ -93,6 +96,16 @@ def packed_config(packed: bytes | Path) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise _headless(packed, error) from error
     return json_object(config, origin=str(packed) if isinstance(packed, Path) else "packed adapter")
+
+
+def packed_names(packed: bytes | Path) -> list[str]:
+    """Return the names of the tensors in the bytes, or the file, that `pack` wrote; nothing but their header is read.
+
+    Raises:
+        AdapterError: there is no such header.
+    """
+    metadata_of(packed)
+    return sorted(json.loads(_header(packed)).keys() - {"__metadata__"})
 
 
 def metadata_of(packed: bytes | Path) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -203,7 +202,7 @@ def _layer_reader(
         settings = {key: config.get(key) for key in SCALING_KEYS}
         try:
             found = scaling_of(path, rank, config)
-        except (TypeError, AttributeError, OverflowError, re.error) as error:
+        except (AdapterError, TypeError, AttributeError, OverflowError) as error:
             raise AdapterError(f"{origin}: {path} has no scaling from {settings} ({error})") from error
         if not math.isfinite(found) or found == 0:
             raise AdapterError(f"{origin}: {path} scales by {found} from {settings}; expected a finite number, not 0")

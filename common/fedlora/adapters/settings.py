@@ -1,7 +1,6 @@
 """What a LoraConfig says of each layer, its rank and its scaling, and the other way round."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import cast
@@ -9,6 +8,7 @@ from typing import cast
 import torch
 
 from fedlora.adapters.adapter import LoraLayer
+from fedlora.common.patterns import matches_end
 
 # What PEFT takes of a file without them.
 PEFT_RANK, PEFT_ALPHA = 8, 8
@@ -25,9 +25,17 @@ def scaling_of(path: str, rank: int, config: Mapping[str, object]) -> float:
 
     As in PEFT, a key of `alpha_pattern` is a regular expression for the end of the layer's path, and the first that
     matches counts.
+
+    Raises:
+        AdapterError: a key is no expression that is matched here.
     """
     alpha = cast(float, _of_pattern(path, config.get("alpha_pattern"), config.get("lora_alpha", rank)))
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def rank_of(path: str, config: Mapping[str, object]) -> int:
+    """Return the rank that a configuration gives to one layer."""
+    return cast(int, _of_pattern(path, config.get("rank_pattern"), config.get("r", PEFT_RANK)))
 
 
 def fitted_config(config: Mapping[str, object], layers: Mapping[str, LoraLayer]) -> dict[str, object]:
@@ -64,7 +72,7 @@ def _fits(path: str, layer: LoraLayer, config: Mapping[str, object]) -> bool:
 
 def _of_pattern(path: str, pattern: object, otherwise: object) -> object:
     for key, special in cast(dict[str, object], pattern or {}).items():
-        if re.fullmatch(rf"(.*\.)?({key})", path):
+        if matches_end(key, path):
             return special
     return otherwise
 

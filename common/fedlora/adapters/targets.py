@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 from fedlora.common.errors import AdapterError
+from fedlora.common.patterns import matches, matches_end
 
 _ALL_LINEAR = "all-linear"
 
@@ -32,7 +33,7 @@ def layer_not_chosen(config: Mapping[str, object], paths: Iterable[str], *, orig
         for path in paths:
             if reason := _reason_against(path, config):
                 return f"{reason}, which does not choose {path}"
-    except (re.error, TypeError, ValueError) as error:
+    except (AdapterError, TypeError, ValueError) as error:
         raise AdapterError(f"{origin}: target_modules and the settings beside it make no sense ({error})") from error
     return ""
 
@@ -41,17 +42,22 @@ def _reason_against(path: str, config: Mapping[str, object]) -> str:
     excluded, targets = (
         cast(str | list[str] | None, config.get(f"{which}_modules")) for which in ("exclude", "target")
     )
-    if excluded and is_named(path, excluded):
+    if excluded and _names(path, excluded):
         return f"exclude_modules is {excluded!r}"
     if targets is None or (isinstance(targets, str) and targets.lower() == _ALL_LINEAR):
         return ""
-    if not is_named(path, targets):
+    if not _names(path, targets):
         return f"target_modules is {targets!r}"
     numbers = config.get("layers_to_transform")
     if isinstance(targets, str) or numbers is None or numbers == []:
         return ""
     chosen = [numbers] if isinstance(numbers, int) else list(cast(list[int], numbers))
     return "" if _layer_number(path, config.get("layers_pattern")) in chosen else f"layers_to_transform is {numbers!r}"
+
+
+def _names(path: str, names: str | Iterable[str]) -> bool:
+    """Return what `is_named` does, of a configuration that may come from anybody."""
+    return matches(names, path) if isinstance(names, str) else is_named(path, names)
 
 
 def _layer_number(path: str, pattern: object) -> int | None:
@@ -65,6 +71,6 @@ def _layer_number(path: str, pattern: object) -> int | None:
         return next((int(parts[place]) for place in numbered if place > 1), None)
     for name in [pattern] if isinstance(pattern, str) else cast(list[str], pattern):
         for place in numbered:
-            if re.fullmatch(rf"(.*\.)?({name})", ".".join(parts[:place])):
+            if matches_end(name, ".".join(parts[:place])):
                 return int(parts[place])
     return None

@@ -57,6 +57,7 @@ _MISFITS = {
     "other_tokenizer": ": the tokenizer beside the base model here is another than the run's; fetch the run's revision",
     "other_added_tokens": ": the tokenizer here has other added tokens than the run's; fetch the run's revision",
     "other_chat_template": ": the chat template here is another than the run's; fetch the run's revision of the model",
+    "no_start": ": the first adapter that this site made is not what the run file says; update fedlora and PEFT here",
     "other_metric": ": this site runs another version of fedlora or of the task",
 }
 

@@ -21,13 +21,20 @@ class FederationSection(Section):
         1.0, ge=1, le=10, description="so many times the cohort are asked, and its number of first updates counts"
     )
     deadline: Positive | Literal["adaptive"] | None = Field(
-        None, description='seconds that a round waits for updates; "adaptive": by what the cohort has needed so far'
+        None,
+        description='seconds that a round waits for updates; "adaptive": by what the cohort has needed so far; left '
+        "out, in a deployment: 20 times the median of all, an hour at least",
     )
     deadline_deviations: Positive = Field(
         3.0, description="of the adaptive deadline: the median and so many times the median absolute deviation"
     )
     patience: Positive = Field(
         120.0, description="seconds for which a round with a quorum waits for a site that has lost its connection"
+    )
+    answer_seconds: Positive = Field(
+        3600.0,
+        description="of a deployment: a site's time for any other answer, a score or the first adapter; who does not "
+        "use it has a quarter of it the next time",
     )
     late: Literal["discard", "next_round"] = Field(
         "discard", description="next_round: a late update counts in a later round, its weight halved per round of age"

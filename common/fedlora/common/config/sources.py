@@ -12,6 +12,9 @@ EMBEDDED_ENCODER = "package:fedlora.embedded/dinov2-small"
 EMBEDDED_DIGITS = "package:fedlora.embedded/digits5.npz"
 
 
+Digest = Annotated[str, Field(pattern=r"^(sha256:)?[0-9a-f]{64}$")]
+
+
 class ModelSection(Section):
     name: str = Field(
         EMBEDDED_ENCODER,
@@ -30,6 +33,12 @@ class ModelSection(Section):
     )
     pooling: Literal["auto", "mean", "cls", "cls_mean"] = Field(
         "auto", description='of features for the linear head: mean, cls, cls_mean; "auto" fits the model'
+    )
+    fingerprint: Digest | None = Field(
+        None, description="of the base weights that all must have, as doctor prints it; left out: the sites' majority"
+    )
+    fingerprints: dict[str, Digest] = Field(
+        {}, description="of what goes with them: tokenizer, added_tokens, chat_template"
     )
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from fedlora.common.errors import AdapterError
+from fedlora.common.patterns import require_pattern
 from fedlora.common.section import Count, Fraction, NonNegative, Positive, Section
 from fedlora.common.spelling import spelled, visible
 
@@ -62,6 +64,16 @@ class LoraSection(Section):
             except (re.error, RecursionError, OverflowError) as error:
                 raise ValueError(f"is {modules!r}, which is no regular expression ({error})") from error
         return modules
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _names_layers(cls, pattern: dict[str, float]) -> dict[str, float]:
+        for key in pattern:
+            try:
+                require_pattern(key)
+            except AdapterError as error:
+                raise ValueError(f"has {key!r}, by which the server cannot find layers: {error}") from error
+        return pattern
 
     @model_validator(mode="after")
     def _has_an_init_for_a_federation(self) -> "LoraSection":

@@ -1,7 +1,5 @@
 """The updates of one round: its clients are asked, and what they answer is taken in until the round is over."""
 
-import math
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -14,11 +12,12 @@ from fedlora.server.disk.store import RunFolder
 from fedlora.server.record.draw import Draw
 from fedlora.server.record.events import Listener, RoundStarted
 from fedlora.server.rounds.draw import drawn_again, first_draw
-from fedlora.server.rounds.ending import adaptive_deadline, is_over, quorum_size, why_missing
+from fedlora.server.rounds.ending import adaptive_deadline, default_deadline, is_over, quorum_size, why_missing
 from fedlora.server.rounds.federation import Federation
-from fedlora.server.rounds.inquiry import Addressed, Inquiry
+from fedlora.server.rounds.inquiry import Addressed, Deadline, Inquiry, never
 from fedlora.server.rounds.intake import Intake
 from fedlora.server.rounds.late import LateUpdates
+from fedlora.server.rounds.misses import Misses
 from fedlora.server.rounds.starts import Start, Starts
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2.0, 60.0
@@ -57,6 +56,7 @@ class Collector:
         self._by_factors = by_factors
         self._listener = listener
         self._late = LateUpdates()
+        self._misses = Misses()
 
     def collect(self, federation: Federation, number: int, starts: Starts, *, needed: Mapping[str, float]) -> Collected:
         """Return the round's updates: those that an earlier process journaled, and the others as they arrive.
@@ -140,20 +140,20 @@ class Collector:
         self._listener(RoundStarted(number, draw.cohort, tuple(intake.clients)))
         asked = {client: start_of(client) for client in draw.cohort if client not in intake.clients}
         requests = {client: Addressed(client, start.asked) for client, start in asked.items()}
-        inquiry = Inquiry(federation.link, requests, expected=TrainReceipt)
-        ends = time.monotonic() + self._seconds_for(draw.cohort, needed)
+        deadline = self._deadline(federation, draw.cohort, intake, needed)
+        inquiry = Inquiry(federation.link, requests, expected=TrainReceipt, deadline=deadline)
 
         def over(waiting: Collection[str]) -> bool:
             return is_over(
                 len(intake.clients),
                 draw.num_wanted,
-                seconds_left=ends - time.monotonic(),
                 seconds_away=map(federation.seconds_away, waiting),
                 patience=patience,
             )
 
         for answer in inquiry.answers(over):
             intake.take(answer, asked[answer.key])
+        self._misses.note(answered=requests.keys() - inquiry.waiting, missed=inquiry.waiting - inquiry.in_time)
         for client in inquiry.waiting:
             intake.refused[client] = why_missing(
                 len(intake.clients), draw.num_wanted, seconds_away=federation.seconds_away(client)
@@ -166,13 +166,16 @@ class Collector:
     def _take_late(self, federation: Federation, intake: Intake, start_of: Callable[[str], Start]) -> None:
         """Take the updates that have come of earlier rounds, unless the client has one in this round too."""
         for answer, request in self._late.arrived():
+            self._misses.note(answered=[answer.key], missed=())
             if answer.key in intake.clients or answer.key not in federation.sites:
                 federation.link.acknowledge(answer.reply_id, "late")
             else:
                 intake.take(answer, replace(start_of(answer.key), request=request))
 
-    def _seconds_for(self, cohort: Sequence[str], needed: Mapping[str, float]) -> float:
-        """Return for how long the round waits, infinite where it has no deadline."""
+    def _deadline(
+        self, federation: Federation, cohort: Sequence[str], intake: Intake, needed: Mapping[str, float]
+    ) -> Deadline:
+        """Return for how long the round waits for each client."""
         settings = self._config.federation
         seconds: float | None
         if settings.deadline == "adaptive":
@@ -180,7 +183,14 @@ class Collector:
             seconds = adaptive_deadline(known, settings.deadline_deviations)
         else:
             seconds = settings.deadline
-        return math.inf if seconds is None else seconds
+        if seconds is not None:
+            return lambda _client: seconds
+        if federation.link.are_fixed:
+            return never
+        # As answers come, more is known of what is usual.
+        return lambda client: default_deadline(
+            [*{**needed, **intake.answered}.values()], num_missed=self._misses.of(client)
+        )
 
 
 def _collected(draw: Draw, intake: Intake, start_of: Callable[[str], Start]) -> Collected:

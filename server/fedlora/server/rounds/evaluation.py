@@ -9,6 +9,7 @@ from fedlora.common.errors import RunError
 from fedlora.common.messages import (
     EvaluateReceipt,
     EvaluateRequest,
+    Failure,
     Generated,
     Score,
     merge_generated,
@@ -17,9 +18,10 @@ from fedlora.common.messages import (
 from fedlora.common.packed_file import Packed
 from fedlora.server.record.round_report import HeldOutReport
 from fedlora.server.rounds.federation import Federation
-from fedlora.server.rounds.inquiry import Addressed, Inquiry, ask, expect
+from fedlora.server.rounds.inquiry import Addressed, Answer, Inquiry, ask, expect, never
 
 _SHARD_EXAMPLES = 128
+_MAX_SITES_OF_A_SHARD = 3
 
 
 @dataclass(frozen=True)
@@ -58,22 +60,15 @@ def judge(
         patience: seconds for which a site that has lost its connection is waited for.
 
     Raises:
-        RunError: a site could not answer.
+        RunError: of one held-out set for all, no site could judge a part, or another number was judged.
     """
     request = _unsharded(federation, adapter, round=round, num_examples=num_examples)
     request = replace(request, num_generated=num_generated)
     if federation.has_own_held_out:
         return Judged(_judge_at_sites(federation, request, patience=patience))
-    sites = list(federation.sites)
     size = num_examples or federation.num_held_out
     num_shards = math.ceil(size / _SHARD_EXAMPLES)
-    request = replace(request, num_shards=num_shards, with_predictions=num_examples is None)
-    asked = {
-        f"shard {shard}": Addressed(sites[shard % len(sites)], partial(_shard_request, request, shard))
-        for shard in range(num_shards)
-    }
-    answers = ask(federation.link, asked, expected=EvaluateReceipt)
-    receipts = sorted((expect(answer) for answer in answers), key=lambda receipt: receipt.shard)
+    receipts = _shards(federation, replace(request, num_shards=num_shards, with_predictions=num_examples is None))
     by_group: dict[str, list[Score]] = {}
     for receipt in receipts:
         for group, score in receipt.groups.items():
@@ -102,6 +97,34 @@ def validate(
         for score in receipt.groups.values()
     ]
     return merge_scores(scores) if scores else None
+
+
+def _shards(federation: Federation, request: EvaluateRequest) -> list[EvaluateReceipt]:
+    """Return what the sites say of each shard, in order; one that a site cannot judge goes to the next.
+
+    Raises:
+        RunError: several could not.
+    """
+    sites = list(federation.sites)
+    receipts: dict[int, EvaluateReceipt] = {}
+    failed: list[Answer[EvaluateReceipt]] = []
+    for turn in range(min(len(sites), _MAX_SITES_OF_A_SHARD)):
+        asked = {
+            f"shard {shard}": Addressed(sites[(shard + turn) % len(sites)], partial(_shard_request, request, shard))
+            for shard in range(request.num_shards)
+            if shard not in receipts
+        }
+        # These sites are there for as long as the run lasts, and Flower answers for a node that is not.
+        answers = list(ask(federation.link, asked, expected=EvaluateReceipt, deadline=never))
+        failed = [answer for answer in answers if isinstance(answer.content, Failure)]
+        receipts |= {got.shard: got for answer in answers if isinstance(got := answer.content, EvaluateReceipt)}
+        if not failed:
+            break
+        names = ", ".join(sorted({asked[answer.key].site for answer in failed}))
+        federation.note(f"round {request.round}: {names} could not judge a part of the held-out set; another is asked")
+    for answer in failed:
+        expect(answer)
+    return [receipts[shard] for shard in sorted(receipts)]
 
 
 def _unsharded(federation: Federation, adapter: Packed, *, round: int, num_examples: int | None) -> EvaluateRequest:
@@ -137,16 +160,27 @@ def _judge_at_sites(federation: Federation, request: EvaluateRequest, *, patienc
 def _answers_of_sites(
     federation: Federation, requests: Mapping[str, EvaluateRequest], *, patience: float
 ) -> dict[str, EvaluateReceipt]:
-    """Return what the sites answered, by name; who is away for long is not waited for, and who cannot is left out."""
+    """Return what the sites answered, by name, and say who is left out.
+
+    That is who is away for long, who does not answer in time, and who cannot.
+    """
 
     def asking(name: str, _attempt: int) -> EvaluateRequest:
         return requests[name]
 
     asked = {name: Addressed(name, partial(asking, name)) for name in requests}
-    inquiry = Inquiry(federation.link, asked, expected=EvaluateReceipt)
-    answers = inquiry.answers(lambda waiting: not set(waiting) & set(federation.expected(patience)))
-    receipts = {answer.key: answer.content for answer in answers if isinstance(answer.content, EvaluateReceipt)}
+    inquiry = Inquiry(federation.link, asked, expected=EvaluateReceipt, deadline=federation.answer_seconds)
+    answers = list(inquiry.answers(lambda waiting: not set(waiting) & set(federation.expected(patience))))
+    silent = dict.fromkeys(inquiry.waiting - inquiry.in_time, "late")
+    federation.misses.note(answered=requests.keys() - inquiry.waiting, missed=silent)
+    silent |= dict.fromkeys(inquiry.waiting & inquiry.in_time, "away")
     inquiry.withdraw()
+    receipts = {answer.key: answer.content for answer in answers if isinstance(answer.content, EvaluateReceipt)}
+    silent |= {answer.key: answer.content.code for answer in answers if isinstance(answer.content, Failure)}
+    if silent:
+        number = next(iter(requests.values())).round
+        why = ", ".join(f"{name} ({code})" for name, code in sorted(silent.items()))
+        federation.note(f"round {number}: the score is without {why}")
     return dict(sorted(receipts.items()))
 
 

@@ -87,7 +87,7 @@ class FederatedRun:
             RunError: too few sites came, they do not fit together, or a round stayed below its quorum.
             StoreError: the folder cannot be written, or base model or data are not those the run began with.
         """
-        federation = Federation(sites, self._folder, self._listener)
+        federation = Federation(sites, self._folder, self._listener, self._config)
         federation.gather(num_sites=self._num_sites)
         checkpoint = self._folder.latest()
         ended = self._begin(federation) if checkpoint is None else self._go_on(federation, checkpoint)

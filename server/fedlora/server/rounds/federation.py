@@ -2,18 +2,30 @@
 
 import math
 import platform
-import re
 import uuid
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError, StoreError
 from fedlora.common.fates import num_left_out
 from fedlora.common.messages import SiteDescription
 from fedlora.server.disk.store import RunFolder
-from fedlora.server.record.events import Listener, SitesDescribed, Waiting
+from fedlora.server.record.events import Listener, Noted, SitesDescribed, Waiting
+from fedlora.server.rounds.ending import shortened
+from fedlora.server.rounds.ground import (
+    Ground,
+    Pins,
+    camps_of,
+    camps_text,
+    decided,
+    ground_of,
+    other_than,
+    other_than_pinned,
+)
+from fedlora.server.rounds.misses import Misses
 from fedlora.server.sites import Sites
 
 
@@ -23,18 +35,26 @@ class Federation:
     Attributes:
         link: the way to them.
         sites: those that have taken part, by name.
+        misses: of requests for anything but an update.
     """
 
-    def __init__(self, link: Sites, folder: RunFolder, listener: Listener) -> None:
+    def __init__(self, link: Sites, folder: RunFolder, listener: Listener, config: RunConfig) -> None:
         self.link = link
         self._folder = folder
         self._listener = listener
+        self._pins = Pins(config.model.fingerprint or "", config.model.fingerprints)
+        self._answer_seconds = math.inf if link.are_fixed else config.federation.answer_seconds
+        self._ground: Ground | None = None
         self._waiting_for = ""
+        self.misses = Misses()
         self.sites: dict[str, SiteDescription] = {}
         self.run_id = ""
 
     def gather(self, *, num_sites: int) -> None:
         """Wait for the run's sites; a run that goes on, of sites that come and go, knows them already.
+
+        Where they come and go, more than half of those that are ready once there are enough say what base model is the
+        run's, unless the run file does. The run begins with these, and the others are turned away.
 
         Raises:
             RunError: too few sites came, one could not answer, or they do not fit together.
@@ -42,20 +62,32 @@ class Federation:
         if self.link.are_fixed:
             self.sites = dict(self.link.descriptions())
             _must_agree(self.sites)
+            self._ground = ground_of(next(iter(self.sites.values())))
+            self._require_pinned(self._ground)
             self._listener(SitesDescribed(dict(self.sites)))
             _require_test(self.sites.values())
             return
-        known = self._folder.sites()
-        self.sites = dict(known)
-        self.link.remember(known)
-        if known:
-            self._listener(SitesDescribed(known))
-        if self._folder.manifest() is not None:
+        manifest = self._folder.manifest()
+        if manifest is not None:
+            self._ground = _ground_in(manifest)
+            known = self._folder.sites()
+            self.sites = dict(known)
+            self.link.remember(known)
+            if known:
+                self._listener(SitesDescribed(known))
             return
-        while len(ready := self.available()) < num_sites:
-            names = f" ({', '.join(ready)})" if ready else ""
-            self.wait_for(what := f"{len(ready)} of {num_sites} sites are ready{names}", seconds=0.1, hopeless=what)
+        while what := self._decide(ready := self.link.descriptions(), num_sites):
+            self.wait_for(what, seconds=0.1, hopeless=what)
+        self._greet_new(ready)
         _require_test(self.sites.values())
+
+    def answer_seconds(self, site: str) -> float:
+        """Return for how long a site is waited for that is asked for anything but an update."""
+        return shortened(self._answer_seconds, self.misses.of(site))
+
+    def note(self, line: str) -> None:
+        """Tell whoever looks on something that they should know."""
+        self._listener(Noted((line,)))
 
     def available(self, *, without: Collection[str] = ()) -> list[str]:
         """Return the sorted names of the sites that can be asked now, new ones included."""
@@ -105,16 +137,16 @@ class Federation:
         Raises:
             StoreError: base model, data or labels are not those the run began with.
         """
-        descriptions = list(self.sites.values())
-        if not descriptions:
+        descriptions, ground = list(self.sites.values()), self._ground
+        if not descriptions or ground is None:
             raise StoreError(f"{self._folder.path}: the run has no sites.json; restore it, or start a new run")
         found: dict[str, object] = {
-            "base_model": {"name": descriptions[0].base_model, "fingerprint": descriptions[0].base_model_fingerprint},
+            "base_model": {"name": descriptions[0].base_model, "fingerprint": ground.base_model},
             "labels": list(descriptions[0].labels),
-            "metric": descriptions[0].metric_name,
+            "metric": ground.metric,
         }
-        if descriptions[0].fingerprints:
-            found["fingerprints"] = dict(descriptions[0].fingerprints)
+        if ground.others:
+            found["fingerprints"] = dict(ground.others)
         if self.link.are_fixed:
             # Where sites come and go, their data are their own affair.
             data = {description.client: description.data_fingerprint for description in descriptions}
@@ -131,14 +163,38 @@ class Federation:
                 )
         self.run_id = str(manifest["run_id"])
 
+    def _decide(self, ready: Mapping[str, SiteDescription], num_sites: int) -> str:
+        """Find out what the run's ground is, and return what is waited for while that is open.
+
+        Nobody is turned away before, but who has something else than the run file pins.
+        """
+        grounds = {name: ground_of(description) for name, description in ready.items()}
+        for name, ground in grounds.items():
+            if code := other_than_pinned(ground, self._pins):
+                self.link.turn_away(name, code)
+        fitting = {name: ground for name, ground in grounds.items() if not other_than_pinned(ground, self._pins)}
+        camps = camps_of(fitting)
+        said = camps_text(camps) if len(camps) > 1 else ""
+        if len(fitting) < num_sites:
+            names = f" ({', '.join(sorted(fitting))})" if fitting else ""
+            return f"{len(fitting)} of {num_sites} sites are ready{names}{said and f'; they differ: {said}'}"
+        self._ground = decided(camps)
+        if self._ground is None:
+            return (
+                f"the {len(fitting)} sites that are ready differ, and no more than half of them agree: {said}; pin the "
+                "right one (model.fingerprint), revoke the wrong ones, or let more sites come"
+            )
+        if said:
+            self.note(f"the sites differ, and the run goes by most of them: {said}")
+        return ""
+
     def _greet_new(self, ready: Mapping[str, SiteDescription]) -> set[str]:
         """Take sites that have come, or come back as something else, into the run if they fit; return who does not."""
         turned_away: set[str] = set()
         for name, description in ready.items():
             if self.sites.get(name) == description:
                 continue
-            reference = next((known for other, known in self.sites.items() if other != name), None)
-            if reference is not None and (code := _misfit(description, reference)):
+            if self._ground is not None and (code := other_than(ground_of(description), self._ground)):
                 self.link.turn_away(name, code)
                 turned_away.add(name)
                 continue
@@ -146,6 +202,19 @@ class Federation:
             self._listener(SitesDescribed({name: description}))
             self._folder.write_sites(self.sites)
         return turned_away
+
+    def _require_pinned(self, ground: Ground) -> None:
+        """Check that the sites have what the run file pins.
+
+        Raises:
+            RunError: they have something else.
+        """
+        if code := other_than_pinned(ground, self._pins):
+            raise RunError(
+                f"{code}: the base model has the fingerprint {ground.base_model} ({dict(ground.others)}); the run file "
+                f"pins {self._pins.base_model or 'none'} ({dict(self._pins.others)}); correct model.fingerprint or "
+                "model.fingerprints, or take the model that it is of"
+            )
 
 
 def _require_test(descriptions: Collection[SiteDescription]) -> None:
@@ -176,14 +245,10 @@ def _new_manifest(config: RunConfig, command: str) -> dict[str, object]:
     }
 
 
-def _misfit(description: SiteDescription, reference: SiteDescription) -> str:
-    """Return the code of what keeps a site out of a run that others are in, nothing where it fits."""
-    if description.base_model_fingerprint != reference.base_model_fingerprint:
-        return "other_base_model"
-    for name in sorted(description.fingerprints.keys() | reference.fingerprints.keys()):
-        if description.fingerprints.get(name) != reference.fingerprints.get(name):
-            return f"other_{name}" if re.fullmatch("[a-z_]{1,30}", name) else "other_fingerprint"
-    return "other_metric" if description.metric_name != reference.metric_name else ""
+def _ground_in(manifest: Mapping[str, Any]) -> Ground:
+    """Return what the sites of a run that goes on have in common."""
+    others = tuple(sorted(manifest.get("fingerprints", {}).items()))
+    return Ground(manifest.get("base_model", {}).get("fingerprint", ""), others, manifest.get("metric", ""))
 
 
 def _must_agree(sites: Mapping[str, SiteDescription]) -> None:

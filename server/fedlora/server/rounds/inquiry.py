@@ -5,6 +5,8 @@ ask the same clients for what comes after their answers to the phase before.
 """
 
 import logging
+import math
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +34,15 @@ class Answer(Generic[Receipt]):
     reply_id: str = field(default="", compare=False)
 
 
+Deadline = Callable[[str], float]
+"""Gives by key for how many seconds from the request on an answer is waited for."""
+
+
+def never(_key: str) -> float:
+    """Return the deadline of requests to sites whose answers are sure to come, as those of this very machine."""
+    return math.inf
+
+
 @dataclass(frozen=True)
 class Addressed:
     """A request to a site; `make` gives its content for an attempt."""
@@ -49,26 +60,35 @@ class Inquiry(Generic[Receipt]):
         requests: Mapping[str, Addressed],
         *,
         expected: type[Receipt],  # noqa: ARG002 (tells the type checker what comes)
+        deadline: Deadline,
     ) -> None:
         """Send the requests."""
         self._sites = sites
         self._requests = requests
+        self._deadline = deadline
+        self._began = time.monotonic()
         self._pending: dict[str, tuple[str, int]] = {}
         self._answered: list[str] = []
         self._push(list(requests), 0)
 
     @property
-    def waiting(self) -> Collection[str]:
+    def waiting(self) -> set[str]:
         """The keys of the requests without an answer."""
         return {key for key, _ in self._pending.values()}
+
+    @property
+    def in_time(self) -> set[str]:
+        """The keys of the requests without an answer whose deadline has not passed."""
+        passed = time.monotonic() - self._began
+        return {key for key in self.waiting if passed < self._deadline(key)}
 
     def answers(self, is_over: Callable[[Collection[str]], bool] = lambda _waiting: False) -> Iterator[Answer[Receipt]]:
         """Yield the answer to each request as it arrives: the expected receipt, or a Failure.
 
         A request whose worker died is sent again, up to three times in all; every other failure is an answer. The
-        waiting ends early where `is_over` says so of the keys without an answer.
+        waiting ends with the last deadline, or early where `is_over` says so of the keys that are in time.
         """
-        while self._pending and not is_over(self.waiting):
+        while (in_time := self.in_time) and not is_over(in_time):
             yield from self.poll()
 
     def poll(self) -> list[Answer[Receipt]]:
@@ -87,7 +107,9 @@ class Inquiry(Generic[Receipt]):
                     self._answered.append(key)
         return answers
 
-    def next_phase(self, make: Callable[[str, int], object], *, expected: type[Next]) -> "Inquiry[Next]":
+    def next_phase(
+        self, make: Callable[[str, int], object], *, expected: type[Next], deadline: Deadline
+    ) -> "Inquiry[Next]":
         """Return the next phase: everybody who has answered this one with a receipt is asked, and nobody else.
 
         Args:
@@ -95,7 +117,7 @@ class Inquiry(Generic[Receipt]):
         """
         self.withdraw()
         asked = {key: Addressed(self._requests[key].site, partial(make, key)) for key in sorted(self._answered)}
-        return Inquiry(self._sites, asked, expected=expected)
+        return Inquiry(self._sites, asked, expected=expected, deadline=deadline)
 
     def withdraw(self) -> None:
         """Wait no more for those that have not answered."""
@@ -114,9 +136,11 @@ class Inquiry(Generic[Receipt]):
             self._pending[reply_id] = (key, attempt)
 
 
-def ask(sites: Sites, requests: Mapping[str, Addressed], *, expected: type[Receipt]) -> Iterator[Answer[Receipt]]:
+def ask(
+    sites: Sites, requests: Mapping[str, Addressed], *, expected: type[Receipt], deadline: Deadline
+) -> Iterator[Answer[Receipt]]:
     """Yield the answer to each of `requests` as it arrives; see `Inquiry.answers`."""
-    yield from Inquiry(sites, requests, expected=expected).answers()
+    yield from Inquiry(sites, requests, expected=expected, deadline=deadline).answers()
 
 
 def expect(answer: Answer[Receipt]) -> Receipt:

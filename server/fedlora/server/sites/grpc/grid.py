@@ -6,7 +6,6 @@ stays outstanding until it is answered or withdrawn, and is sent again at each n
 
 import secrets
 import threading
-import time
 from collections.abc import Iterable
 
 from flwr.app import Message
@@ -82,6 +81,7 @@ class GrpcGrid(PolledGrid):
             known = self._site(site)
             if known.send is not None:
                 known.send("replaced")
+                known.leave()
             known.send, known.description, known.reason, known.shut_out = send, None, "", ""
             for outstanding in known.outstanding.values():
                 outstanding.is_delivered = False
@@ -92,7 +92,8 @@ class GrpcGrid(PolledGrid):
         with self._changed:
             known = self._site(site)
             if known.send == send:
-                known.send, known.gone_since = None, time.monotonic()
+                known.leave()
+                known.send = None
                 self._tell(known)
                 self._changed.notify_all()
 
@@ -116,8 +117,7 @@ class GrpcGrid(PolledGrid):
         """Note the code of what keeps a site from taking part."""
         with self._changed:
             known = self._site(site)
-            if known.description is not None:
-                known.gone_since = time.monotonic()
+            known.leave()
             known.description, known.reason = None, reason
             self._tell(known)
             self._changed.notify_all()

@@ -45,6 +45,11 @@ class KnownSite:
         """Whether it is there and takes part."""
         return self.send is not None and self.description is not None
 
+    def leave(self) -> None:
+        """Note that from now on it is away, if it was there: who comes and goes without being ready was never there."""
+        if self.is_ready:
+            self.gone_since = time.monotonic()
+
     @property
     def seconds_away(self) -> float:
         """For how long it has not been there; for ever where it takes no part and has nothing to finish."""
