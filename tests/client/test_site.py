@@ -264,3 +264,15 @@ def test_closing_ends_the_worker_and_the_site_starts_no_other(bench: Bench, capl
         bench.connect()
     assert "bug" not in caplog.text
     assert (bench.num("trainings"), bench.num("rehearsals")) == (1, 1)
+
+
+def test_an_update_that_is_refused_after_it_was_accepted_is_said(
+    start_bench: StartBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = start_bench()
+    content = session_pb2.Acknowledgement(refusal="norm", taken_back_round=3)
+    with caplog.at_level("WARNING"):
+        bench.site.take(session_pb2.ConnectResponse(acknowledgement=content))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("round 3: ")
+    assert "refused after all (norm)" in line

@@ -194,6 +194,10 @@ class Conversation:
         self._outgoing.put(None)
         self._call.cancel()
 
+    def __iter__(self) -> Iterator[session_pb2.ConnectResponse]:
+        """Yield all that the server says."""
+        return iter(self._call)
+
     def say(self, **content: object) -> None:
         self._outgoing.put(session_pb2.ConnectRequest(**content))  # type: ignore[arg-type]
 

@@ -295,3 +295,17 @@ def test_another_gauge_is_far_only_where_nobody_undoes_it() -> None:
     updates = {"a": moved_by(1), "b": moved_by(1), "c": replace(moved_by(1), layers=turned)}
     assert [*found_far(updates, REFERENCE)] == ["c"]
     assert found_far(updates, REFERENCE, by_factors=False) == {}
+
+
+@pytest.mark.parametrize("names", [("A", "B"), ("B",)])
+def test_case_15_an_update_that_does_nothing_is_flagged(names: tuple[str, ...]) -> None:
+    zeros = {path: replace(layer, **{name: getattr(layer, name) * 0 for name in names})
+             for path, layer in UPDATE.layers.items()}  # fmt: skip
+    dense = {path: torch.zeros_like(tensor) for path, tensor in UPDATE.dense.items()}
+    found = verdict(receipt(pack(replace(UPDATE, layers=zeros, dense=dense))))
+    assert isinstance(found, Admitted)
+    assert found.flag == "zero"
+    only_one = {**UPDATE.layers, "q": zeros["q"]}
+    found = verdict(receipt(pack(replace(UPDATE, layers=only_one, dense=dense))))
+    assert isinstance(found, Admitted)
+    assert found.flag == ""

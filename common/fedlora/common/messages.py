@@ -32,6 +32,7 @@ OUT_OF_MEMORY = "out_of_memory"
 INTERNAL = "internal"
 WORKER_DIED = "worker_died"
 INTERRUPTED = "interrupted"
+UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ class TrainReceipt:
         wire_bytes: of the adapter, in the journal, where the adapter lies beside it.
         num_tokens: answer tokens that the steps learned from; 0 where the task has none.
         micro_batch_size: examples of a forward pass, where want of memory made them fewer than asked for; else 0.
+        wire_sha256: of the update as it came over the wire, hex; empty where it did not come over one.
     """
 
     run: str
@@ -177,6 +179,7 @@ class TrainReceipt:
     wire_bytes: int = 0
     num_tokens: int = 0
     micro_batch_size: int = 0
+    wire_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -220,10 +223,14 @@ class EvaluateReceipt:
 
 @dataclass(frozen=True)
 class Failure:
-    """An answer in place of a receipt: a typed code, and words only where site and server belong to one person."""
+    """An answer in place of a receipt: a typed code, and words only where site and server belong to one person.
+
+    `adapter` is what came beside an answer that the server could not read.
+    """
 
     code: Code
     text: Text = ""
+    adapter: Packed = field(default=b"", repr=False)
 
     def words(self, who: str) -> str:
         """Return what went wrong at `who`, for the end of a run that cannot do without the answer."""

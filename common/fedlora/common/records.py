@@ -118,7 +118,9 @@ def reply_from_record(
 ) -> Message | Failure:
     """Return the message of type `expected`, or the Failure that was answered in its place."""
     if kind_of(content) == Failure.__name__:
-        return from_record(content, Failure, with_local=with_local)
+        failure = from_record(content, Failure, with_files=with_files, with_local=with_local)
+        # Only a server's own process says what came beside an answer that it could not read.
+        return failure if with_files else dataclasses.replace(failure, adapter=b"")
     return from_record(content, expected, with_files=with_files, with_local=with_local)
 
 

@@ -155,7 +155,7 @@ class TrainRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., seed: _Optional[int] = ..., num_rounds: _Optional[int] = ..., validation_examples: _Optional[int] = ..., trains: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TrainReceipt(_message.Message):
-    __slots__ = ("run", "round", "attempt", "client", "status", "num_examples", "num_steps", "loss", "before", "after", "seconds", "withheld", "num_tokens", "micro_batch_size", "wire_bytes")
+    __slots__ = ("run", "round", "attempt", "client", "status", "num_examples", "num_steps", "loss", "before", "after", "seconds", "withheld", "num_tokens", "micro_batch_size", "wire_bytes", "wire_sha256")
     class SecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +178,7 @@ class TrainReceipt(_message.Message):
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MICRO_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     WIRE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WIRE_SHA256_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     attempt: int
@@ -193,7 +194,8 @@ class TrainReceipt(_message.Message):
     num_tokens: int
     micro_batch_size: int
     wire_bytes: int
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., client: _Optional[str] = ..., status: _Optional[str] = ..., num_examples: _Optional[int] = ..., num_steps: _Optional[int] = ..., loss: _Optional[float] = ..., before: _Optional[_Union[Score, _Mapping]] = ..., after: _Optional[_Union[Score, _Mapping]] = ..., seconds: _Optional[_Mapping[str, float]] = ..., withheld: _Optional[_Iterable[str]] = ..., num_tokens: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., wire_bytes: _Optional[int] = ...) -> None: ...
+    wire_sha256: str
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., client: _Optional[str] = ..., status: _Optional[str] = ..., num_examples: _Optional[int] = ..., num_steps: _Optional[int] = ..., loss: _Optional[float] = ..., before: _Optional[_Union[Score, _Mapping]] = ..., after: _Optional[_Union[Score, _Mapping]] = ..., seconds: _Optional[_Mapping[str, float]] = ..., withheld: _Optional[_Iterable[str]] = ..., num_tokens: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., wire_sha256: _Optional[str] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
     __slots__ = ("run", "round", "num_examples", "shard", "num_shards", "with_predictions", "num_generated", "of_validation")

@@ -113,12 +113,14 @@ class Cancellation(_message.Message):
     def __init__(self, request_id: _Optional[str] = ...) -> None: ...
 
 class Acknowledgement(_message.Message):
-    __slots__ = ("request_id", "refusal")
+    __slots__ = ("request_id", "refusal", "taken_back_round")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_BACK_ROUND_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     refusal: str
-    def __init__(self, request_id: _Optional[str] = ..., refusal: _Optional[str] = ...) -> None: ...
+    taken_back_round: int
+    def __init__(self, request_id: _Optional[str] = ..., refusal: _Optional[str] = ..., taken_back_round: _Optional[int] = ...) -> None: ...
 
 class TurnedAway(_message.Message):
     __slots__ = ("reason",)

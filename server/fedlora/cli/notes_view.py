@@ -1,6 +1,6 @@
 """What a terminal says of a run once and for all, above whatever renews itself. Pure."""
 
-from fedlora.server.record.events import Event, Noted, SitesDescribed
+from fedlora.server.record.events import FLAGS, Event, Noted, SitesDescribed, UpdateArrived
 from fedlora.server.report.data_notes import data_notes
 
 
@@ -11,4 +11,6 @@ def note_lines(event: Event) -> list[str]:
         lines = event.lines
     if isinstance(event, SitesDescribed):
         lines = data_notes(event.sites)
+    if isinstance(event, UpdateArrived) and event.flag and not event.reason:
+        lines = (f"round {event.round}: the update of {event.client} is {FLAGS[event.flag]}",)
     return [f"note: {line}" for line in lines]

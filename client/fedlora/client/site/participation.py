@@ -296,6 +296,10 @@ class Participation:
             self._wanted = {key: message for key, message in self._wanted.items() if message.request_id != request_id}
 
     def _settle(self, acknowledgement: session_pb2.Acknowledgement) -> None:
+        if acknowledgement.taken_back_round:
+            what = "the update was accepted, and in comparison with the others' is refused after all"
+            logger.warning("round %d: %s (%s)", acknowledgement.taken_back_round, what, acknowledgement.refusal)
+            return
         with self._lock:
             found = [item for item in self._wanted.values() if item.request_id == acknowledgement.request_id]
         for message in found:

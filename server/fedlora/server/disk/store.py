@@ -10,7 +10,7 @@
     optimizer/                each client's moments, in a simulation whose clients keep them
     report.html
     published/NAME-vNNNN/     finished adapters for who serves them (registry)
-    quarantine/NAME-HASH.*    the newest refused update of each client, and why
+    quarantine/               refused updates, by the site that sent them, and why (quarantine)
     rounds/NNNN/
         plan.json             the round's clients
         updates/NAME-HASH.*   each accepted update (.safetensors) and its receipt (.json), until the round is over
@@ -39,18 +39,20 @@ from fedlora.adapters import Adapter, pack, save_adapter, unpack
 from fedlora.common.codec import Codec
 from fedlora.common.errors import StoreError
 from fedlora.common.files import append_to_file, client_file_name, link_file, write_file
-from fedlora.common.messages import Score, SiteDescription, TrainReceipt
+from fedlora.common.messages import Failure, Score, SiteDescription, TrainReceipt
 from fedlora.common.packed_file import PackedFile, wire_bytes
 from fedlora.common.run_folder import (
     ADAPTER_FOLDER,
     BEST_FOLDER,
     BEST_RECORD,
     MANIFEST_FILE,
+    QUARANTINE_FOLDER,
     ROUNDS_FILE,
     SITES_FILE,
 )
 from fedlora.methods import MethodState
 from fedlora.server.disk.method_state import pack_state, unpack_state
+from fedlora.server.disk.quarantine import set_aside
 from fedlora.server.record.draw import Draw
 from fedlora.server.record.round_report import CODEC, RoundReport
 
@@ -190,16 +192,13 @@ class RunFolder:
         recorded = dataclasses.replace(receipt, wire_bytes=wire_bytes(packed))
         write_file(folder / f"{name}.json", _RECEIPT.dump(recorded, leave_out={"adapter"}))
 
-    def quarantine(self, number: int, receipt: TrainReceipt, reason: str) -> None:
-        """Set a refused update aside, with its reason, for who wants to look; a client's newest alone is kept."""
-        folder, name = self.path / "quarantine", client_file_name(receipt.client)
-        packed = receipt.adapter
-        if isinstance(packed, PackedFile):
-            link_file(packed.path, folder / f"{name}.safetensors")
-        elif packed:
-            write_file(folder / f"{name}.safetensors", packed)
-        note = {"round": number, "client": receipt.client, "reason": reason, "receipt_round": receipt.round}
-        write_file(folder / f"{name}.json", json.dumps(note) + "\n")
+    def quarantine(self, number: int, client: str, refused: TrainReceipt | Failure, reason: str) -> None:
+        """Set aside what a client sent in a round and was refused, with the reason, for who wants to look."""
+        claims: dict[str, object] = {}
+        if isinstance(refused, TrainReceipt):
+            claims = {name: getattr(refused, name) for name in ("client", "run", "round", "attempt")}
+        folder = self.path / QUARANTINE_FOLDER
+        set_aside(folder, site=client, round=number, reason=reason, packed=refused.adapter, claims=claims)
 
     def predictions(self, number: int) -> dict[int, int]:
         """Return the predicted labels by place in the held-out set, empty where not all of it was judged."""

@@ -30,14 +30,25 @@ class RoundStarted:
     recovered: tuple[str, ...]
 
 
+# Of an update that counts and teaches nothing: by a word, what it is.
+FLAGS = {"unchanged": "what it started from", "zero": "zero, and does nothing"}
+
+
 @dataclass(frozen=True)
 class UpdateArrived:
-    """A client answered. `reason` is empty when its update was accepted, else the refusal's code and what was found."""
+    """A client answered. `reason` is empty when its update was accepted, else the refusal's code and what was found.
+
+    Attributes:
+        flag: of an accepted update that is out of the ordinary, one of `FLAGS`.
+        wire_sha256: of the update as it came over the wire, hex, where it did.
+    """
 
     round: int
     client: str
     reason: str
     loss: float
+    flag: str = ""
+    wire_sha256: str = ""
 
 
 @dataclass(frozen=True)

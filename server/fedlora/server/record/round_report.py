@@ -26,6 +26,8 @@ class ClientReport:
             its answer.
         age: by how many rounds the update was late.
         is_unchanged: whether the update is what the client started from: it has learned nothing.
+        is_zero: whether the update does nothing at all: all its products are zero, and all else of it.
+        wire_sha256: of the update as it came over the wire, hex; empty in a simulation.
         num_tokens: answer tokens it trained on; 0 where the task has none.
         micro_batch_size: examples of a forward pass, where want of memory made them fewer than asked for; else 0.
     """
@@ -38,6 +40,8 @@ class ClientReport:
     seconds: Mapping[str, float]
     age: int = 0
     is_unchanged: bool = False
+    is_zero: bool = False
+    wire_sha256: str = ""
     num_tokens: int = 0
     micro_batch_size: int = 0
 

@@ -12,6 +12,7 @@ from fedlora.server.record.round_report import RoundReport
 from fedlora.server.report.aggregation import aggregation
 from fedlora.server.report.answers import ShownAnswer, answers
 from fedlora.server.report.clients import groups_and_clients
+from fedlora.server.report.flagged import flagged
 from fedlora.server.report.headline import facts, headline, refused
 from fedlora.server.report.holdings import Holdings, who_holds_what
 from fedlora.server.report.learning import learning
@@ -96,6 +97,7 @@ def render_report(
         aggregation=aggregation(reports),
         times=times(reports, worked),
         refused=refused(reports),
+        flagged=flagged(reports),
         load_code=load_code,
         notes=notes,
         config_toml=config_toml,

@@ -50,12 +50,19 @@ class Admitted:
         moved: the norm of its change of the weights, through the products of A and B.
         distance: the norm of the difference of all its tensors.
         is_unchanged: whether it has every value of what the client started from.
+        is_zero: whether it does nothing at all: one factor of each pair is zero, and so is all else.
     """
 
     update: Adapter
     moved: float
     distance: float
     is_unchanged: bool
+    is_zero: bool = False
+
+    @property
+    def flag(self) -> str:
+        """What is out of the ordinary about it: unchanged, zero, or nothing."""
+        return "unchanged" if self.is_unchanged else "zero" if self.is_zero else ""
 
 
 def admit(
@@ -104,10 +111,11 @@ def examine(update: Adapter, reference: Adapter) -> Admitted | Refusal:
     """
     if misfit := other_form(update, reference):
         return _refused(misfit)
-    moving, squares, is_unchanged = Moving(), 0.0, True
+    moving, squares, is_unchanged, is_zero = Moving(), 0.0, True, True
     for path, layer in update.layers.items():
         if misfit := bad_value(layer_tensors(path, layer)):
             return _refused(misfit)
+        is_zero = is_zero and not (layer.A.any() and layer.B.any())
         start = reference.layers[path]
         moving.add_layer(layer, start)
         for tensor, started in zip(layer.tensors(), start.tensors(), strict=True):
@@ -116,11 +124,12 @@ def examine(update: Adapter, reference: Adapter) -> Admitted | Refusal:
     for path, tensor in update.dense.items():
         if misfit := bad_value([(path_key(path), tensor)]):
             return _refused(misfit)
+        is_zero = is_zero and not tensor.any()
         started = reference.dense[path]
         moving.add_dense(tensor, started)
         squares += float((tensor.double() - started.double()).square().sum())
         is_unchanged = is_unchanged and torch.equal(tensor, started)
-    return Admitted(update, moving.move().norm(), math.sqrt(squares), is_unchanged)
+    return Admitted(update, moving.move().norm(), math.sqrt(squares), is_unchanged, is_zero)
 
 
 def outliers(admitted: Mapping[str, Admitted], *, norm_limit: float, by_factors: bool = True) -> dict[str, Refusal]:

@@ -30,7 +30,7 @@ class Collected:
     Attributes:
         cohort: who was asked.
         answered: by client, the seconds from the round's begin to its answer.
-        unchanged: the clients whose update is what they started from.
+        flags: what is out of the ordinary about updates that count, by client, in a word of `FLAGS`.
         bytes_down, bytes_up: adapter bytes as the messages hold them.
         storing_seconds: of the time, what writing took.
     """
@@ -40,7 +40,7 @@ class Collected:
     receipts: Mapping[str, TrainReceipt] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     answered: Mapping[str, float] = field(default_factory=dict)
-    unchanged: Collection[str] = ()
+    flags: Mapping[str, str] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
     storing_seconds: float = 0.0
@@ -201,7 +201,7 @@ def _collected(draw: Draw, intake: Intake, start_of: Callable[[str], Start]) -> 
         intake.receipts,
         intake.refused,
         intake.answered,
-        intake.unchanged,
+        intake.flags,
         bytes_down=sum(start_of(client).wire_bytes for client in cohort),
         bytes_up=sum(wire_bytes(receipt.adapter) for receipt in intake.receipts.values()),
         storing_seconds=intake.storing_seconds,

@@ -294,5 +294,6 @@ def _client_report(receipt: TrainReceipt, number: int, collected: Collected) -> 
         receipt,
         seconds={**receipt.seconds, **answered},
         age=number - receipt.round,
-        is_unchanged=client in collected.unchanged,
+        is_unchanged=collected.flags.get(client) == "unchanged",
+        is_zero=collected.flags.get(client) == "zero",
     )

@@ -1,13 +1,12 @@
 """The updates of a round as they come in: admitted, on disk, and only then acknowledged."""
 
-import logging
 import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from fedlora.adapters import Adapter
-from fedlora.common.messages import Failure, TrainReceipt
+from fedlora.common.messages import UNREADABLE, Failure, TrainReceipt
 from fedlora.common.phases import announce
 from fedlora.server.disk.store import RunFolder
 from fedlora.server.record.events import Listener, UpdateArrived
@@ -15,8 +14,6 @@ from fedlora.server.rounds.admission import Admitted, Refusal, admit, outliers
 from fedlora.server.rounds.inquiry import Answer
 from fedlora.server.rounds.starts import Start
 from fedlora.server.sites import Sites
-
-logger = logging.getLogger(__name__)
 
 
 class Intake:
@@ -54,9 +51,9 @@ class Intake:
         return self._admitted.keys()
 
     @property
-    def unchanged(self) -> set[str]:
-        """The clients whose update is what they started from."""
-        return {client for client, admitted in self._admitted.items() if admitted.is_unchanged}
+    def flags(self) -> Mapping[str, str]:
+        """What is out of the ordinary about updates that count, by client."""
+        return {client: admitted.flag for client, admitted in self._admitted.items() if admitted.flag}
 
     def recover(self, receipt: TrainReceipt, start: Start) -> None:
         """Take an update that an earlier process has accepted, of this round or a late one."""
@@ -73,10 +70,11 @@ class Intake:
             self._write(self.receipts[client])
         else:
             self.refused[client] = str(refusal)
-            if isinstance(content, TrainReceipt):
-                self._folder.quarantine(self._number, content, str(refusal))
+            # What a site itself could not do is no update.
+            if isinstance(content, TrainReceipt) or content.code == UNREADABLE:
+                self._folder.quarantine(self._number, client, content, str(refusal))
         self._sites.acknowledge(answer.reply_id, "" if refusal is None else refusal.code)
-        self._tell(client, content.loss if isinstance(content, TrainReceipt) else math.nan)
+        self._tell(client, content)
 
     def refuse_outliers(self, limit: float, *, by_factors: bool) -> None:
         """Refuse the updates that have moved very much further than the others."""
@@ -84,8 +82,10 @@ class Intake:
             del self._admitted[client]
             receipt = self.receipts.pop(client)
             self.refused[client] = str(outlier)
-            self._folder.quarantine(self._number, receipt, str(outlier))
-            self._tell(client, receipt.loss)
+            self._folder.quarantine(self._number, client, receipt, str(outlier))
+            # It was acknowledged when it came, before there was a cohort to compare it with.
+            self._sites.take_back(client, receipt.round, outlier.code)
+            self._tell(client, receipt)
 
     def _admit(self, client: str, content: TrainReceipt | Failure, start: Start, attempt: int) -> Refusal | None:
         if isinstance(content, Failure):
@@ -100,8 +100,6 @@ class Intake:
         if isinstance(found, Refusal):
             return found
         self._admitted[client], self.receipts[client] = found, content
-        if found.is_unchanged:
-            logger.warning("round %d: the update of %s is what it started from", self._number, client)
         return None
 
     def _write(self, receipt: TrainReceipt) -> None:
@@ -110,5 +108,9 @@ class Intake:
         self._folder.write_accepted(self._number, receipt)
         self.storing_seconds += time.perf_counter() - began
 
-    def _tell(self, client: str, loss: float) -> None:
-        self._listener(UpdateArrived(self._number, client, self.refused.get(client, ""), loss))
+    def _tell(self, client: str, content: TrainReceipt | Failure) -> None:
+        loss, sha256 = math.nan, ""
+        if isinstance(content, TrainReceipt):
+            loss, sha256 = content.loss, content.wire_sha256
+        reason, flag = self.refused.get(client, ""), self.flags.get(client, "")
+        self._listener(UpdateArrived(self._number, client, reason, loss, flag, sha256))

@@ -68,6 +68,9 @@ class Sites(Protocol):
     def acknowledge(self, id: str, refusal: str) -> None:
         """Tell the site that its reply is on disk, or that it was refused, by the reason's code."""
 
+    def take_back(self, site: str, round: int, refusal: str) -> None:
+        """Tell a site that its update of a round, acknowledged as accepted, is refused after all, by the code."""
+
     def withdraw(self, ids: Iterable[str]) -> None:
         """Wait no more for these replies, and tell the sites so."""
 

@@ -70,6 +70,9 @@ class FlowerSites:
     def acknowledge(self, id: str, refusal: str) -> None:
         pass
 
+    def take_back(self, site: str, round: int, refusal: str) -> None:
+        pass
+
     def withdraw(self, ids: Iterable[str]) -> None:
         self._questions.forget(ids)
 

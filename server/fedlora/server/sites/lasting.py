@@ -41,6 +41,9 @@ class LastingSites:
     def acknowledge(self, id: str, refusal: str) -> None:
         self._grid.acknowledge(id, refusal)
 
+    def take_back(self, site: str, round: int, refusal: str) -> None:
+        self._grid.take_back(site, round, refusal)
+
     def withdraw(self, ids: Iterable[str]) -> None:
         withdrawn = list(ids)
         self._grid.withdraw(withdrawn)

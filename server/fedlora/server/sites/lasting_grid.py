@@ -37,6 +37,9 @@ class LastingGrid(Protocol):
     def acknowledge(self, message_id: str, refusal: str) -> None:
         """Tell the site that its answer to a message is on disk, or that it was refused, by the reason's code."""
 
+    def take_back(self, site: str, round: int, refusal: str) -> None:
+        """Tell a site, now or when it is back, that its accepted update of a round is refused after all."""
+
     def withdraw(self, message_ids: Iterable[str]) -> None:
         """Wait no more for the answers to these messages, and tell the sites so."""
 

@@ -8,11 +8,9 @@ from collections.abc import Iterable, Sequence
 from flwr.app import Message
 
 from fedlora.common.errors import RunError
-from fedlora.common.messages import WORKER_DIED, Failure
+from fedlora.common.messages import UNREADABLE, WORKER_DIED, Failure
 from fedlora.common.records import message_type_of, receipt_type_of, reply_from_record, to_record
 from fedlora.server.sites.contract import Reply
-
-_UNREADABLE = "unreadable"
 
 
 class Questions:
@@ -47,7 +45,7 @@ class Questions:
         try:
             return Reply(id, self._content(message, expected))
         except RunError as error:
-            return Reply(id, Failure(_UNREADABLE, str(error)))
+            return Reply(id, Failure(UNREADABLE, str(error)))
 
     def _content(self, message: Message, expected: type) -> object:
         return reply_from_record(message.content, expected, with_files=self._with_files, with_local=True)

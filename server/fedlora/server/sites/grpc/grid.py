@@ -30,6 +30,7 @@ from fedlora.server.sites.grpc.known_site import (
     node_of,
     offered,
     place,
+    taken_back,
 )
 from fedlora.server.sites.polled_grid import PolledGrid
 from fedlora.v1 import session_pb2
@@ -85,6 +86,7 @@ class GrpcGrid(PolledGrid):
             known.send, known.description, known.reason, known.shut_out = send, None, "", ""
             for outstanding in known.outstanding.values():
                 outstanding.is_delivered = False
+            self._send_taken_back(known)
             self._tell(known)
 
     def disconnect(self, site: str, send: Send) -> None:
@@ -211,6 +213,12 @@ class GrpcGrid(PolledGrid):
         with self._changed:
             self._settle(message_id, refusal)
 
+    def take_back(self, site: str, round: int, refusal: str) -> None:
+        with self._changed:
+            known = self._site(site)
+            known.taken_back = taken_back(round, refusal)
+            self._send_taken_back(known)
+
     def withdraw(self, message_ids: Iterable[str]) -> None:
         with self._changed:
             for message_id in message_ids:
@@ -300,6 +308,11 @@ class GrpcGrid(PolledGrid):
         name = self._answered.pop(message_id, None)
         if name is not None and (send := self._site(name).send) is not None:
             send(acknowledgement(message_id, refusal))
+
+    def _send_taken_back(self, site: KnownSite) -> None:
+        if site.send is not None and site.taken_back is not None:
+            site.send(site.taken_back)
+            site.taken_back = None
 
     def _site(self, name: str) -> KnownSite:
         if name not in self._sites:

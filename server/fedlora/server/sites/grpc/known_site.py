@@ -37,6 +37,8 @@ class KnownSite:
     reason: str = ""
     gone_since: float = field(default_factory=time.monotonic)
     outstanding: dict[str, Outstanding] = field(default_factory=dict)
+    # That an update of it is refused after all, which it is to hear.
+    taken_back: session_pb2.ConnectResponse | None = None
     # The code for which it was sent away, and will not be back: nobody waits for it.
     shut_out: str = ""
 
@@ -78,6 +80,11 @@ def node_of(site: str) -> int:
 
 def acknowledgement(request_id: str, refusal: str) -> session_pb2.ConnectResponse:
     content = session_pb2.Acknowledgement(request_id=request_id, refusal=refusal)
+    return session_pb2.ConnectResponse(acknowledgement=content)
+
+
+def taken_back(round: int, refusal: str) -> session_pb2.ConnectResponse:
+    content = session_pb2.Acknowledgement(refusal=refusal, taken_back_round=round)
     return session_pb2.ConnectResponse(acknowledgement=content)
 
 

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from importlib.metadata import version
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -12,9 +13,10 @@ from google.protobuf.message import Message
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import AdapterError, FedloraError, RunError
-from fedlora.common.messages import Failure
+from fedlora.common.messages import UNREADABLE, Failure
 from fedlora.common.packed_file import Packed, PackedFile
 from fedlora.common.phases import announce
+from fedlora.common.printable import printable
 from fedlora.common.run_file import to_toml
 from fedlora.common.schema import discard_local, to_proto
 from fedlora.common.wire import PROTOCOL, read_description, read_receipt, receipt_in
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _HELLO_SECONDS = 30.0
 _LOOK_SECONDS = 5.0
+_MAX_CHARACTERS = 300
 
 
 class SessionService(SessionServiceServicer):
@@ -140,9 +143,12 @@ class SessionService(SessionServiceServicer):
             read_receipt(answer)  # For its checks: the rounds get what came, but for what a peer may not say.
             receipt = receipt_in(answer)
             discard_local(receipt)
+            if answer.HasField("train"):
+                answer.train.wire_sha256 = answer.adapter.encoded.sha256.hex()
             adapter = await asyncio.to_thread(self._adapter, site, answer, outstanding)
         except (AdapterError, RunError) as error:
-            receipt = to_proto(Failure("unreadable", str(error)), with_local=True)
+            receipt = to_proto(Failure(UNREADABLE, printable(error, most=_MAX_CHARACTERS)), with_local=True)
+            adapter = await asyncio.to_thread(self._as_it_came, site, answer)
         except FedloraError as error:
             # Such as a full disk: not the site's fault, and not to be acknowledged.
             logger.error("%s: its update could not be stored: %s", site, error)
@@ -153,16 +159,33 @@ class SessionService(SessionServiceServicer):
         """Return the file of an answer's adapter, which lies in the exchange; empty bytes where it has none."""
         if not answer.HasField("adapter") or not (answer.HasField("train") or answer.HasField("initialise")):
             return b""
+        upload = self._upload(site, answer)
+        round, sha256 = answer.train.round, answer.adapter.encoded.sha256.hex()
+        whole = self._exchange.whole_update(site, round=round, sha256=sha256, offer=outstanding.offer)
+        return PackedFile(whole, upload.stat().st_size)
+
+    def _upload(self, site: str, answer: session_pb2.Answer) -> Path:
+        """Return the file of the update that came for an answer.
+
+        Raises:
+            AdapterError: there is none.
+        """
         # The run's first adapter is of round 0.
-        round, encoded = answer.train.round, answer.adapter.encoded
-        sha256 = encoded.sha256.hex()
+        round, sha256 = answer.train.round, answer.adapter.encoded.sha256.hex()
         if len(sha256) != 64 or not 0 <= round < 10**6:
             raise AdapterError("an update without a digest")
         upload = self._exchange.upload_file(site, round=round, sha256=sha256)
         if not upload.is_file():
             raise AdapterError("an answer whose update was not uploaded")
-        whole = self._exchange.whole_update(site, round=round, sha256=sha256, offer=outstanding.offer)
-        return PackedFile(whole, upload.stat().st_size)
+        return upload
+
+    def _as_it_came(self, site: str, answer: session_pb2.Answer) -> Packed:
+        """Return the update of an answer that cannot be read; empty bytes where there is none."""
+        try:
+            upload = self._upload(site, answer)
+            return PackedFile(upload, upload.stat().st_size)
+        except (AdapterError, OSError):
+            return b""
 
 
 def _code(reason: str) -> str:
