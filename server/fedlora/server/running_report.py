@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 # A run that is over sooner has its report at its end alone.
 _LEAST_SECONDS_BETWEEN = 5.0
 # A report of many rounds takes seconds: between two there is so many times what the last one took.
-_TIMES_ITS_COST = 20.0
+_TIMES_ITS_COST = 30.0
 
 
 class RunningReport:

@@ -45,6 +45,9 @@ WIDTH = 420
 # From so many times the smallest value on, perplexities stand on a logarithmic axis.
 _WIDE = 8
 
+# Of an axis's length, what a dot on its end needs.
+_ROOM_FOR_A_DOT = 0.04
+
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # A dollar in a client's name is a dollar.
@@ -131,9 +134,10 @@ def percent_axis(axes: "Axes", values: Iterable[float]) -> None:
 def score_axis(axes: "Axes", values: Iterable[float], *, metric_name: str, horizontal: bool = False) -> None:
     """Let an axis show the metric, wide enough for the values.
 
-    For accuracy it is no wider than 0 to 100 %; for perplexities that span much it is logarithmic.
+    For accuracy it tells 0 to 100 % at most, with room for a whole dot at either; for perplexities that span much it is
+    logarithmic.
     """
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
     finite = list(filter(math.isfinite, values)) or [0.0, 1.0]
     low, high = min(finite), max(finite)
@@ -142,12 +146,18 @@ def score_axis(axes: "Axes", values: Iterable[float], *, metric_name: str, horiz
         return
     axis = axes.xaxis if horizontal else axes.yaxis
     pad = max(0.08 * (high - low), 0.02)
-    low, high = low - pad, high + pad
+    ends = (low - pad, high + pad)
+    locator = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10])
     if is_percentage(metric_name):
-        low, high = max(0.0, 0.0 if low < 0.2 else low), min(1.0, high)
+        told = max(0.0, 0.0 if ends[0] < 0.2 else ends[0]), min(1.0, ends[1])
+        room = _ROOM_FOR_A_DOT * (told[1] - told[0])
+        ends = min(told[0], max(low, 0.0) - room), max(told[1], min(high, 1.0) + room)
+        ticks = locator.tick_values(*told)
+        axis.set_major_locator(FixedLocator([tick for tick in ticks if told[0] <= tick <= told[1]]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
-    axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
-    (axes.set_xlim if horizontal else axes.set_ylim)(low, high)
+    else:
+        axis.set_major_locator(locator)
+    (axes.set_xlim if horizontal else axes.set_ylim)(*ends)
 
 
 def _logarithmic_axis(axes: "Axes", low: float, high: float, *, horizontal: bool) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from fedlora.server.report.content import Chart, Key
 from fedlora.server.report.drawing import WIDTH, Colour, draw
@@ -122,13 +122,14 @@ def _paint_panel(axes: "Axes", panel: Panel) -> None:
         values = [value for series in shown for value in series.values.values()]
         values += [end for series in shown for ends in series.band.values() for end in ends]
     if panel.last_text is not None and shown:
-        _tell_last(axes, panel.last_text, *shown)
+        _tell_last(axes, panel.last_text, shown[0])
     if panel.stems is not None:
         (before, after), places = (series.values for series in shown), list(shown[0].values)
         ends = [before[place] for place in places], [after[place] for place in places]
         thin = max(0.6, min(1.4, 200 / max(1, len(places))))
         axes.vlines(places, *ends, color=panel.stems, linewidth=thin, alpha=0.6, zorder=1.5)
     panel.axis(axes, panel.limits or values)
+    _show_whole_dots(axes)
     axes.set_ylabel(panel.name)
     axes.set_title(panel.title, color=panel.series[0].colour)
 
@@ -164,14 +165,20 @@ def _paint_line(axes: "Axes", series: Series, *, order: int) -> None:
         )
 
 
-def _tell_last(axes: "Axes", text: Callable[[float], str], series: Series, *others: Series) -> None:
-    """Write the last value beside it, on the side away from other series; but below a curve's end there is no room."""
+def _show_whole_dots(axes: "Axes") -> None:
+    """Let the dots on an edge stand over it; what lies beyond the axis stays cut off."""
+    low, high = axes.get_ylim()
+    for line in axes.lines:
+        values = map(float, cast(Iterable[float], line.get_ydata()))
+        line.set_clip_on(not all(low <= value <= high for value in values if math.isfinite(value)))
+        line.set_in_layout(False)  # A line without points has a place all the same, which would be made room for.
+
+
+def _tell_last(axes: "Axes", text: Callable[[float], str], series: Series) -> None:
+    """Write the last value right of it, where no series and no mark is."""
     place = max(series.values)
-    last = series.values[place]
-    is_below = last > min(series.values.values()) and any(last < each.values[max(each.values)] for each in others)
-    side, align = (-9, "top") if is_below else (9, "bottom")
-    at, units = (place, last), "offset points"
-    axes.annotate(text(last), at, (0, side), textcoords=units, ha="center", va=align, weight="bold")
+    at, units = (place, series.values[place]), "offset points"
+    axes.annotate(text(at[1]), at, (9, 0), textcoords=units, ha="left", va="center", weight="bold")
 
 
 def _paint_bars(axes: "Axes", stacked: Sequence[Series]) -> list[float]:
