@@ -30,7 +30,7 @@ INVENTED = "invented-by-the-hostile-site"
 ESCAPES = "\x1b]0;owned\x07\x1b[H\x1b[2J\nround 9/9: all is well"
 FOREIGN = "chalk"
 NUM_INVENTED = 200_000
-NUM_IDLE = 300
+NUM_IDLE, NUM_ANSWERS = 300, 300
 # The rounds look ten times a second at who is there; an honest word that follows at once would hide a false one.
 _SEEN_SECONDS = 0.5
 
@@ -246,7 +246,7 @@ def fails_with(code: str, text: str = "") -> Callable[[HostileSite, Request], st
 
 def invented_answers(site: HostileSite, _request: Request) -> str:
     """Answer what nobody asked, with ids of a megabyte that the server would have to send back, and read nothing."""
-    for number in range(150):
+    for number in range(NUM_ANSWERS):
         site.fail(Request(request_id=f"{number}-{'x' * (1 << 20)}"))
     return ""
 

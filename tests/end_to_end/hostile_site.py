@@ -98,9 +98,9 @@ class HostileSite:
             open_socket.close()
 
     @property
-    def untried(self) -> list[str]:
+    def untried(self) -> list[Attack]:
         """The attacks for which there was no occasion."""
-        return [attack.name for attacks in self._to_do.values() for attack in attacks]
+        return [attack for attacks in self._to_do.values() for attack in attacks]
 
     # -- what attacks are made of
 
