@@ -1,7 +1,7 @@
-"""What a server keeps over time: python measured_endurance.py FIRST LAST NUM_SITES NUM_CONNECTS ANSWER.json
+"""What a server keeps over time: python measured_endurance.py ROUND,ROUND... NUM_SITES NUM_CONNECTS ANSWER.json
 
-Two servers, each a process of its own: one that does LAST rounds with sites that do nothing, looked at after round
-FIRST and round LAST; and one that waits for its sites, to which a few sites connect NUM_CONNECTS times, say that they
+Two servers, each a process of its own: one that does rounds with sites that do nothing, looked at after each ROUND that
+is named; and one that waits for its sites, to which a few sites connect NUM_CONNECTS times, say that they
 are ready, and go without a word.
 """
 
@@ -9,6 +9,7 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from idle_federation import TINY, IdleFederation, idle_run, idle_server, idle_sites, write_adapter
@@ -28,15 +29,15 @@ _JOURNAL = ("rounds", "rounds.jsonl")
 Held = dict[str, int]
 
 
-def main(first: int, last: int, num_sites: int, num_connects: int, answer: Path) -> None:
+def main(looks_at: Sequence[int], num_sites: int, num_connects: int, answer: Path) -> None:
     """Write what the servers held at each look."""
     adapter = Path("adapter").resolve()
     write_adapter(adapter, TINY)
-    looks = {"rounds": _rounds(adapter, (first, last), num_sites), "connects": _connects(num_connects)}
+    looks = {"rounds": _rounds(adapter, looks_at, num_sites), "connects": _connects(num_connects)}
     answer.write_text(json.dumps(looks))
 
 
-def _rounds(adapter: Path, looks: tuple[int, int], num_sites: int) -> list[Held]:
+def _rounds(adapter: Path, looks: Sequence[int], num_sites: int) -> list[Held]:
     # One round more: after the last one the server ends.
     config = idle_run(num_rounds=looks[-1] + 1, num_sites=num_sites)
     found = []
@@ -91,4 +92,4 @@ def _held(federation: IdleFederation) -> Held:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
+    main([int(number) for number in sys.argv[1].split(",")], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

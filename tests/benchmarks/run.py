@@ -2,7 +2,7 @@
 
 Tables go to the terminal, everything to ./benchmarks.json: each figure with its unit, repeats, median and
 quartiles, and the machine. Nothing fails for being slow: a goal that was not reached says so. The
-machine should be doing nothing else. All of it takes about half an hour on two cores.
+machine should be doing nothing else. All of it takes about forty minutes on two cores.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import engine_comparison
 import help_command
 import language_speed
 import plan_memory
+import recovery
 import round_overhead
 import server_cpu
 import trainer_speed
@@ -48,10 +49,11 @@ _BENCHMARKS = {
     "aggregation-clients": ("Aggregation of 100 and 1,000 clients from disk", aggregation_many_clients.figures),
     "aggregation-peer": ("Aggregation against chorus-fl 0.1.0", aggregation_peer.figures),
     "rounds": ("A round beside training, and the same on Flower's SuperLink", round_overhead.figures),
-    "server": ("CPU of the server, of clients that do nothing", server_cpu.figures),
+    "server": ("CPU of the server, of clients that do nothing, and of its checks", server_cpu.figures),
     "transfer": ("Rounds that carry 100 MB a site, and the same on Flower's SuperLink", transfer_speed.figures),
     "uploads": ("Memory of the server while 4, 16 and 64 sites upload 100 MB each", upload_memory.figures),
     "endurance": ("What a server holds after many rounds and many connections", endurance.figures),
+    "recovery": ("A killed site back at work", recovery.figures),
     "link": ("A slow link with stalls and resets", bad_link.figures),
 }
 _QUICK = " (QUICK: too few and too small, only to try out)"

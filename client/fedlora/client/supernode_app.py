@@ -66,9 +66,9 @@ def answer(message: Message, context: Context) -> Message:
     except FedloraError as error:
         receipt = Failure(error.code, str(error)[:2000])
     except Exception as error:  # Flower would send the server its text.
-        from fedlora.client.worker.app import code_of
+        from fedlora.client.worker.app import failure_code
 
-        if (code := code_of(error)) == INTERNAL:
+        if (code := failure_code(error)) == INTERNAL:
             logger.exception("a message could not be answered; this is a bug in fedlora")
         receipt = Failure(code, f"{type(error).__name__}: {error}"[:2000])
     if isinstance(receipt, Failure):

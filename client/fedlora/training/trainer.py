@@ -16,6 +16,7 @@ from fedlora.common.config import TrainSection
 from fedlora.common.errors import FedloraError
 from fedlora.common.messages import INTERRUPTED
 from fedlora.models.reach import is_routed
+from fedlora.training.memory import is_out_of_memory
 from fedlora.training.optimizer_state import Moments, read_moments, set_moments
 from fedlora.training.peft_bridge import ResidentModel
 from fedlora.training.schedule import learning_rate_factor, steps_of_round
@@ -129,7 +130,7 @@ class LocalTrainer(Generic[P]):
 
         Raises:
             TrainingInterrupted: `is_unwanted` said so.
-            torch.OutOfMemoryError: one example a forward pass is too much.
+            torch.OutOfMemoryError, and what else `is_out_of_memory` tells: one example a forward pass is too much.
         """
         settings, num_steps = self.settings, self.num_steps(len(prepared))
         num_steps = min(num_steps, max_steps or num_steps)
@@ -207,7 +208,9 @@ class LocalTrainer(Generic[P]):
                 return self._accumulate(
                     prepared, [indices[place : place + size] for place in range(0, len(indices), size)]
                 )
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 optimizer.zero_grad(set_to_none=True)
                 if min(size, len(indices)) == 1:
                     raise
@@ -251,8 +254,8 @@ class LocalTrainer(Generic[P]):
                 judged.append(self._judge(prepared, indices[begin : begin + batch_size]))
                 begin += batch_size
                 continue
-            except torch.OutOfMemoryError:
-                if batch_size == 1:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or batch_size == 1:
                     raise
                 batch_size = (batch_size + 1) // 2
             logger.warning("out of memory: %d examples a forward pass are judged from here on", batch_size)

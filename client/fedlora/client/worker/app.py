@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 
-import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
@@ -20,6 +19,7 @@ from fedlora.common.messages import (
     TrainRequest,
 )
 from fedlora.common.records import from_record, to_record
+from fedlora.training.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def make_client_app(
                 client = workbench.client_names[int(context.node_config.get("partition-id", 0))]
                 receipt = answer(workbench, client, message)
             except Exception as error:
-                code, text = code_of(error), str(error)
+                code, text = failure_code(error), str(error)
                 if code == INTERNAL:
                     logger.exception("a request failed; this is a bug in fedlora, in the model or in the task")
                     text = f"{type(error).__name__}: {error}"
@@ -87,8 +87,8 @@ def _resident_workbench(load: Callable[[], Workbench], key: str) -> Workbench:
     return _resident[key]
 
 
-def code_of(error: Exception) -> str:
-    """Return the code that an error is answered with."""
+def failure_code(error: Exception) -> str:
+    """Return the code of an error that kept a client from its answer: all that another owner is told of it."""
     if isinstance(error, FedloraError):
         return error.code
-    return OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else INTERNAL
+    return OUT_OF_MEMORY if is_out_of_memory(error) else INTERNAL

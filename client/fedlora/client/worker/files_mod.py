@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedlora.adapters.differences import decode_file, encode_file
-from fedlora.common.errors import AdapterError
+from fedlora.common.errors import AdapterError, StoreError
 from fedlora.common.files import sha256_of
 from fedlora.common.messages import Failure
 from fedlora.common.packed_file import PackedFile
@@ -46,7 +46,21 @@ def make_of_difference(message: Message, difference: Path, reference: Path) -> N
 
 
 def adapters_as_files(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Read the request's adapter from its file, and write the answer's."""
+    """Read the request's adapter from its file, and write the answer's.
+
+    Where the disk will not have a file, such as a full one, the answer is a failure that says so.
+    """
+    try:
+        return _over_files(message, context, call_next)
+    except StoreError as error:
+        failure = Failure(error.code, str(error))
+    except OSError as error:
+        what = error.filename or "an adapter's file"
+        failure = Failure(StoreError.code, f"{what}: cannot be read or written ({error.strerror}); free some space")
+    return Message(to_record(failure, with_local=True), reply_to=message)
+
+
+def _over_files(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     settings = message.content.config_records.get(_SETTINGS)
     given = adapter_in(message.content, with_files=True)
     if isinstance(given, PackedFile):
@@ -62,16 +76,18 @@ def adapters_as_files(message: Message, context: Context, call_next: ClientAppCa
         return reply
     target = Path(str(settings["target"]))
     packed = target.with_name(f"{target.name}.packed")
-    packed.write_bytes(cast(bytes, made))  # Not synced: a crash here loses a training that was not finished.
-    encode_file(
-        packed,
-        target,
-        reference=given.path if isinstance(given, PackedFile) else None,
-        precision=cast(Literal["float32", "bfloat16", "int8"], settings["precision"]),
-        residual=_path(settings["residual"]),
-        new_residual=_path(settings["new_residual"]),
-    )
-    packed.unlink()
+    try:
+        packed.write_bytes(cast(bytes, made))  # Not synced: a crash here loses a training that was not finished.
+        encode_file(
+            packed,
+            target,
+            reference=given.path if isinstance(given, PackedFile) else None,
+            precision=cast(Literal["float32", "bfloat16", "int8"], settings["precision"]),
+            residual=_path(settings["residual"]),
+            new_residual=_path(settings["new_residual"]),
+        )
+    finally:
+        packed.unlink(missing_ok=True)
     put_adapter(reply.content, PackedFile(target, target.stat().st_size))
     return reply
 

@@ -86,7 +86,7 @@ class TransferService(AdapterExchangeServiceServicer):
             return exchange_pb2.WriteResponse(committed_bytes=first.blob.size_bytes)
         self._uploading.add(ticket.site)
         try:
-            committed = await self._take(first, request_iterator, path, context)
+            committed = await self._take(first, request_iterator, path, context, ticket=ticket)
         finally:
             self._uploading.discard(ticket.site)
         return exchange_pb2.WriteResponse(committed_bytes=committed)
@@ -112,8 +112,13 @@ class TransferService(AdapterExchangeServiceServicer):
         rest: AsyncIterator[exchange_pb2.WriteRequest],
         path: Path,
         context: Context,
+        *,
+        ticket: Ticket,
     ) -> int:
-        """Append what comes to the part of a file, and make it whole at the end; return how much is committed."""
+        """Append what comes to the part of a file, and make it whole at the end; return how much is committed.
+
+        Each chunk has its time, and all of them no longer than the round: one that trickles ends with it.
+        """
         size, part = first.blob.size_bytes, path.with_name(path.name + _PART)
         have = part.stat().st_size if part.is_file() else 0
         if first.offset != have:
@@ -138,6 +143,8 @@ class TransferService(AdapterExchangeServiceServicer):
                 digest.update(chunk)
                 self._grid.count(up=len(chunk))
                 request = await self._next(rest, context) if have < size else None
+                if request is not None and not self._grid.expects(ticket):
+                    await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "not_expected")
             if have < size:
                 return have
         if digest.digest() != first.blob.sha256:
