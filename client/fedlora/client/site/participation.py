@@ -49,6 +49,8 @@ _MISFITS = {
     "other_added_tokens": ": the tokenizer here has other added tokens than the run's; fetch the run's revision",
     "other_chat_template": ": the chat template here is another than the run's; fetch the run's revision of the model",
     "other_metric": ": this site runs another version of fedlora or of the task",
+    "other_num_examples": ": the training data here are more or fewer than when this site joined, by which it weighs; "
+    "bring the former data back, or ask for an invitation under another name",
 }
 
 

@@ -1,5 +1,6 @@
 """Who takes part in a run: the sites that answered, what they have in common, and the run's manifest."""
 
+import logging
 import math
 import platform
 import re
@@ -15,6 +16,8 @@ from fedlora.common.messages import SiteDescription
 from fedlora.server.disk.store import RunFolder
 from fedlora.server.record.events import Listener, SitesDescribed, Waiting
 from fedlora.server.sites import Sites
+
+logger = logging.getLogger(__name__)
 
 
 class Federation:
@@ -138,7 +141,8 @@ class Federation:
             if self.sites.get(name) == description:
                 continue
             reference = next((known for other, known in self.sites.items() if other != name), None)
-            if reference is not None and (code := _misfit(description, reference)):
+            code = self._other_size(name, description)
+            if code or (reference is not None and (code := _misfit(description, reference))):
                 self.link.turn_away(name, code)
                 turned_away.add(name)
                 continue
@@ -146,6 +150,20 @@ class Federation:
             self._listener(SitesDescribed({name: description}))
             self._folder.write_sites(self.sites)
         return turned_away
+
+    def _other_size(self, name: str, description: SiteDescription) -> str:
+        """Return the code of a site that comes back with another number of training examples, which it weighs by."""
+        known = self.sites.get(name)
+        if not self.run_id or known is None or known.num_examples == description.num_examples:
+            return ""
+        logger.warning(
+            "%s holds %s training examples, and held %s before: it is turned away; with other data it can be invited "
+            "as another site",
+            name,
+            f"{description.num_examples:,}",
+            f"{known.num_examples:,}",
+        )
+        return "other_num_examples"
 
 
 def _require_test(descriptions: Collection[SiteDescription]) -> None:
