@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedlora.common import certificates
 from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.files import open_replacing
+from fedlora.common.open_files import require_descriptors
 
 IDENTITY_FILE = "identity.json"
 
@@ -50,6 +51,7 @@ class SiteIdentity:
         except FileNotFoundError as error:
             raise StoreError(f"{path}: no such file; enrol the site with the token of its invitation") from error
         except OSError as error:
+            require_descriptors(error)
             raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValidationError, ConfigError) as error:
             # A validation error shows what it found, which is the key.
@@ -86,6 +88,7 @@ class SiteIdentity:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
+            require_descriptors(error)
             raise StoreError(f"{folder}: cannot be used ({error.strerror})") from error
         with open_replacing(folder / IDENTITY_FILE, size_bytes=len(content)) as file:
             os.fchmod(file.fileno(), 0o600)
@@ -117,4 +120,5 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
+        require_descriptors(error)
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a file in PEM") from error

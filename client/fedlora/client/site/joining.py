@@ -19,6 +19,7 @@ from fedlora.common import certificates
 from fedlora.common.channels import Credentials, details_of, open_channel, split_address
 from fedlora.common.errors import ConfigError, RunError, StoreError, one_line
 from fedlora.common.files import open_replacing, write_file
+from fedlora.common.open_files import require_descriptors
 from fedlora.v1 import enrolment_pb2
 from fedlora.v1.enrolment_pb2_grpc import EnrolmentServiceStub
 
@@ -113,6 +114,7 @@ def _own_key(state: Path) -> bytes:
         try:
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
+            require_descriptors(error)
             raise StoreError(f"{state}: cannot be used ({error.strerror})") from error
         with open_replacing(path, size_bytes=len(kept)) as file:
             os.fchmod(file.fileno(), 0o600)
