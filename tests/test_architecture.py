@@ -78,9 +78,10 @@ IMPURE = (
 IMPURE_CALLS = ("open", "print", "input")
 PURE = (
     "fedlora.adapters.fit", "fedlora.aggregation", "fedlora.algebra", "fedlora.methods", "fedlora.planning.traffic",
-    "fedlora.server.record.best_round", "fedlora.server.record.draw", "fedlora.server.rounds.admission",
-    "fedlora.server.rounds.completion", "fedlora.server.rounds.draw", "fedlora.server.rounds.ending",
-    "fedlora.server.rounds.starts", "fedlora.training.partitioning",
+    "fedlora.server.record.best_round", "fedlora.server.record.draw", "fedlora.server.record.fair_shares",
+    "fedlora.server.rounds.admission", "fedlora.server.rounds.believable", "fedlora.server.rounds.completion",
+    "fedlora.server.rounds.draw", "fedlora.server.rounds.ending", "fedlora.server.rounds.starts",
+    "fedlora.training.partitioning",
 )  # fmt: skip
 # A folder of a list knows those before it, and nothing of those behind it.
 ORDERS = (

@@ -18,7 +18,7 @@ from fedlora.cli.run_view import RunView, advance, curve, run_panel, seconds_lef
 from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.messages import Generated, Score
 from fedlora.server.record.events import EvaluationStarted, Event, RoundEnded, RoundStarted, RunStarted, UpdateArrived
-from fedlora.server.record.round_report import ClientReport, HeldOutReport, RoundReport
+from fedlora.server.record.round_report import CappedShare, ClientReport, HeldOutReport, RoundReport
 from fedlora.server.record.running_summary import Summarised, updated
 
 CLIENTS = ("mnist", "serif")
@@ -83,6 +83,15 @@ def test_without_a_terminal_there_is_a_line_for_the_start_and_for_each_round() -
         "round 1/2  accuracy 30.0 %  loss 2.00  error of the average 0.210 -> 0.170  10 s",
         "round 2/2  accuracy 50.0 %  loss 1.00  error of the average 0.210 -> 0.170  10 s",
     ]
+
+
+def test_a_client_whose_weight_was_capped_is_named_with_both_weights() -> None:
+    capped = report(1)
+    parts = {**capped.clients, "serif": replace(capped.clients["serif"], capped=CappedShare(0.9, 0.5))}
+    capped = replace(capped, clients=parts)
+    events = [*whole_run()[:-4], RoundEnded(capped)]
+    assert "round 1/2  capped serif: 50 % in place of 90 %" in logged([STARTED, RoundEnded(capped)])
+    assert "serif: 50 % in place of 90 %" in panel_text(view_after(events))
 
 
 def language_report(number: int, *, loss: float, **changes: Any) -> RoundReport:

@@ -50,6 +50,8 @@ def idle(config: RunConfig, occasion: Occasion | None = None) -> list[str]:
         (["federation.deadline_deviations=5.0"], ['federation.deadline="adaptive"']),
         (["federation.norm_limit=5.0", "federation.cohort=2"], ["federation.cohort=3"]),
         (["federation.weighting=uniform", "federation.cohort=1"], ["federation.cohort=2"]),
+        (["federation.max_share=0.5", "federation.cohort=1"], ["federation.cohort=2"]),
+        (["federation.max_share=0.5", "federation.weighting=uniform"], ["federation.weighting=examples"]),
         (["robust.clip=2.0", "federation.cohort=1"], ["federation.cohort=2"]),
         (["aggregation.steps=9", "aggregation.method=lora_fair_cosine"], ["aggregation.solver=sgd"]),
         (["lora.client_ranks={a = 8}"], ["lora.rank=9"]),

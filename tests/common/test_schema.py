@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlora.common import messages
+from fedlora.common.bounds import MAX_EXAMPLES, MAX_TOKENS, PHASES
 from fedlora.common.fates import PARTS
 from fedlora.common.messages import (
     EvaluateReceipt,
@@ -142,19 +143,37 @@ def test_a_field_that_is_missing_or_of_another_kind_is_seen() -> None:
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 shown = st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" "), max_size=40)
 codes = st.from_regex("[a-z_]{1,40}", fullmatch=True)
+examples = st.integers(0, MAX_EXAMPLES)
+numbers = st.floats(-1e30, 1e30) | st.sampled_from([math.nan, math.inf, -math.inf])
+parts = st.floats(0, 1)
 # What no peer may send is not drawn.
 BOUNDED: dict[tuple[str, str], st.SearchStrategy[Any]] = {
-    ("Score", "num_examples"): st.integers(1, 2**64 - 1),
-    ("Generated", "num_examples"): st.integers(1, 2**64 - 1),
+    ("Score", "num_examples"): st.integers(1, MAX_EXAMPLES),
+    ("Score", "num_tokens"): st.integers(0, MAX_TOKENS),
+    ("Score", "loss"): numbers,
+    ("Score", "metric"): numbers,
+    ("Generated", "num_examples"): st.integers(1, MAX_EXAMPLES),
+    ("Generated", "exact_match"): parts,
+    ("Generated", "rouge_l"): parts,
+    ("SiteDescription", "num_examples"): examples,
+    ("SiteDescription", "num_validation"): examples,
+    ("SiteDescription", "num_held_out"): examples,
     ("SiteDescription", "lora_rank"): st.integers(1, 2**32 - 1),
     **{
         ("SiteDescription", name): shown
         for name in ("metric_name", "base_model_fingerprint", "data_fingerprint", "version")
     },
     ("SiteDescription", "fingerprints"): st.dictionaries(shown, shown, max_size=4),
+    ("TrainReceipt", "num_examples"): examples,
+    ("TrainReceipt", "num_steps"): examples,
+    ("TrainReceipt", "num_tokens"): st.integers(0, MAX_TOKENS),
+    ("TrainReceipt", "micro_batch_size"): examples,
+    ("TrainReceipt", "loss"): numbers,
+    ("TrainReceipt", "seconds"): st.dictionaries(st.sampled_from(PHASES), st.floats(0, 1e9), max_size=5),
+    ("TrainReceipt", "withheld"): st.sampled_from([(), ("loss",), ("scores",), ("loss", "scores")]),
     ("SiteDescription", "fates"): st.dictionaries(
         st.sampled_from(PARTS),
-        st.dictionaries(codes, st.integers(0, 2**64 - 1), max_size=3),
+        st.dictionaries(codes, examples, max_size=3),
     ),
     ("TrainRequest", "run"): st.from_regex("[A-Za-z0-9_-]{1,64}", fullmatch=True),
     ("TrainRequest", "round"): st.integers(1, 2**32 - 1),
@@ -238,8 +257,10 @@ def test_the_same_content_has_the_same_bytes_whatever_order_its_maps_have() -> N
 
 
 def test_numbers_at_their_ends_survive() -> None:
-    score = Score(2**64 - 1, -math.inf, math.nan)
-    receipt = TrainReceipt("run", 2**32 - 1, 0, "a", "ok", -(2**63), loss=math.inf, before=score, seconds={"x": -0.0})
+    score = Score(MAX_EXAMPLES, -math.inf, math.nan, MAX_TOKENS)
+    receipt = TrainReceipt(
+        "run", 2**32 - 1, 0, "a", "ok", MAX_EXAMPLES, loss=math.inf, before=score, seconds={"training": -0.0}
+    )
     found = from_proto(to_proto(receipt), TrainReceipt)
     assert repr(found) == repr(receipt)
 

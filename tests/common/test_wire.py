@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedlora.common.bounds import MAX_EXAMPLES, MAX_TOKENS, PHASES
 from fedlora.common.errors import RunError
 from fedlora.common.messages import (
     EvaluateReceipt,
@@ -45,10 +46,10 @@ shown = st.text(st.characters(exclude_categories=["C", "Z"], include_characters=
 small = st.integers(0, 2**32 - 1)
 counts = st.integers(1, 2**32 - 1)
 large = st.integers(0, 2**64 - 1)
-signed = st.integers(0, 2**63 - 1)
-numbers = st.floats(allow_nan=True, allow_infinity=True)
+examples = st.integers(0, MAX_EXAMPLES)
+numbers = st.floats(-1e30, 1e30) | st.sampled_from([math.nan, math.inf, -math.inf])
 codes = st.from_regex(r"[a-z_]{1,40}", fullmatch=True)
-scores = st.builds(Score, st.integers(1, 2**64 - 1), numbers, numbers)
+scores = st.builds(Score, st.integers(1, MAX_EXAMPLES), numbers, numbers, st.integers(0, MAX_TOKENS))
 factors = st.sampled_from([("A",), ("B",), ("A", "B")])
 
 train_requests = st.builds(TrainRequest, runs, counts, small, large, counts, small, st.just(b""), factors)
@@ -59,8 +60,8 @@ evaluate_requests = st.tuples(st.integers(0, 2**31), counts).flatmap(
     )
 )  # fmt: skip
 train_receipts = st.builds(
-    TrainReceipt, runs, small, small, words, words, signed, small, numbers, st.none() | scores, st.none() | scores,
-    st.dictionaries(words, numbers, max_size=5),
+    TrainReceipt, runs, small, small, words, words, examples, examples, numbers, st.none() | scores, st.none() | scores,
+    st.dictionaries(st.sampled_from(PHASES), st.floats(0, 1e9), max_size=5),
     withheld=st.sampled_from([(), ("loss",), ("scores",), ("loss", "scores")]),
 )  # fmt: skip
 evaluate_receipts = st.builds(
@@ -69,8 +70,8 @@ evaluate_receipts = st.builds(
 )  # fmt: skip
 receipts = st.one_of(train_receipts, evaluate_receipts, st.just(InitialiseReceipt()), st.builds(Failure, codes))
 descriptions = st.builds(
-    SiteDescription, words, large, large, large, shown, st.just(("x", "y")), st.just("secret/base"), shown, shown,
-    shown, counts, st.just(True),
+    SiteDescription, words, examples, examples, examples, shown, st.just(("x", "y")), st.just("secret/base"), shown,
+    shown, shown, counts, st.just(True),
 )  # fmt: skip
 
 
@@ -194,14 +195,72 @@ def test_a_score_over_no_examples_is_none() -> None:
     assert isinstance(read_receipt(answer_of(train=train)), TrainReceipt)
 
 
-def test_a_map_has_its_most_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedlora.common.bounds._MAX_ENTRIES", 3)
-    four = pb.EvaluateReceipt(predictions=dict.fromkeys(range(4), 0))
-    with pytest.raises(RunError, match="4 entries in one field; expected at most 3"):
-        read_receipt(answer_of(evaluate=four))
-    many = pb.TrainReceipt(seconds={str(phase): 0.0 for phase in range(4)})
-    with pytest.raises(RunError, match="4 entries in one field"):
-        read_receipt(answer_of(train=many))
+def test_a_map_has_its_most_entries() -> None:
+    many = pb.EvaluateReceipt(predictions=dict.fromkeys(range(100_001), 0))
+    with pytest.raises(RunError, match="100,001 entries in one field; expected at most 100,000"):
+        read_receipt(answer_of(evaluate=many))
+    fingerprints = pb.SiteDescription(lora_rank=1, fingerprints={str(number): "sha256:0" for number in range(101)})
+    with pytest.raises(RunError, match="101 entries in one field; expected at most 100"):
+        read_description(fingerprints, site="north", labels=(), base_model="base")
+
+
+def train_with(**fields: Any) -> TrainReceipt:
+    """Return what is read of a receipt in which a peer says this of itself."""
+    read = read_receipt(answer_of(train=pb.TrainReceipt(run="run", round=1, client="north", status="ok", **fields)))
+    assert isinstance(read, TrainReceipt)
+    return read
+
+
+def test_seconds_of_invented_phases_and_times_that_are_none_are_left_out() -> None:
+    invented = {f"phase {number}": 1.0 for number in range(1_000)}
+    nonsense = {"forward": -1.0, "backward": math.nan, "optimizer": math.inf, "validation": 1e10}
+    assert train_with(seconds=invented | nonsense | {"training": 2.5}).seconds == {"training": 2.5}
+
+
+def test_of_what_is_withheld_known_names_alone_are_read() -> None:
+    assert train_with(withheld=["everything", "scores", "scores", "loss"]).withheld == ("loss", "scores")
+
+
+def test_a_number_beyond_all_bounds_is_infinite_and_breaks_no_sum() -> None:
+    receipt = train_with(loss=-3e38, before=pb.Score(num_examples=1, loss=1e300, metric=-1e31))
+    assert receipt.before is not None
+    assert (receipt.loss, receipt.before.loss, receipt.before.metric) == (-math.inf, math.inf, -math.inf)
+
+
+MORE, MOST = MAX_EXAMPLES + 1, 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"num_examples": MORE}, {"num_examples": -1}, {"num_steps": 2**32 - 1}, {"micro_batch_size": 2**32 - 1},
+        {"num_tokens": MAX_TOKENS + 1}, {"before": pb.Score(num_examples=MOST, loss=1.0, metric=1.0)},
+        {"after": pb.Score(num_examples=1, loss=1.0, metric=1.0, num_tokens=MOST)},
+    ],
+)  # fmt: skip
+def test_a_count_that_no_site_can_have_is_refused(content: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match="; expected 0 to 1"):
+        train_with(**content)
+
+
+@pytest.mark.parametrize("field", ["num_examples", "num_validation", "num_held_out"])
+def test_a_site_that_holds_more_than_anybody_is_refused(field: str) -> None:
+    message = pb.SiteDescription(**{"lora_rank": 1, field: MORE})
+    with pytest.raises(RunError, match=f"{field} is 1000000001; expected 0 to 1,000,000,000"):
+        read_description(message, site="north", labels=(), base_model="base")
+
+
+def test_a_share_of_answers_is_between_nothing_and_all() -> None:
+    for share in (-0.1, 1.1, math.nan, math.inf):
+        generated = {"north": pb.Generated(num_examples=1, exact_match=share, rouge_l=0.5)}
+        with pytest.raises(RunError, match=r"exact_match is .*; expected 0 to 1"):
+            read_receipt(answer_of(evaluate=pb.EvaluateReceipt(run="run", round=1, generated=generated)))
+
+
+def test_a_name_that_is_no_name_is_refused() -> None:
+    for content in (pb.TrainReceipt(client="x" * 2001), pb.TrainReceipt(run="x" * 2001)):
+        with pytest.raises(RunError, match="should have at most 2000 characters"):
+            read_receipt(answer_of(train=content))
 
 
 def described(**changes: Any) -> SiteDescription:
@@ -227,6 +286,12 @@ def test_a_fate_that_is_none_is_refused(fates: dict[str, list[str]]) -> None:
     by_part = {part: pb.FatesOfPart(num_examples=dict.fromkeys(codes, 1)) for part, codes in fates.items()}
     message = pb.SiteDescription(lora_rank=1, fates=by_part)
     with pytest.raises(RunError, match=r"fates? of examples"):
+        read_description(message, site="north", labels=(), base_model="base")
+
+
+def test_a_fate_of_more_examples_than_anybody_has_is_refused() -> None:
+    message = pb.SiteDescription(lora_rank=1, fates={"test": pb.FatesOfPart(num_examples={"cut": 2**64 - 1})})
+    with pytest.raises(RunError, match="a fate of 18446744073709551615 examples; expected at most 1,000,000,000"):
         read_description(message, site="north", labels=(), base_model="base")
 
 

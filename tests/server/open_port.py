@@ -198,12 +198,22 @@ class Conversation:
         """Yield all that the server says."""
         return iter(self._call)
 
+    @property
+    def num_unsent(self) -> int:
+        """How much of what it says the server has not made room for."""
+        return self._outgoing.qsize()
+
     def say(self, **content: object) -> None:
         self._outgoing.put(session_pb2.ConnectRequest(**content))  # type: ignore[arg-type]
 
+    def hear_any(self) -> session_pb2.ConnectResponse:
+        """Return the next thing that the server says."""
+        response: session_pb2.ConnectResponse = next(self._call)
+        return response
+
     def hear(self, kind: str) -> session_pb2.ConnectResponse:
         """Return the next thing that the server says, which must be of that kind."""
-        response: session_pb2.ConnectResponse = next(self._call)
+        response = self.hear_any()
         assert response.WhichOneof("content") == kind
         return response
 

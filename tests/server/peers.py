@@ -113,7 +113,7 @@ def honest(peer: Peer, request: session_pb2.Request) -> Receipt | None:
             return InitialiseReceipt(pack(first_adapter()))
         case "evaluate":
             return EvaluateReceipt(
-                request.evaluate.run, request.evaluate.round, 0, {"whatever": Score(10, 0.5, 0.75)}, {}
+                request.evaluate.run, request.evaluate.round, 0, {peer.name: Score(2, 0.5, 0.75)}, {}
             )
     asked = read_request(request)
     assert isinstance(asked, TrainRequest)

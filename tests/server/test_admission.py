@@ -24,6 +24,7 @@ from fedlora.server.rounds.admission import Admitted, Refusal, admit, examine, o
 few = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 
 CONFIG = {"peft_type": "LORA", "lora_alpha": 8, "alpha_pattern": {}}
+NUM_EXAMPLES = 50
 REQUEST = TrainRequest(run="run", round=3, attempt=1, seed=0, num_rounds=10, validation_examples=0)
 PREFIX = "base_model.model."
 A_NAME, B_NAME, HEAD_NAME = f"{PREFIX}q.lora_A.weight", f"{PREFIX}q.lora_B.weight", f"{PREFIX}head.bias"
@@ -41,7 +42,8 @@ UPDATE = adapter(0.1)
 
 def receipt(packed: bytes = pack(UPDATE), **fields: Any) -> TrainReceipt:
     return replace(
-        TrainReceipt("run", 3, 1, "site", OK, num_examples=50, num_steps=8, loss=0.5, adapter=packed), **fields
+        TrainReceipt("run", 3, 1, "site", OK, num_examples=NUM_EXAMPLES, num_steps=8, loss=0.5, adapter=packed),
+        **fields,
     )
 
 
@@ -52,7 +54,7 @@ def packed_with(changes: Mapping[str, Tensor | None] = {}, config: object = CONF
 
 
 def verdict(given: TrainReceipt, *, client: str = "site") -> Admitted | Refusal:
-    return admit(given, request=REQUEST, client=client, reference=REFERENCE)
+    return admit(given, request=REQUEST, client=client, num_examples=NUM_EXAMPLES, reference=REFERENCE)
 
 
 def test_an_honest_update_is_admitted_bit_for_bit() -> None:
@@ -66,9 +68,14 @@ def test_an_update_that_changed_nothing_is_admitted() -> None:
     assert found.is_unchanged
 
 
-def test_the_bounds_on_examples_are_admitted() -> None:
-    for num_examples in (1, 10**9):
-        assert isinstance(verdict(receipt(num_examples=num_examples)), Admitted)
+def test_an_update_weighs_by_what_its_site_described_and_by_nothing_else() -> None:
+    for described in (1, 10**9):
+        given = receipt(num_examples=described)
+        found = admit(given, request=REQUEST, client="site", num_examples=described, reference=REFERENCE)
+        assert isinstance(found, Admitted)
+    assert str(verdict(receipt(num_examples=51))) == "num_examples: 51; expected 50, as it described itself"
+    none = admit(receipt(num_examples=0), request=REQUEST, client="site", num_examples=0, reference=REFERENCE)
+    assert str(none) == "num_examples: 0; expected 1 or more"
 
 
 def spoiled(value: float) -> Tensor:
@@ -249,14 +256,14 @@ ONLY_B = replace(REQUEST, trains=("B",))
 
 def test_an_update_of_one_factor_is_completed_with_the_other_from_the_rounds_start() -> None:
     update = receipt(pack(UPDATE, without="A"))
-    admitted = admit(update, request=ONLY_B, client="site", reference=REFERENCE)
+    admitted = admit(update, request=ONLY_B, client="site", num_examples=NUM_EXAMPLES, reference=REFERENCE)
     assert isinstance(admitted, Admitted)
     assert torch.equal(admitted.update.layers["q"].A, REFERENCE.layers["q"].A)
     assert torch.equal(admitted.update.layers["q"].B, UPDATE.layers["q"].B)
 
 
 def test_a_factor_that_was_not_to_be_trained_is_refused() -> None:
-    refusal = admit(receipt(), request=ONLY_B, client="site", reference=REFERENCE)
+    refusal = admit(receipt(), request=ONLY_B, client="site", num_examples=NUM_EXAMPLES, reference=REFERENCE)
     assert isinstance(refusal, Refusal)
     assert refusal.code == "unreadable"
     assert "q.lora_A.weight, of a factor that was not to be trained or sent" in refusal.found
@@ -271,7 +278,9 @@ def test_a_missing_factor_that_was_to_be_trained_is_refused() -> None:
 def test_a_change_of_the_base_weights_is_the_servers_and_refused_from_a_client() -> None:
     change = {"q": LoraLayer(torch.ones(1, 6), torch.ones(5, 1), 1.0)}
     reference = replace(REFERENCE, base_change=change)
-    assert isinstance(admit(receipt(), request=REQUEST, client="site", reference=reference), Admitted)
+    assert isinstance(
+        admit(receipt(), request=REQUEST, client="site", num_examples=NUM_EXAMPLES, reference=reference), Admitted
+    )
     refusal = verdict(receipt(pack(replace(UPDATE, base_change=change))))
     assert isinstance(refusal, Refusal)
     assert refusal.code == "unexpected_layer"

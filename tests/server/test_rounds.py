@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedlora.adapters import Adapter, LoraLayer, pack, unpack
 from fedlora.aggregation import FedIT, FlexLora, Flora, LoraFair
 from fedlora.common.messages import Score, merge_scores
-from fedlora.server.rounds.completion import complete
+from fedlora.server.rounds.completion import complete, weigh
 from fedlora.server.rounds.draw import cohort, share
 from fedlora.server.rounds.ending import quorum_size
 from fedlora.server.rounds.starts import for_rank, start_of_round
@@ -96,8 +96,7 @@ def test_a_round_is_completed_with_the_weights_that_were_asked_for(weighting: st
     result = complete(
         {"a": constant(0.0), "b": constant(4.0)},
         start=constant(0.0),
-        sizes={"a": 10, "b": 30, "refused": 10**6},
-        weighting=weighting,
+        weights=weigh({"a": 10, "b": 30}, weighting=weighting).by_client,
         method=FedIT(),
     )
     torch.testing.assert_close(result.adapter.layers["q"].A, torch.full((1, 2), mean))
@@ -109,7 +108,10 @@ def test_the_order_in_which_updates_came_has_no_effect_on_any_bit() -> None:
     num_examples = {name: index + 1 for index, name in enumerate(NAMES)}
     one, other = (
         complete(
-            dict(items), start=constant(0.0), sizes=num_examples, weighting="examples", method=FedIT()
+            dict(items),
+            start=constant(0.0),
+            weights=weigh(num_examples, weighting="examples").by_client,
+            method=FedIT(),
         ).adapter.layers["q"]
         for items in (updates.items(), reversed(updates.items()))
     )

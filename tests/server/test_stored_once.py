@@ -93,7 +93,7 @@ def test_an_update_is_read_once_before_it_is_aggregated(tmp_path: Path, counted:
         "run", 1, 0, "a", OK, num_examples=1, num_steps=1, loss=0.5, adapter=PackedFile(path, path.stat().st_size)
     )
     request = TrainRequest("run", 1, 0, seed=0, num_rounds=1, validation_examples=0)
-    admitted = admit(receipt, request=request, client="a", reference=start)
+    admitted = admit(receipt, request=request, client="a", num_examples=1, reference=start)
     assert isinstance(admitted, Admitted)
     assert admitted.moved > 0
     assert admitted.distance > 0

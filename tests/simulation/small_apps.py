@@ -39,7 +39,11 @@ def make_obedient_app() -> ClientApp:
             status="ok",
             num_steps=count,
             loss=float(os.getpid()),
-            seconds={"began": began, "ended": time.monotonic(), "thread": float(os.environ.get("THE_THREAD", "-1"))},
+            seconds={
+                "forward": began,
+                "backward": time.monotonic(),
+                "optimizer": float(os.environ.get("THE_THREAD", "-1")),
+            },
             adapter=adapter,
         )
         return None if what == "forget" else Message(to_record(receipt), reply_to=message)  # type: ignore[return-value]

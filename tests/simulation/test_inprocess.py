@@ -134,7 +134,7 @@ def test_a_nodes_messages_are_worked_on_one_at_a_time_in_order_and_with_its_stat
         receipts = sorted((r for r in mine if isinstance(r, TrainReceipt)), key=lambda receipt: receipt.round)
         assert [receipt.num_steps for receipt in receipts] == list(range(1, 21))
         for one, following in itertools.pairwise(receipts):
-            assert one.seconds["ended"] <= following.seconds["began"]
+            assert one.seconds["backward"] <= following.seconds["forward"]
 
 
 def test_a_worker_is_resident(start_grid: StartGrid) -> None:
@@ -144,7 +144,7 @@ def test_a_worker_is_resident(start_grid: StartGrid) -> None:
 
 def test_a_worker_has_its_own_environment(start_grid: StartGrid) -> None:
     grid = start_grid(num_nodes=2, environments=[{"THE_THREAD": "7"}])
-    assert receipt_of(grid).seconds["thread"] == 7
+    assert receipt_of(grid).seconds["optimizer"] == 7
     assert "THE_THREAD" not in os.environ
 
 

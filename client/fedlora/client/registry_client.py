@@ -23,6 +23,7 @@ from fedlora.common.channels import SITE_METADATA, Credentials, details_of, open
 from fedlora.common.codec import Codec
 from fedlora.common.errors import RunError, StoreError, one_line
 from fedlora.common.files import write_file
+from fedlora.common.open_files import require_descriptors
 from fedlora.common.published import (
     CODEC,
     METADATA_FILE,
@@ -138,6 +139,7 @@ class RegistryClient:
             for file in published.files:
                 self._fetch(published, file, part / file.name)
         except OSError as error:
+            require_descriptors(error)
             raise StoreError(f"{part}: cannot be written ({error.strerror}); choose another --out") from error
         except AdapterGone:
             shutil.rmtree(part)

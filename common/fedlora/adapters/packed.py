@@ -14,6 +14,7 @@ from fedlora.adapters.peft_format import check_scaling, from_state_dict, from_te
 from fedlora.adapters.tensor_file import TensorFile
 from fedlora.adapters.tensor_writer import MAX_HEADER_BYTES, tensor_bytes
 from fedlora.common.errors import AdapterError
+from fedlora.common.open_files import require_descriptors
 
 METADATA_KEY = "adapter_config"
 
@@ -120,6 +121,7 @@ def metadata_of(packed: bytes | Path) -> dict[str, str]:
         if not all(isinstance(text, str) for text in (metadata[METADATA_KEY], *metadata.values())):
             raise ValueError("it has metadata that is no text")
     except OSError as error:
+        require_descriptors(error, kind=AdapterError)
         raise AdapterError(f"{packed!s}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise _headless(packed, error) from error

@@ -22,6 +22,7 @@ from fedlora.adapters.settings import SCALING_KEYS, plain_config, scaling_of
 from fedlora.adapters.tensor_file import TensorFile
 from fedlora.common.errors import AdapterError
 from fedlora.common.files import link_file, sync_folder, write_file
+from fedlora.common.open_files import require_descriptors
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -258,6 +259,7 @@ def _read_config(path: Path) -> dict[str, object]:
     try:
         config = json_object(json.loads(path.read_text(encoding="utf-8")), origin=str(path))
     except OSError as error:
+        require_descriptors(error, kind=AdapterError)
         raise AdapterError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: not JSON ({error})") from error

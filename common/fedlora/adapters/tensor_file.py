@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fedlora.common.errors import AdapterError
+from fedlora.common.open_files import require_descriptors
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -43,6 +44,7 @@ class TensorFile:
         except SafetensorError as error:
             raise AdapterError(f"{path}: not a safetensors file ({error})") from error
         except OSError as error:
+            require_descriptors(error, kind=AdapterError)
             raise AdapterError(f"{path}: cannot be read ({error.strerror or error})") from error
         self._begin = 8 + size
         try:
@@ -74,6 +76,7 @@ class TensorFile:
                 while num_read < end - begin and (got := file.readinto(target[num_read:])):
                     num_read += got
         except OSError as error:
+            require_descriptors(error, kind=AdapterError)
             raise AdapterError(f"{self.path}: cannot be read ({error.strerror})") from error
         if num_read < end - begin:
             raise AdapterError(f"{self.path}: ends within {key}; it has changed since it was opened")

@@ -3,6 +3,7 @@
 The dataclasses of `messages` carry these types. They are checked where a message is read, not where one is made.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, TypeVar
@@ -17,8 +18,22 @@ from fedlora.common.printable import printable
 # The type of pydantic's error whose message is the whole line.
 BROKEN = "bound"
 
-_MAX_ENTRIES = 1_000_000
+# No data set has more, and sums of so many are exact.
+MAX_EXAMPLES = 10**9
+MAX_TOKENS = 10**13
+# The phases that a client tells its seconds of.
+PHASES = ("forward", "backward", "optimizer", "training", "validation")
+# What a site may keep to itself.
+WITHHELD = ("loss", "scores")
+
+_MAX_ENTRIES = 100_000
+_MAX_FINGERPRINTS = 100
 _MAX_FATES = 100
+# Some decades. A number that is larger than the other one is as good as infinite: means and charts of it end there.
+_MOST_SECONDS = 1e9
+_LARGEST = 1e30
+# A share that was summed up may be a little more than 1.
+_ROUNDING = 1e-6
 # A run's id names a folder at the site.
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -37,6 +52,33 @@ def _at_least_one(line: str) -> AfterValidator:
         return number
 
     return AfterValidator(check)
+
+
+def _at_most(most: int, *, least: int = 0) -> AfterValidator:
+    def check(number: int, read: ValidationInfo) -> int:
+        if not least <= number <= most:
+            raise _broken(f"{read.field_name} is {number}; expected {least} to {most:,}")
+        return number
+
+    return AfterValidator(check)
+
+
+def _number(number: float) -> float:
+    return math.copysign(math.inf, number) if abs(number) > _LARGEST else number
+
+
+def _part(share: float, read: ValidationInfo) -> float:
+    if not 0 <= share <= 1 + _ROUNDING:
+        raise _broken(f"{read.field_name} is {share:g}; expected 0 to 1")
+    return share
+
+
+def _seconds(seconds: Mapping[str, float]) -> Mapping[str, float]:
+    return {phase: seconds[phase] for phase in PHASES if phase in seconds and 0 <= seconds[phase] <= _MOST_SECONDS}
+
+
+def _withheld(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in WITHHELD if name in names)
 
 
 def _cut(length: int) -> AfterValidator:
@@ -86,13 +128,18 @@ def _fates(fates: Fates) -> Fates:
         raise _broken(f"{number:,} fates of examples; expected at most {_MAX_FATES}")
     if not all(part in PARTS and re.fullmatch(CODE, code) for part, codes in fates.items() for code in codes):
         raise _broken("a fate of examples whose part or code is none")
+    if (largest := max((number for codes in fates.values() for number in codes.values()), default=0)) > MAX_EXAMPLES:
+        raise _broken(f"a fate of {largest} examples; expected at most {MAX_EXAMPLES:,}")
     return fates
 
 
-def _entries(entries: Mapping[K, V]) -> Mapping[K, V]:
-    if len(entries) > _MAX_ENTRIES:
-        raise _broken(f"{len(entries):,} entries in one field; expected at most {_MAX_ENTRIES:,}")
-    return entries
+def _at_most_entries(most: int) -> BeforeValidator:
+    def check(entries: Mapping[K, V]) -> Mapping[K, V]:
+        if len(entries) > most:
+            raise _broken(f"{len(entries):,} entries in one field; expected at most {most:,}")
+        return entries
+
+    return BeforeValidator(check)
 
 
 RunId = Annotated[str, AfterValidator(_run_id)]
@@ -102,12 +149,25 @@ NumRounds = Annotated[int, AfterValidator(_num_rounds)]
 NumShards = Annotated[int, AfterValidator(_num_shards)]
 Factors = Annotated[tuple[Literal["A", "B"], ...], BeforeValidator(_factors)]
 TrainedRank = Annotated[int, AfterValidator(_trained_rank)]
-NumScored = Annotated[int, _at_least_one("a score over no examples")]
-NumAnswered = Annotated[int, _at_least_one("generated answers to no examples")]
+NumExamples = Annotated[int, _at_most(MAX_EXAMPLES)]
+NumTokens = Annotated[int, _at_most(MAX_TOKENS)]
+NumSteps = Annotated[int, _at_most(MAX_EXAMPLES)]
+NumScored = Annotated[int, _at_least_one("a score over no examples"), _at_most(MAX_EXAMPLES)]
+NumAnswered = Annotated[int, _at_least_one("generated answers to no examples"), _at_most(MAX_EXAMPLES)]
+# Too large ones are infinite.
+Number = Annotated[float, AfterValidator(_number)]
+Part = Annotated[float, AfterValidator(_part)]
+# By known phase; what is no such phase, or no time, is left out.
+Seconds = Annotated[Mapping[str, float], AfterValidator(_seconds)]
+# Known names alone.
+Withheld = Annotated[tuple[str, ...], AfterValidator(_withheld)]
 Code = Annotated[str, AfterValidator(_code)]
 Text = Annotated[str, StringConstraints(max_length=2000)]
+# Of a client, a group or a run: in a simulation a client may have the name of any group of the data.
+Name = Annotated[str, StringConstraints(max_length=2000)]
 KnownFates = Annotated[Fates, AfterValidator(_fates)]
-Entries = Annotated[Mapping[K, V], BeforeValidator(_entries)]
+Entries = Annotated[Mapping[K, V], _at_most_entries(_MAX_ENTRIES)]
 # A peer's words: longer ones are cut, and what a terminal would take for more than text stands by its number.
 Word = Annotated[str, _cut(40)]
 Fingerprint = Annotated[str, _cut(100)]
+Fingerprints = Annotated[Mapping[Word, Fingerprint], _at_most_entries(_MAX_FINGERPRINTS)]

@@ -35,8 +35,8 @@ class Credentials:
     server_name: str
 
 
-def both_ends() -> Options:
-    """Return the channel options of server and site."""
+def both_ends(*, most_received: int = _MAX_MESSAGE_BYTES) -> Options:
+    """Return the channel options of server and site, which takes messages of so many bytes at most."""
     return [
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
@@ -44,7 +44,7 @@ def both_ends() -> Options:
         ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", most_received),
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ]
 

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 from fedlora.common.errors import StoreError
+from fedlora.common.open_files import require_descriptors
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -112,6 +113,7 @@ def link_file(source: Path, target: Path) -> None:
         # Where both are one file already, a rename does nothing, and leaves its source.
         temporary.unlink(missing_ok=True)
     except OSError as error:
+        require_descriptors(error)
         raise StoreError(f"cannot write {target}: {error.strerror}; choose another folder with --out") from error
 
 
@@ -135,6 +137,7 @@ def require_free(out: Path) -> None:
     try:
         is_free = not os.path.lexists(out) or (out.is_dir() and next(out.iterdir(), None) is None)
     except OSError as error:
+        require_descriptors(error)
         raise StoreError(f"--out {out}: cannot be read ({error.strerror}); choose another folder") from error
     if not is_free:
         what = "is not empty" if out.is_dir() else "is a file"
@@ -142,6 +145,7 @@ def require_free(out: Path) -> None:
 
 
 def _unwritable(path: Path, size_bytes: int, error: OSError) -> StoreError:
+    require_descriptors(error)
     reason = error.strerror or type(error).__name__
     return StoreError(
         f"cannot write {path} ({size_bytes:,} bytes): {reason}; free some space or choose another folder with --out"

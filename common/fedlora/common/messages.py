@@ -12,14 +12,23 @@ from fedlora.common.bounds import (
     Entries,
     Factors,
     Fingerprint,
+    Fingerprints,
     KnownFates,
+    Name,
     NumAnswered,
+    Number,
+    NumExamples,
     NumRounds,
     NumScored,
     NumShards,
+    NumSteps,
+    NumTokens,
+    Part,
     RunId,
+    Seconds,
     Text,
     TrainedRank,
+    Withheld,
     Word,
 )
 from fedlora.common.fates import fate_line
@@ -40,9 +49,9 @@ class Score:
     """Loss and metric over a number of examples: means over the examples, or over their tokens where `num_tokens`."""
 
     num_examples: NumScored
-    loss: float
-    metric: float
-    num_tokens: int = 0
+    loss: Number
+    metric: Number
+    num_tokens: NumTokens = 0
 
     @property
     def weight(self) -> int:
@@ -55,8 +64,8 @@ class Generated:
     """Generated answers against the given ones: the share that is equal, and the mean ROUGE-L (F1, 0 to 1)."""
 
     num_examples: NumAnswered
-    exact_match: float
-    rouge_l: float
+    exact_match: Part
+    rouge_l: Part
 
 
 @dataclass(frozen=True)
@@ -76,10 +85,10 @@ class SiteDescription:
     `adapter_bytes` are what the first adapter takes, packed, and `adapted_bytes` the weights that it is for in float32.
     """
 
-    client: str
-    num_examples: int
-    num_validation: int
-    num_held_out: int
+    client: Name
+    num_examples: NumExamples
+    num_validation: NumExamples
+    num_held_out: NumExamples
     metric_name: Word
     labels: tuple[str, ...]
     base_model: str
@@ -88,7 +97,7 @@ class SiteDescription:
     version: Word
     lora_rank: TrainedRank
     has_own_held_out: bool = False
-    fingerprints: Entries[Word, Fingerprint] = field(default_factory=dict)
+    fingerprints: Fingerprints = field(default_factory=dict)
     fates: KnownFates = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     adapter_bytes: int = 0
@@ -151,7 +160,7 @@ class TrainReceipt:
     """One client's update, or the code of what kept it from one (`status` other than "ok", `adapter` empty).
 
     Attributes:
-        num_examples: examples the client holds for training; its weight in the average.
+        num_examples: examples the client holds for training, as it described itself; its weight in the average.
         num_steps: optimiser steps done.
         loss: mean training loss over the steps, nan when no step was done.
         before, after: scores on the client's own validation examples, None without any.
@@ -163,22 +172,22 @@ class TrainReceipt:
         wire_sha256: of the update as it came over the wire, hex; empty where it did not come over one.
     """
 
-    run: str
+    run: Name
     round: int
     attempt: int
-    client: str
-    status: str
-    num_examples: int = 0
-    num_steps: int = 0
-    loss: float = float("nan")
+    client: Name
+    status: Word
+    num_examples: NumExamples = 0
+    num_steps: NumSteps = 0
+    loss: Number = float("nan")
     before: Score | None = None
     after: Score | None = None
-    seconds: Entries[str, float] = field(default_factory=dict)
+    seconds: Seconds = field(default_factory=dict)
     adapter: Packed = field(default=b"", repr=False)
-    withheld: tuple[str, ...] = ()
+    withheld: Withheld = ()
     wire_bytes: int = 0
-    num_tokens: int = 0
-    micro_batch_size: int = 0
+    num_tokens: NumTokens = 0
+    micro_batch_size: NumExamples = 0
     wire_sha256: str = ""
 
 
@@ -212,12 +221,12 @@ class EvaluateReceipt:
     `answers` are these as text, by position.
     """
 
-    run: str
+    run: Name
     round: int
     shard: int
-    groups: Entries[str, Score]
+    groups: Entries[Name, Score]
     predictions: Entries[int, int] = field(default_factory=dict)
-    generated: Entries[str, Generated] = field(default_factory=dict)
+    generated: Entries[Name, Generated] = field(default_factory=dict)
     answers: Mapping[int, str] = field(default_factory=dict)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from fedlora.common.codec import Codec
 from fedlora.common.errors import RunError, StoreError
 from fedlora.common.files import sha256_of, sync_folder
+from fedlora.common.open_files import require_descriptors
 from fedlora.common.printable import printable
 from fedlora.v1 import messages_pb2, registry_pb2
 
@@ -102,6 +103,7 @@ def move_folder(source: Path, target: Path) -> None:
         os.rename(source, target)
         sync_folder(target.parent)
     except OSError as error:
+        require_descriptors(error)
         raise StoreError(f"cannot write {target}: {error.strerror}; choose another folder with --out") from error
 
 

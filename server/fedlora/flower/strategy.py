@@ -19,6 +19,7 @@ from fedlora.adapters.keys import to_state_dict
 from fedlora.adapters.peft_format import HasToDict
 from fedlora.adapters.settings import fitted_config, plain_config
 from fedlora.aggregation import Aggregate, AggregationReport, Robust, RoundPlan, aggregate
+from fedlora.common.bounds import MAX_EXAMPLES
 from fedlora.common.errors import AdapterError
 from fedlora.flower.metrics import averageable
 from fedlora.flower.replies import (
@@ -31,7 +32,6 @@ from fedlora.flower.replies import (
     tensors_in,
 )
 from fedlora.methods import Method, MethodState, default_method, names_of
-from fedlora.server.rounds.admission import MAX_NUM_EXAMPLES
 from fedlora.server.rounds.starts import start_of_round
 
 TRAINS_KEY = "lora-trains"
@@ -114,7 +114,7 @@ class LoraFairStrategy(FedAvg):
         lora_config: HasToDict | Mapping[str, object],
         method: Method | None = None,
         robust: Robust | None = None,
-        max_weight: float = MAX_NUM_EXAMPLES,
+        max_weight: float = MAX_EXAMPLES,
         seed: int = 0,
         **fedavg: Unpack[FedAvgArguments],
     ) -> None:

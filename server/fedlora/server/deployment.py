@@ -12,6 +12,7 @@ from types import FrameType
 import grpc.aio
 from flwr.app import Context, RecordDict
 
+from fedlora.common import open_files
 from fedlora.common.addresses import require_loopback
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import require_labels
@@ -35,6 +36,9 @@ from fedlora.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
 from fedlora.v1.session_pb2_grpc import add_SessionServiceServicer_to_server
 
 logger = logging.getLogger(__name__)
+
+# For some hundred sites.
+_ENOUGH_OPEN_FILES = 1_024
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def serve(
     """
     config, folder = rounds.run.config, rounds.run.folder
     require_labels(config)
+    _raise_open_files()
     exchange = ExchangeStore(folder / EXCHANGE_FOLDER, precision=config.exchange.precision)
     tickets = TicketOffice(exchange.ticket_key_file)
     max_start_bytes = config.exchange.max_start_megabytes * 10**6
@@ -120,6 +125,15 @@ def serve(
     exchange.clear()
 
 
+def _raise_open_files() -> None:
+    """Let this process have as many files and connections open as it may, and say how many those are."""
+    most = open_files.raise_limit()
+    level = logging.INFO if most >= _ENOUGH_OPEN_FILES else logging.WARNING
+    logger.log(
+        level, "this process may have %d files and connections open (ulimit -n), of sites at most %d", most, most // 2
+    )
+
+
 def _authority(door: Door, folder: Path) -> Authority | None:
     if door.is_insecure:
         return None
@@ -129,6 +143,7 @@ def _authority(door: Door, folder: Path) -> Authority | None:
     try:
         return Authority.external(identity, door.external_ca.read_bytes())
     except OSError as error:
+        open_files.require_descriptors(error)
         raise ConfigError(f"{door.external_ca}: cannot be read ({error.strerror}); expected a file in PEM") from error
 
 

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedlora.common import certificates
 from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.files import open_replacing
+from fedlora.common.open_files import require_descriptors
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class SiteIdentity:
             certificates.check_fits(identity.key_pem, identity.certificate_pem)
             certificates.fingerprint_of(identity.ca_pem)
         except OSError as error:
+            require_descriptors(error)
             raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValidationError, ConfigError) as error:
             # A validation error shows what it found, which is the key.
@@ -122,6 +124,7 @@ class SiteIdentity:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
+            require_descriptors(error)
             raise StoreError(f"{folder}: cannot be used ({error.strerror})") from error
         name = f"identity-{certificates.fingerprint_of(self.ca_pem).hex()[:16]}.json"
         with open_replacing(folder / name, size_bytes=len(content)) as file:
@@ -159,4 +162,5 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
+        require_descriptors(error)
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a file in PEM") from error

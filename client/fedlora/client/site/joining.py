@@ -19,6 +19,7 @@ from fedlora.common.addresses import split_address
 from fedlora.common.channels import Credentials, details_of, open_channel
 from fedlora.common.errors import ConfigError, FedloraError, RunError, StoreError, one_line
 from fedlora.common.files import open_replacing
+from fedlora.common.open_files import require_descriptors
 from fedlora.common.proxies import proxy_for
 from fedlora.common.wire import PROTOCOL
 from fedlora.v1 import enrolment_pb2
@@ -136,6 +137,7 @@ def _own_key(path: Path) -> bytes:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
+            require_descriptors(error)
             raise StoreError(f"{path.parent}: cannot be used ({error.strerror})") from error
         with open_replacing(path, size_bytes=len(kept)) as file:
             os.fchmod(file.fileno(), 0o600)

@@ -59,6 +59,8 @@ _MISFITS = {
     "other_chat_template": ": the chat template here is another than the run's; fetch the run's revision of the model",
     "no_start": ": the first adapter that this site made is not what the run file says; update fedlora and PEFT here",
     "other_metric": ": this site runs another version of fedlora or of the task",
+    "other_num_examples": ": the training data here are more or fewer than when this site joined, by which it weighs; "
+    "bring the former data back, or ask for an invitation under another name",
 }
 
 

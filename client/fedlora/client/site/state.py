@@ -7,6 +7,7 @@ from typing import IO
 from fedlora.common.errors import StoreError
 from fedlora.common.files import write_file
 from fedlora.common.locks import hold, is_held
+from fedlora.common.open_files import require_descriptors
 
 _LOCK_FILE = ".lock"
 _WISH_FILE = "wish"
@@ -33,6 +34,7 @@ class SiteState:
         except BlockingIOError as error:
             raise StoreError(f"{self.folder}: this site's client is running already; end it first") from error
         except OSError as error:
+            require_descriptors(error)
             raise StoreError(
                 f"{self.folder}: cannot be used ({error.strerror}); choose another [site] state"
             ) from error

@@ -14,6 +14,7 @@ import grpc
 from fedlora.common.channels import CHUNK_BYTES
 from fedlora.common.errors import RunError, StoreError
 from fedlora.common.files import replace_file
+from fedlora.common.open_files import require_descriptors
 from fedlora.common.phases import announce
 from fedlora.v1 import exchange_pb2, messages_pb2
 
@@ -212,6 +213,7 @@ def _write(file: io.FileIO, chunk: bytes, target: Path) -> None:
     try:
         written = file.write(chunk)
     except OSError as error:
+        require_descriptors(error)
         raise StoreError(f"{target}: cannot be written ({error.strerror}); free some space") from error
     if written != len(chunk):
         raise StoreError(f"{target}: the disk is full; free some space")

@@ -14,6 +14,9 @@ class FederationSection(Section):
         "examples",
         description="a client's weight: its examples, the answer tokens that it trained on, or all alike",
     )
+    max_share: Share | None = Field(
+        None, description="the most that one client weighs of a round, of 1; else ten times the round's median weight"
+    )
     quorum: Share = Field(0.5, description="share of the round's clients whose update must be accepted")
     sites: Count = Field(2, description="of a deployment: the first round waits until so many sites are ready")
     cohort: Count | None = Field(None, description="clients of a round by number, in place of fraction")

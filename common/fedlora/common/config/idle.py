@@ -281,7 +281,12 @@ _RULES = (
         ),
     ),
     _Rule(
-        ("federation.weighting", "robust.clip", "robust.weighting"),
+        ("federation.max_share",),
+        'federation.weighting = "uniform" lets all clients weigh alike',
+        lambda config, _: config.federation.weighting == "uniform",
+    ),
+    _Rule(
+        ("federation.weighting", "federation.max_share", "robust.clip", "robust.weighting"),
         "a round has the update of a single client",
         lambda config, occasion: _num_updates(config, occasion) <= 1,
     ),

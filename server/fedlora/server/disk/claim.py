@@ -8,6 +8,7 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
 from fedlora.common.files import TEMPORARY_SUFFIX, write_file
 from fedlora.common.locks import hold
+from fedlora.common.open_files import require_descriptors
 from fedlora.common.run_file import load_run, to_toml
 from fedlora.common.run_folder import (
     EXCHANGE_FOLDER,
@@ -47,6 +48,7 @@ class Claim:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = open(path / LOCK_FILE, "wb")  # noqa: SIM115 (held until the end)
         except OSError as error:
+            require_descriptors(error)
             raise StoreError(f"{path}: cannot be used ({error.strerror}); choose another folder with --out") from error
         try:
             hold(self._lock)

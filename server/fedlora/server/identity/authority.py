@@ -23,6 +23,7 @@ from typing import Literal
 from fedlora.common import certificates
 from fedlora.common.errors import ConfigError, FedloraError, StoreError
 from fedlora.common.files import open_replacing, write_file
+from fedlora.common.open_files import require_descriptors
 from fedlora.server.identity.site_records import SiteRecord, SiteRecords, with_certificate
 
 logger = logging.getLogger(__name__)
@@ -312,6 +313,7 @@ def _locked(folder: Path) -> Iterator[None]:
             folder.chmod(0o700)
         lock = open(folder / ".lock", "wb")  # noqa: SIM115 (closed below)
     except OSError as error:
+        require_descriptors(error)
         raise StoreError(f"{folder}: cannot be used ({error.strerror})") from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -322,6 +324,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
+        require_descriptors(error)
         raise StoreError(f"{path}: cannot be read ({error.strerror}); restore it") from error
 
 

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from fedlora.common import certificates
 from fedlora.common.errors import StoreError
 from fedlora.common.files import client_file_name, write_file
+from fedlora.common.open_files import require_descriptors
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class SiteRecords:
         except FileNotFoundError:
             return None
         except OSError as error:
+            require_descriptors(error)
             raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise StoreError(f"{path} is damaged; remove it, and invite the site again") from error

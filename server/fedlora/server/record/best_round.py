@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterable, Mapping
 
-from fedlora.common.messages import Score, merge_scores
+from fedlora.common.messages import Score
+from fedlora.server.record.fair_shares import merge_fairly
 from fedlora.server.record.round_report import ClientReport, RoundReport
 
 
@@ -18,9 +19,12 @@ def scores_in(report: RoundReport) -> dict[int, Score]:
 
 
 def score_of_start(round: int, clients: Mapping[str, ClientReport]) -> dict[int, Score]:
-    """Return by its round the score of the adapter that `round` started from, if anybody judged it."""
-    before = [part.before for part in clients.values() if part.before is not None and part.age == 0]
-    return {round - 1: merge_scores(before)} if before else {}
+    """Return by its round the score of the adapter that `round` started from, if anybody judged it.
+
+    No client owns it: see `merge_fairly`.
+    """
+    before = {name: part.before for name, part in clients.items() if part.before is not None and part.age == 0}
+    return {round - 1: merge_fairly(before)} if before else {}
 
 
 def validation_scores(reports: Iterable[RoundReport]) -> dict[int, Score]:

@@ -14,6 +14,18 @@ from fedlora.common.same_fields import same_fields
 
 
 @dataclass(frozen=True)
+class CappedShare:
+    """Of a client that would have weighed more than `federation.max_share` allows: its share of the round's weight.
+
+    Attributes:
+        before, after: without the cap and with it, of 1.
+    """
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class ClientReport:
     """One client's part in a round.
 
@@ -30,6 +42,7 @@ class ClientReport:
         wire_sha256: of the update as it came over the wire, hex; empty in a simulation.
         num_tokens: answer tokens it trained on; 0 where the task has none.
         micro_batch_size: examples of a forward pass, where want of memory made them fewer than asked for; else 0.
+        capped: where it weighs less than its examples or tokens would have it.
     """
 
     num_examples: int
@@ -44,6 +57,7 @@ class ClientReport:
     wire_sha256: str = ""
     num_tokens: int = 0
     micro_batch_size: int = 0
+    capped: CappedShare | None = None
 
     @classmethod
     def of(cls, receipt: TrainReceipt, **added: Any) -> "ClientReport":

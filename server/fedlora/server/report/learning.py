@@ -24,6 +24,7 @@ from fedlora.server.report.numbers import (
     perplexity_text,
 )
 from fedlora.server.report.series_chart import MOST_DOTS, Panel, Series, series_chart
+from fedlora.server.report.shares import about_caps
 from fedlora.server.report.validation import about_best, about_early_end, best_of, validation_by_round
 from fedlora.server.report.wording import (
     PERPLEXITY,
@@ -55,7 +56,7 @@ def learning(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: in
     about_end = about_best(reports), about_early_end(reports, num_rounds=num_rounds)
     return Section(
         "Learning",
-        [about_scores, (about_perplexity, about_loss), about_end],
+        [about_scores, (about_perplexity, about_loss), [about_caps(reports)], about_end],
         charts,
         table=table("Rounds", _columns(reports, metric_name), reports),
         summary="Every round in numbers",

@@ -17,13 +17,12 @@ from fedlora.adapters.meaning import difference_in_meaning
 from fedlora.adapters.packed import open_packed, packed_config
 from fedlora.adapters.settings import SCALING_KEYS
 from fedlora.aggregation.products import Moving
+from fedlora.common.bounds import MAX_TOKENS
 from fedlora.common.errors import AdapterError
 from fedlora.common.messages import INTERNAL, LOSS_NOT_FINITE, OK, OUT_OF_MEMORY, TrainReceipt, TrainRequest
 from fedlora.common.packed_file import Packed, PackedFile
 from fedlora.common.printable import printable
 
-MAX_NUM_EXAMPLES = 10**9
-MAX_NUM_TOKENS = 10**13
 _MIN_COHORT_TO_COMPARE = 3
 _MAX_CHARACTERS = 300
 _FAILURES = (LOSS_NOT_FINITE, OUT_OF_MEMORY, INTERNAL)
@@ -66,13 +65,20 @@ class Admitted:
 
 
 def admit(
-    receipt: TrainReceipt, *, request: TrainRequest, client: str, reference: Adapter, weighs_tokens: bool = False
+    receipt: TrainReceipt,
+    *,
+    request: TrainRequest,
+    client: str,
+    num_examples: int,
+    reference: Adapter,
+    weighs_tokens: bool = False,
 ) -> Admitted | Refusal:
     """Return the update in `receipt`, or why it is refused.
 
     Args:
         request: what was asked.
         client: who was asked.
+        num_examples: how many it holds by its own description, which it weighs by.
         reference: the adapter that the client started from; an update has its layers, shapes and configuration.
         weighs_tokens: whether it counts by the tokens it trained on, so that there must be some.
     """
@@ -82,10 +88,12 @@ def admit(
         return Refusal("wrong_request", f"an answer for {answered}; asked was {asked}")
     if receipt.status != OK:
         return Refusal(receipt.status if receipt.status in _FAILURES else INTERNAL)
-    if not 1 <= receipt.num_examples <= MAX_NUM_EXAMPLES:
-        return Refusal("num_examples", f"{receipt.num_examples}; expected 1 to {MAX_NUM_EXAMPLES}")
-    if not int(weighs_tokens) <= receipt.num_tokens <= MAX_NUM_TOKENS:
-        return Refusal("num_tokens", f"{receipt.num_tokens}; expected {int(weighs_tokens)} to {MAX_NUM_TOKENS}")
+    if receipt.num_examples != num_examples:
+        return Refusal("num_examples", f"{receipt.num_examples}; expected {num_examples}, as it described itself")
+    if num_examples < 1:
+        return Refusal("num_examples", "0; expected 1 or more")
+    if not int(weighs_tokens) <= receipt.num_tokens <= MAX_TOKENS:
+        return Refusal("num_tokens", f"{receipt.num_tokens}; expected {int(weighs_tokens)} to {MAX_TOKENS}")
     if not math.isfinite(receipt.loss) and "loss" not in receipt.withheld:
         return Refusal(LOSS_NOT_FINITE, f"a training loss of {receipt.loss}")
     try:

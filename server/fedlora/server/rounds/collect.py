@@ -71,7 +71,13 @@ class Collector:
         """
         settings = self._config.federation
         intake = Intake(
-            number, self._folder, federation.link, self._listener, weighs_tokens=settings.weighting == "tokens"
+            number,
+            self._folder,
+            federation.link,
+            self._listener,
+            described=lambda client: federation.sites[client],
+            weighs_tokens=settings.weighting == "tokens",
+            is_own_task=self._config.task.kind == "own",
         )
 
         def start_of(client: str) -> Start:

@@ -1,32 +1,71 @@
 """What the updates of a round become: the next global adapter, and the report of its aggregation. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fedlora.adapters import Adapter
 from fedlora.aggregation import Aggregate, Robust, aggregate
 from fedlora.methods import Method, MethodState
+from fedlora.server.record.fair_shares import capped
+from fedlora.server.record.round_report import CappedShare
+
+
+@dataclass(frozen=True)
+class Weights:
+    """By how much the clients of a round weigh.
+
+    Attributes:
+        by_client: on any scale; None where all weigh alike.
+        capped: who weighs less than it would have without the cap.
+    """
+
+    by_client: Mapping[str, float] | None = None
+    capped: Mapping[str, CappedShare] = field(default_factory=dict)
+
+
+def weigh(
+    sizes: Mapping[str, int], *, weighting: str, max_share: float | None = None, ages: Mapping[str, int] | None = None
+) -> Weights:
+    """Return the weights of the clients whose updates count.
+
+    Args:
+        sizes: by client, the examples or tokens by which it weighs, unless weighting is "uniform".
+        max_share: the most that one of them weighs of the round; see `capped`.
+        ages: of late updates, by how many rounds they are late; each halves the weight.
+    """
+    ages = ages or {}
+    if weighting == "uniform" and not any(ages.values()):
+        return Weights()
+    wanted = {
+        name: (1.0 if weighting == "uniform" else float(size)) * 0.5 ** ages.get(name, 0)
+        for name, size in sizes.items()
+    }
+    weights = capped(wanted, max_share=max_share)
+    before, after = sum(wanted.values()), sum(weights.values())
+    return Weights(
+        weights,
+        {
+            name: CappedShare(wanted[name] / before, weight / after)
+            for name, weight in weights.items()
+            if weight < wanted[name]
+        },
+    )
 
 
 def complete(
     updates: Mapping[str, Adapter],
     *,
     start: Adapter,
-    sizes: Mapping[str, int],
-    weighting: str,
+    weights: Mapping[str, float] | None,
     method: Method,
     state: MethodState | None = None,
     robust: Robust | None = None,
-    ages: Mapping[str, int] | None = None,
 ) -> Aggregate:
     """Return the next global adapter and the report of its aggregation, from the accepted updates by client name.
 
     Args:
         start: the adapter that the round started from.
-        sizes: by client, the examples or tokens by which it weighs, unless weighting is "uniform".
+        weights: by client; None where all weigh alike.
         state: what the method wanted to know after the round before.
-        ages: of late updates, by how many rounds they are late; each halves the weight.
     """
-    weights = None if weighting == "uniform" else {name: float(sizes[name]) for name in updates}
-    if ages and any(ages.values()):
-        weights = {name: (weights[name] if weights else 1.0) * 0.5 ** ages.get(name, 0) for name in updates}
     return aggregate(updates, weights=weights, method=method, reference=start, state=state, robust=robust)

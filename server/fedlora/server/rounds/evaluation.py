@@ -1,5 +1,6 @@
 """The global adapter's score on the held-out set, judged by the workers that hold it, shard by shard."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,13 @@ from fedlora.common.messages import (
     merge_scores,
 )
 from fedlora.common.packed_file import Packed
+from fedlora.server.record.fair_shares import merge_fairly
 from fedlora.server.record.round_report import HeldOutReport
+from fedlora.server.rounds.believable import generated_in, score_in
 from fedlora.server.rounds.federation import Federation
 from fedlora.server.rounds.inquiry import Addressed, Answer, Inquiry, ask, expect, never
+
+logger = logging.getLogger(__name__)
 
 _SHARD_EXAMPLES = 128
 _MAX_SITES_OF_A_SHARD = 3
@@ -47,6 +52,7 @@ def judge(
     num_examples: int | None,
     num_generated: int = 0,
     patience: float,
+    is_own_task: bool = False,
 ) -> Judged:
     """Return what the held-out set says of the adapter.
 
@@ -58,6 +64,7 @@ def judge(
         num_examples: of the held-out set, in equal parts by group; None for all of it.
         num_generated: of these, so many are also answered by generated text.
         patience: seconds for which a site that has lost its connection is waited for.
+        is_own_task: whether scores are those of a task of one's own; see `believable`.
 
     Raises:
         RunError: of one held-out set for all, no site could judge a part, or another number was judged.
@@ -65,7 +72,7 @@ def judge(
     request = _unsharded(federation, adapter, round=round, num_examples=num_examples)
     request = replace(request, num_generated=num_generated)
     if federation.has_own_held_out:
-        return Judged(_judge_at_sites(federation, request, patience=patience))
+        return Judged(_judge_at_sites(federation, request, patience=patience, is_own_task=is_own_task))
     size = num_examples or federation.num_held_out
     num_shards = math.ceil(size / _SHARD_EXAMPLES)
     receipts = _shards(federation, replace(request, num_shards=num_shards, with_predictions=num_examples is None))
@@ -77,26 +84,32 @@ def judge(
     if (judged := _judged(groups)) != size:
         raise RunError(f"round {round}: {judged} of {size} held-out examples were judged; all sites need the same set")
     predictions = {place: label for receipt in receipts for place, label in receipt.predictions.items()}
-    report = _report(groups, [receipt.generated for receipt in receipts], is_complete=num_examples is None)
+    generated = [receipt.generated for receipt in receipts]
+    report = _report(merge_scores(list(groups.values())), groups, generated, is_complete=num_examples is None)
     texts = {place: text for receipt in receipts for place, text in receipt.answers.items()}
     return Judged(report, dict(sorted(predictions.items())), dict(sorted(texts.items())))
 
 
 def validate(
-    federation: Federation, adapter: Packed, *, round: int, num_examples: int, patience: float
+    federation: Federation,
+    adapter: Packed,
+    *,
+    round: int,
+    num_examples: int,
+    patience: float,
+    is_own_task: bool = False,
 ) -> Score | None:
     """Return the adapter's score on the clients' own validation examples, at most `num_examples` of each.
 
-    It is over the clients that answered, and None where none did or none has any.
+    It is over the clients that answered, none of which owns it (see `merge_fairly`), and None where none did or none
+    has any.
     """
     request = replace(_unsharded(federation, adapter, round=round, num_examples=num_examples), of_validation=True)
-    there = [name for name in federation.expected(patience) if federation.sites[name].num_validation > 0]
-    scores = [
-        score
-        for receipt in _answers_of_sites(federation, dict.fromkeys(there, request), patience=patience).values()
-        for score in receipt.groups.values()
-    ]
-    return merge_scores(scores) if scores else None
+    held = {name: federation.sites[name].num_validation for name in federation.expected(patience)}
+    there = [name for name, number in held.items() if number > 0]
+    receipts = _answers_of_sites(federation, dict.fromkeys(there, request), patience=patience)
+    scores = _scores(receipts, {name: min(num_examples, held[name]) for name in receipts}, round, is_own_task)
+    return merge_fairly(scores) if scores else None
 
 
 def _shards(federation: Federation, request: EvaluateRequest) -> list[EvaluateReceipt]:
@@ -140,21 +153,39 @@ def _unsharded(federation: Federation, adapter: Packed, *, round: int, num_examp
     )
 
 
-def _judge_at_sites(federation: Federation, request: EvaluateRequest, *, patience: float) -> HeldOutReport | None:
+def _judge_at_sites(
+    federation: Federation, request: EvaluateRequest, *, patience: float, is_own_task: bool
+) -> HeldOutReport | None:
     """Return the score over the sites that answered, or None where none did; who is away for long is not waited for."""
-    there = [name for name in federation.expected(patience) if federation.sites[name].num_held_out > 0]
+    held = {name: federation.sites[name].num_held_out for name in federation.expected(patience)}
+    there = [name for name, number in held.items() if number > 0]
     receipts = _answers_of_sites(federation, dict.fromkeys(there, request), patience=patience)
-    groups = {name: merge_scores(list(receipt.groups.values())) for name, receipt in receipts.items() if receipt.groups}
+    most = {name: held[name] if request.num_examples is None else request.num_examples for name in receipts}
+    groups = _scores(receipts, {name: min(most[name], held[name]) for name in receipts}, request.round, is_own_task)
     if not groups:
         return None
     generated = [
-        {name: merge_generated(list(receipt.generated.values()))}
+        {name: found}
         for name, receipt in receipts.items()
-        if receipt.generated
+        if (found := generated_in(receipt, name, most=request.num_generated)) is not None
     ]
     held_out = {name: site.num_held_out for name, site in federation.sites.items() if site.num_held_out}
     is_complete = {name: score.num_examples for name, score in groups.items()} == held_out
-    return _report(dict(sorted(groups.items())), generated, is_complete=is_complete)
+    return _report(merge_fairly(groups), groups, generated, is_complete=is_complete)
+
+
+def _scores(
+    receipts: Mapping[str, EvaluateReceipt], most: Mapping[str, int], round: int, is_own_task: bool
+) -> dict[str, Score]:
+    """Return by site the scores that can be true; `most` examples each are they over at most. The others are said."""
+    scores: dict[str, Score] = {}
+    for name, receipt in receipts.items():
+        score, fault = score_in(receipt, name, most=most[name], is_own_task=is_own_task)
+        if fault:
+            logger.warning("round %d: a score of %s does not count: %s", round, name, fault)
+        if score is not None:
+            scores[name] = score
+    return scores
 
 
 def _answers_of_sites(
@@ -185,7 +216,7 @@ def _answers_of_sites(
 
 
 def _report(
-    groups: Mapping[str, Score], generated: Sequence[Mapping[str, Generated]], *, is_complete: bool
+    overall: Score, groups: Mapping[str, Score], generated: Sequence[Mapping[str, Generated]], *, is_complete: bool
 ) -> HeldOutReport:
     by_group: dict[str, list[Generated]] = {}
     for part in generated:
@@ -193,7 +224,7 @@ def _report(
             by_group.setdefault(group, []).append(compared)
     merged = {group: merge_generated(parts) for group, parts in sorted(by_group.items())}
     return HeldOutReport(
-        merge_scores(list(groups.values())),
+        overall,
         groups,
         is_complete,
         merged,

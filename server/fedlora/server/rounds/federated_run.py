@@ -19,9 +19,9 @@ from fedlora.server.disk.account import Account
 from fedlora.server.disk.store import Checkpoint, RunFolder, StoredAdapter
 from fedlora.server.record.best_round import best_round, has_stalled, score_of_start, scores_in
 from fedlora.server.record.events import EvaluationStarted, Listener, Noted, RoundEnded, RunStarted, ignore
-from fedlora.server.record.round_report import ClientReport, RoundReport
+from fedlora.server.record.round_report import CappedShare, ClientReport, RoundReport
 from fedlora.server.rounds.collect import Collected, Collector
-from fedlora.server.rounds.completion import complete
+from fedlora.server.rounds.completion import complete, weigh
 from fedlora.server.rounds.evaluation import Judged, judge, validate
 from fedlora.server.rounds.federation import Federation
 from fedlora.server.rounds.first_adapter import first_adapter
@@ -31,11 +31,15 @@ from fedlora.server.sites import Sites, Traffic
 
 @dataclass(frozen=True, eq=False)
 class _NewAdapter:
-    """What a round's updates became: the global adapter, the method's state, the error of the averages."""
+    """What a round's updates became: the global adapter, the method's state, the error of the averages, whom it cost.
+
+    `capped` are the clients that weighed less than their examples or tokens would have them.
+    """
 
     adapter: Adapter
     state: MethodState = field(default_factory=dict)
     aggregation: AggregationReport | None = None
+    capped: Mapping[str, CappedShare] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,27 +155,30 @@ class FederatedRun:
         trained = time.perf_counter()
         announce("aggregate")
         weighs_tokens = settings.weighting == "tokens"
-        result = complete(
-            collected.updates,
-            start=start,
-            sizes={
+        weights = weigh(
+            {
                 client: receipt.num_tokens if weighs_tokens else receipt.num_examples
                 for client, receipt in collected.receipts.items()
             },
             weighting=settings.weighting,
+            max_share=settings.max_share,
+            ages={client: number - receipt.round for client, receipt in collected.receipts.items()},
+        )
+        result = complete(
+            collected.updates,
+            start=start,
+            weights=weights.by_client,
             method=self._method,
             state=before.state,
             robust=self._robust,
-            ages={client: number - receipt.round for client, receipt in collected.receipts.items()},
         )
         seconds = {
             "training": trained - began - collected.storing_seconds,
             "aggregation": time.perf_counter() - trained,
             "storing": collected.storing_seconds,
         }
-        return self._finish(
-            federation, number, _NewAdapter(result.adapter, result.state, result.report), collected, seconds
-        )
+        new = _NewAdapter(result.adapter, result.state, result.report, weights.capped)
+        return self._finish(federation, number, new, collected, seconds)
 
     def _finish(
         self,
@@ -182,7 +189,7 @@ class FederatedRun:
         seconds: Mapping[str, float],
     ) -> _Ended:
         """Store and judge the new global adapter, and record that the round is over."""
-        clients = _client_reports(number, collected)
+        clients = _client_reports(number, collected, new.capped)
         ends_early = self._ends_early(number, clients)
         is_last = ends_early or number == self._config.federation.rounds
         began = time.perf_counter()
@@ -198,6 +205,7 @@ class FederatedRun:
                 round=number,
                 num_examples=budget,
                 patience=self._config.federation.patience,
+                is_own_task=self._config.task.kind == "own",
             )
         scored = time.perf_counter()
         state_sha256 = self._folder.write_beside(
@@ -244,6 +252,7 @@ class FederatedRun:
             num_examples=num_examples,
             num_generated=self._config.evaluation.generate if is_at_an_end else 0,
             patience=self._config.federation.patience,
+            is_own_task=self._config.task.kind == "own",
         )
 
     def _ends_early(self, number: int, clients: Mapping[str, ClientReport]) -> bool:
@@ -281,13 +290,16 @@ def _why_over(last: int, config: RunConfig) -> str:
     )
 
 
-def _client_reports(number: int, collected: Collected) -> dict[str, ClientReport]:
+def _client_reports(number: int, collected: Collected, capped: Mapping[str, CappedShare]) -> dict[str, ClientReport]:
     return {
-        client: _client_report(receipt, number, collected) for client, receipt in sorted(collected.receipts.items())
+        client: _client_report(receipt, number, collected, capped.get(client))
+        for client, receipt in sorted(collected.receipts.items())
     }
 
 
-def _client_report(receipt: TrainReceipt, number: int, collected: Collected) -> ClientReport:
+def _client_report(
+    receipt: TrainReceipt, number: int, collected: Collected, capped: CappedShare | None
+) -> ClientReport:
     client = receipt.client
     answered = {"answered": collected.answered[client]} if client in collected.answered else {}
     return ClientReport.of(
@@ -296,4 +308,5 @@ def _client_report(receipt: TrainReceipt, number: int, collected: Collected) -> 
         age=number - receipt.round,
         is_unchanged=collected.flags.get(client) == "unchanged",
         is_zero=collected.flags.get(client) == "zero",
+        capped=capped,
     )

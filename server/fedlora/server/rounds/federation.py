@@ -1,5 +1,6 @@
 """Who takes part in a run: the sites that answered, what they have in common, and the run's manifest."""
 
+import logging
 import math
 import platform
 import uuid
@@ -27,6 +28,8 @@ from fedlora.server.rounds.ground import (
 )
 from fedlora.server.rounds.misses import Misses
 from fedlora.server.sites import Sites
+
+logger = logging.getLogger(__name__)
 
 
 class Federation:
@@ -194,7 +197,8 @@ class Federation:
         for name, description in ready.items():
             if self.sites.get(name) == description:
                 continue
-            if self._ground is not None and (code := other_than(ground_of(description), self._ground)):
+            code = self._other_size(name, description)
+            if code or (self._ground is not None and (code := other_than(ground_of(description), self._ground))):
                 self.link.turn_away(name, code)
                 turned_away.add(name)
                 continue
@@ -215,6 +219,20 @@ class Federation:
                 f"pins {self._pins.base_model or 'none'} ({dict(self._pins.others)}); correct model.fingerprint or "
                 "model.fingerprints, or take the model that it is of"
             )
+
+    def _other_size(self, name: str, description: SiteDescription) -> str:
+        """Return the code of a site that comes back with another number of training examples, which it weighs by."""
+        known = self.sites.get(name)
+        if not self.run_id or known is None or known.num_examples == description.num_examples:
+            return ""
+        logger.warning(
+            "%s holds %s training examples, and held %s before: it is turned away; with other data it can be invited "
+            "as another site",
+            name,
+            f"{description.num_examples:,}",
+            f"{known.num_examples:,}",
+        )
+        return "other_num_examples"
 
 
 def _require_test(descriptions: Collection[SiteDescription]) -> None:

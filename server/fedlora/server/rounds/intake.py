@@ -1,19 +1,23 @@
 """The updates of a round as they come in: admitted, on disk, and only then acknowledged."""
 
+import logging
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from fedlora.adapters import Adapter
-from fedlora.common.messages import UNREADABLE, Failure, TrainReceipt
+from fedlora.common.messages import UNREADABLE, Failure, SiteDescription, TrainReceipt
 from fedlora.common.phases import announce
 from fedlora.server.disk.store import RunFolder
 from fedlora.server.record.events import Listener, UpdateArrived
 from fedlora.server.rounds.admission import Admitted, Refusal, admit, outliers
+from fedlora.server.rounds.believable import believable_update
 from fedlora.server.rounds.inquiry import Answer
 from fedlora.server.rounds.starts import Start
 from fedlora.server.sites import Sites
+
+logger = logging.getLogger(__name__)
 
 
 class Intake:
@@ -26,13 +30,31 @@ class Intake:
         storing_seconds: what writing took.
     """
 
-    def __init__(self, number: int, folder: RunFolder, sites: Sites, listener: Listener, *, weighs_tokens: bool):
-        """`weighs_tokens`: whether an update counts by the tokens that it was trained on."""
+    def __init__(
+        self,
+        number: int,
+        folder: RunFolder,
+        sites: Sites,
+        listener: Listener,
+        *,
+        described: Callable[[str], SiteDescription],
+        weighs_tokens: bool,
+        is_own_task: bool = False,
+    ) -> None:
+        """Take in a round's updates.
+
+        Args:
+            described: returns what a client says of itself.
+            weighs_tokens: whether an update counts by the tokens that it was trained on.
+            is_own_task: whether scores are those of a task of one's own.
+        """
         self._number = number
         self._folder = folder
         self._sites = sites
         self._listener = listener
+        self._described = described
         self._weighs_tokens = weighs_tokens
+        self._is_own_task = is_own_task
         self._began = time.monotonic()
         self._admitted: dict[str, Admitted] = {}
         self.receipts: dict[str, TrainReceipt] = {}
@@ -90,16 +112,21 @@ class Intake:
     def _admit(self, client: str, content: TrainReceipt | Failure, start: Start, attempt: int) -> Refusal | None:
         if isinstance(content, Failure):
             return Refusal(content.code, content.text)
+        request, site = start.asked(attempt), self._described(client)
         found = admit(
             content,
-            request=start.asked(attempt),
+            request=request,
             client=client,
+            num_examples=site.num_examples,
             reference=start.adapter,
             weighs_tokens=self._weighs_tokens,
         )
         if isinstance(found, Refusal):
             return found
-        self._admitted[client], self.receipts[client] = found, content
+        receipt, fault = believable_update(content, request=request, site=site, is_own_task=self._is_own_task)
+        if fault:
+            logger.warning("round %d: a score of %s does not count: %s", self._number, client, fault)
+        self._admitted[client], self.receipts[client] = found, receipt
         return None
 
     def _write(self, receipt: TrainReceipt) -> None:

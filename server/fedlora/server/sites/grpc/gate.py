@@ -14,6 +14,7 @@ from fedlora.common.errors import StoreError
 from fedlora.common.wire import PROTOCOL
 from fedlora.server.identity.authority import AccessRefused, Authority
 from fedlora.server.identity.site_records import SiteRecord
+from fedlora.server.sites.grpc.calls import Calls
 
 logger = logging.getLogger(__name__)
 
@@ -23,14 +24,28 @@ _DAMAGED = "damaged_record"
 
 
 class Gate:
-    """Tells a caller's name by its certificate; without an authority, on loopback, by what it says."""
+    """Tells a caller's name by its certificate; without an authority, on loopback, by what it says.
+
+    Attributes:
+        calls: those in progress of callers that are known by name.
+    """
 
     def __init__(self, authority: Authority | None, *, run: str) -> None:
         self._authority = authority
         self._run = run
+        self.calls = Calls()
 
     async def site(self, context: Context) -> str:
-        """Return the name of the calling site, which may use this run; anybody else's call ends here."""
+        """Return the name of the calling site, which may use this run; anybody else's call ends here.
+
+        So does one of a site that has too many in progress.
+        """
+        name = await self._named(context)
+        if not self.calls.take(context, name):
+            await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too_many_calls")
+        return name
+
+    async def _named(self, context: Context) -> str:
         if self._authority is None:
             found = dict(context.invocation_metadata() or ()).get(SITE_METADATA, "")
             name = found.decode(errors="replace") if isinstance(found, bytes) else found

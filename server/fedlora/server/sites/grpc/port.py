@@ -15,11 +15,12 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from fedlora.common import certificates
+from fedlora.common import certificates, open_files
 from fedlora.common.addresses import split_address
 from fedlora.common.channels import both_ends
 from fedlora.common.errors import ConfigError, FedloraError
 from fedlora.server.identity.authority import Authority
+from fedlora.server.sites.grpc.doorkeeper import LOOK_SECONDS, Doorkeeper
 from fedlora.server.sites.grpc.gate import Context, Gate
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,11 @@ logger = logging.getLogger(__name__)
 _START_SECONDS = 20.0
 _GRACE_SECONDS = 2.0
 _WARN_BEFORE = timedelta(days=14)
+# A site sends chunks of a file, and otherwise numbers.
+_MAX_RECEIVED_BYTES = 1 << 20
+_MAX_CALLS_OF_A_CONNECTION = 100
+# Who has not shown a certificate until then, or makes no call, is somebody else.
+_HANDSHAKE_MS, _IDLE_MS = 20_000, 300_000
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class ExternalPair:
         try:
             key, certificate = self.key.read_bytes(), self.certificate.read_bytes()
         except OSError as error:
+            open_files.require_descriptors(error)
             raise ConfigError(f"{error.filename}: cannot be read ({error.strerror}); expected a file in PEM") from error
         certificates.check_fits(key, certificate)
         return key, certificate
@@ -162,9 +169,15 @@ class Port:
 
     async def _serve(self) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        # The other half is for the files of a run, which must be written whoever connects.
+        most = open_files.limit() // 2
         server = grpc.aio.server(
             options=[
-                *both_ends(),
+                *both_ends(most_received=_MAX_RECEIVED_BYTES),
+                ("grpc.max_allowed_incoming_connections", most),
+                ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+                ("grpc.max_connection_idle_ms", _IDLE_MS),
+                ("grpc.max_concurrent_streams", _MAX_CALLS_OF_A_CONNECTION),
                 # Two servers on one port would share the sites between them.
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -191,5 +204,12 @@ class Port:
             self._started.set()
             return
         self._started.set()
+        keeping = asyncio.create_task(self._keep_door(Doorkeeper(self.number, most)))
         await self._over.wait()
+        keeping.cancel()
         await server.stop(_GRACE_SECONDS)
+
+    async def _keep_door(self, doorkeeper: Doorkeeper) -> None:
+        while self._gate is not None:
+            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.to_thread(doorkeeper.look, self._gate.calls.peers)

@@ -24,6 +24,7 @@ from fedlora.server.disk.exchange import ExchangeStore
 from fedlora.server.sites.grpc.gate import Context, Gate, refuse, refuse_another_version
 from fedlora.server.sites.grpc.grid import GrpcGrid
 from fedlora.server.sites.grpc.known_site import Outstanding
+from fedlora.server.sites.grpc.outgoing import Outgoing
 from fedlora.v1 import session_pb2
 from fedlora.v1.session_pb2_grpc import SessionServiceServicer
 
@@ -32,6 +33,12 @@ logger = logging.getLogger(__name__)
 _HELLO_SECONDS = 30.0
 _LOOK_SECONDS = 5.0
 _MAX_CHARACTERS = 300
+# Of a request's id, which is ours.
+_MOST_CHARACTERS = 64
+# Of what a site says at a time: numbers under a few names. Adapters go another way.
+_MOST_BYTES = 64 << 10
+# A site says that it is ready, or is not, at the begin and now and then.
+_MOST_READINESS, _READINESS_PAUSE_SECONDS = 20, 1.0
 
 
 class SessionService(SessionServiceServicer):
@@ -50,13 +57,8 @@ class SessionService(SessionServiceServicer):
         site = await self._gate.site(context)
         standing = self._gate.standing(context)
         await self._greet(request_iterator, context)
-        loop = asyncio.get_running_loop()
-        outgoing: asyncio.Queue[session_pb2.ConnectResponse | str] = asyncio.Queue()
-
-        def send(response: session_pb2.ConnectResponse | str) -> None:
-            loop.call_soon_threadsafe(outgoing.put_nowait, response)
-
-        self._grid.connect(site, send)
+        outgoing = Outgoing()
+        self._grid.connect(site, outgoing.send)
         listening = asyncio.create_task(self._listen(site, request_iterator, outgoing))
         try:
             num_ready, _ = self._grid.counts()
@@ -71,7 +73,7 @@ class SessionService(SessionServiceServicer):
             yield session_pb2.ConnectResponse(welcome=welcome)
             while not (code := standing()):
                 try:
-                    response = await asyncio.wait_for(outgoing.get(), _LOOK_SECONDS)
+                    response = await outgoing.next(seconds=_LOOK_SECONDS)
                 except TimeoutError:
                     continue
                 if isinstance(response, str):
@@ -86,7 +88,7 @@ class SessionService(SessionServiceServicer):
             await refuse(context, grpc.StatusCode.PERMISSION_DENIED, code)
         finally:
             listening.cancel()
-            self._grid.disconnect(site, send)
+            self._grid.disconnect(site, outgoing.send)
 
     async def _greet(self, stream: AsyncIterator[session_pb2.ConnectRequest], context: Context) -> None:
         try:
@@ -97,17 +99,17 @@ class SessionService(SessionServiceServicer):
             await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "no_hello")
         await refuse_another_version(context, protocol=first.hello.protocol, other_version=first.hello.version)
 
-    async def _listen(
-        self,
-        site: str,
-        stream: AsyncIterator[session_pb2.ConnectRequest],
-        outgoing: "asyncio.Queue[session_pb2.ConnectResponse | str]",
-    ) -> None:
-        """Take what the site says until it says no more."""
+    async def _listen(self, site: str, stream: AsyncIterator[session_pb2.ConnectRequest], outgoing: Outgoing) -> None:
+        """Take what the site says until it says no more, and no faster than it reads what it is answered."""
+        num_readiness = 0
         try:
             async for request in stream:
+                await outgoing.room()
                 match request.WhichOneof("content"):
                     case "readiness":
+                        num_readiness += 1
+                        if num_readiness > _MOST_READINESS:
+                            await asyncio.sleep(_READINESS_PAUSE_SECONDS)
                         self._take_readiness(site, request.readiness)
                     case "answer":
                         await self._take_answer(site, request.answer)
@@ -115,7 +117,7 @@ class SessionService(SessionServiceServicer):
             pass  # The connection is gone, which the other direction notices too.
         except Exception:
             logger.exception("%s: a message could not be handled; its connection is closed", site)
-        outgoing.put_nowait("ended")
+        outgoing.put("ended")
 
     def _take_readiness(self, site: str, readiness: session_pb2.Readiness) -> None:
         if readiness.WhichOneof("content") != "description":
@@ -123,6 +125,7 @@ class SessionService(SessionServiceServicer):
             return
         # A site is who its certificate says, whatever it calls itself.
         try:
+            _require_short(readiness)
             description = read_description(
                 readiness.description, site=site, labels=self._config.data.labels, base_model=self._config.model.name
             )
@@ -133,6 +136,9 @@ class SessionService(SessionServiceServicer):
             self._grid.ready(site, description)
 
     async def _take_answer(self, site: str, answer: session_pb2.Answer) -> None:
+        if len(answer.request_id) > _MOST_CHARACTERS:
+            logger.warning("%s: an answer to no request of ours is left unread", site)
+            return
         outstanding = self._grid.outstanding(site, answer.request_id)
         if outstanding is None:
             return
@@ -140,6 +146,7 @@ class SessionService(SessionServiceServicer):
         receipt: Message
         adapter: Packed = b""
         try:
+            _require_short(answer)
             read_receipt(answer)  # For its checks: the rounds get what came, but for what a peer may not say.
             receipt = receipt_in(answer)
             discard_local(receipt)
@@ -186,6 +193,16 @@ class SessionService(SessionServiceServicer):
             return PackedFile(upload, upload.stat().st_size)
         except (AdapterError, OSError):
             return b""
+
+
+def _require_short(said: Message) -> None:
+    """Check that reading something takes no time to speak of.
+
+    Raises:
+        RunError: it may.
+    """
+    if (size := said.ByteSize()) > _MOST_BYTES:
+        raise RunError(f"a site sent {size:,} bytes at a time; expected at most {_MOST_BYTES:,}")
 
 
 def _code(reason: str) -> str:

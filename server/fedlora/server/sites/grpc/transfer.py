@@ -125,11 +125,9 @@ class TransferService(AdapterExchangeServiceServicer):
             await refuse(context, grpc.StatusCode.OUT_OF_RANGE, "offset")
         if shutil.disk_usage(path.parent).free < size - have + _LEAST_FREE_BYTES:
             await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "disk_full")
-        digest = hashlib.sha256()
         with open(part, "a+b", buffering=0) as file:
-            file.seek(0)
-            while block := file.read(CHUNK_BYTES):
-                digest.update(block)
+            # A site may begin again and again, and others are not to wait for gigabytes that are read again.
+            digest = await asyncio.to_thread(_digest_so_far, file)
             request: exchange_pb2.WriteRequest | None = first
             while request is not None:
                 chunk = request.data
@@ -181,6 +179,15 @@ def _committed(path: Path, blob: messages_pb2.Blob) -> int:
         return 0
     replace_file(part, path)
     return blob.size_bytes
+
+
+def _digest_so_far(file: io.FileIO) -> "hashlib._Hash":
+    """Return the digest of what is in a file, which is read to its end."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while block := file.read(CHUNK_BYTES):
+        digest.update(block)
+    return digest
 
 
 def _is_written(file: io.FileIO, chunk: bytes) -> bool:

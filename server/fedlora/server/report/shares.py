@@ -1,0 +1,25 @@
+"""The report's sentence on clients that weighed less than their examples or tokens would have them."""
+
+from collections.abc import Mapping, Sequence
+
+from fedlora.server.record.round_report import CappedShare, RoundReport
+from fedlora.server.report.numbers import by_client
+from fedlora.server.report.wording import list_text, ranges_text, share_text
+
+
+def about_caps(reports: Sequence[RoundReport]) -> str:
+    """Return whose weight was capped, in which rounds and from what; nothing where nobody's was."""
+    found = by_client(reports, lambda client: client.capped)
+    if not found:
+        return ""
+    cases = [f"{name} in round{'s' if len(shares) > 1 else ''} {_rounds(shares)}" for name, shares in found.items()]
+    return f"Weights were capped (federation.max_share): {list_text(cases)}."
+
+
+def capped_text(share: CappedShare) -> str:
+    """Return what a client weighs in place of what, in words."""
+    return f"{share_text(share.after)} in place of {share_text(share.before)}"
+
+
+def _rounds(shares: Mapping[int, CappedShare]) -> str:
+    return f"{ranges_text(shares)} ({capped_text(shares[max(shares)])})"
