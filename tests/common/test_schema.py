@@ -277,8 +277,8 @@ def test_what_no_peer_hears_is_local() -> None:
         if is_local(field)
     }
     assert local == {
-        "SiteDescription.labels", "SiteDescription.base_model", "SiteDescription.notes", "SiteDescription.adapter_bytes",
-        "SiteDescription.adapted_bytes", "TrainReceipt.wire_bytes",
+        "SiteDescription.labels", "SiteDescription.base_model", "SiteDescription.notes",
+        "SiteDescription.adapter_bytes", "SiteDescription.adapted_bytes", "TrainReceipt.wire_bytes",
         "EvaluateReceipt.answers", "Failure.text",
     }  # fmt: skip
 

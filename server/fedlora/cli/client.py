@@ -11,6 +11,15 @@ _INTERRUPTED = 130
 
 client_app = typer.Typer(help="Take part in a run as a site.", no_args_is_help=True)
 
+
+def _print_site_file(is_wanted: bool) -> None:
+    from fedlora.client.site.printed_site import commented_site
+
+    if is_wanted:
+        print(commented_site(), end="")
+        raise typer.Exit
+
+
 SiteFile = Annotated[Path, typer.Option("--site", metavar="SITE.toml", help="The site file: name, data, limits.")]
 
 
@@ -27,6 +36,12 @@ def join(
     ca: Annotated[Path | None, typer.Option(metavar="PEM", help="The authority of a PKI of your own ...")] = None,
     cert: Annotated[Path | None, typer.Option(metavar="PEM", help="... the site's certificate from it ...")] = None,
     key: Annotated[Path | None, typer.Option(metavar="PEM", help="... and its key.")] = None,
+    _print_site: Annotated[
+        bool,
+        typer.Option(
+            "--print-site", callback=_print_site_file, is_eager=True, help="Print a commented site file, and end."
+        ),
+    ] = False,
 ) -> None:
     """Take part until the run is over. It reconnects by itself; the same command goes on after a crash."""
     from fedlora.cli.pem_options import pem_files
