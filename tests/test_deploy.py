@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedlora.client.site.site_file import for_site, load_site
+from fedlora.client.site.terms import objection_to
 from fedlora.common.run_file import load_run, require_labels
 from fedlora.training.data import load_own_data
 
@@ -28,6 +29,7 @@ def test_a_site_has_data_for_its_run(site: str) -> None:
     config, run = load_site(path), load_run(DEPLOY / "runs" / f"{SITES[site]}.toml")
     require_labels(run)
     assert config.site.name == site
+    assert objection_to(run, config) is None
     own = for_site(run, config, beside=path.parent)
     data = load_own_data(own, client=site, only_group=config.data.only_group)
     assert len(data.clients[site].training) > 100

@@ -236,4 +236,4 @@ def test_a_gpu_that_is_too_small_is_refused_with_what_to_change() -> None:
         assert remedy in refusal
     judging = too_large(replace(cost, evaluation={"activations": 90 * 10**9}), config, 80 * 10**9)
     assert judging.startswith("judging would take 90.0 GB")
-    assert "evaluation.batch_size below 32" in judging
+    assert "evaluation.batch_size below 16" in judging

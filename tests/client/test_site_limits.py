@@ -1,5 +1,6 @@
 """What a site's own file says comes first: when it takes part, with which base model, and what it tells."""
 
+import logging
 import math
 import sys
 from datetime import datetime, timedelta
@@ -11,6 +12,9 @@ sys.path.append(str(Path(__file__).parent))
 
 from site_bench import RUN, Bench, StartBench, adapter, evaluate, train
 
+from fedlora.client.site.rounding import rounded, rounded_score
+from fedlora.common.messages import Score
+from fedlora.server.record.best_round import best_round, has_stalled
 from fedlora.v1 import session_pb2
 
 START = adapter()
@@ -106,11 +110,49 @@ def test_numbers_that_a_site_keeps_are_in_no_answer(start_bench: StartBench) -> 
     assert bench.answer().failure.code == "withheld"
 
 
+def test_no_score_over_a_few_examples_leaves(start_bench: StartBench, caplog: pytest.LogCaptureFixture) -> None:
+    bench = start_bench(limits={"least_examples": 5})
+    bench.connect()
+    bench.readiness()
+    with caplog.at_level(logging.INFO):
+        bench.ask("1", train(), START)
+        receipt = bench.answer().train
+        bench.ask("2", evaluate(), START)
+        assert bench.answer().failure.code == "withheld"
+    assert (receipt.status, list(receipt.withheld), receipt.loss) == ("ok", ["scores"], 0.5)
+    assert not receipt.HasField("before")
+    assert "withheld: the score is of 4 examples, fewer than limits.least_examples = 5" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "num", "expected"),
+    [(0.7123, 20, 0.7), (0.7123, 64, 0.7), (0.7323, 64, 0.75), (0.7123, 1000, 0.71), (2.34567, 12_800, 2.346)],
+)
+def test_a_score_is_as_exact_as_its_examples_support(value: float, num: int, expected: float) -> None:
+    assert rounded(value, num) == expected
+    assert abs(rounded(value, num) - value) <= 1 / (4 * math.sqrt(num))
+
+
+def test_a_loss_of_a_task_of_ones_own_is_rounded_in_its_own_scale() -> None:
+    assert rounded(12_345.6, 100, is_relative=True) == 12_500
+    assert rounded(0.00012345, 100, is_relative=True) == 0.000125
+    assert [rounded(value, 100) for value in (0.0, math.inf)] == [0.0, math.inf]
+
+
+def test_rounds_whose_scores_are_rounded_to_the_same_are_no_progress() -> None:
+    losses = {1: 1.312, 2: 1.188, 3: 1.193, 4: 1.207}
+    scores = {round: rounded_score(Score(64, loss, 0.5), is_relative=False) for round, loss in losses.items()}
+    assert best_round(scores) == 2
+    assert has_stalled(scores, patience=2)
+    assert not has_stalled(scores, patience=3)
+
+
 def test_the_scores_of_a_sites_groups_leave_as_one_without_predictions(bench: Bench) -> None:
     bench.ask("1", evaluate(), START)
     found = bench.answer().evaluate
     assert list(found.groups) == ["north"]
-    assert (found.groups["north"].num_examples, found.groups["north"].metric) == (4, 0.75)
+    # 3 of 4, as exact as four examples support.
+    assert (found.groups["north"].num_examples, found.groups["north"].metric) == (4, 0.8)
     assert not found.predictions
     bench.connect()
     bench.readiness()

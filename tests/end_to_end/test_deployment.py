@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,14 +31,22 @@ def run(run_file: RunFile) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def sites(tmp_path: Path, tiny_digits: Path) -> dict[str, Path]:
+def sites(run: Callable[..., Path], tmp_path: Path, tiny_digits: Path) -> dict[str, Path]:
     """Return a site file for each site."""
+    run()
     return {name: site_file(tmp_path, name, tiny_digits) for name in SITES}
 
 
 def site_file(folder: Path, name: str, data: Path, *lines: str) -> Path:
+    """Write a site file for the run file in `folder`, whose base model is a path here, over a few examples."""
     path = folder / f"{name}.toml"
-    text = [f'[site]\nname = "{name}"', f'[data]\npath = "{data}"\nonly_group = "{name}"', *lines]
+    model = tomllib.loads((folder / "run.toml").read_text())["model"]["name"]
+    text = [
+        f'[site]\nname = "{name}"',
+        f'[data]\npath = "{data}"\nonly_group = "{name}"',
+        f'[limits]\nbase_models = ["{model}"]\nleast_examples = 1',
+        *lines,
+    ]
     path.write_text("\n".join(text) + "\n")
     return path
 
@@ -215,9 +224,10 @@ def test_the_insecure_form_works_on_loopback(run: Callable[..., Path], sites: di
 def test_numbers_that_a_site_keeps_to_itself_do_not_arrive(
     run: Callable[..., Path], tmp_path: Path, tiny_digits: Path
 ) -> None:
-    quiet = site_file(tmp_path, "chalk", tiny_digits, "[limits]\nmetrics = []")
+    run_file = run("federation.rounds=1")
+    quiet = site_file(tmp_path, "chalk", tiny_digits, "metrics = []")
     loud = site_file(tmp_path, "pencil", tiny_digits)
-    with deployed(tmp_path, run("federation.rounds=1"), {"chalk": quiet, "pencil": loud}) as deployment:
+    with deployed(tmp_path, run_file, {"chalk": quiet, "pencil": loud}) as deployment:
         finished(deployment)
     clients = reports(deployment)[-1]["clients"]
     assert clients["chalk"] | {"before": None, "after": None, "loss": "NaN"} == clients["chalk"]  # type: ignore[operator]

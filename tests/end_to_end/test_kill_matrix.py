@@ -69,6 +69,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in SITES:
         (folder / f"{name}.toml").write_text(
             f'[site]\nname = "{name}"\n[data]\npath = "{folder / "two.npz"}"\nonly_group = "{name}"\n'
+            "[limits]\nleast_examples = 10\n"
         )
     return folder
 

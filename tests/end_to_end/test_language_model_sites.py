@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,13 @@ SECONDS = 600.0
 
 def site_file(folder: Path, name: str, data: Path, *lines: str) -> Path:
     path = folder / f"{name}.toml"
-    text = [f'[site]\nname = "{name}"', f'[data]\npath = "{data}"\nonly_group = "{name}"\ngroup = "language"', *lines]
+    model = tomllib.loads((folder / "run.toml").read_text())["model"]["name"]
+    text = [
+        f'[site]\nname = "{name}"',
+        f'[data]\npath = "{data}"\nonly_group = "{name}"\ngroup = "language"',
+        f'[limits]\nbase_models = ["{model}"]\nleast_examples = 1',
+        *lines,
+    ]
     path.write_text("\n".join(text) + "\n")
     return path
 

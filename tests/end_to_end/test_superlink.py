@@ -66,7 +66,7 @@ def run(run_file: RunFile, two_groups: Path) -> Path:
 
 
 @pytest.fixture
-def sites(tiny_digits: Path, tmp_path: Path) -> list[Path]:
+def sites(tiny_digits: Path, tiny_vision_model: Path, tmp_path: Path) -> list[Path]:
     """Return the site files of the two groups."""
     paths = [tmp_path / f"{group}.toml" for group in GROUPS]
     for group, path in zip(GROUPS, paths, strict=True):
@@ -79,6 +79,9 @@ def sites(tiny_digits: Path, tmp_path: Path) -> list[Path]:
             only_group = "{group}"
             [worker]
             device = "cpu"
+            [limits]
+            base_models = ["{tiny_vision_model}"]
+            least_examples = 1
             """
         )
     return paths
@@ -253,9 +256,9 @@ def test_a_site_under_a_supernode_tells_neither_labels_nor_paths(
 @pytest.mark.parametrize(
     ("request_", "message_type", "added", "code"),
     [
-        (TRAIN, "train", '[limits]\nquiet_hours = "00:00-23:59:59.999999"', "quiet_hours"),
-        (TRAIN, "train", '[limits]\nbase_models = ["another"]', "base_model_not_allowed"),
-        (EvaluateRequest("r", 1, None, 0, 1, False), "evaluate", "[limits]\nmetrics = []", "withheld"),
+        (TRAIN, "train", 'quiet_hours = "00:00-23:59:59.999999"', "quiet_hours"),
+        (TRAIN, "train", "max_rank = 1", "over_a_limit"),
+        (EvaluateRequest("r", 1, None, 0, 1, False), "evaluate", "metrics = []", "withheld"),
         (TRAIN, "train", "[nonsense]", "config"),
     ],
 )
@@ -267,7 +270,7 @@ def test_a_site_under_a_supernode_keeps_its_own_rules_and_answers_a_code_alone(
 
 def test_a_site_under_a_supernode_withholds_the_numbers_that_its_file_does_not_allow(ask_site: AskSite) -> None:
     request = replace(TRAIN, validation_examples=4)
-    receipt = from_record(ask_site(request, "train", added="[limits]\nmetrics = []"), TrainReceipt)
+    receipt = from_record(ask_site(request, "train", added="metrics = []"), TrainReceipt)
     assert receipt.status == "ok"
     assert receipt.num_steps == 3
     assert math.isnan(receipt.loss)

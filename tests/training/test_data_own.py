@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedlora.common.config import (
     DataSection,
@@ -105,6 +106,23 @@ def test_a_site_that_holds_its_own_rows_alone_has_the_same_split(notes: Path, tm
     assert same(alone.clients["north"].training, chosen.clients["north"].training)
     assert same(alone.clients["north"].validation, chosen.clients["north"].validation)
     assert same(alone.test, chosen.test)
+
+
+def test_a_site_whose_pictures_lie_by_class_alone_has_the_split_of_the_domain_that_it_is(tmp_path: Path) -> None:
+    """Its folder is the domain's of the simulation: class/*.png below it, and no name of the domain."""
+    random = np.random.default_rng(0)
+    for domain in ("north", "south"):
+        for number in range(30):
+            path = tmp_path / domain / ("sick", "well")[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (16, 16), dtype=np.uint8)).save(path)
+    simulated = load_federated_data(picture_run(tmp_path, test=0.3, validation=0.2))
+    for domain in ("north", "south"):
+        own = load_own_data(picture_run(tmp_path / domain, test=0.3, validation=0.2), client=domain)
+        held, expected = own.clients[domain], simulated.clients[domain]
+        assert same(held.training, expected.training)
+        assert same(held.validation, expected.validation)
+        assert same(own.test, part_of(simulated.test, domain))
 
 
 def test_all_the_groups_of_a_source_are_the_sites_if_it_names_none(notes: Path) -> None:

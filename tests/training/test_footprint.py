@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from fedlora.common.config import RunConfig
+from fedlora.common.config import EvaluationSection, RunConfig
 from fedlora.common.errors import ConfigError, ModelError
 from fedlora.models.base_model import load_base_model
 from fedlora.training.footprint.live_bytes import ACTIVATIONS, LiveBytes
@@ -55,6 +55,16 @@ def test_a_model_of_8_billion_is_planned_without_its_weights_or_memory(tmp_path:
     # Two operations for each weight and token forward, and as many backward; the embeddings are looked up.
     weights = outline.num_parameters - 128_256 * 4096
     assert cost.flops == pytest.approx(4 * 512 * 4 * weights, rel=0.1)
+
+
+def test_judging_takes_no_more_at_once_than_training_unless_the_run_says_so(tmp_path: Path, chat_run: MakeRun) -> None:
+    config = llama_run(tmp_path, chat_run, num_layers=2)
+    config = config.model_copy(update={"evaluation": EvaluationSection()})
+    outline = outline_of(config)
+    followed = step_cost(outline, config, is_cuda=True)
+    assert sum(followed.evaluation.values()) <= sum(followed.training.values())
+    large = config.model_copy(update={"evaluation": EvaluationSection(batch_size=32)})
+    assert sum(step_cost(outline, large, is_cuda=True).evaluation.values()) > sum(followed.training.values())
 
 
 @pytest.mark.parametrize(("quantization", "bits"), [("8bit", 8.0), ("4bit", 4.127)])

@@ -398,6 +398,19 @@ def test_kept_moments_make_two_rounds_one(bench: Callable[..., Bench], optimizer
     assert last.moments.keys() == first.moments.keys()
 
 
+def test_a_round_that_takes_too_long_ends_after_the_step_at_work(
+    bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = bench(train={"steps": 6})
+    bounded = LocalTrainer(ours.resident, ours.task, ours.trainer.settings, device=CPU, max_seconds=1e-9)
+    ours.resident.load(ours.initial)
+    result = bounded.train(ours.mine, progress=(0.0, 0.1), batch_seed=1, dropout_seed=1)
+    assert (result.num_steps, result.is_finite) == (1, True)
+    assert distance(ours.resident.read(), ours.initial) > 0
+    assert "ended after 1 of 6 steps: limits.max_seconds is over" in caplog.text
+    assert ours.train().num_steps == 6
+
+
 def test_moments_that_are_not_kept_are_not_copied(bench: Callable[..., Bench]) -> None:
     assert bench().train().moments == {}
 

@@ -136,7 +136,8 @@ class TrainRequest:
         seed: the run's seed; the client's draws come from (seed, round, client, purpose).
         adapter: the global adapter, packed.
         num_rounds: rounds of the whole run, over which the learning rate's schedule spans.
-        validation_examples: at most so many of its own validation examples are judged before and after.
+        validation_examples: at most so many of its own validation examples are judged before and after; at a site of
+            its own choice.
         trains: the factors that are trained, "A", "B" or both; a factor that is not does not travel back.
     """
 
@@ -194,6 +195,8 @@ class TrainReceipt:
 @dataclass(frozen=True)
 class EvaluateRequest:
     """Asks for the score of an adapter on one shard of the held-out set, or on a client's own validation examples.
+
+    A site with a held-out set of its own judges examples of its own choice, and answers for no shard.
 
     Attributes:
         num_examples: of the whole set, so many are judged, in equal parts by group; None means all.

@@ -103,7 +103,7 @@ def to_toml(config: RunConfig, *, comments: bool = True) -> str:
         section: Section = getattr(config, name)
         lines += ["", f"[{name}]"]
         for key, value, description in section.entries():
-            entry = _entry(key, value)
+            entry = toml_entry(key, value)
             lines.append(f"{entry:<34} # {description}" if comments else entry)
     return "\n".join(lines[1:]) + "\n"
 
@@ -157,7 +157,8 @@ def _value(text: str) -> object:
         return text
 
 
-def _entry(key: str, value: object) -> str:
+def toml_entry(key: str, value: object) -> str:
+    """Return `key = value`; commented out without a value."""
     return f"# {key} =" if value is None else f"{key} = {_toml(value)}"
 
 

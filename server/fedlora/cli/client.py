@@ -15,6 +15,15 @@ logger = logging.getLogger(__name__)
 
 client_app = typer.Typer(help="Take part in a run as a site.", no_args_is_help=True)
 
+
+def _print_site_file(is_wanted: bool) -> None:
+    from fedlora.client.site.printed_site import commented_site
+
+    if is_wanted:
+        print(commented_site(), end="")
+        raise typer.Exit
+
+
 SiteFile = Annotated[Path, typer.Option("--site", metavar="SITE.toml", help="The site file: name, data, limits.")]
 
 
@@ -39,6 +48,12 @@ def join(
     key: Annotated[Path | None, typer.Option(metavar="PEM", help="... and its key.")] = None,
     log_format: FormatOption = LogFormat.TEXT,
     log_file: FileOption = None,
+    _print_site: Annotated[
+        bool,
+        typer.Option(
+            "--print-site", callback=_print_site_file, is_eager=True, help="Print a commented site file, and end."
+        ),
+    ] = False,
 ) -> None:
     """Take part until the run is over. It reconnects by itself; the same command goes on after a crash."""
     from fedlora.cli.logs import Log, logging_to

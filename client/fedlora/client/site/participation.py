@@ -8,7 +8,6 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -81,7 +80,7 @@ class Participation:
         self._line: Line | None = None
         self._wanted: dict[Key, session_pb2.Request] = {}
         self._queued: set[Key] = set()
-        self._answered: deque[str] = deque(maxlen=_MOST_WANTED)
+        self._answered: set[str] = set()
         self._at_work: Key | None = None
         self._tasks: Tasks | None = None
         self._uploads = Uploads()
@@ -122,11 +121,16 @@ class Participation:
 
     def _want(self, request: session_pb2.Request) -> None:
         """Note what the server asks for; what no honest one would is passed over."""
-        key = key_of(request)
+        key, id = key_of(request), request.request_id
         with self._lock:
-            if len(request.request_id) > _LONGEST_ID or (key not in self._wanted and len(self._wanted) >= _MOST_WANTED):
-                logger.warning("passed over a request of the server: %d are open already", len(self._wanted))
+            done = [known for known, message in self._wanted.items() if message.request_id in self._answered]
+            if len(id) > _LONGEST_ID or (key not in self._wanted and len(self._wanted) - len(done) >= _MOST_WANTED):
+                logger.warning("passed over a request of the server: no honest one asks for so much at a time")
                 return
+            if key in self._wanted and self._wanted[key].request_id != id:
+                self._answered.discard(self._wanted[key].request_id)
+            for oldest in done[:-_MOST_WANTED]:
+                self._answered.discard(self._wanted.pop(oldest).request_id)
             self._wanted[key] = request
             if key not in self._queued:
                 self._queued.add(key)
@@ -264,7 +268,7 @@ class Participation:
         with self._lock:
             if self._line is not line:  # Asked again over the next connection, it must be answered there.
                 raise ConnectionGone
-            self._answered.append(message.request_id)
+            self._answered.add(message.request_id)
             line.send(session_pb2.ConnectRequest(answer=answer))
         announce("before the acknowledgement")
 
