@@ -1,8 +1,14 @@
 """The runs and sites under deploy/: each is read without a complaint, and each site fits a run."""
 
+import re
+import shlex
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
+from cryptography import x509
 
 from fedlora.client.site.site_file import for_site, load_site
 from fedlora.client.site.terms import objection_to
@@ -34,3 +40,31 @@ def test_a_site_has_data_for_its_run(site: str) -> None:
     data = load_own_data(own, client=site, only_group=config.data.only_group)
     assert len(data.clients[site].training) > 100
     assert data.labels == run.data.labels
+
+
+def commands_in(page: Path, program: str) -> list[list[str]]:
+    """Return the commands of a program that a page gives, split into words."""
+    text = page.read_text().replace("\\\n", " ")
+    return [shlex.split(line) for line in re.findall(rf"^    ({program} .*)$", text, flags=re.MULTILINE)]
+
+
+def test_the_commands_for_flowers_certificate_make_one_that_sites_accept(tmp_path: Path) -> None:
+    commands = [command for command in commands_in(DEPLOY / "flower" / "README.md", "openssl") if command[1] == "req"]
+    assert len(commands) == 2
+    for command in commands:
+        words = [word.replace("HOST", "server.example") for word in command]
+        subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    key, chain, authority = ((tmp_path / name).read_bytes() for name in ("server.key", "server.pem", "ca.pem"))
+    certificate = x509.load_pem_x509_certificate(chain)
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+    server = grpc.server(ThreadPoolExecutor(1))
+    try:
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, chain)]))
+        server.start()
+        for name in ("127.0.0.1", "localhost"):
+            with grpc.secure_channel(f"{name}:{port}", grpc.ssl_channel_credentials(authority)) as channel:
+                grpc.channel_ready_future(channel).result(30)
+    finally:
+        server.stop(None)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "server.example" in names.get_values_for_type(x509.DNSName)

@@ -28,6 +28,17 @@ print("imported:", *(name for name in {heavy} if name in sys.modules))
 """
 
 
+ON_WINDOWS = """
+import sys
+
+sys.modules["fcntl"] = None
+from fedlora.cli.main import main
+
+sys.platform = "win32"
+main()
+"""
+
+
 def installed(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Return what the installed command did in `folder`."""
     command = [str(Path(sys.executable).with_name("fedlora")), *arguments]
@@ -49,6 +60,12 @@ def errors(done: Any) -> list[str]:
     assert done.code == 1
     assert done.out == ""
     return done.err.splitlines()
+
+
+def test_windows_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", ON_WINDOWS], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: fedlora does not run on Windows, where it cannot lock its folders; use WSL 2\n"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["simulate", "--help"], ["--version"]])

@@ -17,6 +17,8 @@ import pytest
 from deployment import Deployment, Process, deployed
 
 from fedlora.common.run_file import load_run, to_toml
+from fedlora.server.disk.account import process_records
+from fedlora.server.disk.status_file import read_status
 from fedlora.simulation import simulate
 
 SITES = ("mnist", "sans")
@@ -116,6 +118,7 @@ def test_a_run_in_which_one_process_is_killed_ends_in_the_same_adapter(
     base: Path, tmp_path: Path, uninterrupted: str, who: str, phase: str, time_of_death: int
 ) -> None:
     deaths: list[float] = []
+    states: list[object] = []
     counts: Counter[tuple[str, str]] = Counter()
 
     def at_phase(process: Process, announced: str) -> None:
@@ -129,6 +132,8 @@ def test_a_run_in_which_one_process_is_killed_ends_in_the_same_adapter(
             os.kill(worker.pid, signal.SIGKILL)
             return
         process.kill()
+        if who == "server":
+            states.append(read_status(deployment.out)["state"])
         process.start()
 
     # Each of its own state: the site files lie beside the sites' folders.
@@ -148,6 +153,9 @@ def test_a_run_in_which_one_process_is_killed_ends_in_the_same_adapter(
         assert deaths, f"{who} never came to {phase!r}: {dict(counts)}"
         assert adapter_sha256(deployment.out) == uninterrupted
         assert_nothing_was_done_twice(deployment, who)
+        assert states == (["killed"] if who == "server" else [])
+        assert read_status(deployment.out)["state"] == "finished"
+        assert len(process_records(deployment.out)) == 1 + len(states)
 
 
 def exit_code(server: Process) -> int:

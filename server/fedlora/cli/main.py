@@ -44,7 +44,8 @@ def fedlora(
 @app.command()
 def simulate(
     run: Annotated[
-        Path | None, typer.Argument(metavar="RUN.toml", help="The run file. Without it: the preset.")
+        Path | None,
+        typer.Argument(metavar="RUN.toml", help="The run file. Without it: the preset, or with --resume the folder's."),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -63,7 +64,9 @@ def simulate(
     workers: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Worker processes. Default: one per core, or per GPU.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder; --set federation.rounds=20 prolongs it.")
+    ] = False,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Write the run as commented TOML to start from, and exit.")
     ] = False,
@@ -85,9 +88,10 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
 ) -> None:
-    """Say what a run would take, memory, bytes and seconds, without its weights or data; and refuse what cannot work.
+    """Say what a run would take, memory, bytes and seconds, without its weights; and refuse what cannot work.
 
-    Only the model's config.json is read, or fetched. On a machine without CUDA: --set train.device=cuda.
+    Of the model only config.json is read, or fetched; data that lie here are counted. On a machine without CUDA:
+    --set train.device=cuda.
     """
     from fedlora.cli.plan import run_plan
 
@@ -193,6 +197,9 @@ def doctor(
 
 def main() -> None:
     """Run the command: exit 1 with one line for what a user can mend, a traceback for a bug."""
+    if sys.platform == "win32":
+        print("error: fedlora does not run on Windows, where it cannot lock its folders; use WSL 2", file=sys.stderr)
+        sys.exit(1)
     prepare_outlets()
     try:
         with bitsandbytes_spared():

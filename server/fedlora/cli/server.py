@@ -65,7 +65,10 @@ def start(
     log_format: FormatOption = LogFormat.TEXT,
     log_file: FileOption = None,
 ) -> None:
-    """Run the rounds of RUN.toml over the sites that join. The same command goes on with a run that was cut off."""
+    """Run the rounds of RUN.toml over the sites that join. The same command goes on with a run that was cut off.
+
+    With --set federation.rounds=20 it prolongs one that is over.
+    """
     # What strangers try on the port is no news to the operator, and that a port is taken is an error of ours. Read when
     # grpc is first imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -89,7 +92,7 @@ def start(
 def status(
     out: Out, as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, and nothing else.")] = False
 ) -> None:
-    """Say how a server is doing: round, sites by state, updates, bytes, scores."""
+    """Say how a server is doing, or how it ended: round, sites by state, updates, bytes, scores."""
     from fedlora.cli.server_view import status_lines
     from fedlora.server.disk.status_file import read_status
 

@@ -90,8 +90,11 @@ class Account:
     def begin(self, number: int, moved: Moved) -> None:
         """Note the round that this process is at work on from this moment."""
         with self._lock:
+            is_first = self._own.round is None
             self._own = replace(self._own, round=number)
             self._moved, self._round_began = moved, time.monotonic()
+        if is_first:
+            self.write()
 
     def lost(self, number: int) -> Spent:
         """Return what processes that ended before a round was over had spent on it."""

@@ -142,6 +142,7 @@ class Registry:
                 self._is_publishing = True
                 threading.Thread(target=self._publish_all, name="registry", daemon=True).start()
         if passed_over is not None:
+            logger.info("round %d is not published: a newer one was there first", passed_over.report.round)
             shutil.rmtree(passed_over.folder, ignore_errors=True)
 
     def _publish_all(self) -> None:
