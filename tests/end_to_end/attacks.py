@@ -248,7 +248,7 @@ def invented_answers(site: HostileSite, _request: Request) -> str:
     """Answer what nobody asked, with ids of a megabyte that the server would have to send back, and read nothing."""
     for number in range(NUM_ANSWERS):
         site.fail(Request(request_id=f"{number}-{'x' * (1 << 20)}"))
-    return ""
+    return "all sent" if site.is_all_sent() else "ended before all was sent"
 
 
 def forged_tickets(site: HostileSite, request: Request) -> str:

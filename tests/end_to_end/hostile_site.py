@@ -8,6 +8,7 @@ import hashlib
 import queue
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -29,7 +30,7 @@ from fedlora.v1.exchange_pb2_grpc import AdapterExchangeServiceStub
 from fedlora.v1.session_pb2_grpc import SessionServiceStub
 
 DEADLINE_SECONDS = 60.0
-_PAUSE_SECONDS = 0.2
+_PAUSE_SECONDS, _LOOK_SECONDS = 0.2, 0.02
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,15 @@ class HostileSite:
 
     def say(self, **content: object) -> None:
         self._outgoing.put(session_pb2.ConnectRequest(**content))  # type: ignore[arg-type]
+
+    def is_all_sent(self) -> bool:
+        """Return whether all that was said is on its way; until then, or the connection's end, nothing is read."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not self._outgoing.empty() and time.monotonic() < deadline:
+            if self._call is None or not self._call.is_active():
+                break
+            time.sleep(_LOOK_SECONDS)
+        return self._outgoing.empty()
 
     def say_ready(self, **changes: object) -> None:
         """Count as a site that has rehearsed, with changes of what an honest one would say."""
