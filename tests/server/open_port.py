@@ -105,6 +105,7 @@ def open_port(
     address: str = "127.0.0.1:0",
     precision: Precision = "float32",
     chunk_seconds: float = DEADLINE_SECONDS,
+    run: RunConfig = RUN,
 ) -> Iterator[OpenPort]:
     RunFolder(folder / "run").write_manifest({"run_id": "abc", "metric": "accuracy"})
     identity = TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id
@@ -117,11 +118,11 @@ def open_port(
             states[event.site] = event.state
 
     grid = GrpcGrid(exchange, tickets, max_start_bytes=1 << 20, listener=listen)
-    gate = Gate(authority, run=RUN.run.name)
+    gate = Gate(authority, run=run.run.name)
     registry = Registry(folder / "run", check=lambda _folder: "")
 
     def add_services(server: grpc.aio.Server) -> None:
-        add_SessionServiceServicer_to_server(SessionService(grid, exchange, gate, RUN), server)
+        add_SessionServiceServicer_to_server(SessionService(grid, exchange, gate, run), server)
         transfer = TransferService(exchange, tickets, grid, gate, chunk_seconds=chunk_seconds)
         add_AdapterExchangeServiceServicer_to_server(transfer, server)
         add_RegistryServiceServicer_to_server(RegistryService(registry, gate), server)
@@ -197,9 +198,14 @@ class Conversation:
     def say(self, **content: object) -> None:
         self._outgoing.put(session_pb2.ConnectRequest(**content))  # type: ignore[arg-type]
 
+    def next(self) -> session_pb2.ConnectResponse:
+        """Return the next thing that the server says."""
+        response: session_pb2.ConnectResponse = next(self._call)
+        return response
+
     def hear(self, kind: str) -> session_pb2.ConnectResponse:
         """Return the next thing that the server says, which must be of that kind."""
-        response: session_pb2.ConnectResponse = next(self._call)
+        response = self.next()
         assert response.WhichOneof("content") == kind
         return response
 
