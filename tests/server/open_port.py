@@ -105,6 +105,7 @@ def open_port(
     address: str = "127.0.0.1:0",
     precision: Precision = "float32",
     chunk_seconds: float = DEADLINE_SECONDS,
+    run: RunConfig = RUN,
 ) -> Iterator[OpenPort]:
     RunFolder(folder / "run").write_manifest({"run_id": "abc", "metric": "accuracy"})
     identity = TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id
@@ -117,11 +118,11 @@ def open_port(
             states[event.site] = event.state
 
     grid = GrpcGrid(exchange, tickets, max_start_bytes=1 << 20, listener=listen)
-    gate = Gate(authority, run=RUN.run.name)
+    gate = Gate(authority, run=run.run.name)
     registry = Registry(folder / "run", check=lambda _folder: "")
 
     def add_services(server: grpc.aio.Server) -> None:
-        add_SessionServiceServicer_to_server(SessionService(grid, exchange, gate, RUN), server)
+        add_SessionServiceServicer_to_server(SessionService(grid, exchange, gate, run), server)
         transfer = TransferService(exchange, tickets, grid, gate, chunk_seconds=chunk_seconds)
         add_AdapterExchangeServiceServicer_to_server(transfer, server)
         add_RegistryServiceServicer_to_server(RegistryService(registry, gate), server)

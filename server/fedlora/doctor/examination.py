@@ -47,6 +47,7 @@ def _checks(subject: Subject, *, server: str | None, listen: str) -> dict[str, C
         "environment": machine.environment,
         "hub": partial(model.hub, subject),
         "base model": partial(model.base_model, subject),
+        "fingerprint": partial(model.fingerprint, subject),
         "data": partial(model.data, subject),
         "site's certificate": partial(identity.site_certificate, subject),
         "server's certificates": partial(identity.server_certificates, subject),

@@ -53,6 +53,24 @@ def base_model(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def fingerprint(subject: Subject) -> Iterator[Finding]:
+    """Say what pins the base model of a run that lies here, or that the run file pins another."""
+    if subject.run is None:
+        return
+    from fedlora.models.pins import local_checkpoint, pin_lines
+
+    if (folder := local_checkpoint(subject.run)) is None:
+        return
+    lines, is_other = pin_lines(subject.run, folder)
+    for line in lines:
+        if is_other:
+            remedy = f"correct [model] in {subject.path}, or fetch the model that it is of"
+            yield problem("fingerprint", f"the run file pins another base model than is here: {line}", remedy)
+        else:
+            is_pinned = subject.run.model.fingerprint is not None
+            yield ok("fingerprint", f"{line}{'' if is_pinned else ', under [model], pins it for all sites'}")
+
+
 def data(subject: Subject) -> Iterator[Finding]:
     """Find out whether what the data are named by is there; `fedlora data preview` looks into it."""
     if subject.site is not None and subject.path is not None:
@@ -88,16 +106,9 @@ def _is_here(run: RunConfig | None) -> bool:
 
 
 def _cached(run: RunConfig) -> Path | None:
-    """Return the folder of a hub model in the cache, with weights in it; None where there is none."""
-    from huggingface_hub import snapshot_download
+    from fedlora.models.pins import cached_folder
 
-    try:
-        folder = Path(snapshot_download(run.model.name, revision=run.model.revision, local_files_only=True))
-    # No such model here, or no name of one: each version of huggingface_hub has other names for these.
-    except Exception:
-        return None
-    has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
-    return folder if has_weights else None
+    return cached_folder(run.model.name, run.model.revision)
 
 
 def _out_of_reach(address: str) -> str | None:

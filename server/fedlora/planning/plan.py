@@ -8,6 +8,7 @@ import torch
 from fedlora.common.config import BASE_CHANGING_INITS, CausalLm, RunConfig, idle_settings
 from fedlora.common.errors import ModelError
 from fedlora.methods import Method, loadable_methods
+from fedlora.models.pins import local_checkpoint, pin_lines
 from fedlora.planning.clients import planned_clients
 from fedlora.planning.server_cost import ServerCost, server_cost
 from fedlora.planning.traffic import Traffic, traffic_of
@@ -93,7 +94,7 @@ def plan_of(config: RunConfig) -> Plan:
         traffic=tuple(traffic(one) for one in (method, *others)),
         server=server_cost(outline.adapter, method, num_clients=num_clients),
         training_seconds=_training_seconds(step, config, device, num_examples=clients.num_examples),
-        notes=(*clients.notes, *outline.notes, *_notes(config, step, device)),
+        notes=(*clients.notes, *outline.notes, *_notes(config, step, device), *_pin_notes(config)),
     )
 
 
@@ -180,6 +181,16 @@ def _notes(config: RunConfig, step: StepCost, device: str) -> list[str]:
         )
     )
     return notes
+
+
+def _pin_notes(config: RunConfig) -> list[str]:
+    """Return what pins the base model for all sites, where its weights are here."""
+    if (folder := local_checkpoint(config)) is None:
+        return []
+    lines, is_other = pin_lines(config, folder)
+    if is_other:
+        return [f"WARNING: [model] pins another base model than is here: {line}" for line in lines]
+    return [f"[model] {line} pins the base model that is here for all sites" for line in lines]
 
 
 def _machine_bytes() -> int:

@@ -25,6 +25,7 @@ from fedlora.server.rounds.start_check import are_alike, checked_start
 _PATIENCE_SECONDS = 30.0  # Any site can give it.
 _HEDGE_SECONDS = 30.0  # Another is asked beside one that takes longer.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2.0, 60.0
+_UNREADABLE = "unreadable"  # Of an answer that was refused where it came in.
 # With which a site is turned away whose first adapter cannot be the run's.
 NO_START = "no_start"
 
@@ -122,10 +123,14 @@ class _Search:
 
     def _take(self, site: str, answer: Answer[InitialiseReceipt]) -> None:
         content = answer.content
-        if isinstance(content, Failure):
+        if isinstance(content, Failure) and content.code != _UNREADABLE:
             self._reasons.append(content.words(site))
             return
-        found = checked_start(content.adapter, self._config)
+        found = (
+            Refusal(content.code, repr(content.text))
+            if isinstance(content, Failure)
+            else checked_start(content.adapter, self._config)
+        )
         if isinstance(found, Refusal):
             self._reasons.append(f"the first adapter that {site} made is refused: {found}")
             if not self._federation.link.are_fixed:
@@ -167,13 +172,15 @@ class _Search:
         return ()
 
     def _waits_for(self) -> str:
-        if not (given := self._counting()):
-            return "no site could give the first adapter"
-        others = f", and of all others none could give one ({'; '.join(self._reasons)})" if self._reasons else ""
-        names = ", ".join(given)
-        if len(given) == 1:
-            return f"the first adapter: {names} made one, and no other site is there to compare it with{others}"
-        return f"the first adapter: {names} each made another; the next site that comes says which is right{others}"
+        names, reasons = ", ".join(self._counting()), "; ".join(self._reasons)
+        match len(self._counting()):
+            case 0:
+                return f"no site could give the first adapter{reasons and f' ({reasons})'}"
+            case 1:
+                what = f"{names} made one, and no other site is there to compare it with"
+            case _:
+                what = f"{names} each made another; the next site that comes says which is right"
+        return f"the first adapter: {what}{reasons and f' ({reasons})'}"
 
     def _taken(self, sites: Sequence[str]) -> Adapter:
         """Return what these sites have given, and wait for nobody else."""
