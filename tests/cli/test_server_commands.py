@@ -1,21 +1,29 @@
 """The commands of a deployment before, beside and after a server: one line for what a person can mend."""
 
+import base64
 import json
 import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from deployment import Deployment
 from warm_start import run_warm
 
+from fedlora.client.site.state import SiteState
 from fedlora.common.config import RunConfig
+from fedlora.common.errors import StoreError
 from fedlora.common.run_file import parse_run, to_toml
+from fedlora.server.disk.claim import Claim
+from fedlora.server.disk.stop_request import stop_server
 
 LABELS = ["0", "1", "2"]
+TOKEN = "fl1-" + base64.urlsafe_b64encode(bytes(range(32))).rstrip(b"=").decode()
 LEAST = '[site]\nname = "north"\n[data]\npath = "north.csv"\n'
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -97,15 +105,47 @@ def test_before_a_server_has_started_the_commands_say_so(
     assert entries(tmp_path) == set()
 
 
-def test_no_server_is_stopped_where_none_runs(error_of: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "status.json").write_text(json.dumps({"run": "tiny", "pid": 1}))
+def test_where_no_server_runs_nobody_is_stopped_whatever_id_is_recorded(
+    error_of: Callable[..., str], tmp_path: Path
+) -> None:
     (tmp_path / ".lock").touch()
-    assert error_of("server", "stop", "--out", tmp_path) == f"{tmp_path}: no server is running there"
+    with subprocess.Popen(["sleep", "600"]) as innocent:
+        try:
+            for pid in (1, 2**30, innocent.pid, "gone"):
+                (tmp_path / "status.json").write_text(json.dumps({"run": "tiny", "pid": pid}))
+                assert error_of("server", "stop", "--out", tmp_path) == f"{tmp_path}: no server is running there"
+            assert innocent.poll() is None
+        finally:
+            innocent.kill()
 
 
-def test_a_damaged_status_is_one_line(error_of: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "status.json").write_text("{")
-    assert "status.json is damaged (as a whole); a server" in error_of("server", "status", "--out", tmp_path)
+def test_who_does_not_heed_a_request_to_stop_is_left_alone_and_said(tmp_path: Path) -> None:
+    with Claim(tmp_path / "run", RunConfig(), resume=False), pytest.raises(StoreError, match="has not ended within 0"):
+        stop_server(tmp_path / "run", timeout_seconds=0.3)
+    assert (tmp_path / "run" / "stop").exists()
+    # What was asked of a former holder is not asked of the next.
+    with Claim(tmp_path / "run", RunConfig(), resume=True):
+        assert not (tmp_path / "run" / "stop").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"", "as a whole"),
+        (b"{", "as a whole"),
+        (b"[]", "as a whole"),
+        (b"\xff\xfe\x00", "as a whole"),
+        (b"{}", "run"),
+        (b'{"run": "tiny", "pid": "none"}', "pid"),
+        (b'{"run": "tiny", "pid": 1, "port": 0, "phase": null}', "phase"),
+    ],
+)
+def test_a_damaged_status_is_one_line(error_of: Callable[..., str], tmp_path: Path, content: bytes, place: str) -> None:
+    (tmp_path / "status.json").write_bytes(content)
+    for options in ([], ["--json"]):
+        line = error_of("server", "status", "--out", tmp_path, *options)
+        assert line == f"{tmp_path}/status.json is damaged ({place}); a server that runs there writes it anew"
+    assert "there is no server's identity" in error_of("sites", "list", "--out", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +159,11 @@ def test_a_damaged_status_is_one_line(error_of: Callable[..., str], tmp_path: Pa
         ("127.0.0.1:1", ["--ca", "a.pem"], "--ca, --cert and --key go together; give all three, or none of them"),
         ("127.0.0.1:1", ["--cert", "a.pem", "--key", "b.pem"], "--ca, --cert and --key go together"),
         ("127.0.0.1:1", ["--ca", "a.pem", "--cert", "b.pem", "--key", "c.pem"], ".pem: cannot be read"),
+        ("http://127.0.0.1:1", [], "'http://127.0.0.1:1' is no address (leave out http://); expected HOST:PORT"),
+        ("127.0.0.1:1", ["--token", "x", "--token-file", "y"], "--token and --token-file are two ways to give one"),
+        ("127.0.0.1:1", ["--token-file", "missing"], "--token-file missing: cannot be read (No such file"),
+        ("127.0.0.1:1", ["--token", TOKEN, "--insecure"], "leave out --insecure and --ca"),
+        ("127.0.0.1:1", ["--token", TOKEN], "data.path: 'north.csv' is not there; mend the site file first"),
     ],
 )
 def test_a_join_that_cannot_be_says_why_and_makes_no_key(
@@ -139,6 +184,33 @@ def test_a_wrong_site_file_is_named_with_what_is_wrong(
     assert line == f"{site}: limits.max_steps is 0: input should be greater than or equal to 1"
     assert error_of("client", *command, "--site", site.parent / "missing.toml").startswith(f"{site.parent}/missing")
     assert entries(site.parent) == {"site.toml"}
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "leave"])
+def test_a_client_that_does_not_run_is_said(error_of: Callable[..., str], site: Path, verb: str) -> None:
+    state = site.parent / "north.site"
+    with SiteState(state):
+        pass
+    assert error_of("client", verb, "--site", site) == f"{state}: no client of this site is running"
+    assert entries(state) == {".lock"}
+
+
+def test_a_client_that_runs_is_paused_and_the_whole_command_to_go_on_is_printed(
+    fedlora: Callable[..., Any], tmp_path: Path
+) -> None:
+    site = tmp_path / "my site.toml"
+    site.write_text(LEAST)
+    with SiteState(tmp_path / "north.site") as state:
+        for verb, wish, line in [
+            ("pause", "paused", f"paused; go on with: fedlora client resume --site '{site}'"),
+            ("resume", "", "resumed"),
+            ("leave", "leave", "leaving"),
+        ]:
+            done = fedlora("client", verb, "--site", site)
+            assert (done.code, done.out, done.err) == (0, f"{line}\n", "")
+            assert state.wish() == wish
+        (state.folder / "wish").write_bytes(b"\xff\xff")
+        assert state.wish() == ""
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume", "leave"])
@@ -195,14 +267,29 @@ def test_a_server_that_waits_is_seen_and_stopped_and_the_same_command_starts_it_
         assert (status["is_running"], status["run"], status["port"]) == (True, "tiny", deployment.port)
         assert deployment.server.popen is not None
         assert status["pid"] == deployment.server.popen.pid
-        stopped = deployment.command("server", "stop", "--out", str(deployment.out))
-        assert (stopped.returncode, stopped.stdout, stopped.stderr) == (0, "stopped\n", "")
-        assert deployment.server.wait(30) == 0
+        with innocent_in(deployment.out / "status.json") as innocent:
+            stopped = deployment.command("server", "stop", "--out", str(deployment.out))
+            assert (stopped.returncode, stopped.stdout, stopped.stderr) == (0, "stopped\n", "")
+            assert deployment.server.wait(30) == 0
+            assert innocent.poll() is None
+        assert not (deployment.out / "stop").exists()
         lines = deployment.command("server", "status", "--out", str(deployment.out)).stdout
         assert lines.startswith("tiny: stopped before round 1 of 10, ")
         said = len(deployment.server.text)
         deployment.server.start()
         deployment.server.wait_for(rf"(?s)\A.{{{said}}}.*listening on")
+
+
+@contextmanager
+def innocent_in(status_file: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Give a process that has nothing to do with a run, whose status file has its id in place of the server's."""
+    status = json.loads(status_file.read_text())
+    with subprocess.Popen(["sleep", "600"]) as innocent:
+        status_file.write_text(json.dumps(status | {"pid": innocent.pid}))
+        try:
+            yield innocent
+        finally:
+            innocent.kill()
 
 
 def test_a_port_that_is_taken_is_one_line_and_the_folder_can_still_be_used(run_file: Path, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_case_39_a_site_enrols_and_connects_where_there_is_one_kind_of_address_a
 
 
 @pytest.mark.parametrize("login", [None, ("nörth", "p:@/ss")])
-@pytest.mark.parametrize("variable", ["https_proxy", "http_proxy", "grpc_proxy"])
+@pytest.mark.parametrize("variable", ["https_proxy", "http_proxy", "grpc_proxy", "HTTPS_PROXY"])
 def test_a_site_enrols_and_connects_through_an_http_proxy(
     authority: Authority,
     tmp_path: Path,
@@ -91,6 +91,17 @@ def test_a_site_enrols_and_connects_through_an_http_proxy(
         assert (proxy.num_tunnels, set(proxy.targets)) == (3, {port.address})
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         enrol(port.address, invitation(authority), name="north", state=tmp_path / "north")
+        assert proxy.num_tunnels == 3
+
+
+def test_a_password_that_nobody_has_escaped_is_the_proxys_all_the_same(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_port(tmp_path, authority) as port, ConnectProxy(credentials=("me", "p#a@s/s?")) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://me:p#a@s/s?@127.0.0.1:{proxy.port}/")
+        identity = enrol(port.address, invitation(authority), name="north", state=tmp_path / "north")
+        with open_channel(port.address, credentials_of(identity)) as channel:
+            assert outcome_of(channel, CHECK) == SERVED
         assert proxy.num_tunnels == 3
 
 

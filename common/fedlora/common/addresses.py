@@ -58,7 +58,7 @@ def _what_is_wrong(address: str, *, least_port: int) -> str:
         )
     if "@" in address:
         return "it has an @"
-    host, colon, port = address.rpartition(":")
+    host, colon, port = ("", "", "") if address.endswith("]") else address.rpartition(":")
     if not colon or (":" in host and not host.startswith("[")):
         return "an IPv6 address stands in [ ]" if ":" in host else "it has no port"
     if "/" in port:
