@@ -1,22 +1,16 @@
 """Servers and sites from their invitation to their end, by the commands that people type."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.x509.oid import NameOID
 from deployment import Deployment
-from warm_start import run_warm
-
-from fedlora.common import certificates
 
 RunFile = Callable[..., Path]
 Command = Callable[..., subprocess.CompletedProcess[str]]
