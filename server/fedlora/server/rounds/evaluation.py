@@ -151,11 +151,12 @@ def _judge_at_sites(
     groups = _scores(receipts, {name: min(asked[name], held[name]) for name in receipts}, request.round, is_own_task)
     if not groups:
         return None
-    generated = [
-        {name: found}
-        for name, receipt in receipts.items()
-        if (found := generated_in(receipt, name, most=of_a_site.num_generated)) is not None
-    ]
+    generated: list[Mapping[str, Generated]] = []
+    for name, receipt in receipts.items():
+        if (found := generated_in(receipt, name, most=of_a_site.num_generated)) is not None:
+            generated.append({name: found})
+        elif receipt.generated:
+            logger.warning("round %d: the answers of %s do not count: more than asked for", request.round, name)
     is_complete = request.num_examples is None and len(groups) == len(federation.sites)
     return _report(merge_fairly(groups), groups, generated, is_complete=is_complete)
 
