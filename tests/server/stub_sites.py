@@ -19,6 +19,7 @@ from fedlora.aggregation import FedIT
 from fedlora.client.site.transfer import upload
 from fedlora.common.channels import open_channel
 from fedlora.common.config import RunConfig
+from fedlora.methods import Method
 from fedlora.server.disk.store import RunFolder
 from fedlora.server.record.events import Event
 from fedlora.server.record.round_report import RoundReport
@@ -156,7 +157,12 @@ class ServedRun:
 
 @contextmanager
 def served_run(
-    folder: Path, *, num_sites: int, evaluation: Mapping[str, object] = {}, **federation: object
+    folder: Path,
+    *,
+    num_sites: int,
+    method: Method | None = None,
+    evaluation: Mapping[str, object] = {},
+    **federation: object,
 ) -> Iterator[ServedRun]:
     """Yield a run of one round, unless it says otherwise, whose port is open."""
     settings = {"rounds": 1, "sites": num_sites, **federation}
@@ -172,7 +178,7 @@ def served_run(
         events: list[Event] = []
         errors: list[BaseException] = []
         run = FederatedRun(
-            config, FedIT(), RunFolder(port.folder / "rounds-of-it"), num_sites=num_sites, command="test",
+            config, method or FedIT(), RunFolder(port.folder / "rounds-of-it"), num_sites=num_sites, command="test",
             listener=events.append,
         )  # fmt: skip
 

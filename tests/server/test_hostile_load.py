@@ -40,6 +40,7 @@ def narrow_channel(address: str) -> grpc.Channel:
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", 1 << 16),
         ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.max_receive_message_length", -1),
     ]
     return grpc.insecure_channel(address, options)
 

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -13,6 +14,7 @@ from open_port import wait_until
 from report_pages import text_of
 from stub_sites import StubSite, described, finished_run, nothing, served_run
 
+from fedlora.aggregation import FedIT
 from fedlora.common.fates import PARTS
 from fedlora.server.record.round_report import CODEC, RoundReport
 from fedlora.v1 import messages_pb2 as pb
@@ -184,3 +186,18 @@ def test_a_site_answers_for_itself_alone_and_by_no_invented_groups(
         assert len(CODEC.dump(report)) < 10_000
     assert "a score of groups does not count: 1,500 groups, none of its name" in caplog.text
     assert "a score of many does not count: over 1,000,000,000 examples; expected at most 4" in caplog.text
+
+
+class OneRank(FedIT):
+    """A method that does not take pairs of different ranks."""
+
+    name: ClassVar[str] = "one_rank"
+    allows_client_ranks: ClassVar[bool] = False
+
+
+def test_a_site_that_says_it_trains_a_smaller_rank_ends_no_run_whose_method_takes_one_rank(tmp_path: Path) -> None:
+    small = described(lora_rank=1)
+    reports, _ = finished_run(
+        tmp_path, {"a": nothing, "small": nothing}, descriptions={"small": small}, method=OneRank()
+    )
+    assert list(reports[1].clients) == ["a", "small"]

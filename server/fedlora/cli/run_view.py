@@ -23,7 +23,7 @@ from fedlora.server.record.round_report import RoundReport
 from fedlora.server.record.running_summary import NUM_LATEST, Course, RunningSummary, new_refusals
 from fedlora.server.record.totals import mean_loss, round_seconds
 from fedlora.server.report.numbers import perplexity
-from fedlora.server.report.shares import capped_text
+from fedlora.server.report.shares import cap_lines
 from fedlora.server.report.wording import (
     PERPLEXITY,
     bytes_text,
@@ -143,7 +143,7 @@ def plain_lines(before: RunView, view: RunView, event: Event) -> list[str]:
             return _refusal_lines(view, event.round, new_refusals(before.summary, event))
         case RoundEnded(report=report):
             refused = new_refusals(before.summary, event)
-            capped = [f"{_round_name(view, report.round)}  capped {line}" for line in _capped(report)]
+            capped = [f"{_round_name(view, report.round)}  capped {line}" for line in cap_lines(report)]
             return [*_refusal_lines(view, report.round, refused), *capped, _report_line(view, report)]
     return []
 
@@ -177,7 +177,7 @@ def _rows(view: RunView) -> Iterator[tuple[str, Text]]:
             yield "error of average", _errors(aggregation.error_before, aggregation.error_after)
         if (best := summary.validation.best) is not None:
             yield "validation loss", _validation(summary.validation.course, best[1])
-        if capped := _capped(report):
+        if capped := cap_lines(report):
             yield "capped", Text(list_text(capped), style="yellow")
     if summary.sites:
         if report is not None:
@@ -231,11 +231,6 @@ def _sites(sites: Mapping[str, tuple[str, str]]) -> Text:
     there = [f"{len(by_state[state])} {state}" for state in ("ready", "at work", "starting") if state in by_state]
     missing = [f"{state}: {list_text(by_state[state])}" for state in ("not ready", "away") if state in by_state]
     return Text(", ".join([*there, *missing]))
-
-
-def _capped(report: RoundReport) -> list[str]:
-    """Return whose weight in a round is less than its examples or tokens would have it, each with both."""
-    return [f"{name}: {capped_text(part.capped)}" for name, part in sorted(report.clients.items()) if part.capped]
 
 
 def _moved(report: RoundReport) -> str:

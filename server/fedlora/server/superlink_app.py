@@ -21,6 +21,7 @@ from fedlora.common.run_file import load_run, require_labels, to_toml
 from fedlora.common.run_folder import RUN_FILE
 from fedlora.server.record.events import Event, Noted, RoundEnded, RunStarted, SitesDescribed, UpdateArrived
 from fedlora.server.report.data_notes import data_notes
+from fedlora.server.report.shares import cap_lines
 from fedlora.server.whole_run import Run, whole_run
 from fedlora.v1 import messages_pb2
 
@@ -124,5 +125,7 @@ def _tell(event: Event) -> None:
         case UpdateArrived(reason=reason) if reason:
             logger.warning("round %d: the update of %s was refused: %s", event.round, event.client, reason)
         case RoundEnded(report=report):
+            for line in cap_lines(report):
+                logger.warning("round %d: capped %s", report.round, line)
             scored = "" if report.held_out is None else f", metric {report.held_out.overall.metric:.4f}"
             logger.info("round %d: %d updates%s", report.round, len(report.clients), scored)

@@ -18,6 +18,8 @@ def capped(weights: Mapping[str, float], *, max_share: float | None = None) -> d
         max_share: the most of the sum of what is returned, of 1; where there are fewer than 1 / max_share, all weigh
             alike. None: ten times the median, of two the lesser one.
     """
+    if not weights:
+        return {}
     most = _largest(weights.values(), max_share)
     return {name: min(weight, most) for name, weight in weights.items()}
 

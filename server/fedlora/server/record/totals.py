@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from fedlora.common.messages import Score
+from fedlora.server.record.fair_shares import capped
 from fedlora.server.record.round_report import RoundReport
 
 
@@ -20,12 +21,14 @@ def is_of_tokens(reports: Iterable[RoundReport]) -> bool:
 def mean_loss(report: RoundReport) -> float:
     """Return the clients' mean training loss by their number of examples; nan where a client's is, or without any.
 
-    The losses per token of a language model are weighted by the tokens that they are means over.
+    The losses per token of a language model are weighted by the tokens that they are means over. No client's weight is
+    more than `capped` allows.
     """
     of_tokens = all(client.num_tokens > 0 for client in report.clients.values())
-    return weighted_mean(
-        (client.num_tokens if of_tokens else client.num_examples, client.loss) for client in report.clients.values()
+    weights = capped(
+        {name: client.num_tokens if of_tokens else client.num_examples for name, client in report.clients.items()}
     )
+    return weighted_mean((weights[name], client.loss) for name, client in report.clients.items())
 
 
 def round_seconds(report: RoundReport) -> float:
@@ -52,7 +55,7 @@ def _scores(report: RoundReport) -> Iterator[Score]:
         yield report.validation
 
 
-def weighted_mean(pairs: Iterable[tuple[int, float]]) -> float:
+def weighted_mean(pairs: Iterable[tuple[float, float]]) -> float:
     """Return the mean of values by their weights; nan without any weight."""
     weights_and_values = list(pairs)
     total = sum(weight for weight, _ in weights_and_values)

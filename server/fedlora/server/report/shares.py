@@ -16,6 +16,11 @@ def about_caps(reports: Sequence[RoundReport]) -> str:
     return f"Weights were capped (federation.max_share): {list_text(cases)}."
 
 
+def cap_lines(report: RoundReport) -> list[str]:
+    """Return whose weight in a round is less than its examples or tokens would have it, each with both."""
+    return [f"{name}: {capped_text(part.capped)}" for name, part in sorted(report.clients.items()) if part.capped]
+
+
 def capped_text(share: CappedShare) -> str:
     """Return what a client weighs in place of what, in words."""
     return f"{share_text(share.after)} in place of {share_text(share.before)}"

@@ -164,11 +164,12 @@ def _judge_at_sites(
     groups = _scores(receipts, {name: min(most[name], held[name]) for name in receipts}, request.round, is_own_task)
     if not groups:
         return None
-    generated = [
-        {name: found}
-        for name, receipt in receipts.items()
-        if (found := generated_in(receipt, name, most=request.num_generated)) is not None
-    ]
+    generated: list[Mapping[str, Generated]] = []
+    for name, receipt in receipts.items():
+        if (found := generated_in(receipt, name, most=request.num_generated)) is not None:
+            generated.append({name: found})
+        elif receipt.generated:
+            logger.warning("round %d: the answers of %s do not count: more than asked for", request.round, name)
     held_out = {name: site.num_held_out for name, site in federation.sites.items() if site.num_held_out}
     is_complete = {name: score.num_examples for name, score in groups.items()} == held_out
     return _report(merge_fairly(groups), groups, generated, is_complete=is_complete)

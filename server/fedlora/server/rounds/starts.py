@@ -41,7 +41,9 @@ class Starts:
         self._by_rank: dict[int, Start] = {}
 
     def for_rank(self, rank: int) -> Start:
-        """Return the start of a client that trains at most `rank`."""
+        """Return the start of a client that says it trains at most `rank`; all of it where ranks may not differ."""
+        if not self._method.allows_client_ranks:
+            return self._whole
         if rank not in self._by_rank:
             fitted = for_rank(self._whole.adapter, rank, method=self._method)
             is_whole = fitted is self._whole.adapter

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 # Several sites may be behind one address, and all come back at once; a handshake is over before the second look.
 MOST_OF_AN_ADDRESS = 64
 LOOK_SECONDS = 1.0
+# So much of the time may go into looking.
+LOOKING_SHARE = 0.02
 _SAY_AGAIN_SECONDS = 60.0
 _DESCRIPTORS = "/dev/fd"
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ from fedlora.common.addresses import split_address
 from fedlora.common.channels import both_ends
 from fedlora.common.errors import ConfigError, FedloraError
 from fedlora.server.identity.authority import Authority
-from fedlora.server.sites.grpc.doorkeeper import LOOK_SECONDS, Doorkeeper
+from fedlora.server.sites.grpc.doorkeeper import LOOK_SECONDS, LOOKING_SHARE, Doorkeeper
 from fedlora.server.sites.grpc.gate import Context, Gate
 
 logger = logging.getLogger(__name__)
@@ -210,6 +211,10 @@ class Port:
         await server.stop(_GRACE_SECONDS)
 
     async def _keep_door(self, doorkeeper: Doorkeeper) -> None:
+        took = 0.0
         while self._gate is not None:
-            await asyncio.sleep(LOOK_SECONDS)
+            # Of a thousand connections a look takes some hundredths of a second.
+            await asyncio.sleep(max(LOOK_SECONDS, took / LOOKING_SHARE))
+            began = time.monotonic()
             await asyncio.to_thread(doorkeeper.look, self._gate.calls.peers)
+            took = time.monotonic() - began
