@@ -1,7 +1,9 @@
 """`status.json` in a server's run folder: how it is written, how it is read, and whose process it says to end."""
 
+import dataclasses
 import fcntl
 import json
+import logging
 import math
 import os
 import signal
@@ -12,16 +14,21 @@ from pathlib import Path
 from types import TracebackType
 
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import StoreError
+from fedlora.common.errors import DiskFull, StoreError
 from fedlora.common.files import write_file
 from fedlora.common.run_folder import LOCK_FILE, STATUS_FILE
+from fedlora.server.disk.audit import AuditLog
 from fedlora.server.record.events import Event, RunStarted
 from fedlora.server.record.running_summary import RunningSummary, ended
 from fedlora.server.report.numbers import perplexity
 
+logger = logging.getLogger(__name__)
+
 Status = dict[str, object]
 
 _LEAST_SECONDS_BETWEEN = 0.5
+# A file takes at least so much of a disk.
+_BLOCK_BYTES = 4096
 _TOTALS = ("rounds", "accepted", "refused", "bytes_down", "bytes_up")
 
 
@@ -31,6 +38,7 @@ class StatusFile:
     def __init__(self, folder: Path, config: RunConfig) -> None:
         self._path = folder / STATUS_FILE
         self._config = config
+        self._audit = AuditLog(folder)
         self._port = 0
         self._metric_name = "metric"
         self._summary = RunningSummary()
@@ -76,8 +84,12 @@ class StatusFile:
             self._changed.clear()
             with self._lock:
                 content, is_over = self._content(), self._is_over
-            with suppress(StoreError):  # On a full disk the run itself says so.
+            try:
                 write_file(self._path, json.dumps(content, indent=2) + "\n")
+            except DiskFull:
+                _write_over(self._path, content)
+            except StoreError as error:
+                logger.warning("%s", error)
             if is_over:
                 return
             time.sleep(_LEAST_SECONDS_BETWEEN)
@@ -87,8 +99,11 @@ class StatusFile:
         last, best = known.last, known.validation.best
         overall = None if last is None or last.held_out is None else last.held_out.overall
         aggregation = None if last is None else last.aggregation
+        head = self._audit.head()
         return {
             "run": self._config.run.name,
+            "disk": None if known.disk is None else dataclasses.asdict(known.disk),
+            "audit": {"lines": head.num_lines, "head": head.sha256},
             "pid": os.getpid(),
             "port": self._port,
             "phase": self._phase(),
@@ -161,6 +176,17 @@ def stop_server(folder: Path, *, timeout_seconds: float = 60.0) -> None:
         if time.monotonic() > deadline:
             raise StoreError(f"{folder}: the server (process {pid}) has not ended within {timeout_seconds:.0f} s")
         time.sleep(0.1)
+
+
+def _write_over(path: Path, content: Status) -> None:
+    """Write a status into the room that the former one has on a full disk: as much of it as fits there."""
+    with suppress(OSError), open(path, "r+b", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        shorter = content | {"sites": {}, "cohort": [], "accepted": [], "refused": {}}
+        for raw in (json.dumps(each).encode() + b"\n" for each in (content, shorter)):
+            if len(raw) <= max(size, _BLOCK_BYTES):
+                file.write(raw.ljust(size))
+                return
 
 
 def _finite(number: float) -> float | None:
