@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import threading
 import warnings
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -28,6 +29,7 @@ class ResidentCheck:
         """`timeout_seconds` is the most that a folder may take."""
         self._timeout_seconds = timeout_seconds
         self._lock = threading.Lock()
+        self._is_over = False
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
 
@@ -37,12 +39,19 @@ class ResidentCheck:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        # A folder may be with the process right now: whoever waits for the answer then hears that it has died.
+        self._is_over = True
+        if (process := self._process) is not None:
+            with suppress(ValueError):  # Its own caller has just ended it.
+                process.kill()
         with self._lock:
             self._end(is_killed=True)
 
     def __call__(self, folder: Path) -> str:
         """Return why PEFT does not reload a folder, nothing where it does."""
         with self._lock:
+            if self._is_over:
+                return "the check is over"
             connection = self._connection or self._start()
             try:
                 connection.send(folder.absolute())

@@ -6,6 +6,7 @@ FedloraError                what a user, a file or a peer did; commands print it
     ModelError              a base model: missing, unreadable, target modules or rank that do not fit
     AdapterError            an adapter: missing, unreadable, tensors that do not fit
     StoreError              a run folder: holds another run, cannot be written, is damaged
+        DiskFull            there is no room on its disk: once there is, the same works
     RunError                a run that cannot go on: no client, no accepted update, a failed client
 
 A message says what was found, what was expected and what to do. A programmer's wrong argument is a
@@ -53,6 +54,10 @@ class StoreError(FedloraError):
     """A run folder that cannot be used."""
 
     code = "store"
+
+
+class DiskFull(StoreError):  # noqa: N818 (what happened)
+    """There is no room for a file."""
 
 
 class RunError(FedloraError):

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
-from fedlora.common.errors import StoreError
+from fedlora.common.errors import DiskFull, StoreError
 from fedlora.common.open_files import require_descriptors
 
 TEMPORARY_SUFFIX = ".tmp"
 
 # What a disk says that has no links, or no more of them, or is another than the file's.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -54,7 +55,7 @@ def open_replacing(path: Path, *, size_bytes: int) -> Iterator[BinaryIO]:
             temporary.unlink()
         if not isinstance(error, OSError):
             raise
-        raise _unwritable(path, size_bytes, error) from error
+        raise unwritable(path, size_bytes, error) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -78,15 +79,21 @@ def append_to_file(path: Path, content: bytes) -> None:
     """Add `content` to the end of a file, synced; a crash may leave a part of it there.
 
     Raises:
-        StoreError: the disk is full or the file cannot be written.
+        StoreError: the disk is full or the file cannot be written; it is as it was.
     """
     try:
         with open(path, "ab") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            before = os.fstat(file.fileno()).st_size
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                # A nearly full disk takes a piece.
+                os.ftruncate(file.fileno(), before)
+                raise
     except OSError as error:
-        raise _unwritable(path, len(content), error) from error
+        raise unwritable(path, len(content), error) from error
 
 
 def link_file(source: Path, target: Path) -> None:
@@ -114,6 +121,8 @@ def link_file(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
     except OSError as error:
         require_descriptors(error)
+        if error.errno in _FULL:
+            raise unwritable(target, source.stat().st_size, error) from error
         raise StoreError(f"cannot write {target}: {error.strerror}; choose another folder with --out") from error
 
 
@@ -144,9 +153,15 @@ def require_free(out: Path) -> None:
         raise StoreError(f"--out {out}: {what}; expected a new or an empty folder, nothing is overwritten")
 
 
-def _unwritable(path: Path, size_bytes: int, error: OSError) -> StoreError:
+def unwritable(path: Path, size_bytes: int, error: OSError) -> StoreError:
+    """Return the error to raise where a file of so many bytes cannot be written, by what the system said.
+
+    Raises:
+        StoreError: that is no matter of the file: this process has too many open.
+    """
     require_descriptors(error)
     reason = error.strerror or type(error).__name__
-    return StoreError(
+    kind = DiskFull if error.errno in _FULL else StoreError
+    return kind(
         f"cannot write {path} ({size_bytes:,} bytes): {reason}; free some space or choose another folder with --out"
     )

@@ -183,6 +183,9 @@ def _rows(view: RunView) -> Iterator[tuple[str, Text]]:
         if report is not None:
             yield "last round", Text(_moved(report))
         yield "sites", _sites(summary.sites)
+    if (disk := summary.disk) is not None:
+        sizes = f"{bytes_text(disk.free_bytes)} free, {bytes_text(disk.needed_bytes)} needed"
+        yield "disk", Text(f"too full: {sizes}", style="bold red")
     if summary.waiting_for:
         yield "waiting", Text(summary.waiting_for, style="yellow")
     if summary.phase not in _BORDERS:

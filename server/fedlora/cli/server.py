@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedlora.server.deployment import Door
+    from fedlora.server.disk.audit import Entry
     from fedlora.server.identity.authority import Authority
     from fedlora.server.record.events import Listener
 
@@ -113,6 +114,24 @@ def stop(out: Out) -> None:
     print("stopped")
 
 
+@server_app.command()
+def audit(
+    out: Out, as_json: Annotated[bool, typer.Option("--json", help="Print the entries that hold, a line each.")] = False
+) -> None:
+    """Check the audit log of a run: who came, what counted and what was refused, each entry against the one before."""
+    from fedlora.cli.server_view import audit_lines
+    from fedlora.common.run_folder import AUDIT_FILE
+    from fedlora.server.disk.audit import read_audit
+
+    found = read_audit(out)
+    for entry in found.entries if as_json else ():
+        print(json.dumps(entry))
+    for line in audit_lines(found):
+        print(line, file=sys.stderr if as_json else sys.stdout)
+    if found.fault:
+        raise StoreError(f"{out / AUDIT_FILE}: {found.fault}; compare with a copy of it")
+
+
 @sites_app.command()
 def invite(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The site's name.")],
@@ -149,10 +168,12 @@ def invite(
     join = f"fedlora client join {address or _reached_at(out)} --site SITE.toml"
     if authority.is_external:
         authority.allow(name, names)
+        _note(out, {"event": "allowed", "site": name, "runs": list(names)})
         print(f"{name} may take part in {', '.join(names)} with its certificate; at the site:\n")
         print(f"  {join} --ca CA.pem --cert CERT.pem --key KEY.pem")
         return
     token = authority.invite(name, names, timedelta(hours=hours), datetime.now(UTC))
+    _note(out, {"event": "invited", "site": name, "runs": list(names), "hours": hours})
     print(f"{name} is invited to {', '.join(names)}. The token is good once, for {hours:g} hours:\n")
     print(f"  {token}\n")
     print("At the site, where this asks for it; --token-file FILE and FEDLORA_TOKEN are ways without a question:\n")
@@ -179,6 +200,7 @@ def revoke(
 ) -> None:
     """End a site's certificates and its invitation, at once and for good; it can be invited anew."""
     _authority(out, identity, None).revoke(name)
+    _note(out, {"event": "revoked", "site": name})
     print(f"{name} is revoked")
 
 
@@ -228,6 +250,7 @@ def _start(
 
     notes = idle_settings(config, Occasion("server"))
     reached = whole_run(Run(config, out, config.federation.sites, shlex.join(sys.argv), notes), served, shown=shown())
+    from fedlora.server.disk.audit import AuditLog
     from fedlora.server.run_report import load_code
 
     print_outcome(
@@ -238,6 +261,9 @@ def _start(
         load_code=load_code(out, config),
         seconds=seconds_worked(out),
     )
+    head = AuditLog(out).head()
+    said = f"audit log     {head.num_lines:,} lines, the last with the sha256 {head.sha256}"
+    console.print(said, highlight=False, soft_wrap=True)
 
 
 def _door(
@@ -288,6 +314,14 @@ def _status_of(out: Path) -> dict[str, object]:
         return checked_status(out)
     except StoreError:
         return {}  # Before the first start, or damaged: what is usual holds.
+
+
+def _note(out: Path, entry: "Entry") -> None:
+    """Write an entry to the run's audit log."""
+    from fedlora.server.disk.audit import AuditLog
+
+    if out.is_dir():
+        AuditLog(out).append(entry)
 
 
 def _run_of(out: Path) -> str:

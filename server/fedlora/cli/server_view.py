@@ -1,5 +1,6 @@
 """What `server status` and `sites list` print. Pure."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -8,6 +9,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from fedlora.common.printable import printable
+from fedlora.server.disk.audit import Audit
 from fedlora.server.disk.status_file import Status
 from fedlora.server.identity.site_records import SiteRecord
 from fedlora.server.report.wording import (
@@ -30,6 +33,9 @@ def status_lines(status: Status) -> Iterator[str]:
         yield f"  because   {found['failure']}"
     if found["state"] in ("failed", "stopped", "killed"):
         yield "  to go on  give the same start command again"
+    if found["is_running"] and (disk := found.get("disk")):
+        free, needed = bytes_text(disk["free_bytes"]), bytes_text(disk["needed_bytes"])
+        yield f"  disk      too full: {free} free, {needed} needed; free some space on that of {disk['folder']}"
     if found["waiting_for"] and found["is_running"]:
         yield f"  waiting   {found['waiting_for']}"
     if found["is_running"]:
@@ -56,6 +62,8 @@ def status_lines(status: Status) -> Iterator[str]:
         yield f"  ended     early, after round {found['last_round']}: the validation loss had not become lower"
     if found["error_before"] is not None and found["error_after"] is not None:
         yield f"  error     {' -> '.join(error_texts(found['error_before'], found['error_after']))} of the average"
+    if (audit := found.get("audit")) and audit["head"]:
+        yield f"  audit     {count_text(audit['lines'], 'line')}, the last with the sha256 {audit['head']}"
     if found["seconds"]:
         parts = ", ".join(f"{phase} {duration_text(seconds)}" for phase, seconds in found["seconds"].items())
         yield f"  last took {parts}"
@@ -94,3 +102,15 @@ def sites_table(records: Sequence[SiteRecord], now: datetime) -> Table:
         until = "" if end is None else f"{end:%Y-%m-%d %H:%M} UTC"
         table.add_row(*map(Text, (record.name, state, ", ".join(record.runs), until)))
     return table
+
+
+def audit_lines(found: Audit) -> Iterator[str]:
+    """Yield what an audit log holds in lines for people: how many entries of each kind, and where it ends."""
+    kinds = Counter(str(entry["event"]) for entry in found.entries)
+    yield f"{len(found.entries):,} entries hold{', and those behind them do not' if found.fault else ''}"
+    if kinds:
+        yield f"  of them   {', '.join(f'{count:,} {printable(kind)}' for kind, count in kinds.most_common())}"
+        yield f"  the last  line {found.head.num_lines:,}, with the sha256 {found.head.sha256}"
+    if found.cut_bytes:
+        cut = count_text(found.cut_bytes, "byte")
+        yield f"  then      {cut} of a line that was cut off, as the next entry will say"

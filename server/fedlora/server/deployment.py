@@ -4,8 +4,9 @@ import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
@@ -17,8 +18,11 @@ from fedlora.common.addresses import require_loopback
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import require_labels
 from fedlora.common.run_folder import EXCHANGE_FOLDER, IDENTITY_FOLDER
+from fedlora.server.disk.audit import Entry
+from fedlora.server.disk.audited import audited
 from fedlora.server.disk.exchange import ExchangeStore
 from fedlora.server.disk.registry import Registry
+from fedlora.server.disk.space import LEAST_FREE_BYTES, DiskWatch, repeatedly
 from fedlora.server.disk.stop_request import stop_requests_heeded
 from fedlora.server.identity.authority import Authority
 from fedlora.server.identity.tickets import TicketOffice
@@ -26,6 +30,7 @@ from fedlora.server.sites.grpc.enrolment import EnrolmentService
 from fedlora.server.sites.grpc.gate import Gate
 from fedlora.server.sites.grpc.grid import GrpcGrid
 from fedlora.server.sites.grpc.port import ExternalPair, Port, ServerCertificates
+from fedlora.server.sites.grpc.refusals import Refusals
 from fedlora.server.sites.grpc.registry import RegistryService
 from fedlora.server.sites.grpc.session import SessionService
 from fedlora.server.sites.grpc.transfer import TransferService
@@ -39,6 +44,9 @@ logger = logging.getLogger(__name__)
 
 # For some hundred sites.
 _ENOUGH_OPEN_FILES = 1_024
+
+
+_WATCH_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,20 @@ def serve(
     config, folder = rounds.run.config, rounds.run.folder
     require_labels(config)
     _raise_open_files()
+    with audited(folder, rounds.listener, weighting=config.federation.weighting) as (listener, note):
+        _serve(replace(rounds, listener=listener), door, check=check, opened=opened, note=note)
+
+
+def _serve(
+    rounds: Rounds,
+    door: Door,
+    *,
+    check: Callable[[Path], str],
+    opened: Callable[[int], None],
+    note: Callable[[Entry], None],
+) -> None:
+    """Serve; `note` is told of begin and end, for the audit log."""
+    config, folder = rounds.run.config, rounds.run.folder
     exchange = ExchangeStore(folder / EXCHANGE_FOLDER, precision=config.exchange.precision)
     tickets = TicketOffice(exchange.ticket_key_file)
     max_start_bytes = config.exchange.max_start_megabytes * 10**6
@@ -95,33 +117,53 @@ def serve(
         require_loopback(door.address)
     else:
         credentials = ServerCertificates(authority, door.external_pair).credentials()
-    gate = Gate(authority, run=config.run.name)
+    refusals = Refusals(rounds.listener)
+    gate = Gate(authority, run=config.run.name, refusals=refusals)
     registry = Registry(folder, check=check, keep=config.exchange.published)
+    disk = DiskWatch(
+        folder,
+        rounds.listener,
+        # An update of each site as it came and made whole, and the journal's adapters.
+        needed_bytes=lambda: LEAST_FREE_BYTES + exchange.newest_bytes * (2 * max(1, grid.counts()[1]) + 3),
+    )
+
+    def watch() -> None:
+        disk.look()
+        refusals.tell()
 
     def add_services(server: grpc.aio.Server) -> None:
         add_SessionServiceServicer_to_server(SessionService(grid, exchange, gate, config), server)
-        add_AdapterExchangeServiceServicer_to_server(TransferService(exchange, tickets, grid, gate), server)
-        add_RegistryServiceServicer_to_server(RegistryService(registry, gate), server)
-        add_EnrolmentServiceServicer_to_server(EnrolmentService(gate), server)
+        transfer = TransferService(exchange, tickets, grid, gate, full=disk.look)
+        add_AdapterExchangeServiceServicer_to_server(transfer, server)
+        add_RegistryServiceServicer_to_server(RegistryService(registry, gate, rounds.listener), server)
+        add_EnrolmentServiceServicer_to_server(EnrolmentService(gate, rounds.listener), server)
 
     app = rounds.server_app(first=registry.heard)
 
     def stop() -> None:
         grid.stop(is_finished=False)
 
-    with (
-        Port(door.address, credentials, add_services, gate=gate) as port,
-        _signals_heeded(stop),
-        stop_requests_heeded(folder, stop),
-    ):
-        opened(port.number)
-        is_finished = False
-        try:
-            app(grid, Context(1, 0, {}, RecordDict(), {}))
-            is_finished = True
-        finally:
-            registry.close(is_finished=is_finished)
-            grid.stop(is_finished=is_finished)
+    disk.look()
+    is_finished = False
+    try:
+        with (
+            repeatedly(watch, seconds=_WATCH_SECONDS),
+            Port(door.address, credentials, add_services, gate=gate) as port,
+            _signals_heeded(stop),
+            stop_requests_heeded(folder, stop),
+        ):
+            note({"event": "started", "version": version("fedlora"), "address": door.address, "port": port.number})
+            opened(port.number)
+            try:
+                app(grid, Context(1, 0, {}, RecordDict(), {}))
+                is_finished = True
+            finally:
+                registry.close(is_finished=is_finished)
+                grid.stop(is_finished=is_finished)
+    finally:
+        disk.look()
+        refusals.tell(is_over=True)
+        note({"event": "stopped", "is_finished": is_finished})
     exchange.clear()
 
 

@@ -11,6 +11,7 @@ from fedlora.common.locks import hold
 from fedlora.common.open_files import require_descriptors
 from fedlora.common.run_file import load_run, to_toml
 from fedlora.common.run_folder import (
+    AUDIT_FILE,
     EXCHANGE_FOLDER,
     IDENTITY_FOLDER,
     LOCK_FILE,
@@ -99,7 +100,15 @@ def _run_in(path: Path, *, resume: bool) -> RunConfig | None:
     if not (path / RUN_FILE).is_file():
         # A killed run may have left these, or a server that ended while it waited for its sites, which it may have let
         # in already.
-        ours = (LOCK_FILE, f"{RUN_FILE}{TEMPORARY_SUFFIX}", IDENTITY_FOLDER, EXCHANGE_FOLDER, STATUS_FILE, STOP_FILE)
+        ours = (
+            LOCK_FILE,
+            f"{RUN_FILE}{TEMPORARY_SUFFIX}",
+            IDENTITY_FOLDER,
+            EXCHANGE_FOLDER,
+            STATUS_FILE,
+            STOP_FILE,
+            AUDIT_FILE,
+        )
         if path.is_dir() and any(entry.name not in ours for entry in path.iterdir()):
             raise StoreError(f"{path} is not empty and holds no run; choose another folder with --out")
         return None

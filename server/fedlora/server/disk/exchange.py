@@ -16,18 +16,24 @@ next difference. A site that does not hold ref' fetches all of g'.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from fedlora.adapters.differences import decode_file, encode_file, max_encoded_bytes
 from fedlora.adapters.tensor_file import TensorFile
 from fedlora.common.codec import Codec
 from fedlora.common.errors import AdapterError
-from fedlora.common.files import client_file_name, link_file, sha256_of, write_file
+from fedlora.common.files import client_file_name, link_file, sha256_of, unwritable, write_file
 from fedlora.common.packed_file import Packed, PackedFile
+
+logger = logging.getLogger(__name__)
+
+Content = TypeVar("Content")
 
 Precision = Literal["float32", "bfloat16", "int8"]
 
@@ -63,6 +69,13 @@ class ExchangeStore:
         self.folder = folder
         self.precision: Precision = precision
         self._last: tuple[Packed, Offer] | None = None
+        # By digest, the files that this process has made or read through.
+        self._known: set[str] = set()
+
+    @property
+    def newest_bytes(self) -> int:
+        """The size of the adapter that sites hold after the newest offer, 0 before the first."""
+        return 0 if self._last is None else self._last[1].whole.size_bytes
 
     @property
     def ticket_key_file(self) -> Path:
@@ -84,8 +97,15 @@ class ExchangeStore:
     def _offer(self, packed: Packed) -> Offer:
         digest = _digest(packed)
         record = self.folder / "offers" / f"{digest}.json"
-        if record.is_file():
-            return _OFFER.load(record.read_bytes())
+        known = _read(record, _OFFER.load)
+        if known is not None and all(map(self._is_whole, _files_of(known))):
+            return known
+        try:
+            return self._new_offer(packed, digest, record)
+        except OSError as error:
+            raise unwritable(record, 0, error) from error
+
+    def _new_offer(self, packed: Packed, digest: str, record: Path) -> Offer:
         source = self.folder / "offers" / f"{digest}.tmp"
         if isinstance(packed, PackedFile):
             link_file(packed.path, source)
@@ -93,8 +113,8 @@ class ExchangeStore:
             write_file(source, packed)
         try:
             newest = self._newest_of(source)
-            reference = _FILE.load(newest.read_bytes()) if newest.is_file() else None
-            if reference is not None and not self._whole(reference.sha256).is_file():
+            reference = _read(newest, _FILE.load)
+            if reference is not None and not self._is_whole(reference):
                 reference = None
             offer = self._make(source, digest, reference)
         finally:
@@ -125,7 +145,10 @@ class ExchangeStore:
         A site has one upload at a time: those of other rounds and of other contents are removed.
         """
         folder = self.folder / "uploads" / client_file_name(site)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(folder, 0, error) from error
         path = folder / f"{round:04d}-{sha256}"
         for other in folder.iterdir():
             if not other.name.startswith(path.name):
@@ -145,7 +168,10 @@ class ExchangeStore:
         whole = self.folder / "updates" / client_file_name(site) / upload.name
         if not whole.is_file():
             shutil.rmtree(whole.parent, ignore_errors=True)
-            whole.parent.mkdir(parents=True)
+            try:
+                whole.parent.mkdir(parents=True)
+            except OSError as error:
+                raise unwritable(whole, upload.stat().st_size, error) from error
             reference = None if offer is None else self.whole_file(offer)
             reference_sha256 = None if offer is None else offer.whole.sha256
             decode_file(upload, whole, reference=reference, reference_sha256=reference_sha256)
@@ -180,7 +206,22 @@ class ExchangeStore:
         place = self.folder / kind / sha256
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, place)
+        self._known.add(sha256)
         return FileOnOffer(sha256, place.stat().st_size)
+
+    def _is_whole(self, file: FileOnOffer) -> bool:
+        """Return whether a file on offer is there as it was made; of a damaged one that is said."""
+        path = self.find(file.sha256)
+        if path is None:
+            return False
+        is_whole = path.stat().st_size == file.size_bytes
+        if is_whole and file.sha256 not in self._known:
+            is_whole = sha256_of([path]) == file.sha256
+            self._known.add(file.sha256)
+        if not is_whole:
+            logger.warning("%s is damaged, and made again", path)
+            path.unlink(missing_ok=True)
+        return is_whole
 
     def _whole(self, sha256: str) -> Path:
         return self.folder / "whole" / sha256
@@ -198,16 +239,32 @@ class ExchangeStore:
         records = sorted((self.folder / "offers").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         newest = list((self.folder / "newest").glob("*.json"))
         num_old = max(0, len(records) - _KEPT_OFFERS * len(newest))
-        kept = {_FILE.load(path.read_bytes()).sha256 for path in newest}
+        kept = {file.sha256 for path in newest if (file := _read(path, _FILE.load)) is not None}
         for record in records[num_old:]:
-            offer = _OFFER.load(record.read_bytes())
-            kept |= {file.sha256 for file in (offer.whole, offer.difference, offer.reference) if file is not None}
+            if (offer := _read(record, _OFFER.load)) is not None:
+                kept |= {file.sha256 for file in _files_of(offer)}
         for record in records[:num_old]:
             record.unlink(missing_ok=True)
+        self._known &= kept
         for kind in ("whole", "difference"):
             for path in (self.folder / kind).glob("*"):
                 if path.name not in kept:
                     path.unlink(missing_ok=True)
+
+
+def _files_of(offer: Offer) -> tuple[FileOnOffer, ...]:
+    return tuple(file for file in (offer.whole, offer.difference, offer.reference) if file is not None)
+
+
+def _read(path: Path, load: Callable[[bytes], Content]) -> Content | None:
+    """Return what a record says, None where there is none or it is damaged: what it spoke of is made again."""
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        logger.warning("%s is damaged, and what it speaks of is made again", path)
+        return None
 
 
 def _digest(packed: Packed) -> str:

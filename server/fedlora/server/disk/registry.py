@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 # How long the end of a run waits for watchers to fetch its last adapter.
 LINGER_SECONDS = 30.0
+# And for the check of that adapter; of a run that is to stop it waits hardly at all.
+LAST_CHECK_SECONDS, STOP_SECONDS = 120.0, 2.0
 
 _UNFINISHED = ".unfinished"
 _VERSION = re.compile(r".+-v(\d{4,})")
@@ -116,9 +118,14 @@ class Registry:
                 self._changed.notify_all()
 
     def close(self, *, is_finished: bool = True, linger_seconds: float = LINGER_SECONDS) -> None:
-        """Wait for the last publication, and of a run that is over also for those who watch, a while."""
+        """Wait for the last publication, and of a run that is over also for those who watch; for each a while.
+
+        What is not published by then is when the same command is given again.
+        """
+        most = LAST_CHECK_SECONDS if is_finished else STOP_SECONDS
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_publishing)
+            if not self._changed.wait_for(lambda: not self._is_publishing, most):
+                logger.warning("the newest adapter is not published: its check took more than %g s", most)
             self._end = is_finished
             self._wake()
             if is_finished:
@@ -177,6 +184,8 @@ class Registry:
         if refusal := misfit.found if misfit is not None else self._check(candidate.folder):
             logger.error("round %d is not published: %s", round, refusal)
             return
+        if self.is_finished is not None:
+            return  # Nobody waits for it any more, and the folder may be another process's.
         published = self._described(candidate.report, files)
         write_file(candidate.folder / METADATA_FILE, CODEC.dump(published) + "\n")
         move_folder(candidate.folder, self._folder / published.name)

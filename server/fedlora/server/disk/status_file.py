@@ -1,6 +1,8 @@
 """`status.json` in a server's run folder: how it is written and read."""
 
+import dataclasses
 import json
+import logging
 import math
 import os
 import threading
@@ -11,22 +13,27 @@ from pathlib import Path
 from types import TracebackType
 
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import FedloraError, StoreError, one_line
+from fedlora.common.errors import DiskFull, FedloraError, StoreError, one_line
 from fedlora.common.files import write_file
 from fedlora.common.locks import is_held
 from fedlora.common.run_folder import LOCK_FILE, MANIFEST_FILE, STATUS_FILE
 from fedlora.server.disk.account import process_records, seconds_worked
+from fedlora.server.disk.audit import AuditLog
 from fedlora.server.disk.run_state import last_word, state_of
 from fedlora.server.disk.status_reading import checked_status
 from fedlora.server.record.events import Event, RunStarted
 from fedlora.server.record.running_summary import RunningSummary, ended
 from fedlora.server.report.numbers import perplexity
 
+logger = logging.getLogger(__name__)
+
 Status = dict[str, object]
 
 _LEAST_SECONDS_BETWEEN = 0.5
 # The code of the error in which a run ends that was asked to.
 _STOPPED = "stopped"
+# A file takes at least so much of a disk.
+_BLOCK_BYTES = 4096
 _TOTALS = ("rounds", "accepted", "refused", "bytes_down", "bytes_up")
 
 
@@ -44,6 +51,7 @@ class StatusFile:
         self._config = config
         self._identity = identity
         self._address, self._port = "", 0
+        self._audit = AuditLog(folder)
         self._metric_name = _metric_name(folder)
         self._failure = ""
         self._summary = known or RunningSummary()
@@ -87,8 +95,12 @@ class StatusFile:
             self._changed.clear()
             with self._lock:
                 content, is_over = self._content(), self._is_over
-            with suppress(StoreError):  # On a full disk the run itself says so.
+            try:
                 write_file(self._path, json.dumps(content, indent=2) + "\n")
+            except DiskFull:
+                _write_over(self._path, content)
+            except StoreError as error:
+                logger.warning("%s", error)
             if is_over:
                 return
             time.sleep(_LEAST_SECONDS_BETWEEN)
@@ -98,8 +110,11 @@ class StatusFile:
         last, best = known.last, known.validation.best
         overall = None if last is None or last.held_out is None else last.held_out.overall
         aggregation = None if last is None else last.aggregation
+        head = self._audit.head()
         return {
             "run": self._config.run.name,
+            "disk": None if known.disk is None else dataclasses.asdict(known.disk),
+            "audit": {"lines": head.num_lines, "head": head.sha256},
             "pid": os.getpid(),
             "port": self._port,
             "address": self._address,
@@ -169,6 +184,17 @@ def _metric_name(folder: Path) -> str:
         return str(json.loads((folder / MANIFEST_FILE).read_bytes())["metric"])
     except (OSError, ValueError, KeyError):
         return "metric"
+
+
+def _write_over(path: Path, content: Status) -> None:
+    """Write a status into the room that the former one has on a full disk: as much of it as fits there."""
+    with suppress(OSError), open(path, "r+b", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        shorter = content | {"sites": {}, "cohort": [], "accepted": [], "refused": {}}
+        for raw in (json.dumps(each).encode() + b"\n" for each in (content, shorter)):
+            if len(raw) <= max(size, _BLOCK_BYTES):
+                file.write(raw.ljust(size))
+                return
 
 
 def _finite(number: float) -> float | None:

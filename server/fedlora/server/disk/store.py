@@ -52,6 +52,7 @@ from fedlora.common.run_folder import (
 )
 from fedlora.methods import MethodState
 from fedlora.server.disk.method_state import pack_state, unpack_state
+from fedlora.server.disk.patience import WaitForSpace, give_up, patiently
 from fedlora.server.disk.quarantine import set_aside
 from fedlora.server.record.draw import Draw
 from fedlora.server.record.round_report import CODEC, RoundReport
@@ -101,10 +102,15 @@ class Checkpoint:
 
 
 class RunFolder:
-    """The journal and the published files in one run's folder; `claim` says whose folder it is."""
+    """The journal and the published files in one run's folder; `claim` says whose folder it is.
+
+    Attributes:
+        wait_for_space: called while there is no room on the disk for what is to be written; then it is tried again.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.wait_for_space: WaitForSpace = give_up
         self._num_listed: int | None = None  # In rounds.jsonl, where this process has looked.
 
     def manifest(self) -> dict[str, object] | None:
@@ -117,11 +123,14 @@ class RunFolder:
         if not path.is_file():
             return None
         try:
-            content: dict[str, object] = json.loads(path.read_bytes())
-        except ValueError as error:
+            content = json.loads(path.read_bytes())
+        except (ValueError, OSError) as error:
             raise StoreError(f"{path} is damaged ({error}); restore it, or start a new run") from error
+        if not isinstance(content, dict) or not isinstance(content.get("run_id"), str):
+            raise StoreError(f"{path} is damaged (it is no object with a run_id); restore it, or start a new run")
         return content
 
+    @patiently
     def write_manifest(self, content: Mapping[str, object]) -> None:
         """Write the manifest."""
         write_file(self.path / MANIFEST_FILE, json.dumps(content, indent=2) + "\n")
@@ -159,6 +168,7 @@ class RunFolder:
         """Return what the sites that have taken part said of themselves, by name."""
         return _read(self.path / SITES_FILE, _SITES.validate_json) or {}
 
+    @patiently
     def write_sites(self, sites: Mapping[str, SiteDescription]) -> None:
         """Record who takes part."""
         write_file(self.path / SITES_FILE, _SITES.dump_json(dict(sites), indent=1) + b"\n")
@@ -167,6 +177,7 @@ class RunFolder:
         """Return whom a round asks, or None where nobody was drawn yet."""
         return _read(self._round(number) / "plan.json", _DRAW.load)
 
+    @patiently
     def write_draw(self, number: int, draw: Draw) -> None:
         """Record who is asked in a round."""
         write_file(self._round(number) / "plan.json", _DRAW.dump(draw) + "\n")
@@ -181,6 +192,7 @@ class RunFolder:
                 receipts[receipt.client] = dataclasses.replace(receipt, adapter=PackedFile(tensors, receipt.wire_bytes))
         return receipts
 
+    @patiently
     def write_accepted(self, number: int, receipt: TrainReceipt) -> None:
         """Record an update accepted in a round: its tensors first, then the receipt that makes it count."""
         folder, name = self._round(number) / "updates", client_file_name(receipt.client)
@@ -208,12 +220,14 @@ class RunFolder:
         """Return the generated answers by place in the held-out set, empty where none were asked for."""
         return _read(self._round(number) / "answers.json", _ANSWERS.validate_json) or {}
 
+    @patiently
     def write_adapter(self, number: int, adapter: Adapter) -> StoredAdapter:
         """Write the global adapter after a round."""
         path, packed = self._adapter_file(number), pack(adapter)
         write_file(path, packed)
         return StoredAdapter(adapter, PackedFile(path, len(packed), hashlib.sha256(packed).hexdigest()))
 
+    @patiently
     def write_beside(
         self,
         number: int,
@@ -235,12 +249,14 @@ class RunFolder:
             write_file(self._round(number) / "answers.json", json.dumps(dict(answers)) + "\n")
         return hashlib.sha256(packed_state).hexdigest() if state else ""
 
+    @patiently
     def complete(self, report: RoundReport, stored: StoredAdapter) -> None:
         """Record that a round is over, after its adapter and what is beside it; then publish adapter and report."""
         line = CODEC.dump(report) + "\n"
         write_file(self._report_file(report.round), line)
         self.publish(stored, report.round)
 
+    @patiently
     def publish(self, stored: StoredAdapter, number: int) -> None:
         """Write adapter/ and rounds.jsonl as of a round that is over, and remove what the journal needs no more.
 
@@ -250,6 +266,7 @@ class RunFolder:
         self._list_reports(number)
         self._prune(number)
 
+    @patiently
     def write_best(self, number: int, score: Score, known: Mapping[int, StoredAdapter]) -> None:
         """Record the best round so far, unless it is recorded, or its adapter is no longer kept.
 

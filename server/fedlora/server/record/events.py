@@ -101,8 +101,53 @@ class Noted:
     lines: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Enrolled:
+    """A site has a certificate: its first one of an invitation, or the next."""
+
+    site: str
+    address: str
+    is_renewal: bool
+
+
+@dataclass(frozen=True)
+class CallsRefused:
+    """Callers were refused, so many for one reason, its code; `site` is who they say they are, where they say it."""
+
+    code: str
+    site: str
+    address: str
+    num: int
+
+
+@dataclass(frozen=True)
+class AdapterFetched:
+    """A site has begun to download a published adapter."""
+
+    site: str
+    adapter: str
+
+
+@dataclass(frozen=True)
+class DiskSpace:
+    """The run's disk has become too full, or has room again: what is free, and what the run needs."""
+
+    folder: str
+    free_bytes: int
+    needed_bytes: int
+
+    @property
+    def is_short(self) -> bool:
+        """Whether there is too little."""
+        return self.free_bytes < self.needed_bytes
+
+
 Event = (
     Noted
+    | Enrolled
+    | CallsRefused
+    | AdapterFetched
+    | DiskSpace
     | SitesDescribed
     | SiteChanged
     | Waiting

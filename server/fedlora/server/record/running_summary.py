@@ -11,6 +11,10 @@ from dataclasses import dataclass, field, replace
 from fedlora.common.messages import Score
 from fedlora.server.record.best_round import scores_in
 from fedlora.server.record.events import (
+    AdapterFetched,
+    CallsRefused,
+    DiskSpace,
+    Enrolled,
     EvaluationStarted,
     Event,
     Noted,
@@ -126,6 +130,7 @@ class RunningSummary:
         scores, held_out_losses: on the held-out set.
         losses: the clients' mean training loss.
         is_of_tokens: whether scores are means over tokens, as a language model's are.
+        disk: of a deployment whose disk is too full; None while it is not.
     """
 
     clients: tuple[str, ...] = ()
@@ -148,6 +153,7 @@ class RunningSummary:
     held_out_losses: Course = field(default_factory=Course)
     losses: Course = field(default_factory=Course)
     is_of_tokens: bool = False
+    disk: DiskSpace | None = None
 
     @property
     def last_trained(self) -> RoundReport | None:
@@ -203,7 +209,9 @@ def updated(summary: RunningSummary, event: Event) -> RunningSummary:
             return replace(summary, sites={**summary.sites, event.site: (event.state, event.detail)})
         case Waiting():
             return replace(summary, waiting_for=event.what)
-        case Noted() | SitesDescribed():
+        case DiskSpace():
+            return replace(summary, disk=event if event.is_short else None)
+        case Noted() | SitesDescribed() | Enrolled() | CallsRefused() | AdapterFetched():
             return summary
 
 

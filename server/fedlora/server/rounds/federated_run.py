@@ -92,6 +92,8 @@ class FederatedRun:
             StoreError: the folder cannot be written, or base model or data are not those the run began with.
         """
         federation = Federation(sites, self._folder, self._listener, self._config)
+        if not sites.are_fixed:
+            self._folder.wait_for_space = federation.wait_for_space
         federation.gather(num_sites=self._num_sites)
         checkpoint = self._folder.latest()
         ended = self._begin(federation) if checkpoint is None else self._go_on(federation, checkpoint)

@@ -10,9 +10,10 @@ from importlib.metadata import version
 from typing import Any
 
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import RunError, StoreError
+from fedlora.common.errors import DiskFull, RunError, StoreError
 from fedlora.common.fates import num_left_out
 from fedlora.common.messages import SiteDescription
+from fedlora.server.disk.audit import run_id_in
 from fedlora.server.disk.store import RunFolder
 from fedlora.server.record.events import Listener, Noted, SitesDescribed, Waiting
 from fedlora.server.rounds.ending import shortened
@@ -30,6 +31,7 @@ from fedlora.server.rounds.misses import Misses
 from fedlora.server.sites import Sites
 
 logger = logging.getLogger(__name__)
+_FULL_PAUSE_SECONDS = 2.0
 
 
 class Federation:
@@ -121,6 +123,14 @@ class Federation:
             self._listener(Waiting(what))
         self.link.pause(seconds)
 
+    def wait_for_space(self, error: DiskFull) -> None:
+        """Wait a little, where the disk has no room for what is to be written.
+
+        Raises:
+            RunStopped: the run is to stop.
+        """
+        self.wait_for(f"there is no room on the disk: {error}", seconds=_FULL_PAUSE_SECONDS, hopeless=str(error))
+
     @property
     def num_held_out(self) -> int:
         """The size of the held-out set that the sites can judge on, together where each has its own, 0 without."""
@@ -156,7 +166,8 @@ class Federation:
             found["data"] = data if len(set(data.values())) > 1 else descriptions[0].data_fingerprint
         manifest = self._folder.manifest()
         if manifest is None:
-            manifest = _new_manifest(config, command) | found
+            run_id = run_id_in(self._folder.path) or uuid.uuid4().hex
+            manifest = _new_manifest(config, command, run_id) | found
             self._folder.write_manifest(manifest)
         for key, value in found.items():
             if manifest.get(key) != value:
@@ -249,11 +260,11 @@ def _require_test(descriptions: Collection[SiteDescription]) -> None:
         )
 
 
-def _new_manifest(config: RunConfig, command: str) -> dict[str, object]:
+def _new_manifest(config: RunConfig, command: str, run_id: str) -> dict[str, object]:
     """Return the part of a new run's manifest that is known before its sites are."""
     packages = ("fedlora", "flwr", "torch", "transformers", "peft", "numpy")
     return {
-        "run_id": uuid.uuid4().hex,
+        "run_id": run_id,
         "name": config.run.name,
         "seed": config.run.seed,
         "aggregation": config.aggregation.model_dump(mode="json"),

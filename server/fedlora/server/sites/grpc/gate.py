@@ -9,12 +9,14 @@ from typing import Any, NoReturn
 import grpc
 from grpc.aio import ServicerContext
 
+from fedlora.common import certificates
 from fedlora.common.channels import SITE_METADATA
-from fedlora.common.errors import StoreError
+from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.wire import PROTOCOL
 from fedlora.server.identity.authority import AccessRefused, Authority
 from fedlora.server.identity.site_records import SiteRecord
 from fedlora.server.sites.grpc.calls import Calls
+from fedlora.server.sites.grpc.refusals import Refusals
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +32,12 @@ class Gate:
         calls: those in progress of callers that are known by name.
     """
 
-    def __init__(self, authority: Authority | None, *, run: str) -> None:
+    def __init__(self, authority: Authority | None, *, run: str, refusals: Refusals | None = None) -> None:
+        """`refusals` are told of whoever is not let in."""
         self._authority = authority
         self._run = run
         self.calls = Calls()
+        self._refusals = refusals or Refusals()
 
     async def site(self, context: Context) -> str:
         """Return the name of the calling site, which may use this run; anybody else's call ends here.
@@ -50,12 +54,13 @@ class Gate:
             found = dict(context.invocation_metadata() or ()).get(SITE_METADATA, "")
             name = found.decode(errors="replace") if isinstance(found, bytes) else found
             if not 0 < len(name) <= 60 or not name.isprintable():
-                await refuse(context, grpc.StatusCode.UNAUTHENTICATED, "no_name")
+                await self.turn_down(context, grpc.StatusCode.UNAUTHENTICATED, "no_name", site=name)
             return name
+        certificate = await self._certificate(context)
         try:
-            return self._authority.allowed(await _certificate(context), self._run, datetime.now(UTC))
+            return self._authority.allowed(certificate, self._run, datetime.now(UTC))
         except AccessRefused as error:
-            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, error.code)
+            await self.turn_down(context, grpc.StatusCode.PERMISSION_DENIED, error.code, site=_claimed(certificate))
         except StoreError as error:
             logger.error("a site is not let in: %s", error)
             await refuse(context, grpc.StatusCode.UNAVAILABLE, _DAMAGED)
@@ -91,13 +96,28 @@ class Gate:
         """Return the invitation that the caller's certificate was made from, and the certificate."""
         if self._authority is None:
             await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "insecure")
-        certificate = await _certificate(context)
+        certificate = await self._certificate(context)
         record = self._authority.invited_site(certificate, datetime.now(UTC))
         if record is None:
-            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, "not_invited")
+            await self.turn_down(context, grpc.StatusCode.PERMISSION_DENIED, "not_invited", site=_claimed(certificate))
         if self._run not in record.runs:
-            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, "other_run")
+            await self.turn_down(context, grpc.StatusCode.PERMISSION_DENIED, "other_run", site=record.name)
         return self._authority, record, certificate
+
+    async def turn_down(self, context: Context, status: grpc.StatusCode, code: str, *, site: str = "") -> NoReturn:
+        """End a call that the operator should know of: of a stranger, or of a site that does what it may not."""
+        self.note(context, code, site=site)
+        await refuse(context, status, code)
+
+    def note(self, context: Context, code: str, *, site: str = "") -> None:
+        """Tell of a caller that is not let in, or no longer."""
+        self._refusals.note(code, peer=context.peer() or "", site=site)
+
+    async def _certificate(self, context: Context) -> bytes:
+        certificate = _pem(context)
+        if certificate is None:
+            await self.turn_down(context, grpc.StatusCode.UNAUTHENTICATED, "no_certificate")
+        return certificate
 
     @property
     def authority(self) -> Authority | None:
@@ -129,8 +149,9 @@ def _pem(context: Context) -> bytes | None:
     return next(iter(found), None)
 
 
-async def _certificate(context: Context) -> bytes:
-    certificate = _pem(context)
-    if certificate is None:
-        await refuse(context, grpc.StatusCode.UNAUTHENTICATED, "no_certificate")
-    return certificate
+def _claimed(certificate: bytes) -> str:
+    """Return the name in a certificate, whoever has signed it; nothing where there is none."""
+    try:
+        return certificates.common_name(certificate)
+    except ConfigError:
+        return ""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from flwr.app import Message
 from google.protobuf.message import Message as Proto
 
-from fedlora.common.errors import RunError
+from fedlora.common.errors import DiskFull, RunError
 from fedlora.common.flower_privates import assume_identity, give_id
 from fedlora.common.messages import SiteDescription
 from fedlora.common.packed_file import Packed
@@ -19,7 +19,7 @@ from fedlora.common.records import adapter_in, carried, carrying, kind_of, put_a
 from fedlora.common.wire import put
 from fedlora.server.disk.exchange import ExchangeStore, Offer
 from fedlora.server.identity.tickets import Ticket, TicketOffice
-from fedlora.server.record.events import Listener, SiteChanged, ignore
+from fedlora.server.record.events import Listener, SiteChanged, Waiting, ignore
 from fedlora.server.sites.contract import Traffic
 from fedlora.server.sites.grpc.flowers_words import reply_to, request_in
 from fedlora.server.sites.grpc.known_site import (
@@ -36,6 +36,7 @@ from fedlora.server.sites.polled_grid import PolledGrid
 from fedlora.v1 import session_pb2
 
 _POLL_SECONDS = 0.2
+_FULL_PAUSE_SECONDS = 2.0
 _WITHDRAWN = "withdrawn"
 
 
@@ -284,7 +285,7 @@ class GrpcGrid(PolledGrid):
         put(carried(content), request)
         offer: Offer | None = None
         if not request.HasField("initialise"):
-            offer = self._exchange.offer(adapter_in(content, with_files=True))
+            offer = self._offer(adapter_in(content, with_files=True))
             request.adapter.CopyFrom(offered(offer))
         if request.HasField("train"):
             most = self._exchange.max_upload_bytes(offer) if offer is not None else 0
@@ -298,6 +299,15 @@ class GrpcGrid(PolledGrid):
             known.outstanding[request_id] = outstanding
             self._deliver(known, outstanding)
             self._tell(known)
+
+    def _offer(self, packed: Packed) -> Offer:
+        """Return an adapter on offer, once there is room for it on the disk."""
+        while True:
+            try:
+                return self._exchange.offer(packed)
+            except DiskFull as error:
+                self._listener(Waiting(f"there is no room on the disk: {error}"))
+                self.pause(_FULL_PAUSE_SECONDS)
 
     def _deliver(self, site: KnownSite, outstanding: Outstanding) -> None:
         if site.send is not None and site.description is not None:

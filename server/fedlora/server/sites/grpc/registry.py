@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from fedlora.adapters.peft_format import TENSOR_FILE
 from fedlora.common.channels import CHUNK_BYTES
 from fedlora.common.published import to_message
 from fedlora.server.disk.registry import LINGER_SECONDS, Registry
+from fedlora.server.record.events import AdapterFetched, Listener, ignore
 from fedlora.server.sites.grpc.gate import Context, Gate, refuse
 from fedlora.v1 import registry_pb2
 from fedlora.v1.registry_pb2_grpc import RegistryServiceServicer
@@ -16,14 +18,17 @@ from fedlora.v1.registry_pb2_grpc import RegistryServiceServicer
 _PAGE_SIZE, _MAX_PAGE_SIZE = 100, 1_000
 _TOKEN = re.compile(r"before-(\d{1,9})")
 _LOOK_SECONDS = 5.0
+_KEPT_TOLD = 100
 
 
 class RegistryService(RegistryServiceServicer):
     """Lists the adapters of a registry, sends their files, and tells watchers of new ones."""
 
-    def __init__(self, registry: Registry, gate: Gate) -> None:
+    def __init__(self, registry: Registry, gate: Gate, listener: Listener = ignore) -> None:
         self._registry = registry
         self._gate = gate
+        self._listener = listener
+        self._told: set[tuple[str, int]] = set()
 
     async def ListAdapters(
         self, request: registry_pb2.ListAdaptersRequest, context: Context
@@ -46,7 +51,7 @@ class RegistryService(RegistryServiceServicer):
         self, request: registry_pb2.ReadFileRequest, context: Context
     ) -> AsyncIterator[registry_pb2.ReadFileResponse]:
         """Send a file of an adapter from an offset on; one that is removed meanwhile is sent to its end."""
-        await self._gate.site(context)
+        site = await self._gate.site(context)
         path = self._registry.find(request.version, request.file)
         if path is None:
             await refuse(context, grpc.StatusCode.NOT_FOUND, "not_published")
@@ -58,6 +63,11 @@ class RegistryService(RegistryServiceServicer):
             if request.offset > file.seek(0, 2):
                 await refuse(context, grpc.StatusCode.OUT_OF_RANGE, "offset")
             file.seek(request.offset)
+            if request.file == TENSOR_FILE and (site, request.version) not in self._told:
+                # Of one that is read in many pieces, once; of versions long gone nothing is kept.
+                self._told = {told for told in self._told if told[1] > request.version - _KEPT_TOLD}
+                self._told.add((site, request.version))
+                await asyncio.to_thread(self._listener, AdapterFetched(site, path.parent.name))
             while chunk := file.read(CHUNK_BYTES):
                 yield registry_pb2.ReadFileResponse(data=chunk)
 

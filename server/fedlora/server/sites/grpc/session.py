@@ -12,7 +12,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import AdapterError, FedloraError, RunError
+from fedlora.common.errors import AdapterError, DiskFull, FedloraError, RunError
 from fedlora.common.messages import UNREADABLE, Failure
 from fedlora.common.packed_file import Packed, PackedFile
 from fedlora.common.phases import announce
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _HELLO_SECONDS = 30.0
 _LOOK_SECONDS = 5.0
+_FULL_PAUSE_SECONDS = 2.0
 _MAX_CHARACTERS = 300
 # Of a request's id, which is ours.
 _MOST_CHARACTERS = 64
@@ -56,7 +57,7 @@ class SessionService(SessionServiceServicer):
         """Serve one connection of a site for as long as it stands."""
         site = await self._gate.site(context)
         standing = self._gate.standing(context)
-        await self._greet(request_iterator, context)
+        await self._greet(site, request_iterator, context)
         outgoing = Outgoing()
         self._grid.connect(site, outgoing.send)
         listening = asyncio.create_task(self._listen(site, request_iterator, outgoing))
@@ -85,18 +86,21 @@ class SessionService(SessionServiceServicer):
                 # The site may have renewed it long ago: it comes back with the one that it has now.
                 await refuse(context, grpc.StatusCode.ABORTED, "connect_again")
             self._grid.shut_out(site, code)
+            self._gate.note(context, code, site=site)
             await refuse(context, grpc.StatusCode.PERMISSION_DENIED, code)
         finally:
             listening.cancel()
             self._grid.disconnect(site, outgoing.send)
 
-    async def _greet(self, stream: AsyncIterator[session_pb2.ConnectRequest], context: Context) -> None:
+    async def _greet(self, site: str, stream: AsyncIterator[session_pb2.ConnectRequest], context: Context) -> None:
         try:
             first = await asyncio.wait_for(anext(stream), _HELLO_SECONDS)
         except (TimeoutError, StopAsyncIteration):
-            await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no_hello")
+            await self._gate.turn_down(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no_hello", site=site)
         if not first.HasField("hello"):
-            await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "no_hello")
+            await self._gate.turn_down(context, grpc.StatusCode.FAILED_PRECONDITION, "no_hello", site=site)
+        if first.hello.protocol != PROTOCOL:
+            self._gate.note(context, "version", site=site)
         await refuse_another_version(context, protocol=first.hello.protocol, other_version=first.hello.version)
 
     async def _listen(self, site: str, stream: AsyncIterator[session_pb2.ConnectRequest], outgoing: Outgoing) -> None:
@@ -152,12 +156,18 @@ class SessionService(SessionServiceServicer):
             discard_local(receipt)
             if answer.HasField("train"):
                 answer.train.wire_sha256 = answer.adapter.encoded.sha256.hex()
-            adapter = await asyncio.to_thread(self._adapter, site, answer, outstanding)
+            while True:
+                try:
+                    adapter = await asyncio.to_thread(self._adapter, site, answer, outstanding)
+                    break
+                except DiskFull:
+                    # Not the site's fault, and no reason to go on without it.
+                    await asyncio.sleep(_FULL_PAUSE_SECONDS)
         except (AdapterError, RunError) as error:
             receipt = to_proto(Failure(UNREADABLE, printable(error, most=_MAX_CHARACTERS)), with_local=True)
             adapter = await asyncio.to_thread(self._as_it_came, site, answer)
         except FedloraError as error:
-            # Such as a full disk: not the site's fault, and not to be acknowledged.
+            # Not the site's fault, and not to be acknowledged.
             logger.error("%s: its update could not be stored: %s", site, error)
             receipt = to_proto(Failure("not_stored", str(error)), with_local=True)
         self._grid.answer(site, answer.request_id, receipt, adapter)

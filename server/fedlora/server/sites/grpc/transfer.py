@@ -6,14 +6,16 @@ import io
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import NoReturn
 
 import grpc
 
 from fedlora.common.channels import CHUNK_BYTES
 from fedlora.common.files import replace_file, sha256_of
 from fedlora.server.disk.exchange import ExchangeStore
+from fedlora.server.disk.space import LEAST_FREE_BYTES
 from fedlora.server.identity.tickets import Ticket, TicketOffice
 from fedlora.server.sites.grpc.gate import Context, Gate, refuse
 from fedlora.server.sites.grpc.grid import GrpcGrid
@@ -26,7 +28,7 @@ _PART = ".part"
 _CHUNK_SECONDS = 60.0
 # A chunk smaller than this is only ever the last one.
 _LEAST_CHUNK_BYTES = 16 << 10
-_LEAST_FREE_BYTES = 64 << 20
+_INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 
 class TransferService(AdapterExchangeServiceServicer):
@@ -40,13 +42,20 @@ class TransferService(AdapterExchangeServiceServicer):
         gate: Gate,
         *,
         chunk_seconds: float = _CHUNK_SECONDS,
+        full: Callable[[], object] = lambda: None,
     ) -> None:
-        """`chunk_seconds` is the longest that an upload may keep the server waiting for its next chunk."""
+        """Send and take files.
+
+        Args:
+            chunk_seconds: the longest that an upload may keep the server waiting for its next chunk.
+            full: called where an upload finds no room on the disk.
+        """
         self._exchange = exchange
         self._tickets = tickets
         self._grid = grid
         self._gate = gate
         self._chunk_seconds = chunk_seconds
+        self._full = full
         self._uploading: set[str] = set()
 
     async def Read(
@@ -77,8 +86,8 @@ class TransferService(AdapterExchangeServiceServicer):
         self, request_iterator: AsyncIterator[exchange_pb2.WriteRequest], context: Context
     ) -> exchange_pb2.WriteResponse:
         """Take an update from the committed offset on."""
-        await self._gate.site(context)
-        first = await self._next(request_iterator, context)
+        site = await self._gate.site(context)
+        first = await self._next(request_iterator, context, site)
         if first is None:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "empty")
         ticket, path = await self._place(first.ticket, first.blob, context)
@@ -87,6 +96,9 @@ class TransferService(AdapterExchangeServiceServicer):
         self._uploading.add(ticket.site)
         try:
             committed = await self._take(first, request_iterator, path, context, ticket=ticket)
+        except OSError as error:
+            logger.error("%s: its upload cannot be stored: %s", ticket.site, error.strerror)
+            await self._refuse_for_space(context)
         finally:
             self._uploading.discard(ticket.site)
         return exchange_pb2.WriteResponse(committed_bytes=committed)
@@ -96,11 +108,11 @@ class TransferService(AdapterExchangeServiceServicer):
         site = await self._gate.site(context)
         ticket = self._tickets.read(raw)
         if ticket is None or ticket.site != site:
-            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, "ticket")
+            await self._gate.turn_down(context, grpc.StatusCode.PERMISSION_DENIED, "ticket", site=site)
         if not self._grid.expects(ticket):
             await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "not_expected")
         if len(blob.sha256) != 32 or not 0 < blob.size_bytes <= ticket.max_bytes:
-            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "size")
+            await self._gate.turn_down(context, grpc.StatusCode.INVALID_ARGUMENT, "size", site=site)
         # Before the upload's place is asked for, which clears the site's other uploads away.
         if site in self._uploading:
             await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "one_upload_at_a_time")
@@ -123,8 +135,8 @@ class TransferService(AdapterExchangeServiceServicer):
         have = part.stat().st_size if part.is_file() else 0
         if first.offset != have:
             await refuse(context, grpc.StatusCode.OUT_OF_RANGE, "offset")
-        if shutil.disk_usage(path.parent).free < size - have + _LEAST_FREE_BYTES:
-            await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "disk_full")
+        if shutil.disk_usage(path.parent).free < size - have + LEAST_FREE_BYTES:
+            await self._refuse_for_space(context)
         with open(part, "a+b", buffering=0) as file:
             # A site may begin again and again, and others are not to wait for gigabytes that are read again.
             digest = await asyncio.to_thread(_digest_so_far, file)
@@ -133,26 +145,26 @@ class TransferService(AdapterExchangeServiceServicer):
                 chunk = request.data
                 have += len(chunk)
                 if have > size:
-                    await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "longer_than_announced")
+                    await self._gate.turn_down(context, _INVALID, "longer_than_announced", site=ticket.site)
                 if request is not first and len(chunk) < _LEAST_CHUNK_BYTES and have < size:
-                    await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "chunks_too_small")
+                    await self._gate.turn_down(context, _INVALID, "chunks_too_small", site=ticket.site)
                 if not _is_written(file, chunk):
-                    await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "disk_full")
+                    await self._refuse_for_space(context)
                 digest.update(chunk)
                 self._grid.count(up=len(chunk))
-                request = await self._next(rest, context) if have < size else None
+                request = await self._next(rest, context, ticket.site) if have < size else None
                 if request is not None and not self._grid.expects(ticket):
                     await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "not_expected")
             if have < size:
                 return have
         if digest.digest() != first.blob.sha256:
             part.unlink()
-            await refuse(context, grpc.StatusCode.DATA_LOSS, "digest")
+            await self._gate.turn_down(context, grpc.StatusCode.DATA_LOSS, "digest", site=ticket.site)
         await asyncio.to_thread(replace_file, part, path)
         return have
 
     async def _next(
-        self, stream: AsyncIterator[exchange_pb2.WriteRequest], context: Context
+        self, stream: AsyncIterator[exchange_pb2.WriteRequest], context: Context, site: str
     ) -> exchange_pb2.WriteRequest | None:
         """Return the next chunk, None at the stream's end; a stream that stalls is ended."""
         try:
@@ -160,7 +172,12 @@ class TransferService(AdapterExchangeServiceServicer):
         except StopAsyncIteration:
             return None
         except TimeoutError:
-            await refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "too_slow")
+            await self._gate.turn_down(context, grpc.StatusCode.DEADLINE_EXCEEDED, "too_slow", site=site)
+
+    async def _refuse_for_space(self, context: Context) -> NoReturn:
+        """End an upload for which there is no room; whoever operates the server is told, and the site tries again."""
+        await asyncio.to_thread(self._full)
+        await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "disk_full")
 
 
 def _committed(path: Path, blob: messages_pb2.Blob) -> int:
