@@ -12,7 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 sys.path.append(str(Path(__file__).parent))
 
-from peers import Peer, honest, make_grid
+from peers import LORA, Peer, honest, make_grid
 from report_pages import finished, start, text_of
 
 from fedlora.aggregation import FedIT
@@ -25,7 +25,12 @@ from fedlora.server.sites import LastingSites
 from fedlora.server.sites.grpc.grid import RunStopped
 
 CONFIG = RunConfig.model_validate(
-    {"federation": {"rounds": 2, "sites": 2}, "data": {"labels": ["a", "b"]}, "aggregation": {"method": "fedit"}}
+    {
+        "federation": {"rounds": 2, "sites": 2},
+        "data": {"labels": ["a", "b"]},
+        "lora": LORA,
+        "aggregation": {"method": "fedit"},
+    }
 )
 
 

@@ -10,7 +10,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 sys.path.append(str(Path(__file__).parent))
 
-from peers import Behaviour, Peer, description, honest, make_grid
+from peers import LORA, Behaviour, Peer, description, honest, make_grid
 
 from fedlora.aggregation import FedIT
 from fedlora.common.config import RunConfig
@@ -42,7 +42,7 @@ def judging(size: int) -> Behaviour:
         asked = read_request(request)
         assert isinstance(asked, EvaluateRequest)
         num_examples = size if asked.num_examples is None else min(size, asked.num_examples)
-        return EvaluateReceipt(asked.run, asked.round, 0, {"all": Score(num_examples, 0.5, 0.75)}, {})
+        return EvaluateReceipt(asked.run, asked.round, 0, {peer.name: Score(num_examples, 0.5, 0.75)}, {})
 
     return behave
 
@@ -53,6 +53,7 @@ def judged_with(budget: int, folder: Path) -> list[HeldOutReport]:
         {
             "federation": {"rounds": 2, "sites": len(SIZES)},
             "data": {"labels": ["a", "b"]},
+            "lora": LORA,
             "aggregation": {"method": "fedit"},
             "evaluation": {"round_examples": budget},
         }
