@@ -15,6 +15,7 @@ import pytest
 from deployment import Deployment
 from warm_start import run_warm
 
+from fedlora.client.site.printed_site import commented_site
 from fedlora.client.site.state import SiteState
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
@@ -173,6 +174,12 @@ def test_a_join_that_cannot_be_says_why_and_makes_no_key(
     # The state's folder with its lock is all that may be there.
     assert entries(site.parent) <= {"site.toml", "north.site"}
     assert entries(site.parent / "north.site") <= {".lock", "wish"}
+
+
+def test_join_prints_a_commented_site_file_and_needs_no_server_for_it(fedlora: Callable[..., object]) -> None:
+    done = fedlora("client", "join", "--print-site")
+    assert (done.code, done.err) == (0, "")  # type: ignore[attr-defined]
+    assert done.out == commented_site()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("command", [["join", "127.0.0.1:1"], ["pause"], ["resume"], ["leave"]])

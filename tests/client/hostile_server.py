@@ -36,6 +36,7 @@ class HostileServer(SessionServiceServicer, AdapterExchangeServiceServicer):
 
     Attributes:
         run_toml: the run that the next connection is welcomed with.
+        num_welcomes: how often it says so on one connection.
         committed: what it says of how much of an upload it holds, of so many bytes that came.
         read: the digests that were asked for.
         received_bytes: of all uploads.
@@ -43,6 +44,7 @@ class HostileServer(SessionServiceServicer, AdapterExchangeServiceServicer):
 
     def __init__(self, run: RunConfig) -> None:
         self.run_toml = to_toml(run)
+        self.num_welcomes = 1
         self.committed: Callable[[int], int] = lambda came: came
         self.files: dict[bytes, bytes] = {}
         self.read: list[bytes] = []
@@ -58,7 +60,8 @@ class HostileServer(SessionServiceServicer, AdapterExchangeServiceServicer):
         outgoing = self._outgoing = queue.SimpleQueue()
         threading.Thread(target=self._listen, args=(request_iterator,), daemon=True).start()
         welcome = session_pb2.Welcome(protocol=PROTOCOL, version="0", run_toml=self.run_toml)
-        yield session_pb2.ConnectResponse(welcome=welcome)
+        for _ in range(self.num_welcomes):
+            yield session_pb2.ConnectResponse(welcome=welcome)
         yield from iter(outgoing.get, None)
 
     def Read(self, request: exchange_pb2.ReadRequest, _context: object) -> Iterator[exchange_pb2.ReadResponse]:
@@ -118,20 +121,31 @@ class HostileServer(SessionServiceServicer, AdapterExchangeServiceServicer):
 
 
 @contextmanager
+def serving(hostile: HostileServer) -> Iterator[str]:
+    """Yield the address at which a hostile server listens."""
+    server = grpc.server(ThreadPoolExecutor(16), options=_OPTIONS)
+    add_SessionServiceServicer_to_server(hostile, server)
+    add_AdapterExchangeServiceServicer_to_server(hostile, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait()
+
+
+@contextmanager
 def site_at_hostile_server(run: RunConfig, site: SiteConfig, folder: Path) -> Iterator[HostileServer]:
     """Yield a hostile server on loopback with a real site, worker and all, that has connected to it."""
     identity = TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id
-    hostile, server = HostileServer(run), grpc.server(ThreadPoolExecutor(16), options=_OPTIONS)
-    add_SessionServiceServicer_to_server(hostile, server)
-    add_AdapterExchangeServiceServicer_to_server(hostile, server)
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    server.start()
-    with SiteState(folder / "site") as state:
+    hostile = HostileServer(run)
+    with serving(hostile) as address, SiteState(folder / "site") as state:
         state.control("")
         taking_part = threading.Thread(
             target=take_part,
             args=(address, site),
             kwargs={"beside": folder, "state": state, "credentials": lambda: None},
+            daemon=True,
         )
         taking_part.start()
         try:
@@ -139,5 +153,4 @@ def site_at_hostile_server(run: RunConfig, site: SiteConfig, folder: Path) -> It
         finally:
             state.control("leave")
             taking_part.join(DEADLINE_SECONDS)
-            server.stop(0).wait()
             TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = identity

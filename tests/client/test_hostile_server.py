@@ -8,19 +8,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
 
 sys.path.append(str(Path(__file__).parent))
 
-from hostile_server import HostileServer, site_at_hostile_server
+from hostile_server import HostileServer, serving, site_at_hostile_server
 
 from fedlora.adapters import pack, unpack
 from fedlora.client.site.limits import own_site
+from fedlora.client.site.outbox import Outbox
+from fedlora.client.site.participation import Participation
 from fedlora.client.site.rounding import MOST_LOSS, step_of
+from fedlora.client.site.session import Session
 from fedlora.client.site.site_file import SiteConfig, for_site
+from fedlora.client.worker.seat import WorkerSeat
 from fedlora.client.worker.source import WorkbenchSource
 from fedlora.client.worker.workbench import Workbench
 from fedlora.common.config import RunConfig
+from fedlora.common.errors import RunError
 from fedlora.common.messages import EvaluateRequest, InitialiseRequest, Score, TrainRequest
+from fedlora.common.run_file import to_toml
 from fedlora.training.data import load_own_data
 from fedlora.v1 import messages_pb2, session_pb2
 
@@ -29,6 +37,10 @@ MakeRun = Callable[..., RunConfig]
 LABELS = ("0", "1", "2")
 # A loss for each label, by which a server knows them apart, and the biases of a head that give them.
 LOSSES = torch.tensor([0.5, 1.2, 2.3])
+
+REFUSES = SiteConfig.model_validate(
+    {"site": {"name": "north"}, "data": {"path": "never read"}, "limits": {"base_models": ["another"]}}
+)
 
 Asks = Callable[[EvaluateRequest | TrainRequest], Score | None]
 
@@ -134,9 +146,10 @@ def read_by_differences(attacked: Attacked, ask: Asks, *, of_validation: bool) -
 
 
 def read_by_trainings(attacked: Attacked, ask: Asks) -> list[int | None]:
-    """Read validation labels by the scores before trainings, over one example more each time."""
+    """Read validation labels by the scores before trainings: of one example, and of one more."""
     adapter = attacked.crafted()
-    return _from_sums(ask, [TrainRequest("run", 2, 0, 0, 3, count, adapter) for count in (18, 19, 20)])
+    counts = {1: 1, 2: 19, 3: 20}
+    return _from_sums(ask, [TrainRequest("run", round, 0, 0, 3, num, adapter) for round, num in counts.items()])
 
 
 def _from_sums(ask: Asks, requests: Sequence[EvaluateRequest | TrainRequest]) -> list[int | None]:
@@ -169,7 +182,8 @@ def test_one_example_more_reads_labels_of_a_worker_and_none_of_a_site(attacked: 
 
 
 def test_scores_before_trainings_read_labels_of_a_worker_and_none_of_a_site(attacked: Attacked) -> None:
-    assert attacked.worker(TrainRequest("run", 2, 0, 0, 3, 1, attacked.crafted())) is not None
+    one, _, last = read_by_trainings(attacked, attacked.worker)
+    assert {one, last} <= set(attacked.validation_labels)
     assert read_by_trainings(attacked, attacked.site) == [None] * 3
 
 
@@ -218,6 +232,34 @@ def test_an_upload_that_never_counts_ends_and_the_site_goes_on(attacked: Attacke
     server.committed = lambda came: came
     asked.round = 2
     assert server.ask(asked, adapter).train.status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("run_toml", "num_welcomes", "line"),
+    [
+        ("#" * (1 << 20 | 1), 1, "the server's run file has 1,048,577 characters; expected at most 1,048,576"),
+        (to_toml(RunConfig()), 2, "the server has sent a second run over one connection"),
+    ],
+)
+def test_a_welcome_that_no_honest_server_gives_ends_in_a_line(run_toml: str, num_welcomes: int, line: str) -> None:
+    hostile = HostileServer(RunConfig())
+    hostile.run_toml, hostile.num_welcomes = run_toml, num_welcomes
+    made: list[RunConfig] = []
+
+    def make_site(run: RunConfig) -> Participation:
+        made.append(run)
+        seat = WorkerSeat(never_made, {})
+        return Participation(run, REFUSES, seat=seat, outbox=Outbox(Path("never")), is_paused=lambda: False)
+
+    identity = TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id
+    with serving(hostile) as address, pytest.raises(RunError, match=line):
+        Session(address, "north", credentials=lambda: None, make_site=make_site).run()
+    TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = identity
+    assert len(made) == num_welcomes - 1
+
+
+def never_made() -> ClientApp:
+    raise AssertionError("a worker was started for a run that the site refuses")
 
 
 def test_another_choice_of_examples_is_not_told_of(attacked: Attacked) -> None:

@@ -110,6 +110,20 @@ def test_the_same_round_from_another_adapter_is_another_training(bench: Bench) -
     assert bench.num("trainings") == 2
 
 
+def test_a_flood_of_requests_is_passed_over(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.order("loop")
+    bench.ask("1", train(), START)
+    wait_until((bench.app / "begun").exists)
+    for number in range(200):
+        bench.ask(f"flood {number}", evaluate(number), START)
+    bench.ask("long" * 100, evaluate(0), START)
+    bench.cancel("1")
+    assert [bench.answer().request_id for _ in range(15)] == [f"flood {number}" for number in range(15)]
+    bench.ask("2", evaluate(0), START)
+    assert bench.answer().request_id == "2"
+    assert "no honest one asks for so much at a time" in caplog.text
+
+
 def test_a_cancelled_request_is_left_off_and_not_answered(bench: Bench) -> None:
     bench.order("loop")
     bench.ask("1", train(), START)

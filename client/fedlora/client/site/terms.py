@@ -95,18 +95,22 @@ def _to_task(run: RunConfig, site: SiteConfig) -> Objection | None:
 
 
 def _to_columns(run: RunConfig, site: SiteConfig) -> Objection | None:
-    own = {value for value in site.data.model_dump().values() if isinstance(value, str)}
-    for key in _COLUMNS:
-        named = getattr(run.data, key)
-        is_usual = named == DataSection.model_fields[key].default
-        if is_usual or getattr(site.data, key) is not None or named in own or named in site.limits.columns:
-            continue
-        return Objection(
-            "column_not_allowed",
-            f"the run names the column {named!r} (data.{key}), which this site's file does not; to allow it: "
-            f"limits.columns = {[*site.limits.columns, named]}, or name the column here: {key} under [data]",
-        )
-    return None
+    known = {value for value in site.data.model_dump().values() if isinstance(value, str)} | {*site.limits.columns}
+    named = {
+        f"data.{key}": column
+        for key in _COLUMNS
+        if (column := getattr(run.data, key)) != DataSection.model_fields[key].default
+        and getattr(site.data, key) is None
+        and column not in known
+    }
+    if not named:
+        return None
+    keys = ", ".join(f"{key} = {column!r}" for key, column in named.items())
+    return Objection(
+        "column_not_allowed",
+        f"the run names columns that this site's file does not: {keys}; to allow them: limits.columns = "
+        f"{[*site.limits.columns, *dict.fromkeys(named.values())]}, or name this site's own under [data]",
+    )
 
 
 def _to_layers(run: RunConfig, site: SiteConfig) -> Objection | None:

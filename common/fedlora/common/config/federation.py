@@ -71,7 +71,8 @@ class EvaluationSection(Section):
     round_examples: int = Field(
         256,
         ge=0,
-        description="held-out examples judged after a round; the whole set before the first and after the last",
+        description="held-out examples judged after a round; the whole set before the first and after the last; of a "
+        "deployment so many at each site, always the same",
     )
     client_examples: int = Field(
         64, ge=0, description="own validation examples that a client judges before and after training"
