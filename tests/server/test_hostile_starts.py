@@ -35,7 +35,7 @@ SECONDS = 20.0
 def given(config: object = CONFIG, **changes: "torch.Tensor | None") -> bytes:
     """Return the honest first adapter with another configuration, or other tensors by factor; None leaves one out."""
     tensors = TENSORS | {{"A": A, "B": B}.get(name, name): tensor for name, tensor in changes.items()}
-    kept = {name: tensor.clone() for name, tensor in tensors.items() if tensor is not None}
+    kept = {f"whole.{name}": tensor.clone() for name, tensor in tensors.items() if tensor is not None}
     return save(kept, {"adapter_config": json.dumps(config), "precision": "float32", "reference": ""})
 
 
@@ -191,9 +191,9 @@ def test_a_wrong_base_model_that_is_there_first_turns_nobody_away(port: OpenPort
         evil = WirePeer(later, "evil", honest_with(HONEST), **wrong)
         ready(later, "evil")
         again = Run(tmp_path / "run", later)
-        wait_until(lambda: evil.told == ["other_base_model"])
         others = [WirePeer(later, name, honest_with(HONEST)) for name in ("north", "south")]
         assert sorted(again.reports()[-1].clients) == ["north", "south"]
+        assert evil.told == ["other_base_model"]
         for peer in (evil, *others):
             peer.leave()
 

@@ -12,10 +12,24 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError
-from fedlora.common.messages import WORKER_DIED, Failure, SiteDescription, TrainReceipt, TrainRequest
+from fedlora.common.messages import (
+    WORKER_DIED,
+    EvaluateReceipt,
+    EvaluateRequest,
+    Failure,
+    Score,
+    SiteDescription,
+    TrainReceipt,
+    TrainRequest,
+)
 from fedlora.common.packed_file import PackedFile
 from fedlora.common.records import from_record, to_record
+from fedlora.server.disk.store import RunFolder
+from fedlora.server.record.events import Event, Noted
+from fedlora.server.rounds.evaluation import judge
+from fedlora.server.rounds.federation import Federation
 from fedlora.server.rounds.inquiry import Addressed, Answer, Inquiry, ask, expect, never
 from fedlora.server.sites import FlowerSites
 
@@ -320,3 +334,49 @@ def test_a_late_request_whose_adapter_the_journal_keeps_no_more_is_not_sent_agai
     path.unlink()
     (answer,) = inquiry.poll()
     assert answer == Answer("client 1", 1, Failure(WORKER_DIED))
+
+
+class HalfDeadGrid(PatientGrid):
+    """A Grid of two nodes with one held-out set, of which the first judges nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(honest)
+        self.asked: list[tuple[int, int]] = []
+
+    def get_node_ids(self) -> Iterable[int]:
+        return [1, 2]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        for number, message in enumerate(messages, len(self._waiting)):
+            message.metadata.__dict__["_message_id"] = f"message {len(self.asked)}.{number}"
+            self._waiting.append(message)
+            yield message.metadata.message_id
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        wanted = set(message_ids)
+        for message in [message for message in self._waiting if message.metadata.message_id in wanted]:
+            self._waiting.remove(message)
+            yield Message(self._answered(message), reply_to=message)
+
+    def _answered(self, message: Message) -> RecordDict:
+        node = message.metadata.dst_node_id
+        if message.metadata.message_type == "query.describe":
+            described = SiteDescription(f"site {node}", 1, 0, 300, "accuracy", ("a", "b"), "base", "f", "d", "0", 2)
+            return to_record(described, with_local=True)
+        asked = from_record(message.content, EvaluateRequest)
+        self.asked.append((node, asked.shard))
+        if node == 1:
+            return to_record(Failure("internal"))
+        score = Score(len(range(300)[asked.shard :: asked.num_shards]), 0.5, 0.5)
+        return to_record(EvaluateReceipt(asked.run, asked.round, asked.shard, {"all": score}))
+
+
+def test_a_part_of_the_held_out_set_that_a_site_cannot_judge_goes_to_another(tmp_path: Path) -> None:
+    grid, events = HalfDeadGrid(), list[Event]()
+    federation = Federation(FlowerSites(grid, num_sites=2), RunFolder(tmp_path), events.append, RunConfig())
+    federation.gather(num_sites=2)
+    judged = judge(federation, b"tensors", round=0, num_examples=None, patience=1.0)
+    assert judged.report is not None
+    assert judged.report.overall.num_examples == 300
+    assert sorted(shard for node, shard in grid.asked if node == 2) == [0, 1, 2]
+    assert any("site 1 could not judge" in line for event in events if isinstance(event, Noted) for line in event.lines)

@@ -18,4 +18,4 @@ class Misses:
         """Count those that have not answered, and forget what those that have left before."""
         for site in answered:
             self._counts.pop(site, None)
-        self._counts.update(missed)
+        self._counts.update(list(missed))

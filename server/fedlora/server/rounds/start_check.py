@@ -62,7 +62,7 @@ def are_alike(one: Adapter, other: Adapter) -> bool:
 
     Of pairs that come out of the base weights the products are compared: of a singular vector the sign is anybody's.
     """
-    if one.config != other.config or other_form(one, replace(other, base_change={})) is not None:
+    if one.config != other.config or other_form(replace(one, base_change={}), other) is not None:
         return False
     if any(not _is_close(one.dense[path], tensor) for path, tensor in other.dense.items()):
         return False
