@@ -56,6 +56,7 @@ def logging_to(log: Log) -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("fedlora")
     for handler in (shown, *kept):
         handler.setFormatter(formatter)
+        handler.addFilter(_is_ours_or_grave)
         root.addHandler(handler)
     before = root.level, ours.level
     root.setLevel(logging.WARNING)
@@ -86,6 +87,11 @@ def log_to(console: Console) -> None:
     """Show warnings alone, without their time, for a command that ends soon."""
     handler = RichHandler(console=console, show_time=False, show_path=False) if console.is_terminal else None
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler] if handler else None)
+
+
+def _is_ours_or_grave(record: logging.LogRecord) -> bool:
+    # A library may set the level of its own loggers, and what it logs comes here all the same.
+    return record.name.partition(".")[0] == "fedlora" or record.levelno >= logging.WARNING
 
 
 class _AboveTheView(logging.Handler):
