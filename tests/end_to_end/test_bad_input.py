@@ -81,7 +81,10 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     assert fedlora("simulate", "--resume", "--out", "out", "--workers", "1").returncode == 0
 
 
-def test_ctrl_c_says_how_to_go_on(run_file: RunFile, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_say_how_to_go_on_and_leave_a_report(
+    run_file: RunFile, tmp_path: Path, number: int, status: int
+) -> None:
     run = run_file("federation.rounds=500")
     with tempfile.TemporaryFile("w+") as errors:
         process = start_warm(
@@ -95,8 +98,8 @@ def test_ctrl_c_says_how_to_go_on(run_file: RunFile, tmp_path: Path) -> None:
                 assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-            assert process.wait(300) == 130
+            os.killpg(process.pid, number)  # as a terminal and a service manager do: to the workers too
+            assert process.wait(300) == status
         finally:
             process.kill()
         errors.seek(0)

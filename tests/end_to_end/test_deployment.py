@@ -13,6 +13,7 @@ import pytest
 from deployment import Deployment, Process, deployed
 
 from fedlora.adapters import load_adapter
+from fedlora.client.site.joining import enrol
 
 RunFile = Callable[..., Path]
 
@@ -177,7 +178,9 @@ def test_another_base_model_another_vocabulary_and_missing_data_each_keep_a_site
         deployment.server.start()
         deployment.server.wait_for("listening on")
         chalk = deployment.enrol("chalk", site_file(tmp_path, "chalk", tiny_digits))
-        lost = deployment.enrol("pencil", site_file(tmp_path, "pencil", tmp_path / "nowhere.npz"))
+        enrol(deployment.address, deployment.invite("pencil"), name="pencil", state=tmp_path / "pencil.site")
+        lost = deployment.add_site("pencil", site_file(tmp_path, "pencil", tmp_path / "nowhere.npz"))
+        lost.start()
         chalk.wait_for(r"the rehearsal failed \(data\): .*'2'")
         lost.wait_for(r"the rehearsal failed \(data\): .*nowhere.npz: no such file")
         deployment.server.wait_for("site chalk: not ready: data")

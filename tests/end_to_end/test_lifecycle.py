@@ -4,13 +4,17 @@ import json
 import re
 import signal
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from deployment import Deployment
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
+from deployment import Deployment, Process
 
 RunFile = Callable[..., Path]
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -30,6 +34,14 @@ def error_of(done: "subprocess.CompletedProcess[str]") -> str:
     *_, line = done.stderr.splitlines()
     assert line.startswith("error: "), done.stderr
     return line.removeprefix("error: ")
+
+
+def wait_until_known(deployment: Deployment) -> None:
+    """Wait until the status file, which is written twice a second, says where the server listens."""
+    deadline = time.monotonic() + 30
+    while json.loads((deployment.out / "status.json").read_text())["address"] != deployment.address:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def records(log: str) -> list[dict[str, str]]:
@@ -52,6 +64,7 @@ def test_an_invitation_survives_every_mistake_and_then_lets_the_site_in(
         server.start()
         server.wait_for("waiting: 0 of 2 sites are ready")
         out = str(deployment.out)
+        wait_until_known(deployment)
 
         invited = fedlora_here("sites", "invite", "north", "--out", out)
         assert not (deployment.out / "identity").exists()
@@ -107,26 +120,94 @@ def test_an_invitation_survives_every_mistake_and_then_lets_the_site_in(
 # -- an authority of one's own
 
 
-@dataclass(frozen=True)
-class Authority:
-    """An authority that openssl knows nothing special of, in files."""
+class OwnAuthority:
+    """A PKI as a company has it: RSA keys, and certificates that name hosts or people."""
 
-    folder: Path
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, folder.name)])
+        self.write("ca.pem", self._signed(self.name, self.key.public_key(), is_authority=True))
 
-    def __post_init__(self) -> None:
-        self.folder.mkdir()
-        self._openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem",
-                      "-days", "30", "-subj", "/CN=our authority")  # fmt: skip
+    def options(self, name: str, *, hosts: Sequence[str] = (), ca: Path | None = None) -> list[str]:
+        """Return --ca, --cert and --key with a new certificate for `name`; `ca` in place of this authority's own."""
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+        )
+        files = {
+            "--ca": ca or self.folder / "ca.pem",
+            "--cert": self.write(f"{name}.pem", self._signed(subject, key.public_key(), hosts=hosts)),
+            "--key": self.write(f"{name}.key", pem),
+        }
+        return [part for option, file in files.items() for part in (option, str(file))]
 
-    def signed(self, name: str, *, hosts: str = "") -> list[str]:
-        """Return the options with the authority's certificate, and a new one from it with its key."""
-        self._openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.csr",
-                      "-subj", f"/CN={name}")  # fmt: skip
-        (self.folder / "hosts").write_text(f"subjectAltName={hosts}\n" if hosts else "")
-        self._openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
-                      "-out", f"{name}.pem", "-days", "20", "-extfile", "hosts")  # fmt: skip
-        files = {"--ca": "ca.pem", "--cert": f"{name}.pem", "--key": f"{name}.key"}
-        return [part for option, file in files.items() for part in (option, str(self.folder / file))]
+    def write(self, name: str, content: bytes) -> Path:
+        (self.folder / name).write_bytes(content)
+        return self.folder / name
 
-    def _openssl(self, *arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=self.folder, check=True, capture_output=True)
+    def _signed(
+        self, subject: x509.Name, key: rsa.RSAPublicKey, *, is_authority: bool = False, hosts: Sequence[str] = ()
+    ) -> bytes:
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self.name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(days=20))
+            .add_extension(x509.BasicConstraints(is_authority, None), critical=True)
+        )
+        if hosts:
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts]), critical=False
+            )
+        return builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def test_a_federation_with_an_authority_of_its_own_lets_in_whom_it_names_and_nobody_else(
+    run_file: RunFile, tiny_digits: Path, tmp_path: Path, fedlora_here: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
+    ours, foreign = OwnAuthority(tmp_path / "our authority"), OwnAuthority(tmp_path / "foreign authority")
+    with Deployment(tmp_path, run_file("federation.sites=1", "federation.rounds=500", LABELS)) as deployment:
+        deployment.server.arguments = [*deployment.server.arguments, *ours.options("server", hosts=["localhost"])]
+        deployment.server.start()
+        deployment.server.wait_for("listening on")
+        out, address = str(deployment.out), f"localhost:{deployment.port}"
+        north = site_file(tmp_path, "north", tiny_digits)
+
+        allowed = fedlora_here("sites", "invite", "north", "--out", out)
+        assert "north may take part in tiny with its certificate; at the site:" in allowed.stdout
+        # The folder of an authority of one's own is not given one of ours.
+        assert not (deployment.out / "identity" / "ca.key").exists()
+
+        def join(name: str, file: Path, options: Sequence[str]) -> Process:
+            process = deployment.add_site(name, file, address=address)
+            process.arguments = [*process.arguments, *options]
+            process.start()
+            return process
+
+        site = join("north", north, ours.options("north"))
+        deployment.server.wait_for(r"round +1/500")
+        stranger = site_file(tmp_path, "stranger", tiny_digits)
+        refused = fedlora_here("client", "join", address, "--site", stranger, *ours.options("stranger"))
+        assert error_of(refused) == "the server does not know this site; ask for an invitation"
+        other = fedlora_here("client", "join", address, "--site", stranger, *ours.options("north"))
+        assert error_of(other).startswith("the certificate is for 'north', and the site file names 'stranger'")
+        # With the right name, of another authority: it gets as far as the handshake.
+        forged = join("forged", stranger, foreign.options("stranger", ca=ours.folder / "ca.pem"))
+        forged.wait_for("WARNING .*trying again")
+        assert "connected to" not in forged.text
+        assert forged.stop() == 128 + signal.SIGTERM
+
+        assert fedlora_here("sites", "revoke", "north", "--out", out).returncode == 0
+        assert site.wait(60) == 1
+        assert "error: this site was revoked; ask for a new invitation" in site.text
+        listed = fedlora_here("sites", "list", "--out", out).stdout
+        assert re.search(r"north +revoked", listed)
+        assert deployment.server.stop() == 0

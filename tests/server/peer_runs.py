@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from peers import Behaviour, Peer, make_grid
+from peers import LORA, Behaviour, Peer, make_grid
 
 from fedlora.aggregation import FedIT
 from fedlora.common.config import RunConfig
@@ -35,7 +35,7 @@ def run_over(
     peers = {name: Peer(grid, exchange, name, behaviour) for name, behaviour in behaviours.items()}
     settings = {"rounds": 3, "sites": len(peers), "quorum": 0.5, **federation}
     config = RunConfig.model_validate(
-        {"federation": settings, "data": {"labels": ["a", "b"]}, "aggregation": {"method": "fedit"}}
+        {"federation": settings, "data": {"labels": ["a", "b"]}, "lora": LORA, "aggregation": {"method": "fedit"}}
     )
     store = RunFolder(folder)
     rounds = FederatedRun(

@@ -57,6 +57,7 @@ def logging_to(log: Log) -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("fedlora")
     for handler in (shown, *kept):
         handler.setFormatter(formatter)
+        handler.addFilter(_is_ours_or_grave)
         # Whoever logs need not ask where a text is from.
         handler.addFilter(PrintableRecords())
         root.addHandler(handler)
@@ -91,6 +92,11 @@ def log_to(console: Console) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler] if handler else None)
     for shown in logging.getLogger().handlers:
         shown.addFilter(PrintableRecords())
+
+
+def _is_ours_or_grave(record: logging.LogRecord) -> bool:
+    # A library may set the level of its own loggers, and what it logs comes here all the same.
+    return record.name.partition(".")[0] == "fedlora" or record.levelno >= logging.WARNING
 
 
 class _AboveTheView(logging.Handler):
