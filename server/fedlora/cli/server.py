@@ -200,7 +200,7 @@ def _start(run: Path, out: Path, overrides: tuple[str, ...], door: "Door") -> No
         metric_name=metric_name_in(out),
         out_dir=out,
         load_code=load_code(out, config),
-        seconds=seconds_worked(out),
+        worked=seconds_worked(out),
     )
 
 
