@@ -252,7 +252,7 @@ def outcome(*reports: RoundReport, out_dir: Path = LONG_FOLDER) -> str:
             metric_name="accuracy",
             out_dir=out_dir,
             load_code='trained = load_trained("[red]x")\n',
-            seconds=75.0,
+            worked=75.0,
         )
     return capture.get()
 

@@ -56,7 +56,11 @@ def test_a_run_that_is_prolonged_ends_in_the_adapter_of_one_that_was_planned_so(
     done = fedlora_here("simulate", "--resume", "--out", "out", "--set", "federation.rounds=2", "--workers", "2")
     assert done.returncode == 0
     assert "federation.rounds is changed from 1 to 2" in done.stdout
-    assert re.search(r"time +2 rounds in \d", done.stdout)
+    took = re.search(r"time +2 rounds in (.*)", done.stdout)
+    assert took
+    page = (tmp_path / "out" / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert f"The run took {took[1]}: training" in page
+    assert f"<dd>{took[1]}<small>" in page
     kept = "adapter/adapter_model.safetensors"
     assert (tmp_path / "out" / kept).read_bytes() == (finished_run.folder / kept).read_bytes()
     assert load_run(tmp_path / "out" / "run.toml").federation.rounds == 2

@@ -22,7 +22,7 @@ from fedlora.common.run_folder import BEST_FOLDER
 from fedlora.server.record.events import Event, RunStarted
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.record.running_summary import Picture, RunningSummary, ended
-from fedlora.server.record.totals import trained
+from fedlora.server.record.totals import run_seconds, trained
 from fedlora.server.report.wording import count_text, duration_text
 
 
@@ -75,9 +75,12 @@ def print_outcome(
     metric_name: str,
     out_dir: Path,
     load_code: str,
-    seconds: float,
+    worked: float,
 ) -> None:
-    """Print the scores by group before and after, the best round, where the results lie and how to load them."""
+    """Print the scores by group before and after, the best round, where the results lie and how to load them.
+
+    `worked` is the seconds of all processes that have worked on the run.
+    """
     console.print()
     table = scores_table(reports, metric_name)
     if table is not None:
@@ -85,7 +88,7 @@ def print_outcome(
     console.print()
     lines = [
         *outcome_lines(reports),
-        ("time", f"{count_text(len(trained(reports)), 'round')} in {duration_text(seconds)}"),
+        ("time", f"{count_text(len(trained(reports)), 'round')} in {duration_text(run_seconds(reports, worked))}"),
         *refusal_lines(reports),
         ("report", str(out_dir / "report.html")),
         ("adapter", str(out_dir / "adapter")),

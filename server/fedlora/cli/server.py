@@ -259,7 +259,7 @@ def _start(
         metric_name=metric_name_in(out),
         out_dir=out,
         load_code=load_code(out, config),
-        seconds=seconds_worked(out),
+        worked=seconds_worked(out),
     )
     head = AuditLog(out).head()
     said = f"audit log     {head.num_lines:,} lines, the last with the sha256 {head.sha256}"

@@ -80,7 +80,7 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
         metric_name=metric_name_in(result.folder),
         out_dir=result.folder,
         load_code=load_code(result.folder, config),
-        seconds=seconds_worked(result.folder),
+        worked=seconds_worked(result.folder),
     )
 
 

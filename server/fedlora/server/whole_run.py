@@ -106,17 +106,22 @@ def whole_run(
     """
     if run.method is None:
         method_of(run.config)  # Refused before anything is written.
-    with Claim(run.folder, run.config, resume=resume) as claim, Account(run.folder) as account, shown as listener:
+    with Claim(run.folder, run.config, resume=resume) as claim, shown as listener:
+        account = Account(run.folder)
         heard = HeardSites(listener)
         if notes := (*claim.notes, *run.notes):
             heard(Noted(notes))
 
         def write(reports: Sequence[RoundReport]) -> None:
-            account.write()
             _write_report(run, reports, heard.sites, write_report)
 
+        def write_so_far(reports: Sequence[RoundReport]) -> None:
+            account.write()
+            write(reports)
+
         try:
-            with RunningReport(write) as report:
+            # The account is closed before the last report, so that whoever tells the time tells the same.
+            with account, RunningReport(write_so_far) as report:
 
                 def listen(event: Event) -> None:
                     heard(event)
