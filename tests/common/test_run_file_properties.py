@@ -24,6 +24,8 @@ optional_texts = st.none() | texts
 run_names = st.text("abc XYZ-_.é大", min_size=1, max_size=60).filter(lambda name: not name.startswith("."))
 
 run_sections = st.builds(sections.RunSection, name=run_names, seed=st.integers(0, 2**70))
+# Of a layer's path. What is more of an expression, the server cannot match.
+endings = st.from_regex(r"[a-z0-9_]{1,8}(\.[a-z0-9_]{1,8}){0,2}", fullmatch=True)
 lora_sections = st.builds(
     sections.LoraSection,
     rank=counts,
@@ -31,8 +33,8 @@ lora_sections = st.builds(
     dropout=fractions,
     target_modules=st.just("auto") | st.lists(st.text(), min_size=1).map(tuple),
     use_rslora=st.booleans(),
-    rank_pattern=st.dictionaries(st.text(), counts, max_size=3),
-    alpha_pattern=st.dictionaries(st.text(), positives, max_size=3),
+    rank_pattern=st.dictionaries(endings, counts, max_size=3),
+    alpha_pattern=st.dictionaries(endings, positives, max_size=3),
     client_ranks=st.dictionaries(st.text(), st.just(1), max_size=3),
 )
 train_sections = st.builds(

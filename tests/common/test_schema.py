@@ -164,6 +164,7 @@ BOUNDED: dict[tuple[str, str], st.SearchStrategy[Any]] = {
         for name in ("metric_name", "base_model_fingerprint", "data_fingerprint", "version")
     },
     ("SiteDescription", "fingerprints"): st.dictionaries(shown, shown, max_size=4),
+    ("TrainReceipt", "status"): shown,
     ("TrainReceipt", "num_examples"): examples,
     ("TrainReceipt", "num_steps"): examples,
     ("TrainReceipt", "num_tokens"): st.integers(0, MAX_TOKENS),

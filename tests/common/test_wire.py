@@ -60,7 +60,7 @@ evaluate_requests = st.tuples(st.integers(0, 2**31), counts).flatmap(
     )
 )  # fmt: skip
 train_receipts = st.builds(
-    TrainReceipt, runs, small, small, words, words, examples, examples, numbers, st.none() | scores, st.none() | scores,
+    TrainReceipt, runs, small, small, words, shown, examples, examples, numbers, st.none() | scores, st.none() | scores,
     st.dictionaries(st.sampled_from(PHASES), st.floats(0, 1e9), max_size=5),
     withheld=st.sampled_from([(), ("loss",), ("scores",), ("loss", "scores")]),
 )  # fmt: skip
