@@ -12,11 +12,13 @@ sys.path.append(str(Path(__file__).parent))
 
 from stub_site import StubSite, honest, run_config, served
 
+from fedlora.cli.server import audit
 from fedlora.cli.server_view import audit_lines
+from fedlora.common.errors import StoreError
 from fedlora.common.run_folder import AUDIT_FILE
 from fedlora.server.disk.audit import AuditLog, read_audit, run_id_in
 from fedlora.server.disk.audited import Audited
-from fedlora.server.record.events import CallsRefused, SiteChanged, ignore
+from fedlora.server.record.events import AdapterFetched, CallsRefused, Enrolled, SiteChanged, ignore
 from fedlora.v1 import exchange_pb2, messages_pb2
 
 
@@ -180,3 +182,22 @@ def test_a_refused_upload_and_its_digest_stand_in_the_log(tmp_path: Path, caplog
     ]  # fmt: skip
     lines = [record.getMessage() for record in caplog.records if "refused mallory" in record.getMessage()]
     assert lines == ["refused mallory at 127.0.0.1: ticket", "refused mallory at 127.0.0.1: ticket, 29 times more"]
+
+
+def test_the_command_checks_a_log_and_names_the_first_line_that_does_not_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audited = Audited(AuditLog(tmp_path), ignore, weighting="examples")
+    audited(Enrolled("anna", "192.0.2.1", is_renewal=False))
+    audited(Enrolled("anna", "192.0.2.1", is_renewal=True))
+    audited(AdapterFetched("anna", "digits-v0001"))
+    audit(tmp_path, as_json=False)
+    assert capsys.readouterr().out.startswith("4 entries hold\n  of them   1 begun, 1 enrolled, 1 renewed, 1 fetched\n")
+    audit(tmp_path, as_json=True)
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed == entries_of(tmp_path)
+    path = tmp_path / AUDIT_FILE
+    path.write_text(path.read_text().replace('"enrolled"', '"invited"'))
+    with pytest.raises(StoreError, match="line 3 does not hold: it stands behind a line with the sha256"):
+        audit(tmp_path, as_json=False)
+    assert "2 entries hold, and those behind them do not" in capsys.readouterr().out

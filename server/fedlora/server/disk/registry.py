@@ -75,6 +75,7 @@ class Registry:
         self._waiting: _Candidate | None = None
         self._is_publishing = False
         self._end: bool | None = None
+        self._has_given_up = False
         self._wakes: list[Callable[[], None]] = []
         for leftover in self._folder.glob(f"*{_UNFINISHED}"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -125,6 +126,7 @@ class Registry:
         most = LAST_CHECK_SECONDS if is_finished else STOP_SECONDS
         with self._changed:
             if not self._changed.wait_for(lambda: not self._is_publishing, most):
+                self._has_given_up = True
                 logger.warning("the newest adapter is not published: its check took more than %g s", most)
             self._end = is_finished
             self._wake()
@@ -184,7 +186,7 @@ class Registry:
         if refusal := misfit.found if misfit is not None else self._check(candidate.folder):
             logger.error("round %d is not published: %s", round, refusal)
             return
-        if self.is_finished is not None:
+        if self._has_given_up:
             return  # Nobody waits for it any more, and the folder may be another process's.
         published = self._described(candidate.report, files)
         write_file(candidate.folder / METADATA_FILE, CODEC.dump(published) + "\n")

@@ -126,8 +126,8 @@ class RunFolder:
             content = json.loads(path.read_bytes())
         except (ValueError, OSError) as error:
             raise StoreError(f"{path} is damaged ({error}); restore it, or start a new run") from error
-        if not isinstance(content, dict) or not isinstance(content.get("run_id"), str):
-            raise StoreError(f"{path} is damaged (it is no object with a run_id); restore it, or start a new run")
+        if not isinstance(content, dict):
+            raise StoreError(f"{path} is damaged (it is no JSON object); restore it, or start a new run")
         return content
 
     @patiently
