@@ -8,15 +8,18 @@ import json
 import random
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
+from event_log import Event
 from idle_federation import SMALL, IdleFederation, idle_run, idle_server, write_adapter
 from progress import progress
 from started_processes import Started, beside
 
 _VICTIM, _OTHER = "site-0", "site-1"
+_THERE = ("ready", "at work")
 _SETTLE_SECONDS = 1.0
 
 
@@ -51,32 +54,39 @@ def main(num_kills: int, answer: Path) -> None:
         federation.wait_for_round(1)
         for kind in ["site"] * num_kills + ["worker"] * num_kills:
             time.sleep(_SETTLE_SECONDS + draw.random() * 0.2)
-            killed = time.monotonic()
+            killed, last_round = time.monotonic(), federation.events("RoundStarted")[-1]["round"]
             if kind == "site":
                 victim.process.kill()
                 victim.process.wait()
                 victim = sites.start(_VICTIM)
-                found["site ready"].append(
-                    _seen(federation, "SiteChanged", "site", killed, states=("ready", "at work"))
-                )
+                away = _seen(federation, "SiteChanged", after=killed, fits=lambda event: event["state"] == "away")
+                ready = _seen(federation, "SiteChanged", after=away, fits=lambda event: event["state"] in _THERE)
+                found["site ready"].append(ready - killed)
             else:
                 for worker in _workers(victim.pid):
                     worker.kill()
-            found[kind].append(_seen(federation, "UpdateArrived", "client", killed))
+            # An update of the round of the kill may have been on its way before.
+            counted = _seen(
+                federation,
+                "UpdateArrived",
+                after=killed,
+                fits=lambda event, last=last_round: event["round"] > last and not event["reason"],  # type: ignore[misc]
+            )
+            found[kind].append(counted - killed)
             progress(f"{kind}: {found[kind][-1]:.2f} s")
     answer.write_text(json.dumps(found))
 
 
-def _seen(federation: IdleFederation, kind: str, field: str, after: float, *, states: tuple[str, ...] = ()) -> float:
-    """Return how long after a moment the server saw such an event of the site that was killed."""
+def _seen(federation: IdleFederation, kind: str, *, after: float, fits: Callable[[Event], bool]) -> float:
+    """Return when the server first saw a fitting event, after a moment, of the site that was killed."""
 
     def look() -> float | None:
-        events = (event for event in federation.events(kind) if event["at"] > after and event[field] == _VICTIM)
-        fitting = (event["at"] for event in events if not states or event["state"] in states)
-        return next(fitting, None)
+        events = (event for event in federation.events(kind) if event["at"] > after and fits(event))
+        of_victim = (event["at"] for event in events if _VICTIM in (event.get("site"), event.get("client")))
+        return next(of_victim, None)
 
     at: float = federation.wait_for(f"{kind} of {_VICTIM}", look)
-    return at - after
+    return at
 
 
 def _workers(pid: int) -> list[psutil.Process]:

@@ -2,7 +2,8 @@
 
 Two sites that do nothing, over mTLS, whose rounds follow one another; one of them, or only its worker, gets SIGKILL at
 some moment of a round. Ready is what the server has seen: the site has connected and rehearsed; at work: its first
-update after the kill has been accepted. A real site's worker also loads its base model and data, which is not in here.
+update of a round after that of the kill has been accepted. Most of it is what Python takes to import torch, so the
+machine must be doing nothing else. A real site's worker also loads its base model and data, which is not in here.
 """
 
 from collections.abc import Iterator
