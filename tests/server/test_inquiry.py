@@ -375,7 +375,7 @@ def test_a_part_of_the_held_out_set_that_a_site_cannot_judge_goes_to_another(tmp
     grid, events = HalfDeadGrid(), list[Event]()
     federation = Federation(FlowerSites(grid, num_sites=2), RunFolder(tmp_path), events.append, RunConfig())
     federation.gather(num_sites=2)
-    federation.run_id = "run"
+    federation.identify(config=RunConfig(), command="test")
     judged = judge(federation, b"tensors", round=0, num_examples=None, patience=1.0)
     assert judged.report is not None
     assert judged.report.overall.num_examples == 300
