@@ -24,7 +24,7 @@ from fedlora.v1 import messages_pb2 as pb
 from fedlora.v1 import session_pb2
 
 # Peers with different numbers refuse each other.
-PROTOCOL = 4
+PROTOCOL = 5
 
 Request = InitialiseRequest | TrainRequest | EvaluateRequest
 Receipt = InitialiseReceipt | TrainReceipt | EvaluateReceipt | Failure
