@@ -68,3 +68,14 @@ def test_the_commands_for_flowers_certificate_make_one_that_sites_accept(tmp_pat
         server.stop(None)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert "server.example" in names.get_values_for_type(x509.DNSName)
+
+
+def test_the_threat_model_names_tests_that_there_are() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (DEPLOY / "threat-model.md").read_text()))
+    there = {
+        name
+        for path in Path(__file__).parent.rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), flags=re.MULTILINE)
+    }
+    assert len(named) > 40
+    assert named <= there
