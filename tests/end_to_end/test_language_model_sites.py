@@ -47,8 +47,10 @@ def test_sites_train_a_language_model_and_one_with_another_chat_template_is_told
     with deployed(tmp_path, run, {"de": files["de"]}) as deployment:
         deployment.sites["de"].wait_for("ready", SECONDS)
         stranger = site_file(tmp_path, "fr", tiny_chats, f'[model]\npath = "{other}"')
-        deployment.enrol("fr", stranger).wait_for("turned away by the server: other_chat_template: the chat", SECONDS)
+        stranded = deployment.enrol("fr", stranger)
+        deployment.server.wait_for("no more than half of them agree: de has chat_template", SECONDS)
         deployment.enrol("en", files["en"])
+        stranded.wait_for("turned away by the server: other_chat_template: the chat", SECONDS)
         assert deployment.server.wait(SECONDS) == 0, deployment.server.text
     reports = [json.loads(line) for line in (deployment.out / "rounds.jsonl").read_text().splitlines()]
     assert [sorted(report["clients"]) for report in reports] == [[], *[["de", "en"]] * 3]
