@@ -40,6 +40,7 @@ class HostileServer(SessionServiceServicer, AdapterExchangeServiceServicer):
         committed: what it says of how much of an upload it holds, of so many bytes that came.
         read: the digests that were asked for.
         received_bytes: of all uploads.
+        num_full: so many of the next uploads find its disk full.
     """
 
     def __init__(self, run: RunConfig) -> None:
@@ -48,7 +49,7 @@ class HostileServer(SessionServiceServicer, AdapterExchangeServiceServicer):
         self.committed: Callable[[int], int] = lambda came: came
         self.files: dict[bytes, bytes] = {}
         self.read: list[bytes] = []
-        self.received_bytes = 0
+        self.received_bytes = self.num_full = 0
         self._came: dict[bytes, int] = {}
         self._heard: queue.SimpleQueue[session_pb2.ConnectRequest] = queue.SimpleQueue()
         self._outgoing: queue.SimpleQueue[session_pb2.ConnectResponse | None] = queue.SimpleQueue()
@@ -69,8 +70,11 @@ class HostileServer(SessionServiceServicer, AdapterExchangeServiceServicer):
         yield exchange_pb2.ReadResponse(data=self.files[request.sha256][request.offset :])
 
     def Write(
-        self, request_iterator: Iterator[exchange_pb2.WriteRequest], _context: object
+        self, request_iterator: Iterator[exchange_pb2.WriteRequest], context: grpc.ServicerContext
     ) -> exchange_pb2.WriteResponse:
+        if self.num_full:
+            self.num_full -= 1
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "disk_full")
         first = next(request_iterator)
         digest, came = first.blob.sha256, first.offset
         for request in (first, *request_iterator):

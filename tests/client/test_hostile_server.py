@@ -234,6 +234,17 @@ def test_an_upload_that_never_counts_ends_and_the_site_goes_on(attacked: Attacke
     assert server.ask(asked, adapter).train.status == "ok"
 
 
+def test_an_update_is_kept_for_as_long_as_the_servers_disk_is_full(
+    attacked: Attacked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedlora.client.site.participation._LONGEST_PAUSE_SECONDS", 0.01)
+    server = attacked.server
+    server.num_full = 50
+    asked = messages_pb2.TrainRequest(run="full", round=1, num_rounds=3, trains=["A", "B"])
+    assert server.ask(asked, attacked.crafted(scale=3)).train.status == "ok"
+    assert server.num_full == 0
+
+
 @pytest.mark.parametrize(
     ("run_toml", "num_welcomes", "line"),
     [

@@ -18,7 +18,8 @@ from fedlora.common.errors import StoreError
 from fedlora.common.run_folder import AUDIT_FILE
 from fedlora.server.disk.audit import AuditLog, read_audit, run_id_in
 from fedlora.server.disk.audited import Audited
-from fedlora.server.record.events import AdapterFetched, CallsRefused, Enrolled, SiteChanged, ignore
+from fedlora.server.record.events import AdapterFetched, CallsRefused, Enrolled, RoundEnded, SiteChanged, ignore
+from fedlora.server.record.round_report import ClientReport, RoundReport
 from fedlora.v1 import exchange_pb2, messages_pb2
 
 
@@ -201,3 +202,12 @@ def test_the_command_checks_a_log_and_names_the_first_line_that_does_not_hold(
     with pytest.raises(StoreError, match="line 3 does not hold: it stands behind a line with the sha256"):
         audit(tmp_path, as_json=False)
     assert "2 entries hold, and those behind them do not" in capsys.readouterr().out
+
+
+def test_the_shares_in_the_log_are_those_that_counted(tmp_path: Path) -> None:
+    audited = Audited(AuditLog(tmp_path), ignore, weighting="examples")
+    sizes = {"anna": 10, "bert": 10, "mallory": 1_000_000}
+    parts = {name: ClientReport(size, 1, 1.0, None, None, {}) for name, size in sizes.items()}
+    audited(RoundEnded(RoundReport(1, tuple(sizes), parts, {}, None, None, 0, 0, {}, "0" * 64)))
+    shares = {entry["site"]: entry["share"] for entry in entries_of(tmp_path) if entry["event"] == "counted"}
+    assert shares == pytest.approx({"anna": 10 / 120, "bert": 10 / 120, "mallory": 100 / 120})

@@ -10,7 +10,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 sys.path.append(str(Path(__file__).parent))
 
-from peers import Peer, honest, make_grid
+from peers import LORA, Peer, honest, make_grid
 
 from fedlora.aggregation import FedIT
 from fedlora.common.config import RunConfig
@@ -36,7 +36,7 @@ def ever_worse(peer: Peer, request: session_pb2.Request) -> Receipt | None:
     receipt = honest(peer, request)
     if not isinstance(receipt, TrainReceipt):
         return receipt
-    return dataclasses.replace(receipt, before=Score(5, float(receipt.round), 0.5))
+    return dataclasses.replace(receipt, before=Score(2, float(receipt.round), 0.5))
 
 
 def run_on(folder: Path, *, rounds: int, early_stopping: int = 0) -> tuple[Checkpoint, list[Event]]:
@@ -45,6 +45,7 @@ def run_on(folder: Path, *, rounds: int, early_stopping: int = 0) -> tuple[Check
         {
             "federation": {"rounds": rounds, "sites": 2},
             "data": {"labels": ["a", "b"]},
+            "lora": LORA,
             "aggregation": {"method": "fedit"},
             "evaluation": {"early_stopping": early_stopping},
         }

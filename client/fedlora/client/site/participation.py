@@ -23,7 +23,7 @@ from fedlora.client.site.terms import Objection, objection_to, objection_to_what
 from fedlora.client.site.transfer import upload
 from fedlora.client.site.uploads import Uploads
 from fedlora.client.worker.seat import WorkerSeat
-from fedlora.common.channels import details_of
+from fedlora.common.channels import DISK_FULL, details_of
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import FedloraError, RunError
 from fedlora.common.messages import (
@@ -215,7 +215,7 @@ class Participation:
 
     def _serve(self, key: Key) -> None:
         """Do one request, and answer it for as long as it is wanted."""
-        num_tries = 0
+        num_tries = num_broken = 0
         while (message := self._current(key)) is not None:
             self._at_work = key
             try:
@@ -225,12 +225,14 @@ class Participation:
                     self._answer(key, result)
             except grpc.RpcError as error:
                 num_tries += 1
-                if num_tries == _MAX_TRIES:
-                    logger.error("the transfer broke off (%s) %d times, and is given up", _words(error), num_tries)
+                # That a server has no room is for its operator to mend, and the update is kept for as long.
+                num_broken += details_of(error) != DISK_FULL
+                if num_broken == _MAX_TRIES:
+                    logger.error("the transfer broke off (%s) %d times, and is given up", _words(error), num_broken)
                     with suppress(grpc.RpcError):
                         self._answer(key, Failure("transfer"))
                     return
-                seconds = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** (num_tries - 1))
+                seconds = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** min(num_tries - 1, 10))
                 logger.warning("the transfer broke off (%s); trying again in %.0f s", _words(error), seconds)
                 self._wait(key, seconds)
             except FedloraError as error:

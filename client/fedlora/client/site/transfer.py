@@ -11,7 +11,7 @@ from typing import Protocol
 
 import grpc
 
-from fedlora.common.channels import CHUNK_BYTES
+from fedlora.common.channels import CHUNK_BYTES, DISK_FULL, details_of
 from fedlora.common.errors import RunError, StoreError
 from fedlora.common.files import replace_file
 from fedlora.common.open_files import require_descriptors
@@ -21,6 +21,8 @@ from fedlora.v1 import exchange_pb2, messages_pb2
 _MAX_DAMAGED = 3
 _MAX_FRUITLESS = 4
 _MAX_TIMES_SENT = 4
+# A server without room says so at an upload's first chunk, when some more are on their way.
+_BYTES_ON_THE_WAY = 16 * CHUNK_BYTES
 _FIRST_PAUSE_SECONDS = 0.05
 LEAST_FREE_BYTES = 64 << 20
 
@@ -175,6 +177,7 @@ def upload(
             return num_bytes
         effort.look(have, blob)
         effort.pause()
+        sent_before = effort.sent_bytes
         try:
             chunks = _chunks(ticket, path, blob, have, effort)
             num_bytes += exchange.Write(chunks, metadata=metadata).committed_bytes - have
@@ -183,6 +186,8 @@ def upload(
             if error.code() is grpc.StatusCode.OUT_OF_RANGE:
                 effort.num_fruitless += 1
                 continue
+            if details_of(error) == DISK_FULL:
+                effort.sent_bytes = max(sent_before, effort.sent_bytes - _BYTES_ON_THE_WAY)
             if error.code() is not grpc.StatusCode.DATA_LOSS:
                 raise
             num_damaged += 1

@@ -30,6 +30,7 @@ from fedlora.server.record.events import (
     SiteChanged,
     UpdateArrived,
 )
+from fedlora.server.record.fair_shares import capped
 from fedlora.server.record.round_report import RoundReport
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class _Hour:
 
 @contextmanager
 def audited(
-    folder: Path, listener: Listener, *, weighting: Weighting
+    folder: Path, listener: Listener, *, weighting: Weighting, max_share: float | None
 ) -> Iterator[tuple[Listener, Callable[[Entry], None]]]:
     """Give a listener that writes to the audit log of a run's folder, and what writes one entry more.
 
@@ -65,7 +66,7 @@ def audited(
         known = read_audit(folder)
         if known.fault:
             logger.warning("%s: %s; fedlora server audit says more", folder / AUDIT_FILE, known.fault)
-    heard = Audited(log, listener, weighting=weighting, known=known.entries)
+    heard = Audited(log, listener, weighting=weighting, max_share=max_share, known=known.entries)
     try:
         yield heard, heard.note
     finally:
@@ -91,13 +92,15 @@ class Audited:
         listener: Listener,
         *,
         weighting: Weighting,
+        max_share: float | None = None,
         known: tuple[Entry, ...] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`known` are the entries that the log has; `weighting` says by what an update counts."""
+        """`known` are the entries that the log has; `weighting` and `max_share` say by what an update counts."""
         self._log = log
         self._listener = listener
         self._weighting = weighting
+        self._max_share = max_share
         self._last_round = rounds_in(known)
         self._clock = clock
         self._lock = threading.Lock()
@@ -159,11 +162,13 @@ class Audited:
         if report.round <= self._last_round:
             return
         self._last_round = report.round
-        total = sum(self._size(report, client) for client in report.clients)
+        sizes = {client: self._size(report, client) for client in report.clients}
+        weights = capped(sizes, max_share=self._max_share)
+        total = sum(weights.values())
         for client, part in report.clients.items():
             yield {
                 "event": "counted", "round": report.round, "site": client, "wire_sha256": part.wire_sha256,
-                "num_examples": part.num_examples, "share": round(self._size(report, client) / total, 9),
+                "num_examples": part.num_examples, "share": round(weights[client] / total, 9),
                 "flag": "zero" if part.is_zero else "unchanged" if part.is_unchanged else "",
             }  # fmt: skip
         for client, reason in report.refused.items():
@@ -173,7 +178,7 @@ class Audited:
         yield {"event": "round", "round": report.round, "adapter_sha256": report.adapter_sha256}
 
     def _size(self, report: RoundReport, client: str) -> float:
-        """Return by how much a client counts in a round, on the round's own scale."""
+        """Return what a client brings to a round, before any cap."""
         part = report.clients[client]
         size = {"examples": part.num_examples, "tokens": part.num_tokens, "uniform": 1}[self._weighting]
         return size * 0.5**part.age

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import grpc
 
-from fedlora.common.channels import CHUNK_BYTES
+from fedlora.common.channels import CHUNK_BYTES, DISK_FULL
 from fedlora.common.files import replace_file, sha256_of
 from fedlora.server.disk.exchange import ExchangeStore
 from fedlora.server.disk.space import LEAST_FREE_BYTES
@@ -177,7 +177,7 @@ class TransferService(AdapterExchangeServiceServicer):
     async def _refuse_for_space(self, context: Context) -> NoReturn:
         """End an upload for which there is no room; whoever operates the server is told, and the site tries again."""
         await asyncio.to_thread(self._full)
-        await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "disk_full")
+        await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, DISK_FULL)
 
 
 def _committed(path: Path, blob: messages_pb2.Blob) -> int:
