@@ -177,27 +177,30 @@ def upload(
             return num_bytes
         effort.look(have, blob)
         effort.pause()
-        sent_before = effort.sent_bytes
+        sent: list[int] = []
+        num_free = 0
         try:
-            chunks = _chunks(ticket, path, blob, have, effort)
+            chunks = _chunks(ticket, path, blob, have, sent)
             num_bytes += exchange.Write(chunks, metadata=metadata).committed_bytes - have
             effort.num_fruitless += 1
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.OUT_OF_RANGE:
                 effort.num_fruitless += 1
                 continue
-            if details_of(error) == DISK_FULL:
-                effort.sent_bytes = max(sent_before, effort.sent_bytes - _BYTES_ON_THE_WAY)
+            num_free = _BYTES_ON_THE_WAY if details_of(error) == DISK_FULL else 0
             if error.code() is not grpc.StatusCode.DATA_LOSS:
                 raise
             num_damaged += 1
             if num_damaged == _MAX_DAMAGED:
                 raise RunError(f"the update {blob.sha256.hex()[:12]} arrived damaged {num_damaged} times") from error
+        finally:
+            effort.sent_bytes += max(0, sum(sent) - num_free)
 
 
 def _chunks(
-    ticket: bytes, path: Path, blob: messages_pb2.Blob, offset: int, effort: Effort
+    ticket: bytes, path: Path, blob: messages_pb2.Blob, offset: int, sent: list[int]
 ) -> Iterator[exchange_pb2.WriteRequest]:
+    """Yield an upload's messages from an offset on, and note in `sent` how many bytes each of them has."""
     # In two halves at least, so that there is a half.
     half = (blob.size_bytes + 1) // 2
     with open(path, "rb") as file:
@@ -205,7 +208,7 @@ def _chunks(
         request = exchange_pb2.WriteRequest(ticket=ticket, blob=blob, offset=offset)
         while chunk := file.read(min(CHUNK_BYTES, half)):
             request.data = chunk
-            effort.sent_bytes += len(chunk)
+            sent.append(len(chunk))
             yield request
             before, offset = offset, offset + len(chunk)
             if before < half <= offset:
