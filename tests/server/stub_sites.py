@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 from open_port import DEADLINE_SECONDS, Conversation, OpenPort, blob_of, exchange_of, named, open_port
-from peers import small_adapter
+from peers import LORA, first_adapter
 
 from fedlora.adapters import pack, unpack
 from fedlora.adapters.differences import encode_file
@@ -95,7 +95,7 @@ class StubSite:
         match request.WhichOneof("content"):
             case "initialise":
                 answer.initialise.SetInParent()
-                self._send(answer, request, pack(small_adapter()), reference=None)
+                self._send(answer, request, pack(first_adapter()), reference=None)
             case "train":
                 asked = request.train
                 score = pb.Score(num_examples=4, loss=1.0, metric=0.5)
@@ -171,6 +171,7 @@ def served_run(
             "federation": settings,
             "evaluation": evaluation,
             "data": {"labels": ["a", "b"]},
+            "lora": LORA,
             "aggregation": {"method": "fedit"},
         }
     )

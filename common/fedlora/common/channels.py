@@ -14,9 +14,9 @@ _KEEPALIVE_TIMEOUT_MS = 40_000
 _MAX_MESSAGE_BYTES = 16 << 20
 
 # Of a file on the wire. A connection holds a few of them in memory, and a server has many connections.
+CHUNK_BYTES = 256 << 10
 # With this a server refuses what it has no room for.
 DISK_FULL = "disk_full"
-CHUNK_BYTES = 256 << 10
 
 # Under which a site names itself where there are no certificates, on loopback.
 SITE_METADATA = "fedlora-site"
