@@ -22,9 +22,12 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 LABELS = 'data.labels=["0","1","2"]'
 
 
-def site_file(folder: Path, name: str, data: Path) -> Path:
+def site_file(folder: Path, name: str, data: Path, *, model: Path) -> Path:
     path = folder / f"{name}.toml"
-    path.write_text(f'[site]\nname = "{name}"\n[data]\npath = "{data}"\nonly_group = "chalk"\n')
+    path.write_text(
+        f'[site]\nname = "{name}"\n[data]\npath = "{data}"\nonly_group = "chalk"\n'
+        f'[limits]\nbase_models = ["{model}"]\nleast_examples = 1\n'
+    )
     return path
 
 
@@ -53,7 +56,12 @@ def records(log: str) -> list[dict[str, str]]:
 
 
 def test_an_invitation_survives_every_mistake_and_then_lets_the_site_in(
-    run_file: RunFile, tiny_digits: Path, tmp_path: Path, fedlora_here: Command, monkeypatch: pytest.MonkeyPatch
+    run_file: RunFile,
+    tiny_digits: Path,
+    tiny_vision_model: Path,
+    tmp_path: Path,
+    fedlora_here: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server whose identity lies elsewhere, with a log in JSON; and one token through all that can go wrong."""
     with Deployment(tmp_path, run_file("federation.sites=2", LABELS)) as deployment:
@@ -75,7 +83,10 @@ def test_an_invitation_survives_every_mistake_and_then_lets_the_site_in(
         (tmp_path / "token").write_text(f"{token[0]}\n")
         given = ("--token-file", tmp_path / "token")
 
-        misspelt, lost = site_file(tmp_path, "nrth", tiny_digits), site_file(tmp_path, "north", tmp_path / "nowhere")
+        misspelt, lost = (
+            site_file(tmp_path, "nrth", tiny_digits, model=tiny_vision_model),
+            site_file(tmp_path, "north", tmp_path / "nowhere", model=tiny_vision_model),
+        )
         join = ("client", "join", deployment.address, "--site")
         assert "the invitation is for 'north', and the site file names 'nrth'" in error_of(
             fedlora_here(*join, misspelt, *given)
@@ -87,7 +98,7 @@ def test_an_invitation_survives_every_mistake_and_then_lets_the_site_in(
         listed = fedlora_here("sites", "list", "--out", out).stdout
         assert re.search(r"north +invited", listed)
 
-        site = deployment.add_site("north", site_file(tmp_path, "north", tiny_digits))
+        site = deployment.add_site("north", site_file(tmp_path, "north", tiny_digits, model=tiny_vision_model))
         site.environment["FEDLORA_TOKEN"] = token[0]
         site.start()
         site.wait_for(r"INFO enrolled as north")
@@ -170,7 +181,12 @@ class OwnAuthority:
 
 
 def test_a_federation_with_an_authority_of_its_own_lets_in_whom_it_names_and_nobody_else(
-    run_file: RunFile, tiny_digits: Path, tmp_path: Path, fedlora_here: Command, monkeypatch: pytest.MonkeyPatch
+    run_file: RunFile,
+    tiny_digits: Path,
+    tiny_vision_model: Path,
+    tmp_path: Path,
+    fedlora_here: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
     ours, foreign = OwnAuthority(tmp_path / "our authority"), OwnAuthority(tmp_path / "foreign authority")
@@ -179,7 +195,7 @@ def test_a_federation_with_an_authority_of_its_own_lets_in_whom_it_names_and_nob
         deployment.server.start()
         deployment.server.wait_for("listening on")
         out, address = str(deployment.out), f"localhost:{deployment.port}"
-        north = site_file(tmp_path, "north", tiny_digits)
+        north = site_file(tmp_path, "north", tiny_digits, model=tiny_vision_model)
 
         allowed = fedlora_here("sites", "invite", "north", "--out", out)
         assert "north may take part in tiny with its certificate; at the site:" in allowed.stdout
@@ -194,7 +210,7 @@ def test_a_federation_with_an_authority_of_its_own_lets_in_whom_it_names_and_nob
 
         site = join("north", north, ours.options("north"))
         deployment.server.wait_for(r"round +1/500")
-        stranger = site_file(tmp_path, "stranger", tiny_digits)
+        stranger = site_file(tmp_path, "stranger", tiny_digits, model=tiny_vision_model)
         refused = fedlora_here("client", "join", address, "--site", stranger, *ours.options("stranger"))
         assert error_of(refused) == "the server does not know this site; ask for an invitation"
         other = fedlora_here("client", "join", address, "--site", stranger, *ours.options("north"))

@@ -174,7 +174,6 @@ def test_layers_by_an_expression_are_those_that_it_matches_whole(family_run: Mak
         ("Llama", {"exclude_modules": "q_proj"}, "'q_proj' excludes none of the 4 layers"),
         ("Llama", {"exclude_modules": ".*"}, "leaves none of the 4 layers"),
         ("Llama", {"rank_pattern": {"q_prj": 2}}, "lora.rank_pattern: 'q_prj' matches none of the 4 layers"),
-        ("Llama", {"alpha_pattern": {"q_proj(": 2.0}}, "lora.alpha_pattern: 'q_proj(' is no regular expression"),
         ("Gemma2", {"target_modules": ["q_proj", "lm_head"]}, "shares its weights with model.embed_tokens"),
         ("Gemma3", {"target_modules": r".*vision_tower.*q_proj"}, "all 2 layers of "),
         ("Gemma3", {"modules_to_save": ["multi_modal_projector"]}, "gets no gradient from this task's inputs; "),

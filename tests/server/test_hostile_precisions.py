@@ -159,10 +159,10 @@ class Site:
             pass
         content = found[0].content
         if kind_of(content) == "Failure":
-            code = from_record(content, Failure).code
+            code = from_record(content, Failure, with_files=True).code
         else:
             answered = from_record(content, TrainReceipt, with_files=True)
-            admitted = admit(answered, request=asked, client="north", reference=START)
+            admitted = admit(answered, request=asked, client="north", num_examples=1, reference=START)
             code = "" if isinstance(admitted, Admitted) else admitted.code
         grid.acknowledge(request.request_id, code)
         assert self._conversation.hear("acknowledgement").acknowledgement.refusal == code

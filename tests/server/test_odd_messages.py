@@ -109,7 +109,7 @@ def test_case_9_a_number_of_examples_that_is_none_is_refused(port: OpenPort, sen
     reply = reply_with(port, sent)
     request = TrainRequest("run", 1, 0, 0, 1, 0, pack(small_adapter()))
     if isinstance(reply, TrainReceipt):
-        refusal = admit(reply, request=request, client="north", reference=small_adapter())
+        refusal = admit(reply, request=request, client="north", num_examples=10, reference=small_adapter())
         assert isinstance(refusal, Refusal)
         assert refusal.code == "num_examples"
     else:

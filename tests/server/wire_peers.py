@@ -117,7 +117,7 @@ def honest_with(first: bytes) -> Behaviour:
                     adapter=pack(dataclasses.replace(start, layers=layers)),
                 )  # fmt: skip
         if request.HasField("evaluate"):
-            return EvaluateReceipt(request.evaluate.run, request.evaluate.round, 0, {"all": Score(10, 0.5, 0.75)})
+            return EvaluateReceipt(request.evaluate.run, request.evaluate.round, 0, {peer.name: Score(10, 0.5, 0.75)})
         return InitialiseReceipt(first)
 
     return behave

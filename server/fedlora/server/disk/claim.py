@@ -100,16 +100,8 @@ def _run_in(path: Path, *, resume: bool) -> RunConfig | None:
     if not (path / RUN_FILE).is_file():
         # A killed run may have left these, or a server that ended while it waited for its sites, which it may have let
         # in already.
-        ours = (
-            LOCK_FILE,
-            f"{RUN_FILE}{TEMPORARY_SUFFIX}",
-            IDENTITY_FOLDER,
-            EXCHANGE_FOLDER,
-            STATUS_FILE,
-            STOP_FILE,
-            AUDIT_FILE,
-        )
-        if path.is_dir() and any(entry.name not in ours for entry in path.iterdir()):
+        ours = (RUN_FILE, LOCK_FILE, IDENTITY_FOLDER, EXCHANGE_FOLDER, STATUS_FILE, STOP_FILE, AUDIT_FILE)
+        if path.is_dir() and any(entry.name.removesuffix(TEMPORARY_SUFFIX) not in ours for entry in path.iterdir()):
             raise StoreError(f"{path} is not empty and holds no run; choose another folder with --out")
         return None
     if not resume:

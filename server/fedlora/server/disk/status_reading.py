@@ -20,8 +20,8 @@ class _Readable(BaseModel):
     run: str
     pid: int
     port: int
-    written: str
     phase: str
+    written: str
     failure: str
     waiting_for: str
     round: int
