@@ -16,13 +16,14 @@ from flwr.app import Context, RecordDict
 from fedlora.common import open_files
 from fedlora.common.addresses import require_loopback
 from fedlora.common.errors import ConfigError
+from fedlora.common.repeatedly import repeatedly
 from fedlora.common.run_file import require_labels
 from fedlora.common.run_folder import EXCHANGE_FOLDER, IDENTITY_FOLDER
 from fedlora.server.disk.audit import Entry
 from fedlora.server.disk.audited import audited
 from fedlora.server.disk.exchange import ExchangeStore
 from fedlora.server.disk.registry import Registry
-from fedlora.server.disk.space import LEAST_FREE_BYTES, DiskWatch, repeatedly
+from fedlora.server.disk.space import LEAST_FREE_BYTES, DiskWatch
 from fedlora.server.disk.stop_request import stop_requests_heeded
 from fedlora.server.identity.authority import Authority
 from fedlora.server.identity.tickets import TicketOffice
@@ -44,8 +45,6 @@ logger = logging.getLogger(__name__)
 
 # For some hundred sites.
 _ENOUGH_OPEN_FILES = 1_024
-
-
 _WATCH_SECONDS = 5.0
 
 

@@ -10,14 +10,13 @@ judged, over all runs that this site's folder has seen.
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedlora.client.site.site_file import SiteConfig
 from fedlora.common.codec import Codec
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import StoreError
+from fedlora.common.files import append_to_file
 from fedlora.common.messages import EvaluateRequest, SiteDescription, TrainRequest
 
 logger = logging.getLogger(__name__)
@@ -93,14 +92,8 @@ class Judging:
         return ""
 
     def _write(self, judged: _Judged) -> None:
-        try:
-            with open(self._file, "a") as file:
-                # A line that a crash cut off ends here.
-                file.write(f"\n{_CODEC.dump(judged)}")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StoreError(f"{self._file}: cannot be written ({error.strerror}); free some space") from error
+        # A line that a crash cut off ends here.
+        append_to_file(self._file, f"\n{_CODEC.dump(judged)}".encode())
 
 
 def _choice_of(run: RunConfig, site: SiteConfig, description: SiteDescription) -> str:

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from fedlora.common.errors import StoreError
 from fedlora.common.files import write_file
+from fedlora.common.repeatedly import repeatedly
 from fedlora.common.run_folder import MANIFEST_FILE, PROCESSES_FILE
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,6 @@ class Account:
     """
 
     def __init__(self, folder: Path, *, seconds_between: float = _SECONDS_BETWEEN) -> None:
-        self._seconds_between = seconds_between
         self._folder = folder
         self._earlier = process_records(folder)
         self._own = ProcessRecord(datetime.now(UTC))
@@ -73,18 +73,16 @@ class Account:
         self._round_began = self._clock
         self._moved: Moved = lambda: (0, 0)
         self._lock = threading.Lock()
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._write_on, name="account", daemon=True)
+        self._writing = repeatedly(self.write, seconds=seconds_between)
 
     def __enter__(self) -> "Account":
-        self._thread.start()
+        self._writing.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._is_over.set()
-        self._thread.join()
+        self._writing.__exit__(None, None, None)
         self.write()
 
     def begin(self, number: int, moved: Moved) -> None:
@@ -109,10 +107,6 @@ class Account:
             spent = Spent() if self._own.round is None else Spent(now - self._round_began, *self._moved())
             self._own = replace(self._own, seconds=now - self._clock, spent=spent)
             write_file(self._folder / PROCESSES_FILE, _RECORDS.dump_json([*self._earlier, self._own], indent=1) + b"\n")
-
-    def _write_on(self) -> None:
-        while not self._is_over.wait(self._seconds_between):
-            self.write()
 
 
 def process_records(folder: Path) -> list[ProcessRecord]:

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fedlora.common.errors import StoreError
-from fedlora.common.files import sync_folder, unwritable
+from fedlora.common.files import append_to_file, sync_folder, unwritable
 from fedlora.common.printable import printable
 from fedlora.common.run_folder import AUDIT_FILE
 
@@ -137,15 +137,7 @@ class AuditLog:
 
     def _write(self, file: io.FileIO, lines: bytes) -> None:
         before = os.fstat(file.fileno()).st_size
-        try:
-            written = 0
-            while written < len(lines):
-                written += file.write(lines[written:])
-            os.fsync(file.fileno())
-        except OSError:
-            # Of a full disk, a piece may be there.
-            os.ftruncate(file.fileno(), before)
-            raise
+        append_to_file(self._path, lines)
         self._read_bytes = before + len(lines)
 
 

@@ -5,8 +5,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from fedlora.server.record.events import DiskSpace, Listener
@@ -61,27 +60,6 @@ class DiskWatch:
             "%s: the disk is too full: %s free, %s needed; free some space, and the run goes on by itself",
             found.folder, free, needed,
         )  # fmt: skip
-
-
-@contextmanager
-def repeatedly(do: Callable[[], object], *, seconds: float) -> Iterator[None]:
-    """Do something every so many seconds, in a thread of its own, while the block lasts."""
-    is_over = threading.Event()
-
-    def work() -> None:
-        while not is_over.wait(seconds):
-            try:
-                do()
-            except Exception:
-                logger.exception("what is done every %g s failed", seconds)
-
-    thread = threading.Thread(target=work, name="watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
 
 
 def _existing(folder: Path) -> Path:
