@@ -1,228 +1,226 @@
-"""Sites on the generated stubs, on a real port: they say what a test wants, hostile or honest, and note what they hear.
+"""A site on the generated stubs, over a real port, in a thread: it answers what a test wants, honest or hostile."""
 
-And a whole server around them in this process, with everything that `fedlora server start` has but the terminal.
-"""
-
-import os
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import torch
-from flwr.supercore.task_identity import TaskIdentity
 
 sys.path.append(str(Path(__file__).parent))
 
-from open_port import Conversation, blob_of, named
-from peers import description
+from open_port import DEADLINE_SECONDS, Conversation, blob_of, named
+from peers import description, first_adapter
 
 from fedlora.adapters import Adapter, LoraLayer, pack, unpack
 from fedlora.adapters.differences import encode_file
-from fedlora.client.site.transfer import Metadata, download, upload
-from fedlora.common.channels import Credentials, open_channel
-from fedlora.common.config import RunConfig
+from fedlora.client.site.transfer import download, upload
+from fedlora.common.channels import open_channel
 from fedlora.common.wire import write_description
-from fedlora.server.deployment import Door, serve
-from fedlora.server.record.events import Event, Listener
-from fedlora.server.whole_run import Run, whole_run
-from fedlora.v1 import messages_pb2, session_pb2
+from fedlora.v1 import messages_pb2 as pb
+from fedlora.v1 import session_pb2
 from fedlora.v1.exchange_pb2_grpc import AdapterExchangeServiceStub
 
-CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+SCORE = pb.Score(num_examples=4, loss=1.0, metric=0.5)
 
 
-def first_adapter() -> Adapter:
-    layer = LoraLayer(torch.linspace(-1, 1, 12).reshape(2, 6), torch.zeros(4, 2), 2.0)
-    return Adapter({"block.q_proj": layer}, {}, CONFIG)
-
-
-def run_config(num_sites: int, **sections: dict[str, object]) -> RunConfig:
-    """Return a run of sites that hold no data; its keywords are sections to change."""
-    base: dict[str, dict[str, object]] = {
-        "run": {"name": "digits"},
-        "data": {"labels": ["a", "b"]},
-        "lora": {"rank": 2, "alpha": 4, "target_modules": ["q_proj"]},
-        "aggregation": {"method": "fedit"},
-        "exchange": {"precision": "float32"},
-        "federation": {"rounds": 1, "sites": num_sites, "quorum": 0.5},
-    }
-    names = {*base, *sections}
-    return RunConfig.model_validate({name: {**base.get(name, {}), **sections.get(name, {})} for name in names})
+def _described(name: str, changes: Mapping[str, Any]) -> pb.SiteDescription:
+    said = write_description(replace(description(name), num_validation=4, num_held_out=4))
+    for field_name in changes:
+        said.ClearField(field_name)  # type: ignore[arg-type]
+    said.MergeFrom(pb.SiteDescription(**changes))
+    return said
 
 
 @dataclass(frozen=True)
-class Sent:
-    """What a site sends for a training: the bytes it uploads, None for none, and its receipt."""
+class Reply:
+    """What a site sends for a request: its answer, and before that the file of an adapter, as it travels."""
 
-    update: bytes | None
-    receipt: messages_pb2.TrainReceipt
-
-
-Behaviour = Callable[["StubSite", session_pb2.Request, Path], Sent]
-"""What a site sends, given the request and the file of the adapter that it starts from."""
+    answer: session_pb2.Answer
+    adapter: bytes | None = None
 
 
-def moved(site: "StubSite", request: session_pb2.Request, start: Path, *, step: float) -> Sent:
-    """Return an update whose B has moved by a step, with an honest receipt."""
-    adapter = unpack(start.read_bytes())
-    layers = {path: replace(layer, B=layer.B + step) for path, layer in adapter.layers.items()}
-    return sent(site, request, start, replace(adapter, layers=layers))
-
-
-def honest(site: "StubSite", request: session_pb2.Request, start: Path) -> Sent:
-    return moved(site, request, start, step=0.01 * (1 + sum(site.name.encode()) % 7))
-
-
-def zero(site: "StubSite", request: session_pb2.Request, start: Path) -> Sent:
-    adapter = unpack(start.read_bytes())
-    layers = {
-        path: replace(layer, A=torch.zeros_like(layer.A), B=torch.zeros_like(layer.B))
-        for path, layer in adapter.layers.items()
-    }
-    return sent(site, request, start, replace(adapter, layers=layers))
-
-
-def sent(site: "StubSite", request: session_pb2.Request, start: Path, update: Adapter) -> Sent:
-    whole, encoded = site.folder / "update", site.folder / "encoded"
-    whole.write_bytes(pack(update))
-    encode_file(whole, encoded, reference=start, precision=request.precision)  # type: ignore[arg-type]
-    asked = request.train
-    receipt = messages_pb2.TrainReceipt(
-        run=asked.run, round=asked.round, attempt=asked.attempt, client=site.name, status="ok",
-        num_examples=10, num_steps=1, loss=0.5,
-    )  # fmt: skip
-    return Sent(encoded.read_bytes(), receipt)
+Behaviour = Callable[["StubSite", session_pb2.Request], Reply | None]
+"""What a site replies to a request; None for nothing at all."""
 
 
 @dataclass(eq=False)
 class StubSite:
-    """A site in a thread of its own, from its first connection to the server's end.
+    """A site from its connection to the server's end, or until it leaves.
 
     Attributes:
+        says: what it says of itself that an honest site would not, by field.
+        received: the requests so far.
         heard: the acknowledgements so far.
+        turned_away: the codes with which it was.
         ended: why the server ended the session, once it has.
     """
 
     name: str
     folder: Path
-    behave: Behaviour = honest
-    credentials: Credentials | None = None
+    behave: "Behaviour | None" = None
+    says: Mapping[str, Any] = field(default_factory=dict)
+    received: list[session_pb2.Request] = field(default_factory=list)
     heard: list[session_pb2.Acknowledgement] = field(default_factory=list)
+    turned_away: list[str] = field(default_factory=list)
     ended: tuple[grpc.StatusCode, str] | None = None
 
-    def __post_init__(self) -> None:
+    def connect(self, address: str, *, broken: Callable[[], None] = lambda: None) -> "StubSite":
+        """Connect in a thread, where `broken` is called when the behaviour raises."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._broken = broken
+        self._channel = open_channel(address, None)
+        self._exchange = AdapterExchangeServiceStub(self._channel)
+        self._conversation = Conversation(self._channel, named(self.name))
+        self._thread = threading.Thread(target=self._converse, daemon=True)
+        self._thread.start()
+        return self
+
+    def __enter__(self) -> "StubSite":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._conversation.__exit__()
+        self.join()
+
+    def join(self) -> None:
+        """Wait for its end, whoever ends it."""
+        self._thread.join(DEADLINE_SECONDS)
+        assert not self._thread.is_alive(), self.name
 
     @property
-    def metadata(self) -> Metadata:
-        return named(self.name)
+    def refused(self) -> list[str]:
+        """Why its updates were."""
+        return [each.refusal for each in self.heard if each.refusal]
 
-    def start(self, address: str) -> threading.Thread:
-        thread = threading.Thread(target=self.run, args=(address,), daemon=True)
-        thread.start()
-        return thread
+    def asked(self, kind: str) -> int:
+        """Return how many requests of a kind have come."""
+        return sum(request.WhichOneof("content") == kind for request in self.received)
 
-    def run(self, address: str) -> None:
-        with open_channel(address, self.credentials) as channel, Conversation(channel, self.metadata) as conversation:
-            exchange = AdapterExchangeServiceStub(channel)
+    def say_ready(self) -> None:
+        said = _described(self.name, self.says)
+        self._conversation.say(readiness=session_pb2.Readiness(description=said))
+
+    def start_of(self, request: session_pb2.Request) -> Path:
+        """Return the file of the adapter that a training starts from."""
+        start = self.folder / request.adapter.whole.sha256.hex()
+        if not start.exists():
+            download(self._exchange, request.adapter.whole, start, metadata=named(self.name))
+        return start
+
+    def _converse(self) -> None:
+        with self._channel, self._conversation:
             try:
-                for response in conversation:
+                for response in self._conversation:
                     match response.WhichOneof("content"):
                         case "welcome":
-                            told = write_description(description(self.name))
-                            conversation.say(readiness=session_pb2.Readiness(description=told))
+                            self.say_ready()
                         case "request":
-                            self._answer(conversation, exchange, response.request)
+                            self.received.append(response.request)
+                            self._answer(response.request)
                         case "acknowledgement":
                             self.heard.append(response.acknowledgement)
+                        case "turned_away":
+                            self.turned_away.append(response.turned_away.reason)
                         case "drain":
                             return
             except grpc.RpcError as error:
                 self.ended = error.code(), str(error.details())
             except BaseException:
-                # A site that a test has made wrong would keep the server waiting for ever.
-                os.kill(os.getpid(), signal.SIGTERM)
+                self._broken()
                 raise
 
-    def _answer(
-        self, conversation: Conversation, exchange: AdapterExchangeServiceStub, request: session_pb2.Request
-    ) -> None:
-        answer = session_pb2.Answer(request_id=request.request_id)
-        update: bytes | None
-        match request.WhichOneof("content"):
-            case "initialise":
-                start = self.folder / "first"
-                start.write_bytes(pack(first_adapter()))
-                encoded = self.folder / "encoded"
-                encode_file(start, encoded, reference=None, precision="float32")
-                update = encoded.read_bytes()
-                answer.initialise.SetInParent()
-            case "evaluate":
-                asked = request.evaluate
-                answer.evaluate.CopyFrom(messages_pb2.EvaluateReceipt(run=asked.run, round=asked.round))
-                answer.evaluate.groups["held out"].CopyFrom(messages_pb2.Score(num_examples=20, loss=0.5, metric=0.75))
-                update = None
-            case _:
-                start = self.folder / request.adapter.whole.sha256.hex()
-                if not start.exists():
-                    download(exchange, request.adapter.whole, start, metadata=self.metadata)
-                made = self.behave(self, request, start)
-                update = made.update
-                answer.train.CopyFrom(made.receipt)
-        if update is not None:
-            path = self.folder / "sent"
-            path.write_bytes(update)
-            answer.adapter.encoded.CopyFrom(blob_of(update))
-            upload(exchange, request.ticket, path, blob_of(update), metadata=self.metadata)
-        conversation.say(answer=answer)
+    def _answer(self, request: session_pb2.Request) -> None:
+        reply = (self.behave or honest)(self, request)
+        if reply is None:
+            return
+        if reply.adapter is not None:
+            path, blob = self.folder / "sent", blob_of(reply.adapter)
+            path.write_bytes(reply.adapter)
+            upload(self._exchange, request.ticket, path, blob, metadata=named(self.name))
+            reply.answer.adapter.encoded.CopyFrom(blob)
+        self._conversation.say(answer=reply.answer)
 
 
-@contextmanager
-def _unchanged_identity() -> Iterator[None]:
-    """Give back what a Grid sets in Flower."""
-    before = TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id
-    try:
-        yield
-    finally:
-        TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = before
+# -- what it answers
 
 
-def served(
-    config: RunConfig,
-    folder: Path,
-    sites: Sequence[StubSite],
-    *,
-    listener: Listener = lambda _event: None,
-    check: Callable[[Path], str] = lambda _folder: "",
-    opened: Callable[[str], None] = lambda _address: None,
-) -> list[Event]:
-    """Serve a run to its end over these sites, and return what has happened.
+def honest(site: StubSite, request: session_pb2.Request) -> Reply:
+    """Answer all that is asked at once: a first adapter, a step that depends on the name, a score under its name."""
+    answer = session_pb2.Answer(request_id=request.request_id)
+    match request.WhichOneof("content"):
+        case "initialise":
+            answer.initialise.SetInParent()
+            return Reply(answer, _as_it_travels(site, first_adapter(), reference=None))
+        case "evaluate":
+            asked = request.evaluate
+            answer.evaluate.CopyFrom(pb.EvaluateReceipt(run=asked.run, round=asked.round, groups={site.name: SCORE}))
+            return Reply(answer)
+    return moved(site, request, step=0.01 * (1 + sum(site.name.encode()) % 7))
 
-    Args:
-        opened: called with the address before the sites connect, in the thread of the server.
-    """
-    events: list[Event] = []
-    threads: list[threading.Thread] = []
 
-    def listen(event: Event) -> None:
-        events.append(event)
-        listener(event)
+def moved(site: StubSite, request: session_pb2.Request, *, step: float) -> Reply:
+    """Return a training whose B has moved by a step, with an honest receipt."""
+    return _trained(site, request, lambda layer: replace(layer, B=layer.B + step))
 
-    def begin(port: int) -> None:
-        opened(f"127.0.0.1:{port}")
-        threads.extend(site.start(f"127.0.0.1:{port}") for site in sites)
 
-    run = Run(config, folder, config.federation.sites, "test")
-    door = Door("127.0.0.1:0", is_insecure=True)
-    with _unchanged_identity():
-        whole_run(
-            run, lambda rounds: serve(rounds, door, check=check, opened=begin), shown=nullcontext(enter_result=listen)
+def zeros(site: StubSite, request: session_pb2.Request) -> Reply:
+    """Return a training that ends in nothing but zeros."""
+    return _trained(site, request, lambda layer: replace(layer, A=torch.zeros_like(layer.A), B=layer.B * 0))
+
+
+def _trained(site: StubSite, request: session_pb2.Request, change: Callable[[LoraLayer], LoraLayer]) -> Reply:
+    asked, start = request.train, site.start_of(request)
+    answer = session_pb2.Answer(request_id=request.request_id)
+    answer.train.CopyFrom(
+        pb.TrainReceipt(
+            run=asked.run, round=asked.round, attempt=asked.attempt, client=site.name, status="ok",
+            num_examples=10, num_steps=1, loss=0.5, before=SCORE, after=SCORE, seconds={"training": 0.1},
         )
-    for thread in threads:
-        thread.join(30)
-    return events
+    )  # fmt: skip
+    adapter = unpack(start.read_bytes())
+    update = replace(adapter, layers={path: change(layer) for path, layer in adapter.layers.items()})
+    return Reply(answer, _as_it_travels(site, update, reference=start, precision=request.precision))
+
+
+def _as_it_travels(site: StubSite, adapter: Adapter, *, reference: Path | None, precision: Any = "float32") -> bytes:
+    whole, encoded = site.folder / "whole", site.folder / "encoded"
+    whole.write_bytes(pack(adapter))
+    encode_file(whole, encoded, reference=reference, precision=precision)
+    return encoded.read_bytes()
+
+
+def starting_from(first: bytes) -> Behaviour:
+    """Answer the request for a first adapter with these bytes, and be honest besides."""
+
+    def behave(site: StubSite, request: session_pb2.Request) -> Reply:
+        if not request.HasField("initialise"):
+            return honest(site, request)
+        answer = session_pb2.Answer(request_id=request.request_id)
+        answer.initialise.SetInParent()
+        return Reply(answer, first)
+
+    return behave
+
+
+def lying(change: Callable[[session_pb2.Answer], None]) -> Behaviour:
+    """Be honest, but for what is changed in each answer."""
+
+    def behave(site: StubSite, request: session_pb2.Request) -> Reply:
+        reply = honest(site, request)
+        change(reply.answer)
+        return reply
+
+    return behave
+
+
+def silent_at(*kinds: str, otherwise: Behaviour = honest) -> Behaviour:
+    """Take the requests of these kinds, and say nothing."""
+
+    def behave(site: StubSite, request: session_pb2.Request) -> Reply | None:
+        return None if request.WhichOneof("content") in kinds else otherwise(site, request)
+
+    return behave

@@ -10,7 +10,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from stub_site import StubSite, honest, run_config, served
+from stub_runs import run_config, served
+from stub_site import StubSite
 
 from fedlora.cli.server import audit
 from fedlora.cli.server_view import audit_lines
@@ -174,7 +175,7 @@ def test_a_refused_upload_and_its_digest_stand_in_the_log(tmp_path: Path, caplog
                 with pytest.raises(grpc.RpcError):
                     exchange.QueryWriteStatus(request, metadata=named("mallory"))
 
-    sites = [StubSite(name, tmp_path / name, honest) for name in ("anna", "bert")]
+    sites = [StubSite(name, tmp_path / name) for name in ("anna", "bert")]
     with caplog.at_level("WARNING"):
         served(run_config(2), tmp_path / "run", sites, opened=begin)
     refused = [entry for entry in entries_of(tmp_path / "run") if entry["event"] == "refused"]

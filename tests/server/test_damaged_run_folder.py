@@ -9,7 +9,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from stub_site import StubSite, run_config, served
+from stub_runs import run_config, served
+from stub_site import StubSite
 
 from fedlora.common.errors import FedloraError
 from fedlora.server.disk.store import RunFolder

@@ -11,7 +11,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from stub_site import StubSite, run_config, served
+from stub_runs import run_config, served
+from stub_site import StubSite
 
 from fedlora.finished.resident_check import ResidentCheck
 from fedlora.server.record.events import Event, RoundEnded

@@ -14,7 +14,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from stub_site import StubSite, run_config, served
+from stub_runs import run_config, served
+from stub_site import StubSite
 
 from fedlora.cli.server_view import status_lines
 from fedlora.common.errors import DiskFull

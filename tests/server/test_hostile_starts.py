@@ -2,7 +2,6 @@
 
 import json
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,23 +12,16 @@ from safetensors.torch import save
 sys.path.append(str(Path(__file__).parent))
 
 from open_port import Conversation, OpenPort, named, open_port, wait_until
-from peers import CONFIG, LORA, first_adapter
-from wire_peers import WirePeer, honest_with, silent_at
+from peers import CONFIG, first_adapter
+from stub_runs import PortRun, run_config
+from stub_site import Behaviour, StubSite, honest, silent_at, starting_from
 
 from fedlora.adapters.keys import to_state_dict
 from fedlora.adapters.packed import metadata_of
-from fedlora.aggregation import FedIT
 from fedlora.common.channels import open_channel
-from fedlora.common.config import RunConfig
-from fedlora.server.disk.store import RunFolder
-from fedlora.server.record.events import Event, Noted, Waiting
-from fedlora.server.record.round_report import RoundReport
-from fedlora.server.rounds.federated_run import FederatedRun
-from fedlora.server.sites import LastingSites
 
 TENSORS = to_state_dict(first_adapter())
 A, B = sorted(TENSORS)
-SECONDS = 20.0
 
 
 def given(config: object = CONFIG, **changes: "torch.Tensor | None") -> bytes:
@@ -39,7 +31,6 @@ def given(config: object = CONFIG, **changes: "torch.Tensor | None") -> bytes:
     return save(kept, {"adapter_config": json.dumps(config), "precision": "float32", "reference": ""})
 
 
-HONEST = given()
 HOSTILE = {
     "a-nothing": (given(A=None, B=None), "no LoRA pair"),
     "a-no-file": (b"no file of tensors", "unreadable"),
@@ -63,58 +54,20 @@ FOREIGN = given(
 )
 
 
-class Run:
-    """A run over a port, in a thread."""
+def started(folder: Path, port: OpenPort, *, model: "dict[str, object] | None" = None, **federation: object) -> PortRun:
+    federation = {"sites": 2, "quorum": 0.1, "answer_seconds": 0.5, **federation}
+    return PortRun(folder, port, run_config(2, model=model or {}, federation=federation))
 
-    def __init__(
-        self, folder: Path, port: OpenPort, *, model: "dict[str, object] | None" = None, **federation: object
-    ) -> None:
-        self.events: list[Event] = []
-        self.config = RunConfig.model_validate(
-            {
-                "model": model or {},
-                "federation": {"rounds": 1, "sites": 2, "quorum": 0.1, "answer_seconds": 0.5, **federation},
-                "data": {"labels": ["a", "b"]},
-                "lora": LORA,
-                "aggregation": {"method": "fedit"},
-            }
-        )
-        self.folder = RunFolder(folder)
-        self._error: BaseException | None = None
-        run = FederatedRun(
-            self.config, FedIT(), self.folder, num_sites=self.config.federation.sites, command="test",
-            listener=self.events.append,
-        )  # fmt: skip
 
-        def start() -> None:
-            try:
-                run.start(LastingSites(port.grid))
-            except BaseException as error:
-                self._error = error
+def site(port: OpenPort, name: str, behave: Behaviour = honest, **says: object) -> StubSite:
+    """Return a site that has connected."""
+    folder = port.folder.parent / "sites" / name
+    return StubSite(name, folder, behave, says).connect(port.address)
 
-        self._thread = threading.Thread(target=start, daemon=True)
-        self._thread.start()
 
-    def reports(self) -> tuple[RoundReport, ...]:
-        self._thread.join(SECONDS)
-        assert not self._thread.is_alive(), self.notes() + self.waits_for()
-        if self._error is not None:
-            raise self._error
-        checkpoint = self.folder.latest()
-        assert checkpoint is not None
-        return checkpoint.reports
-
-    def notes(self) -> str:
-        return "\n".join(line for event in self.events if isinstance(event, Noted) for line in event.lines)
-
-    def waits_for(self) -> str:
-        return "\n".join(event.what for event in self.events if isinstance(event, Waiting))
-
-    def wait_for(self, words: str) -> None:
-        wait_until(lambda: words in self.waits_for())
-
-    def first(self) -> bytes:
-        return (self.folder.path / "rounds" / "0000" / "adapter.safetensors").read_bytes()
+def leave(*sites: StubSite) -> None:
+    for each in sites:
+        each.__exit__()
 
 
 @pytest.fixture
@@ -128,13 +81,13 @@ def ready(port: OpenPort, *names: str) -> None:
 
 
 def test_no_site_can_start_a_run_from_what_the_run_file_does_not_say(port: OpenPort, tmp_path: Path) -> None:
-    hostile = {name: WirePeer(port, name, honest_with(packed)) for name, (packed, _) in HOSTILE.items()}
-    hostile["o-silent"] = WirePeer(port, "o-silent", silent_at("initialise", otherwise=honest_with(b"")))
-    hostile["p-other"] = WirePeer(port, "p-other", honest_with(given(A=TENSORS[A] + 1)))
-    foreign = WirePeer(port, "q-foreign", honest_with(FOREIGN))
-    friend = WirePeer(port, "r-honest", honest_with(HONEST))
+    hostile = {name: site(port, name, starting_from(packed)) for name, (packed, _) in HOSTILE.items()}
+    hostile["o-silent"] = site(port, "o-silent", silent_at("initialise"))
+    hostile["p-other"] = site(port, "p-other", starting_from(given(A=TENSORS[A] + 1)))
+    foreign = site(port, "q-foreign", starting_from(FOREIGN))
+    friend = site(port, "r-honest")
     ready(port, *hostile, "q-foreign", "r-honest")
-    run = Run(tmp_path / "run", port)
+    run = started(tmp_path / "run", port)
     run.reports()
 
     settings = json.loads(metadata_of(run.first())["adapter_config"])
@@ -142,95 +95,87 @@ def test_no_site_can_start_a_run_from_what_the_run_file_does_not_say(port: OpenP
     assert not {"auto_mapping", "revision", "extra"} & settings.keys()
     assert run.first() == honest_start(tmp_path / "alone")
     for name, (_, code) in HOSTILE.items():
-        assert hostile[name].told == ["no_start"], name
+        assert hostile[name].turned_away == ["no_start"], name
         assert f"the first adapter that {name} made is refused: " in run.notes()
         assert code in next(line for line in run.notes().splitlines() if f"that {name} made" in line), name
     assert "o-silent did not answer in time" in run.notes()
     assert "q-foreign, r-honest made the same, and p-other another; theirs is taken" in run.notes()
     for name in ("o-silent", "p-other"):
-        assert hostile[name].told == []
-    assert foreign.told == friend.told == []
-    for peer in (*hostile.values(), foreign, friend):
-        peer.leave()
+        assert hostile[name].turned_away == []
+    assert foreign.turned_away == friend.turned_away == []
+    leave(*hostile.values(), foreign, friend)
 
 
 def honest_start(folder: Path) -> bytes:
     """Return the first adapter of a run that only honest sites take part in."""
     with open_port(folder / "port") as other:
-        peers = [WirePeer(other, name, honest_with(HONEST)) for name in ("x", "y")]
+        peers = [site(other, name) for name in ("x", "y")]
         ready(other, "x", "y")
-        run = Run(folder / "run", other)
+        run = started(folder / "run", other)
         run.reports()
-        for peer in peers:
-            peer.leave()
+        leave(*peers)
         return run.first()
 
 
 def test_a_wrong_base_model_that_is_there_first_turns_nobody_away(port: OpenPort, tmp_path: Path) -> None:
     wrong = {"base_model_fingerprint": f"sha256:{'f' * 64}"}
-    evil = WirePeer(port, "evil", honest_with(HONEST), **wrong)
+    evil = site(port, "evil", **wrong)
     ready(port, "evil")
-    run = Run(tmp_path / "run", port)
+    run = started(tmp_path / "run", port)
     run.wait_for("1 of 2 sites are ready (evil)")
-    north = WirePeer(port, "north", honest_with(HONEST))
+    north = site(port, "north")
     run.wait_for(
         "the 2 sites that are ready differ, and no more than half of them agree: evil has base model sha256:fff"
     )
-    assert north.told == evil.told == []
-    south = WirePeer(port, "south", honest_with(HONEST))
+    assert north.turned_away == evil.turned_away == []
+    south = site(port, "south")
     assert [sorted(report.clients) for report in run.reports()] == [[], ["north", "south"]]
-    assert evil.told == ["other_base_model"]
-    assert (north.told, south.told, evil.asked("train")) == ([], [], 0)
+    assert evil.turned_away == ["other_base_model"]
+    assert (north.turned_away, south.turned_away, evil.asked("train")) == ([], [], 0)
     assert "the run goes by most of them: north, south have base model sha256:0; evil has" in run.notes()
-    for peer in (evil, north, south):
-        peer.leave()
+    leave(evil, north, south)
 
     # What was decided stands in the manifest: whoever is first when the run goes on has no say in it.
     (tmp_path / "run" / "rounds" / "0001" / "report.json").unlink()
     with open_port(tmp_path / "later") as later:
-        evil = WirePeer(later, "evil", honest_with(HONEST), **wrong)
+        evil = site(later, "evil", **wrong)
         ready(later, "evil")
-        again = Run(tmp_path / "run", later)
-        others = [WirePeer(later, name, honest_with(HONEST)) for name in ("north", "south")]
+        again = started(tmp_path / "run", later)
+        others = [site(later, name) for name in ("north", "south")]
         assert sorted(again.reports()[-1].clients) == ["north", "south"]
-        assert evil.told == ["other_base_model"]
-        for peer in (evil, *others):
-            peer.leave()
+        assert evil.turned_away == ["other_base_model"]
+        leave(evil, *others)
 
 
 def test_the_word_of_a_site_that_is_gone_does_not_count_and_a_pin_decides_at_once(tmp_path: Path) -> None:
     wrong = {"base_model_fingerprint": f"sha256:{'f' * 64}"}
     pinned = f"sha256:{'0' * 64}"
     with open_port(tmp_path / "port") as port:
-        evil = WirePeer(port, "evil", honest_with(HONEST), **wrong)
+        evil = site(port, "evil", **wrong)
         ready(port, "evil")
-        run = Run(tmp_path / "run", port)
+        run = started(tmp_path / "run", port)
         run.wait_for("(evil)")
-        evil.leave()
+        leave(evil)
         wait_until(lambda: port.states["evil"] == "away")
-        peers = [WirePeer(port, name, honest_with(HONEST)) for name in ("north", "south")]
+        peers = [site(port, name) for name in ("north", "south")]
         assert sorted(run.reports()[-1].clients) == ["north", "south"]
-        for peer in peers:
-            peer.leave()
+        leave(*peers)
     with open_port(tmp_path / "other port") as port:
-        many = [WirePeer(port, f"evil-{number}", honest_with(HONEST), **wrong) for number in range(3)]
+        many = [site(port, f"evil-{number}", **wrong) for number in range(3)]
         ready(port, *(peer.name for peer in many))
-        run = Run(tmp_path / "pinned", port, model={"fingerprint": pinned})
-        wait_until(lambda: all(peer.told == ["other_base_model"] for peer in many))
-        peers = [
-            WirePeer(port, name, honest_with(HONEST), base_model_fingerprint=pinned) for name in ("north", "south")
-        ]
+        run = started(tmp_path / "pinned", port, model={"fingerprint": pinned})
+        wait_until(lambda: all(peer.turned_away == ["other_base_model"] for peer in many))
+        peers = [site(port, name, base_model_fingerprint=pinned) for name in ("north", "south")]
         assert sorted(run.reports()[-1].clients) == ["north", "south"]
-        for peer in (*many, *peers):
-            peer.leave()
+        leave(*many, *peers)
 
 
 def test_a_site_that_answers_nothing_holds_nothing(port: OpenPort, tmp_path: Path) -> None:
-    mute = WirePeer(port, "a-mute", silent_at("initialise", "train", "evaluate", otherwise=honest_with(HONEST)))
-    deaf = WirePeer(port, "b-deaf", silent_at("evaluate", otherwise=honest_with(HONEST)))
-    others = [WirePeer(port, name, honest_with(HONEST)) for name in ("north", "south")]
+    mute = site(port, "a-mute", silent_at("initialise", "train", "evaluate"))
+    deaf = site(port, "b-deaf", silent_at("evaluate"))
+    others = [site(port, name) for name in ("north", "south")]
     ready(port, "a-mute", "b-deaf", "north", "south")
-    run = Run(tmp_path / "run", port, sites=4, deadline=1.0)
+    run = started(tmp_path / "run", port, sites=4, deadline=1.0)
     reports = run.reports()
     assert sorted(reports[-1].clients) == ["b-deaf", "north", "south"]
     assert reports[-1].refused == {"a-mute": "late"}
@@ -240,21 +185,19 @@ def test_a_site_that_answers_nothing_holds_nothing(port: OpenPort, tmp_path: Pat
         assert f"round {report.round}: the score is without a-mute (late), b-deaf (late)" in run.notes()
     assert mute.asked("initialise") == mute.asked("train") == 1
     assert mute.asked("evaluate") == 3  # Two rounds, and the validation after the last.
-    for peer in (mute, deaf, *others):
-        peer.leave()
+    leave(mute, deaf, *others)
 
 
 def test_without_a_deadline_a_site_that_trains_for_ever_is_gone_on_without(
     port: OpenPort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedlora.server.rounds.ending._LEAST_SECONDS", 1.0)
-    mute = WirePeer(port, "mute", silent_at("train", otherwise=honest_with(HONEST)))
-    others = [WirePeer(port, name, honest_with(HONEST)) for name in ("north", "south")]
+    mute = site(port, "mute", silent_at("train"))
+    others = [site(port, name) for name in ("north", "south")]
     ready(port, "mute", "north", "south")
-    report = Run(tmp_path / "run", port, sites=3).reports()[-1]
+    report = started(tmp_path / "run", port, sites=3).reports()[-1]
     assert (sorted(report.clients), report.refused) == (["north", "south"], {"mute": "late"})
-    for peer in (mute, *others):
-        peer.leave()
+    leave(mute, *others)
 
 
 def test_a_site_that_comes_and_goes_without_being_ready_is_not_waited_for(port: OpenPort) -> None:

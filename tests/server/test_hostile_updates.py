@@ -9,7 +9,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from stub_site import Sent, StubSite, honest, moved, run_config, served, zero
+from stub_runs import run_config, served
+from stub_site import Reply, StubSite, honest, moved, zeros
 
 from fedlora.cli.notes_view import note_lines
 from fedlora.common.files import client_file_name
@@ -22,35 +23,31 @@ from fedlora.v1 import session_pb2
 HOSTILE = "\x1b[2Ja\nERROR: forged\u202e"
 
 
-def as_another(site: StubSite, request: session_pb2.Request, start: Path) -> Sent:
-    found = honest(site, request, start)
-    found.receipt.client, found.receipt.run = "anna", HOSTILE
-    return found
+def as_another(site: StubSite, request: session_pb2.Request) -> Reply:
+    reply = honest(site, request)
+    reply.answer.train.client, reply.answer.train.run = "anna", HOSTILE
+    return reply
 
 
-def undecodable(site: StubSite, request: session_pb2.Request, start: Path) -> Sent:
-    return Sent(b"neither int8 nor anything", honest(site, request, start).receipt)
+def undecodable(site: StubSite, request: session_pb2.Request) -> Reply:
+    return Reply(honest(site, request).answer, b"neither int8 nor anything")
 
 
-def far_away(site: StubSite, request: session_pb2.Request, start: Path) -> Sent:
-    return moved(site, request, start, step=1e4)
+def far_away(site: StubSite, request: session_pb2.Request) -> Reply:
+    return moved(site, request, step=1e4)
 
 
-def unmoved(site: StubSite, request: session_pb2.Request, start: Path) -> Sent:
-    return moved(site, request, start, step=0.0)
+def unmoved(site: StubSite, request: session_pb2.Request) -> Reply:
+    # In differences, zeros are what a site started from.
+    return zeros(site, request) if request.precision == "float32" else moved(site, request, step=0.0)
 
 
 BY_ROUND = {1: as_another, 2: undecodable, 3: far_away, 4: unmoved}
 
 
-def hostile(site: StubSite, request: session_pb2.Request, start: Path) -> Sent:
-    behave = BY_ROUND[request.train.round]
-    # In differences, zeros are what a site started from.
-    return (
-        zero(site, request, start)
-        if behave is unmoved and request.precision == "float32"
-        else behave(site, request, start)
-    )
+def hostile(site: StubSite, request: session_pb2.Request) -> Reply:
+    behave = BY_ROUND[request.train.round] if request.HasField("train") else honest
+    return behave(site, request)
 
 
 @pytest.mark.parametrize(("precision", "flag"), [("float32", "zero"), ("int8", "unchanged")])
