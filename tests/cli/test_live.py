@@ -17,8 +17,16 @@ from fedlora.cli.live import print_outcome, progress_view
 from fedlora.cli.run_view import RunView, advance, curve, run_panel, seconds_left
 from fedlora.common.aggregation_report import AggregationReport
 from fedlora.common.messages import Generated, Score
-from fedlora.server.record.events import EvaluationStarted, Event, RoundEnded, RoundStarted, RunStarted, UpdateArrived
-from fedlora.server.record.round_report import CappedShare, ClientReport, HeldOutReport, RoundReport
+from fedlora.server.record.events import (
+    EvaluationStarted,
+    Event,
+    RoundEnded,
+    RoundStarted,
+    RunStarted,
+    SiteChanged,
+    UpdateArrived,
+)
+from fedlora.server.record.round_report import ClientReport, HeldOutReport, RoundReport, Share
 from fedlora.server.record.running_summary import Summarised, updated
 
 CLIENTS = ("mnist", "serif")
@@ -85,9 +93,16 @@ def test_without_a_terminal_there_is_a_line_for_the_start_and_for_each_round() -
     ]
 
 
+def test_a_site_that_comes_and_goes_without_end_fills_no_log() -> None:
+    flutter = [SiteChanged("flutter", state) for _ in range(1_000) for state in ("starting", "away")]
+    lines = logged([*flutter, SiteChanged("calm", "starting")])
+    assert lines.count("site flutter: away") == 10
+    assert lines[20:] == ["site calm: starting"]
+
+
 def test_a_client_whose_weight_was_capped_is_named_with_both_weights() -> None:
     capped = report(1)
-    parts = {**capped.clients, "serif": replace(capped.clients["serif"], capped=CappedShare(0.9, 0.5))}
+    parts = {**capped.clients, "serif": replace(capped.clients["serif"], share=Share(0.9, 0.5))}
     capped = replace(capped, clients=parts)
     events = [*whole_run()[:-4], RoundEnded(capped)]
     assert "round 1/2  capped serif: 50 % in place of 90 %" in logged([STARTED, RoundEnded(capped)])

@@ -198,6 +198,16 @@ def test_a_download_is_the_published_folder(served: Served, client: RegistryClie
     assert [path.name for path in folder.parent.iterdir()] == ["digits-v0001"]
 
 
+def test_an_adapter_larger_than_expected_is_not_fetched(served: Served, client: RegistryClient, tmp_path: Path) -> None:
+    served.end_round(1)
+    published = next(client.adapters())
+    with pytest.raises(RunError, match=f"takes {published.size_bytes:,} bytes; expected at most 100; it is not"):
+        client.download(published, tmp_path / "out", most_bytes=100)
+    with pytest.raises(RunError, match="raise --max-megabytes"):
+        watch(served.connects(), tmp_path / "out", lambda _folder, _published: None, most_bytes=100)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_complete_folder_is_left_and_another_one_not_overwritten(
     served: Served, client: RegistryClient, tmp_path: Path
 ) -> None:

@@ -30,5 +30,5 @@ def test_a_client_in_the_report_is_its_receipt_with_what_the_server_adds() -> No
     )  # fmt: skip
     report = ClientReport.of(receipt, seconds={"training": 1.5, "answered": 2.0}, age=1, is_unchanged=True)
     assert (report.age, report.is_unchanged, report.seconds) == (1, True, {"training": 1.5, "answered": 2.0})
-    told = {field.name for field in fields(ClientReport)} - {"age", "is_unchanged", "is_zero", "seconds", "capped"}
+    told = {field.name for field in fields(ClientReport)} - {"age", "is_unchanged", "is_zero", "seconds", "share"}
     assert {name: getattr(report, name) for name in told} == {name: getattr(receipt, name) for name in told}

@@ -21,6 +21,7 @@ from fedlora.server.disk.audit import AuditLog, read_audit, run_id_in
 from fedlora.server.disk.audited import Audited
 from fedlora.server.record.events import AdapterFetched, CallsRefused, Enrolled, RoundEnded, SiteChanged, ignore
 from fedlora.server.record.round_report import ClientReport, RoundReport
+from fedlora.server.rounds.completion import weigh
 from fedlora.v1 import exchange_pb2, messages_pb2
 
 
@@ -146,7 +147,7 @@ def test_several_processes_write_one_chain(tmp_path: Path) -> None:
 
 def test_a_flood_of_refusals_does_not_fill_the_disk(tmp_path: Path) -> None:
     now = 0.0
-    audited = Audited(AuditLog(tmp_path), ignore, weighting="examples", clock=lambda: now)
+    audited = Audited(AuditLog(tmp_path), ignore, clock=lambda: now)
     for number in range(3_000):
         audited(CallsRefused("ticket", "mallory", "192.0.2.1", 2))
         audited(SiteChanged("mallory", "starting" if number % 2 else "away"))
@@ -189,7 +190,7 @@ def test_a_refused_upload_and_its_digest_stand_in_the_log(tmp_path: Path, caplog
 def test_the_command_checks_a_log_and_names_the_first_line_that_does_not_hold(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    audited = Audited(AuditLog(tmp_path), ignore, weighting="examples")
+    audited = Audited(AuditLog(tmp_path), ignore)
     audited(Enrolled("anna", "192.0.2.1", is_renewal=False))
     audited(Enrolled("anna", "192.0.2.1", is_renewal=True))
     audited(AdapterFetched("anna", "digits-v0001"))
@@ -206,9 +207,10 @@ def test_the_command_checks_a_log_and_names_the_first_line_that_does_not_hold(
 
 
 def test_the_shares_in_the_log_are_those_that_counted(tmp_path: Path) -> None:
-    audited = Audited(AuditLog(tmp_path), ignore, weighting="examples")
+    audited = Audited(AuditLog(tmp_path), ignore)
     sizes = {"anna": 10, "bert": 10, "mallory": 1_000_000}
-    parts = {name: ClientReport(size, 1, 1.0, None, None, {}) for name, size in sizes.items()}
+    shares = weigh(sizes, weighting="examples").shares
+    parts = {name: ClientReport(size, 1, 1.0, None, None, {}, share=shares[name]) for name, size in sizes.items()}
     audited(RoundEnded(RoundReport(1, tuple(sizes), parts, {}, None, None, 0, 0, {}, "0" * 64)))
-    shares = {entry["site"]: entry["share"] for entry in entries_of(tmp_path) if entry["event"] == "counted"}
-    assert shares == pytest.approx({"anna": 10 / 120, "bert": 10 / 120, "mallory": 100 / 120})
+    logged = {entry["site"]: entry["share"] for entry in entries_of(tmp_path) if entry["event"] == "counted"}
+    assert logged == pytest.approx({"anna": 10 / 120, "bert": 10 / 120, "mallory": 100 / 120})

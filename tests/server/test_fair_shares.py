@@ -16,7 +16,7 @@ from report_pages import client, finished, start, text_of
 from fedlora.common.messages import Score, merge_scores
 from fedlora.server.record.best_round import best_round, has_stalled, scores_in
 from fedlora.server.record.fair_shares import capped, merge_fairly
-from fedlora.server.record.round_report import CODEC, CappedShare
+from fedlora.server.record.round_report import CODEC, Share
 from fedlora.server.rounds.completion import weigh
 
 few = settings(derandomize=True, database=None, deadline=None, max_examples=100)
@@ -49,9 +49,10 @@ def test_with_a_share_of_its_own_nobody_weighs_more_and_the_smaller_ones_keep_th
 def test_a_cap_is_said_with_what_the_client_would_have_weighed() -> None:
     weights = weigh({"a": 100, "b": 100, "liar": 10**9}, weighting="examples")
     assert weights.by_client == {"a": 100.0, "b": 100.0, "liar": 1000.0}
-    assert list(weights.capped) == ["liar"]
-    assert weights.capped["liar"].before == pytest.approx(1.0, abs=1e-6)
-    assert weights.capped["liar"].after == pytest.approx(10 / 12)
+    assert [name for name, share in weights.shares.items() if share.is_capped] == ["liar"]
+    assert weights.shares["liar"].wanted == pytest.approx(1.0, abs=1e-6)
+    assert weights.shares["liar"].given == pytest.approx(10 / 12)
+    assert weights.shares["a"].given == pytest.approx(1 / 12)
 
 
 def test_a_cap_holds_for_late_updates_too_and_uniform_weights_need_none() -> None:
@@ -60,7 +61,7 @@ def test_a_cap_holds_for_late_updates_too_and_uniform_weights_need_none() -> Non
     assert late.by_client == {"a": 0.5, "b": 1.0}
     third = weigh({"a": 30, "b": 30, "c": 60}, weighting="examples", max_share=0.4, ages={"a": 0, "b": 0, "c": 1})
     assert third.by_client == {"a": 30.0, "b": 30.0, "c": 30.0}
-    assert third.capped == {}
+    assert not any(share.is_capped for share in third.shares.values())
 
 
 scores = st.builds(Score, st.integers(1, 64), st.floats(0.5, 4), st.floats(0, 1))
@@ -100,10 +101,10 @@ def test_a_client_with_losses_of_1e29_but_for_its_favourite_round_does_not_choos
 
 
 def test_a_cap_is_in_the_report_and_in_the_round_on_disk() -> None:
-    share = CappedShare(0.999, 0.5)
-    parts = {"mnist": client(), "serif": replace(client(), capped=share)}
+    share = Share(0.999, 0.5)
+    parts = {"mnist": client(), "serif": replace(client(), share=share)}
     report = finished(1, parts)
-    assert CODEC.load(CODEC.dump(report)).clients["serif"].capped == share
+    assert CODEC.load(CODEC.dump(report)).clients["serif"].share == share
     said = "Weights were capped (federation.max_share): serif in round 1 (50 % in place of 100 %)."
     assert said in text_of(start(), report)
     assert "max_share): " not in text_of(start(), finished(1))

@@ -74,16 +74,20 @@ def test_an_answer_with_an_id_of_megabytes_ends_its_connection_and_no_other(tmp_
         assert honest.hear("acknowledgement").acknowledgement.request_id == "unknown"
 
 
-def test_an_answer_with_an_id_longer_than_any_of_ours_is_not_answered(tmp_path: Path) -> None:
+def test_an_answer_with_an_id_longer_than_any_of_ours_is_not_answered_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with (
         open_port(tmp_path) as port,
         narrow_channel(port.address) as channel,
         Conversation(channel, named("hostile")) as hostile,
     ):
         hostile.hear("welcome")
-        hostile.say(answer=answer("x" * 65))
+        for _ in range(50):
+            hostile.say(answer=answer("x" * 65))
         hostile.say(answer=answer("x" * 64))
         assert hostile.hear("acknowledgement").acknowledgement.request_id == "x" * 64
+    assert caplog.text.count("no request of ours") == 1
 
 
 def test_of_a_site_that_reads_no_answers_no_more_is_read(tmp_path: Path) -> None:

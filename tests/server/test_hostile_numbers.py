@@ -139,9 +139,9 @@ def test_a_billion_examples_do_not_take_the_model_over_and_the_cap_is_in_the_rep
         {"a": honest, "bb": honest, "owner": telling(**BILLION)},
         says={"owner": BILLION},
     )
-    capped = {name: part.capped for name, part in reports[1].clients.items() if part.capped}
+    capped = {name: part.share for name, part in reports[1].clients.items() if part.share and part.share.is_capped}
     assert list(capped) == ["owner"]
-    assert (capped["owner"].before, capped["owner"].after) == (pytest.approx(1.0, abs=1e-6), pytest.approx(10 / 12))
+    assert (capped["owner"].wanted, capped["owner"].given) == (pytest.approx(1.0, abs=1e-6), pytest.approx(10 / 12))
 
 
 def test_a_share_of_the_run_file_is_the_most_that_a_site_weighs(tmp_path: Path) -> None:
@@ -151,9 +151,9 @@ def test_a_share_of_the_run_file_is_the_most_that_a_site_weighs(tmp_path: Path) 
         says={"owner": BILLION},
         federation={"max_share": 0.4},
     )
-    capped = reports[1].clients["owner"].capped
-    assert capped is not None
-    assert capped.after == pytest.approx(0.4)
+    share = reports[1].clients["owner"].share
+    assert share is not None
+    assert share.given == pytest.approx(0.4)
 
 
 def test_a_site_that_holds_more_than_any_site_is_not_let_in_and_the_others_go_on(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from fedlora.v1.registry_pb2_grpc import RegistryServiceStub
 logger = logging.getLogger(__name__)
 
 NEWEST = "latest"
+MOST_BYTES = 4 * 10**9
 
 _SECONDS = 30.0
 _LONGEST_PAUSE_SECONDS = 8.0
@@ -112,15 +113,20 @@ class RegistryClient:
             call.cancel()
         raise ConnectionError("the server ended the connection")
 
-    def download(self, published: Published, out: Path) -> Path:
+    def download(self, published: Published, out: Path, *, most_bytes: int = MOST_BYTES) -> Path:
         """Return the folder of an adapter in `out`, after fetching what is not there yet.
 
         Raises:
             grpc.RpcError: the connection broke; calling again goes on.
             AdapterGone: the server does not keep it any more.
-            RunError: a file came damaged, three times.
+            RunError: a file came damaged, three times, or all of it is more than `most_bytes`.
             StoreError: there is no room for it, or another adapter has its name.
         """
+        if published.size_bytes > most_bytes:
+            raise RunError(
+                f"{published.name} takes {published.size_bytes:,} bytes; expected at most {most_bytes:,}; it is not "
+                "fetched; if it may be so large, raise --max-megabytes"
+            )
         folder, part = out / published.name, out / f".{published.name}.part"
         if folder.exists():
             if not _is_complete(folder, published):
@@ -213,13 +219,20 @@ def raise_if_refused(error: grpc.RpcError) -> None:
         raise RunError(_REFUSALS.get(code, f"the server refuses ({code}); ask whoever runs it")) from error
 
 
-def watch(connects: Callable[[], AbstractContextManager[RegistryClient]], out: Path, handle: Handle) -> None:
+def watch(
+    connects: Callable[[], AbstractContextManager[RegistryClient]],
+    out: Path,
+    handle: Handle,
+    *,
+    most_bytes: int = MOST_BYTES,
+) -> None:
     """Download each adapter to `out` and `handle` it, in order, until the run is over; connect again as need be.
 
     What an earlier watch to the same folder has handled is not handled again.
 
     Raises:
-        RunError: the server refuses, for a reason that waiting does not cure.
+        RunError: the server refuses, for a reason that waiting does not cure, or has an adapter larger than
+            `most_bytes`.
         StoreError: the folder cannot be written, or holds adapters of another run.
     """
     backoff, outage = Backoff(_LONGEST_PAUSE_SECONDS), Outage()
@@ -227,7 +240,7 @@ def watch(connects: Callable[[], AbstractContextManager[RegistryClient]], out: P
         began = time.monotonic()
         try:
             with connects() as client:
-                _follow(client, out, handle)
+                _follow(client, out, handle, most_bytes)
                 return
         except grpc.RpcError as error:
             raise_if_refused(error)
@@ -242,7 +255,7 @@ def watch(connects: Callable[[], AbstractContextManager[RegistryClient]], out: P
         time.sleep(backoff.next_pause(connected_seconds))
 
 
-def _follow(client: RegistryClient, out: Path, handle: Handle) -> None:
+def _follow(client: RegistryClient, out: Path, handle: Handle, most_bytes: int) -> None:
     """Handle what one connection brings, to the end of the run."""
     newest = next(client.adapters(page_size=1), None)
     watched = _watched(out)
@@ -250,7 +263,7 @@ def _follow(client: RegistryClient, out: Path, handle: Handle) -> None:
     is_same = watched is not None and newest is not None and newest.run == watched.run
     for published in client.announced(watched.version if watched is not None and is_same else 0):
         try:
-            folder = client.download(published, out)
+            folder = client.download(published, out, most_bytes=most_bytes)
         except AdapterGone as error:
             logger.warning("%s", error)
             continue

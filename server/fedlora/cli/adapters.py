@@ -24,6 +24,9 @@ adapters_app = typer.Typer(
 
 Address = Annotated[str, typer.Argument(metavar="HOST:PORT", help="The aggregation server.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="An adapter becomes the folder DIR/NAME-vNNNN.")]
+MaxMegabytes = Annotated[
+    int, typer.Option(metavar="N", min=1, help="A larger adapter, of millions of bytes, is not fetched.")
+]
 SiteOption = Annotated[
     Path | None, typer.Option("--site", metavar="SITE.toml", help="Come as this site, which has enrolled.")
 ]
@@ -113,6 +116,7 @@ def download(
     address: Address,
     out: Out,
     adapter: Annotated[str, typer.Argument(metavar="[NAME|latest]", help="Such as digits-v0003.")] = "latest",
+    max_megabytes: MaxMegabytes = 4000,
     site: SiteOption = None,
     insecure: Insecure = False,
     name: Name = "",
@@ -127,7 +131,8 @@ def download(
     with terminated_as_interrupted():
         try:
             with as_run_errors(address), connects() as client:
-                print(client.download(chosen(client.adapters(), adapter), out))
+                found = chosen(client.adapters(), adapter)
+                print(client.download(found, out, most_bytes=max_megabytes * 10**6))
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(exit_status(interrupt)) from None
 
@@ -145,6 +150,7 @@ def watch(
             "FEDLORA_ADAPTER (the folder), FEDLORA_NAME and FEDLORA_VERSION.",
         ),
     ] = "",
+    max_megabytes: MaxMegabytes = 4000,
     site: SiteOption = None,
     insecure: Insecure = False,
     name: Name = "",
@@ -160,7 +166,7 @@ def watch(
     handle = announcer(words_of(command))
     with logging_to(Log()), terminated_as_interrupted():
         try:
-            follow(connects, out, handle)
+            follow(connects, out, handle, most_bytes=max_megabytes * 10**6)
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(exit_status(interrupt)) from None
 

@@ -19,7 +19,8 @@ from fedlora.cli.notes_view import note_lines
 from fedlora.cli.run_view import RunView, advance, plain_lines, run_panel
 from fedlora.common.printable import printable
 from fedlora.common.run_folder import BEST_FOLDER
-from fedlora.server.record.events import Event, RunStarted
+from fedlora.server.record.events import Event, RunStarted, SiteChanged
+from fedlora.server.record.hourly import Hourly
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.record.running_summary import Picture, RunningSummary, ended
 from fedlora.server.record.totals import run_seconds, trained
@@ -121,10 +122,18 @@ def _renewing_panel(view: RunView, console: Console, metric_name: Callable[[], s
 
 
 def _lines_of(view: RunView, say: Callable[[str], None], metric_name: Callable[[], str]) -> Picture:
+    hourly = Hourly()
+
     def draw(event: Event, _before: RunningSummary, summary: RunningSummary) -> None:
         nonlocal view
         before, view = view, _after(view, event, summary, metric_name)
-        for line in (*note_lines(event), *plain_lines(before, view, event)):
+        for _, site, num in hourly.counted():
+            say(f"site {site}: came and went, {count_text(num, 'line')} more")
+        lines = plain_lines(before, view, event)
+        # A site that loses its connection again and again fills no log.
+        if lines and isinstance(event, SiteChanged) and not hourly.admits("site", event.site):
+            lines = []
+        for line in (*note_lines(event), *lines):
             say(line)
 
     return draw

@@ -92,9 +92,7 @@ def serve(
     config, folder = rounds.run.config, rounds.run.folder
     require_labels(config)
     _raise_open_files()
-    settings = config.federation
-    shares = audited(folder, rounds.listener, weighting=settings.weighting, max_share=settings.max_share)
-    with shares as (listener, note):
+    with audited(folder, rounds.listener) as (listener, note):
         _serve(replace(rounds, listener=listener), door, check=check, opened=opened, note=note)
 
 

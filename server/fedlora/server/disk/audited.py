@@ -1,18 +1,14 @@
 """What of a run's events stands in its audit log: who came and went, what counted, what was refused, who took what.
 
-Entries of a kind that a stranger or a hostile site can cause as often as it likes are bounded: so many an hour for each
-reason or site, and then their number.
+Entries of a kind that a stranger or a hostile site can cause as often as it likes are bounded; see `Hourly`.
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from fedlora.common.errors import StoreError
 from fedlora.common.run_folder import AUDIT_FILE
@@ -30,32 +26,14 @@ from fedlora.server.record.events import (
     SiteChanged,
     UpdateArrived,
 )
-from fedlora.server.record.fair_shares import capped
+from fedlora.server.record.hourly import Hourly
 from fedlora.server.record.round_report import RoundReport
 
 logger = logging.getLogger(__name__)
 
-# Of one kind of event, for one reason or site, in an hour; and of all kinds, reasons and sites together.
-_MOST_AN_HOUR, _MOST_KEYS = 20, 2_000
-_HOUR_SECONDS, _LOOK_SECONDS = 3_600.0, 60.0
-
-
-Weighting = Literal["examples", "tokens", "uniform"]
-
-
-@dataclass
-class _Hour:
-    """What came of one kind in the hour that is on: since when, how many are written, and how many are only counted."""
-
-    began: float
-    num_written: int = 0
-    num_counted: int = 0
-
 
 @contextmanager
-def audited(
-    folder: Path, listener: Listener, *, weighting: Weighting, max_share: float | None
-) -> Iterator[tuple[Listener, Callable[[Entry], None]]]:
+def audited(folder: Path, listener: Listener) -> Iterator[tuple[Listener, Callable[[Entry], None]]]:
     """Give a listener that writes to the audit log of a run's folder, and what writes one entry more.
 
     A log whose chain does not hold is said, and carried on: what was changed in it stays to be seen. At the end the
@@ -66,7 +44,7 @@ def audited(
         known = read_audit(folder)
         if known.fault:
             logger.warning("%s: %s; fedlora server audit says more", folder / AUDIT_FILE, known.fault)
-    heard = Audited(log, listener, weighting=weighting, max_share=max_share, known=known.entries)
+    heard = Audited(log, listener, known=known.entries)
     try:
         yield heard, heard.note
     finally:
@@ -91,24 +69,18 @@ class Audited:
         log: AuditLog,
         listener: Listener,
         *,
-        weighting: Weighting,
-        max_share: float | None = None,
         known: tuple[Entry, ...] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`known` are the entries that the log has; `weighting` and `max_share` say by what an update counts."""
+        """`known` are the entries that the log has."""
         self._log = log
         self._listener = listener
-        self._weighting = weighting
-        self._max_share = max_share
         self._last_round = rounds_in(known)
-        self._clock = clock
+        self._hourly = Hourly(clock=clock)
         self._lock = threading.Lock()
-        self._hours: dict[tuple[str, str], _Hour] = {}
         self._digests: dict[str, str] = {}
         self._sites: dict[str, str] = {}
         self._num_missed = 0
-        self._next_look = -math.inf
 
     def __call__(self, event: Event) -> None:
         with self._lock:
@@ -162,13 +134,10 @@ class Audited:
         if report.round <= self._last_round:
             return
         self._last_round = report.round
-        sizes = {client: self._size(report, client) for client in report.clients}
-        weights = capped(sizes, max_share=self._max_share)
-        total = sum(weights.values())
         for client, part in report.clients.items():
             yield {
                 "event": "counted", "round": report.round, "site": client, "wire_sha256": part.wire_sha256,
-                "num_examples": part.num_examples, "share": round(weights[client] / total, 9),
+                "num_examples": part.num_examples, "share": 0.0 if part.share is None else round(part.share.given, 9),
                 "flag": "zero" if part.is_zero else "unchanged" if part.is_unchanged else "",
             }  # fmt: skip
         for client, reason in report.refused.items():
@@ -177,36 +146,16 @@ class Audited:
                    "wire_sha256": sha256}  # fmt: skip
         yield {"event": "round", "round": report.round, "adapter_sha256": report.adapter_sha256}
 
-    def _size(self, report: RoundReport, client: str) -> float:
-        """Return what a client brings to a round, before any cap."""
-        part = report.clients[client]
-        size = {"examples": part.num_examples, "tokens": part.num_tokens, "uniform": 1}[self._weighting]
-        return size * 0.5**part.age
-
     def _bounded(self, about: str, entry: Entry) -> Iterator[Entry]:
         """Yield an entry if its kind has not had enough of them in this hour; else it is counted."""
-        key = str(entry["event"]), about
-        if key not in self._hours and len(self._hours) >= _MOST_KEYS:
-            key = str(entry["event"]), "others"
-        hour = self._hours.setdefault(key, _Hour(self._clock()))
-        if hour.num_written < _MOST_AN_HOUR:
-            hour.num_written += 1
+        num = entry.get("num", 1)
+        if self._hourly.admits(str(entry["event"]), about, num if isinstance(num, int) else 1):
             yield entry
-        else:
-            num = entry.get("num", 1)
-            hour.num_counted += num if isinstance(num, int) else 1
 
     def _counted(self, *, is_over: bool) -> Iterator[Entry]:
         """Yield the numbers of hours that are over."""
-        now = self._clock()
-        if not is_over and now < self._next_look:
-            return
-        self._next_look = now + _LOOK_SECONDS
-        for (name, about), hour in list(self._hours.items()):
-            if is_over or now - hour.began > _HOUR_SECONDS:
-                del self._hours[name, about]
-                if hour.num_counted:
-                    yield {"event": "counted only", "of": name, "about": about, "num": hour.num_counted}
+        for kind, about, num in self._hourly.counted(is_over=is_over):
+            yield {"event": "counted only", "of": kind, "about": about, "num": num}
 
     def _write(self, entries: list[Entry]) -> None:
         if not entries:

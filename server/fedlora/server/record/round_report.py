@@ -14,15 +14,21 @@ from fedlora.common.same_fields import same_fields
 
 
 @dataclass(frozen=True)
-class CappedShare:
-    """Of a client that would have weighed more than `federation.max_share` allows: its share of the round's weight.
+class Share:
+    """How much of a round's weight a client has, of 1.
 
     Attributes:
-        before, after: without the cap and with it, of 1.
+        wanted: what its examples or tokens would have it be.
+        given: what it is, after the cap of `federation.max_share`.
     """
 
-    before: float
-    after: float
+    wanted: float
+    given: float
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether the client weighs less than it would have; who is not capped gains where another is."""
+        return self.given < self.wanted
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class ClientReport:
         wire_sha256: of the update as it came over the wire, hex; empty in a simulation.
         num_tokens: answer tokens it trained on; 0 where the task has none.
         micro_batch_size: examples of a forward pass, where want of memory made them fewer than asked for; else 0.
-        capped: where it weighs less than its examples or tokens would have it.
+        share: how much it weighs; None in files of older versions.
     """
 
     num_examples: int
@@ -57,7 +63,7 @@ class ClientReport:
     wire_sha256: str = ""
     num_tokens: int = 0
     micro_batch_size: int = 0
-    capped: CappedShare | None = None
+    share: Share | None = None
 
     @classmethod
     def of(cls, receipt: TrainReceipt, **added: Any) -> "ClientReport":

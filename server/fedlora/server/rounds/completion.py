@@ -7,7 +7,7 @@ from fedlora.adapters import Adapter
 from fedlora.aggregation import Aggregate, Robust, aggregate
 from fedlora.methods import Method, MethodState
 from fedlora.server.record.fair_shares import capped
-from fedlora.server.record.round_report import CappedShare
+from fedlora.server.record.round_report import Share
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,11 @@ class Weights:
 
     Attributes:
         by_client: on any scale; None where all weigh alike.
-        capped: who weighs less than it would have without the cap.
+        shares: by client, how much of the round's weight it has.
     """
 
     by_client: Mapping[str, float] | None = None
-    capped: Mapping[str, CappedShare] = field(default_factory=dict)
+    shares: Mapping[str, Share] = field(default_factory=dict)
 
 
 def weigh(
@@ -34,22 +34,15 @@ def weigh(
         ages: of late updates, by how many rounds they are late; each halves the weight.
     """
     ages = ages or {}
-    if weighting == "uniform" and not any(ages.values()):
-        return Weights()
     wanted = {
         name: (1.0 if weighting == "uniform" else float(size)) * 0.5 ** ages.get(name, 0)
         for name, size in sizes.items()
     }
     weights = capped(wanted, max_share=max_share)
     before, after = sum(wanted.values()), sum(weights.values())
-    return Weights(
-        weights,
-        {
-            name: CappedShare(wanted[name] / before, weight / after)
-            for name, weight in weights.items()
-            if weight < wanted[name]
-        },
-    )
+    shares = {name: Share(wanted[name] / before, weight / after) for name, weight in weights.items() if weight}
+    is_uniform = weighting == "uniform" and not any(ages.values())
+    return Weights(None if is_uniform else weights, shares)
 
 
 def complete(

@@ -19,7 +19,7 @@ from fedlora.server.disk.account import Account
 from fedlora.server.disk.store import Checkpoint, RunFolder, StoredAdapter
 from fedlora.server.record.best_round import best_round, has_stalled, score_of_start, scores_in
 from fedlora.server.record.events import EvaluationStarted, Listener, Noted, RoundEnded, RunStarted, ignore
-from fedlora.server.record.round_report import CappedShare, ClientReport, RoundReport
+from fedlora.server.record.round_report import ClientReport, RoundReport, Share
 from fedlora.server.rounds.collect import Collected, Collector
 from fedlora.server.rounds.completion import complete, weigh
 from fedlora.server.rounds.evaluation import Judged, judge, validate
@@ -31,15 +31,15 @@ from fedlora.server.sites import Sites, Traffic
 
 @dataclass(frozen=True, eq=False)
 class _NewAdapter:
-    """What a round's updates became: the global adapter, the method's state, the error of the averages, whom it cost.
+    """What a round's updates became: the global adapter, the method's state, the error of the averages, the weights.
 
-    `capped` are the clients that weighed less than their examples or tokens would have them.
+    `shares` are how much of the round's weight each client has.
     """
 
     adapter: Adapter
     state: MethodState = field(default_factory=dict)
     aggregation: AggregationReport | None = None
-    capped: Mapping[str, CappedShare] = field(default_factory=dict)
+    shares: Mapping[str, Share] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +179,7 @@ class FederatedRun:
             "aggregation": time.perf_counter() - trained,
             "storing": collected.storing_seconds,
         }
-        new = _NewAdapter(result.adapter, result.state, result.report, weights.capped)
+        new = _NewAdapter(result.adapter, result.state, result.report, weights.shares)
         return self._finish(federation, number, new, collected, seconds)
 
     def _finish(
@@ -191,7 +191,7 @@ class FederatedRun:
         seconds: Mapping[str, float],
     ) -> _Ended:
         """Store and judge the new global adapter, and record that the round is over."""
-        clients = _client_reports(number, collected, new.capped)
+        clients = _client_reports(number, collected, new.shares)
         ends_early = self._ends_early(number, clients)
         is_last = ends_early or number == self._config.federation.rounds
         began = time.perf_counter()
@@ -292,16 +292,14 @@ def _why_over(last: int, config: RunConfig) -> str:
     )
 
 
-def _client_reports(number: int, collected: Collected, capped: Mapping[str, CappedShare]) -> dict[str, ClientReport]:
+def _client_reports(number: int, collected: Collected, shares: Mapping[str, Share]) -> dict[str, ClientReport]:
     return {
-        client: _client_report(receipt, number, collected, capped.get(client))
+        client: _client_report(receipt, number, collected, shares.get(client))
         for client, receipt in sorted(collected.receipts.items())
     }
 
 
-def _client_report(
-    receipt: TrainReceipt, number: int, collected: Collected, capped: CappedShare | None
-) -> ClientReport:
+def _client_report(receipt: TrainReceipt, number: int, collected: Collected, share: Share | None) -> ClientReport:
     client = receipt.client
     answered = {"answered": collected.answered[client]} if client in collected.answered else {}
     return ClientReport.of(
@@ -310,5 +308,5 @@ def _client_report(
         age=number - receipt.round,
         is_unchanged=collected.flags.get(client) == "unchanged",
         is_zero=collected.flags.get(client) == "zero",
-        capped=capped,
+        share=share,
     )

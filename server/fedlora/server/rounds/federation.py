@@ -16,6 +16,7 @@ from fedlora.common.messages import SiteDescription
 from fedlora.server.disk.audit import run_id_in
 from fedlora.server.disk.store import RunFolder
 from fedlora.server.record.events import Listener, Noted, SitesDescribed, Waiting
+from fedlora.server.record.hourly import Hourly
 from fedlora.server.rounds.ending import shortened
 from fedlora.server.rounds.ground import (
     Ground,
@@ -52,6 +53,7 @@ class Federation:
         self._ground: Ground | None = None
         self._waiting_for = ""
         self.misses = Misses()
+        self._hourly = Hourly()
         self.sites: dict[str, SiteDescription] = {}
         self.run_id = ""
 
@@ -236,13 +238,15 @@ class Federation:
         known = self.sites.get(name)
         if not self.run_id or known is None or known.num_examples == description.num_examples:
             return ""
-        logger.warning(
-            "%s holds %s training examples, and held %s before: it is turned away; with other data it can be invited "
-            "as another site",
-            name,
-            f"{description.num_examples:,}",
-            f"{known.num_examples:,}",
-        )
+        # However often it comes.
+        if self._hourly.admits("other size", name):
+            logger.warning(
+                "%s holds %s training examples, and held %s before: it is turned away; with other data it can be "
+                "invited as another site",
+                name,
+                f"{description.num_examples:,}",
+                f"{known.num_examples:,}",
+            )
         return "other_num_examples"
 
 

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedlora.common.messages import SiteDescription
+from fedlora.common.printable import printable
 
-_SHOWN_CHARACTERS = 19  # "sha256:" and twelve digits.
+_SHOWN_CHARACTERS = 22  # "sha256:", twelve digits, and what says that there are more.
 
 
 @dataclass(frozen=True)
@@ -90,17 +91,16 @@ def _differing(ground: Ground, camps: Sequence[Camp]) -> str:
     every, mine = [_parts(camp.ground) for camp in camps], _parts(ground)
     names = sorted({name for parts in every for name in parts})
     differing = [name for name in names if len({parts.get(name) for parts in every}) > 1]
-    return ", ".join(f"{_short(name)} {_short(mine.get(name, 'none'))}" for name in differing)
+    return ", ".join(f"{_shown(name)} {_shown(mine.get(name, 'none'))}" for name in differing)
 
 
 def _parts(ground: Ground) -> dict[str, str]:
     return {"base model": ground.base_model, "metric": ground.metric, **dict(ground.others)}
 
 
-def _short(value: str) -> str:
-    # A site has chosen it.
-    text = ascii(value)[1:-1]
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+def _shown(value: str) -> str:
+    """Return what a site has chosen, as an operator is shown it."""
+    return printable(value, most=_SHOWN_CHARACTERS)
 
 
 def _other_name(found: Mapping[str, str], expected: Mapping[str, str], names: Iterable[str]) -> str:

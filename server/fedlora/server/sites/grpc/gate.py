@@ -1,6 +1,5 @@
 """Who calls: every rpc asks here first, and nobody else looks at a certificate."""
 
-import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,13 +11,12 @@ from grpc.aio import ServicerContext
 from fedlora.common import certificates
 from fedlora.common.channels import SITE_METADATA
 from fedlora.common.errors import ConfigError, StoreError
+from fedlora.common.printable import printable
 from fedlora.common.wire import PROTOCOL
 from fedlora.server.identity.authority import AccessRefused, Authority
 from fedlora.server.identity.site_records import SiteRecord
 from fedlora.server.sites.grpc.calls import Calls
 from fedlora.server.sites.grpc.refusals import Refusals
-
-logger = logging.getLogger(__name__)
 
 Context = ServicerContext[Any, Any]
 
@@ -62,7 +60,7 @@ class Gate:
         except AccessRefused as error:
             await self.turn_down(context, grpc.StatusCode.PERMISSION_DENIED, error.code, site=_claimed(certificate))
         except StoreError as error:
-            logger.error("a site is not let in: %s", error)
+            self.note(context, _DAMAGED, site=_claimed(certificate), why=error)
             await refuse(context, grpc.StatusCode.UNAVAILABLE, _DAMAGED)
 
     def standing(self, context: Context) -> Callable[[], str]:
@@ -109,9 +107,9 @@ class Gate:
         self.note(context, code, site=site)
         await refuse(context, status, code)
 
-    def note(self, context: Context, code: str, *, site: str = "") -> None:
-        """Tell of a caller that is not let in, or no longer."""
-        self._refusals.note(code, peer=context.peer() or "", site=site)
+    def note(self, context: Context, code: str, *, site: str = "", why: object = "") -> None:
+        """Tell of a caller that is not let in or not listened to; `why` says more than the code."""
+        self._refusals.note(code, peer=context.peer() or "", site=site, why=why)
 
     async def _certificate(self, context: Context) -> bytes:
         certificate = _pem(context)
@@ -134,13 +132,11 @@ async def refuse(context: Context, status: grpc.StatusCode, code: str) -> NoRetu
 async def refuse_another_version(context: Context, *, protocol: int, other_version: str) -> None:
     """End the call of a site that speaks another protocol, and name both."""
     if protocol != PROTOCOL:
-        # What it says of itself is not a word of ours: printable, and short.
-        found = "".join(filter(str.isprintable, other_version[:40]))
         await refuse(
             context,
             grpc.StatusCode.FAILED_PRECONDITION,
             f"version: the server is fedlora {version('fedlora')} with protocol {PROTOCOL}, the site fedlora "
-            f"{found} with protocol {protocol}; update the older one",
+            f"{printable(other_version, most=40)} with protocol {protocol}; update the older one",
         )
 
 

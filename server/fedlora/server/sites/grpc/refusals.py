@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 _WINDOW_SECONDS = 60.0
 _MOST_KEYS = 500
+_MOST_CHARACTERS = 300
 _OTHERS = "many others"
 
 
@@ -37,13 +38,14 @@ class Refusals:
         self._lock = threading.Lock()
         self._windows: dict[tuple[str, str, str], _Window] = {}
 
-    def note(self, code: str, *, peer: str, site: str = "") -> None:
+    def note(self, code: str, *, peer: str, site: str = "", why: object = "") -> None:
         """Tell of a refused call, or count it where one like it was told of a moment ago.
 
         Args:
             code: why.
             peer: the address, as gRPC writes it.
             site: who the caller is, or says it is.
+            why: what was found, of the first one.
         """
         key = code, printable(site, most=60), address_of(peer)
         with self._lock:
@@ -53,7 +55,7 @@ class Refusals:
                 self._windows[key].num_more += 1
                 return
             self._windows[key] = _Window(self._clock())
-        self._say(key, 1)
+        self._say(key, 1, printable(why, most=_MOST_CHARACTERS))
 
     def tell(self, *, is_over: bool = False) -> None:
         """Tell how many there were since, where a minute has passed or `is_over`."""
@@ -65,11 +67,11 @@ class Refusals:
             if window.num_more:
                 self._say(key, window.num_more)
 
-    def _say(self, key: tuple[str, str, str], num: int) -> None:
+    def _say(self, key: tuple[str, str, str], num: int, why: str = "") -> None:
         code, site, address = key
         who = f"{site} at {address}" if site else address
         times = "" if num == 1 else f", {num:,} times more"
-        logger.warning("refused %s: %s%s", who, code, times)
+        logger.warning("refused %s: %s%s%s", who, code, f" ({why})" if why else "", times)
         self._listener(CallsRefused(code, site, address, num))
 
 

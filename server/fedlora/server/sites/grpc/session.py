@@ -60,7 +60,7 @@ class SessionService(SessionServiceServicer):
         await self._greet(site, request_iterator, context)
         outgoing = Outgoing()
         self._grid.connect(site, outgoing.send)
-        listening = asyncio.create_task(self._listen(site, request_iterator, outgoing))
+        listening = asyncio.create_task(self._listen(site, request_iterator, outgoing, context))
         try:
             num_ready, _ = self._grid.counts()
             welcome = session_pb2.Welcome(
@@ -103,7 +103,9 @@ class SessionService(SessionServiceServicer):
             self._gate.note(context, "version", site=site)
         await refuse_another_version(context, protocol=first.hello.protocol, other_version=first.hello.version)
 
-    async def _listen(self, site: str, stream: AsyncIterator[session_pb2.ConnectRequest], outgoing: Outgoing) -> None:
+    async def _listen(
+        self, site: str, stream: AsyncIterator[session_pb2.ConnectRequest], outgoing: Outgoing, context: Context
+    ) -> None:
         """Take what the site says until it says no more, and no faster than it reads what it is answered."""
         num_readiness = 0
         try:
@@ -114,16 +116,16 @@ class SessionService(SessionServiceServicer):
                         num_readiness += 1
                         if num_readiness > _MOST_READINESS:
                             await asyncio.sleep(_READINESS_PAUSE_SECONDS)
-                        self._take_readiness(site, request.readiness)
+                        self._take_readiness(site, request.readiness, context)
                     case "answer":
-                        await self._take_answer(site, request.answer)
+                        await self._take_answer(site, request.answer, context)
         except (grpc.RpcError, grpc.aio.AbortError):
             pass  # The connection is gone, which the other direction notices too.
         except Exception:
             logger.exception("%s: a message could not be handled; its connection is closed", site)
         outgoing.put("ended")
 
-    def _take_readiness(self, site: str, readiness: session_pb2.Readiness) -> None:
+    def _take_readiness(self, site: str, readiness: session_pb2.Readiness, context: Context) -> None:
         if readiness.WhichOneof("content") != "description":
             self._grid.not_ready(site, _code(readiness.reason))
             return
@@ -134,14 +136,14 @@ class SessionService(SessionServiceServicer):
                 readiness.description, site=site, labels=self._config.data.labels, base_model=self._config.model.name
             )
         except RunError as error:
-            logger.warning("%s", error)
-            self._grid.not_ready(site, "unreadable")
+            self._gate.note(context, UNREADABLE, site=site, why=error)
+            self._grid.not_ready(site, UNREADABLE)
         else:
             self._grid.ready(site, description)
 
-    async def _take_answer(self, site: str, answer: session_pb2.Answer) -> None:
+    async def _take_answer(self, site: str, answer: session_pb2.Answer, context: Context) -> None:
         if len(answer.request_id) > _MOST_CHARACTERS:
-            logger.warning("%s: an answer to no request of ours is left unread", site)
+            self._gate.note(context, "no_request", site=site, why="an answer to no request of ours is left unread")
             return
         outstanding = self._grid.outstanding(site, answer.request_id)
         if outstanding is None:
