@@ -15,7 +15,7 @@ from types import TracebackType
 
 from pydantic import TypeAdapter
 
-from fedlora.common.errors import StoreError
+from fedlora.common.errors import StoreError, one_line
 from fedlora.common.files import write_file
 from fedlora.common.repeatedly import repeatedly
 from fedlora.common.run_folder import MANIFEST_FILE, PROCESSES_FILE
@@ -117,7 +117,7 @@ def process_records(folder: Path) -> list[ProcessRecord]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        logger.warning("%s is damaged, and the time of earlier processes is not counted (%s)", path, error)
+        logger.warning("%s is damaged, and the time of earlier processes is not counted (%s)", path, one_line(error))
         return []
 
 

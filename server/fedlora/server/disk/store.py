@@ -37,7 +37,7 @@ from pydantic import TypeAdapter
 
 from fedlora.adapters import Adapter, pack, save_adapter, unpack
 from fedlora.common.codec import Codec
-from fedlora.common.errors import StoreError
+from fedlora.common.errors import StoreError, one_line
 from fedlora.common.files import append_to_file, client_file_name, link_file, write_file
 from fedlora.common.messages import Failure, Score, SiteDescription, TrainReceipt
 from fedlora.common.packed_file import PackedFile, wire_bytes
@@ -125,7 +125,7 @@ class RunFolder:
         try:
             content = json.loads(path.read_bytes())
         except (ValueError, OSError) as error:
-            raise StoreError(f"{path} is damaged ({error}); restore it, or start a new run") from error
+            raise StoreError(f"{path} is damaged ({one_line(error)}); restore it, or start a new run") from error
         if not isinstance(content, dict):
             raise StoreError(f"{path} is damaged (it is no JSON object); restore it, or start a new run")
         return content
@@ -165,8 +165,18 @@ class RunFolder:
         return None
 
     def sites(self) -> dict[str, SiteDescription]:
-        """Return what the sites that have taken part said of themselves, by name."""
-        return _read(self.path / SITES_FILE, _SITES.validate_json) or {}
+        """Return what the sites that have taken part said of themselves, by name; nothing before the first has.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        path = self.path / SITES_FILE
+        try:
+            return _SITES.validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (ValueError, OSError) as error:
+            raise StoreError(f"{path} is damaged ({one_line(error)}); restore it, or start a new run") from error
 
     @patiently
     def write_sites(self, sites: Mapping[str, SiteDescription]) -> None:
@@ -351,5 +361,5 @@ def _read(path: Path, load: Callable[[bytes], Content]) -> Content | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        logger.warning("%s is damaged, and what it held is done again (%s)", path, error)
+        logger.warning("%s is damaged, and what it held is done again (%s)", path, one_line(error))
         return None
