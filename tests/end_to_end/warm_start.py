@@ -4,11 +4,14 @@
 
 A fresh interpreter takes ten seconds of a core to import torch, Flower, transformers and PEFT, and once more for the
 process that its workers are forked from; a run of one server and two sites has six of these. Here both are forked with
-the modules in them, and everything else is as it would be: each is a process of its own, with its own session,
-environment, descriptors and fate. Tests of what is imported when, or of libraries' environment variables, start cold.
+the modules in them, and end without taking these apart; everything else is as it would be: each is a process of its
+own, with its own session, environment, descriptors and fate. Tests of what is imported when, or of libraries'
+environment variables, start cold.
 """
 
+import atexit
 import fcntl
+import gc
 import json
 import multiprocessing.util
 import os
@@ -26,6 +29,7 @@ from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 _IMPORTED = (
     "fedlora.client.worker.app",
@@ -276,9 +280,39 @@ def main() -> None:
     spare_bitsandbytes()
     for name in _IMPORTED:
         import_module(name)
+    # Else the first collection in each process copies all that is shared.
+    gc.freeze()
     run = _serve(socket.socket(fileno=int(sys.argv[1])))
     if run is not None:
+        _run_to_the_end(run)
+
+
+def _run_to_the_end(run: Callable[[], None]) -> NoReturn:
+    """Run what a process is for, and end it as the interpreter does, but for taking every module apart.
+
+    Of modules that are shared with other processes that takes seconds.
+    """
+    code = 0
+    try:
         run()
+    except SystemExit as ended:
+        code = _status_of(ended)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
+
+
+def _status_of(ended: SystemExit) -> int:
+    if ended.code is None or isinstance(ended.code, int):
+        return (ended.code or 0) & 0xFF
+    print(ended.code, file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":
