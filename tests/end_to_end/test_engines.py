@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.simulation import simulate
+from fedlora.simulation import SimulationResult, simulate
 
 RunFile = Callable[..., Path]
 
@@ -17,25 +17,27 @@ def adapter_sha256(folder: Path) -> str:
 
 
 @pytest.fixture
-def with_one_worker(run_file: RunFile, tmp_path: Path) -> str:
-    simulate(run_file(), out=tmp_path / "one", num_workers=1)
-    return adapter_sha256(tmp_path / "one")
+def with_two_workers(finished_run: SimulationResult) -> str:
+    return adapter_sha256(finished_run.folder)
 
 
-def test_any_number_of_workers_gives_the_same_adapter(run_file: RunFile, tmp_path: Path, with_one_worker: str) -> None:
-    simulate(run_file(), out=tmp_path / "three", num_workers=3)
-    assert adapter_sha256(tmp_path / "three") == with_one_worker
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_any_number_of_workers_gives_the_same_adapter(
+    run_file: RunFile, tmp_path: Path, with_two_workers: str, num_workers: int
+) -> None:
+    simulate(run_file(), out=tmp_path / "other", num_workers=num_workers)
+    assert adapter_sha256(tmp_path / "other") == with_two_workers
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
-def test_flowers_engine_on_ray_gives_the_same_adapter(run_file: RunFile, tmp_path: Path, with_one_worker: str) -> None:
+def test_flowers_engine_on_ray_gives_the_same_adapter(run_file: RunFile, tmp_path: Path, with_two_workers: str) -> None:
     pytest.importorskip("ray")
     level = logging.getLogger("flwr").level
     simulate(run_file(), out=tmp_path / "ray", engine="ray", num_workers=2)
-    assert adapter_sha256(tmp_path / "ray") == with_one_worker
+    assert adapter_sha256(tmp_path / "ray") == with_two_workers
     assert logging.getLogger("flwr").level == level, "Flower stays muted in this process"
 
 
-def test_another_seed_gives_another_adapter(run_file: RunFile, tmp_path: Path, with_one_worker: str) -> None:
+def test_another_seed_gives_another_adapter(run_file: RunFile, tmp_path: Path, with_two_workers: str) -> None:
     simulate(run_file("run.seed=1"), out=tmp_path / "seed", num_workers=2)
-    assert adapter_sha256(tmp_path / "seed") != with_one_worker
+    assert adapter_sha256(tmp_path / "seed") != with_two_workers
