@@ -53,7 +53,7 @@ def make_idle_app(name: str, adapter: Path, num_held_out: int) -> ClientApp:
 def answered(message: Message, *, name: str, adapter: Path, num_held_out: int) -> Message:
     """Return what the client `name` answers at once."""
     answers: dict[str, Callable[[], object]] = {
-        DescribeRequest.__name__: partial(described, name, num_held_out),
+        DescribeRequest.__name__: partial(described, name, num_held_out, adapter.stat().st_size),
         InitialiseRequest.__name__: lambda: InitialiseReceipt(adapter.read_bytes()),
         TrainRequest.__name__: lambda: _trained(from_record(message.content, TrainRequest), name),
         EvaluateRequest.__name__: lambda: _evaluated(from_record(message.content, EvaluateRequest), name),
@@ -61,8 +61,8 @@ def answered(message: Message, *, name: str, adapter: Path, num_held_out: int) -
     return Message(to_record(answers[kind_of(message.content)](), with_local=True), reply_to=message)
 
 
-def described(name: str, num_held_out: int) -> SiteDescription:
-    """Return who the client is."""
+def described(name: str, num_held_out: int, adapter_bytes: int) -> SiteDescription:
+    """Return who the client is, whose first adapter has so many bytes."""
     return SiteDescription(
         client=name,
         num_examples=NUM_EXAMPLES,
@@ -76,6 +76,7 @@ def described(name: str, num_held_out: int) -> SiteDescription:
         version=version("fedlora"),
         lora_rank=1_000,
         has_own_held_out=True,
+        adapter_bytes=adapter_bytes,
     )
 
 

@@ -37,14 +37,16 @@ def main(address: str, name: str, token: str, folder: Path, adapter: Path, num_h
 
 
 def _make_site(name: str, folder: Path, adapter: Path, num_held_out: int, run: "RunConfig") -> "Participation":
+    from fedlora.client.site.limits_section import LimitsSection
     from fedlora.client.site.outbox import Outbox
     from fedlora.client.site.participation import Participation
     from fedlora.client.site.site_file import SiteConfig, SiteDataSection, SiteSection
     from fedlora.client.worker.seat import WorkerSeat
 
+    limits = LimitsSection(base_models=(run.model.name,), max_rounds=run.federation.rounds, least_examples=1)
     return Participation(
         run,
-        SiteConfig(site=SiteSection(name=name), data=SiteDataSection(path="nothing")),
+        SiteConfig(site=SiteSection(name=name), data=SiteDataSection(path="nothing"), limits=limits),
         seat=WorkerSeat(partial(make_idle_app, name, adapter, num_held_out), {}),
         outbox=Outbox(folder),
         is_paused=lambda: False,

@@ -40,7 +40,7 @@ class LightSite:
 
     def say_ready(self) -> None:
         """Count as a site that has rehearsed."""
-        description = write_description(described(self._name, 0))
+        description = write_description(described(self._name, 0, 0))
         self._outgoing.put(session_pb2.ConnectRequest(readiness=session_pb2.Readiness(description=description)))
 
     def responses(self) -> Iterator[session_pb2.ConnectResponse]:
