@@ -2,7 +2,8 @@
 
 Rounds are those of 4 sites that do nothing with a tiny adapter; the connections are over mTLS, of 4 sites at a time,
 each with a handshake, a Hello and a readiness, after a few that do not count. Memory is RssAnon. The disk is the
-server's folder without rounds/ and rounds.jsonl, which hold something of each round for good and are their own row.
+server's folder without rounds/, which is its own row, and rounds.jsonl, audit.jsonl and report.html: all of them hold
+something of each round for good.
 The first round's row has all that is made once; growth is from the quarter of the run to its end.
 """
 
@@ -16,7 +17,7 @@ _MEASURES = {
     "memory": ("memory (RssAnon)", "MB", 1e6),
     "descriptors": ("descriptors", "", 1),
     "threads": ("threads", "", 1),
-    "disk": ("disk without rounds/", "kB", 1e3),
+    "disk": ("disk without what is kept of rounds", "kB", 1e3),
 }
 _MOST_GROWTH = {"memory": 5.0, "descriptors": 2.0, "threads": 2.0, "disk": 50.0}
 

@@ -24,7 +24,7 @@ _NUM_VISITORS = 4
 _NUM_WARM_UP = 40
 _REST_SECONDS = 2.0
 # What a run keeps of each round for good, small as it is, grows with it.
-_JOURNAL = ("rounds", "rounds.jsonl")
+_JOURNAL = ("rounds", "rounds.jsonl", "audit.jsonl", "report.html")
 
 Held = dict[str, int]
 
