@@ -12,8 +12,8 @@ class Course:
     """What changes from round to round, each a value for round 0, 1 ... to the last; nan where nothing was measured.
 
     Attributes:
-        metric, loss: of the global adapter on the held-out test set, or the sample of it that the run judges each round;
-            the last value is over the whole test set.
+        metric, loss: of the global adapter on the held-out test set, or the sample of it that the run judges each
+            round; the last value is over the whole test set.
         validation: its loss on the clients' own validation examples.
         megabytes: of adapters, down and up to all clients together, since the start.
         error_before, error_after: of the average, before and after the method's correction (norms).
@@ -39,7 +39,9 @@ class RunResult:
         clients: the last score by client on its own validation examples: the metric.
         layer_errors: by layer, the relative error of the average before and after, in the last round.
         client_seconds, server_seconds: of all clients' training together, and of aggregation and storing.
-        fault: why the run counts for nothing, such as a client whose updates do not depend on the others'; else empty.
+        first_average: sha256 of the global adapter after round 1.
+        second_losses: the clients' training losses in round 2, by which it shows whether they train from it.
+        fault: why the run counts for nothing, such as clients that go on from their own updates; else empty.
     """
 
     variant: str
@@ -51,6 +53,8 @@ class RunResult:
     layer_errors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     client_seconds: float = 0.0
     server_seconds: float = 0.0
+    first_average: str = ""
+    second_losses: Mapping[str, float] = field(default_factory=dict)
     fault: str = ""
 
 

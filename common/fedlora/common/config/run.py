@@ -49,6 +49,11 @@ class RunConfig(Section):
     exchange: ExchangeSection = ExchangeSection()
 
     @property
+    def data_seed(self) -> int:
+        """What the draws of data come from: which examples are held out, and who holds which."""
+        return self.run.seed if self.partition.seed is None else self.partition.seed
+
+    @property
     def method_name(self) -> str:
         """The name of the aggregation method, of one's own too."""
         return self.aggregation.name if isinstance(self.aggregation, Method | OwnMethod) else self.aggregation.method
