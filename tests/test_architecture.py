@@ -121,7 +121,8 @@ RULES = (
         may_not_import=packages_of("server"),
     ),
     Rule(
-        "of the server room only the simulation and the command line, with its doctor, planning and comparison, know the client",
+        "of the server room only the simulation and the command line, with its doctor, planning and comparison, "
+        "know the client",
         of=packages_of("server"),
         except_for=("fedlora.simulation", "fedlora.cli", "fedlora.doctor", "fedlora.planning", "fedlora.comparison"),
         may_not_import=packages_of("client"),

@@ -12,8 +12,8 @@ class Course:
     """What changes from round to round, each a value for round 0, 1 ... to the last; nan where nothing was measured.
 
     Attributes:
-        metric, loss: of the global adapter on the held-out test set, or the sample of it that the run judges each round;
-            the last value is over the whole test set.
+        metric, loss: of the global adapter on the held-out test set, or the sample of it that the run judges each
+            round; the last value is over the whole test set.
         validation: its loss on the clients' own validation examples.
         megabytes: of adapters, down and up to all clients together, since the start.
         error_before, error_after: of the average, before and after the method's correction (norms).
@@ -32,7 +32,7 @@ class RunResult:
     """One run: a variant at one draw.
 
     Attributes:
-        variant: what was run, such as "lora_fair" or "lora_fair, train.learning_rate=0.002".
+        variant: what was run: a method's name, with "train.learning_rate=0.002" and the like behind it.
         draw: of partition, first adapter and batches; runs of one draw are paired.
         folder: of the run, relative to the comparison's.
         groups: the last metric by group of the test set (domain, language).
