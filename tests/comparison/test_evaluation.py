@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parent))
 from made_comparisons import BASELINE, comparison, run
 
 from fedlora.comparison.evaluation import evaluate
-from fedlora.comparison.finding import about_power, about_tuning, headline, left_out
+from fedlora.comparison.finding import about_power, about_tuning, alike, headline, left_out
 from fedlora.comparison.results import Variant
 from fedlora.comparison.wording import is_lower_better
 
@@ -174,6 +174,14 @@ def test_an_unequal_budget_of_tuning_is_said() -> None:
     assert texts[0].endswith("train.learning_rate, from equally many values for each variant.")
     assert "not from equally many values" in texts[1]
     assert "Nothing was tuned" in about_tuning(evaluate(comparison({"flora": 0.1})))
+
+
+def test_two_methods_that_do_the_same_to_the_last_digit_are_named() -> None:
+    made = comparison({"flora": 0.0, "rolora": 0.0}, spread=0.0, extra=[run("rolora", 4, 0.7)])
+    assert alike(evaluate(made)) == [
+        "fedit and flora have the same metric in each round of each draw: do they differ in what they do?"
+    ]
+    assert alike(evaluate(comparison({"flora": 0.0}, runs=()))) == []
 
 
 @pytest.mark.parametrize("name", ["loss", "log loss", "perplexity", "mean absolute error"])

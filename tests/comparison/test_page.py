@@ -3,6 +3,7 @@
 import re
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "server
 from made_comparisons import BASELINE, comparison, run
 from report_pages import Page
 
-from fedlora.comparison import markdown, page, tables
-from fedlora.comparison.charts import variant_label
+from fedlora.comparison import cost_charts, markdown, page, tables
 from fedlora.comparison.evaluation import evaluate
 from fedlora.comparison.results import CODEC, Comparison, Variant
+from fedlora.comparison.variant_rows import variant_label
 
 TUNED = "lora_fair, train.learning_rate=0.002"
 MADE = comparison(
@@ -61,6 +62,12 @@ def test_what_was_left_out_and_what_was_tuned_is_in_both_outputs(html: str) -> N
         assert "flora, draw 10, counts for nothing: no update depends on another." in text
         assert "train.learning_rate of 3 values" in text
     assert "Left out" not in markdown.render(comparison({"flora": 0.1}))
+
+
+def test_methods_that_do_the_same_are_named_in_both_outputs() -> None:
+    made = comparison({"flora": 0.0}, num_draws=3, spread=0.0)
+    for text in (markdown.render(made), Page(page.render(made)).text):
+        assert "fedit and flora have the same metric in each round of each draw" in text
 
 
 def test_other_metrics_than_accuracy_are_numbers() -> None:
@@ -137,3 +144,15 @@ def test_layers_show_what_is_left_and_what_was_before() -> None:
 def test_a_variant_is_named_beside_a_chart_on_short_lines() -> None:
     name = 'fedit, train.optimizer_state="kept", train.learning_rate=0.002'
     assert variant_label(Variant(name, "fedit")) == "fedit\noptimizer_state kept\nlearning_rate 0.002"
+
+
+def test_names_beside_lines_that_end_together_are_not_on_each_other() -> None:
+    """All end at one height; the 12 names are as many lines of text, of which none may be nearer than its height."""
+    names = [f"method-{number}" for number in range(11)]
+    chart = cost_charts.costs(evaluate(comparison(dict.fromkeys(names, 0.0), num_draws=2, spread=0.0)))[0]
+    found = [re.search(rf'<text[^>]* y="([\d.]+)"[^>]*>{name}</text>', chart.svg) for name in (BASELINE, *names)]
+    heights = sorted(float(match[1]) for match in found if match is not None)
+    assert len(heights) == 12
+    assert min(below - above for above, below in pairwise(heights)) > 12
+    assert heights[0] > 0
+    assert heights[-1] < chart.height

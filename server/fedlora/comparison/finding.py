@@ -1,6 +1,7 @@
 """The finding of a comparison in words, which say no more than its draws carry. Pure."""
 
 from collections.abc import Mapping
+from itertools import combinations
 
 from fedlora.comparison.evaluation import Difference, Evaluation, Row
 from fedlora.comparison.statistics import LEAST_DRAWS, Interval, can_show, smallest_p
@@ -129,6 +130,18 @@ def left_out(evaluation: Evaluation) -> list[str]:
     if begun < comparison.num_draws:
         notes.append(f"{begun} of the {count_text(comparison.num_draws, 'draw')} asked for have a run so far.")
     return notes
+
+
+def alike(evaluation: Evaluation) -> list[str]:
+    """Return a sentence for each two methods that do the same to the last digit, as if one were the other."""
+    found = []
+    for one, other in combinations(evaluation.methods, 2):
+        courses = {run.draw: run.course.metric for run in one.runs}
+        pairs = [(courses[run.draw], run.course.metric) for run in other.runs if run.draw in courses]
+        if pairs and all(metric == others for metric, others in pairs):
+            names = f"{one.variant.name} and {other.variant.name}"
+            found.append(f"{names} have the same metric in each round of each draw: do they differ in what they do?")
+    return found
 
 
 def about_row(row: Row, evaluation: Evaluation) -> str:

@@ -23,6 +23,7 @@ def render(comparison: Comparison, *, target: float | None = None) -> str:
     parts = [f"# {_words(comparison.title)}", f"**{_words(finding.headline(evaluation))}**"]
     parts.append(_words(finding.about_metric(evaluation)))
     parts += _section("Differences", evaluation, tables.differences(evaluation), about=finding.about_tests(evaluation))
+    parts += [_list(found)] if (found := finding.alike(evaluation)) else []
     parts += _section("Scores", evaluation, tables.scores(evaluation))
     if evaluation.references:
         parts += [_table(tables.scores(evaluation, of_references=True))]
@@ -31,7 +32,7 @@ def render(comparison: Comparison, *, target: float | None = None) -> str:
     parts += _section("Error of the average", evaluation, tables.errors(evaluation))
     parts += _section("Every run", evaluation, tables.draws(evaluation))
     if notes := finding.left_out(evaluation):
-        parts += ["## Left out", "\n".join(f"- {_words(note)}" for note in notes)]
+        parts += ["## Left out", _list(notes)]
     parts += ["## Settings", _words(finding.about_tuning(evaluation)), _table(tables.settings(evaluation))]
     if comparison.command:
         parts += ["## Make it again", _code(comparison.command)]
@@ -45,6 +46,10 @@ def _section(title: str, evaluation: Evaluation, *shown: Table | None, about: st
         return []
     below = _words(finding.about_power(evaluation))
     return [f"## {title}", *([_words(about)] if about else []), *(f"{_table(each)}\n\n{below}" for each in found)]
+
+
+def _list(notes: Sequence[str]) -> str:
+    return "\n".join(f"- {_words(note)}" for note in notes)
 
 
 def _table(shown: Table) -> str:

@@ -3,7 +3,7 @@
 from functools import cache
 from typing import TYPE_CHECKING
 
-from fedlora.comparison import charts, curves, finding, tables
+from fedlora.comparison import charts, cost_charts, curves, finding, tables
 from fedlora.comparison.evaluation import Evaluation, evaluate
 from fedlora.comparison.results import Comparison
 from fedlora.comparison.wording import amount_text, mean_text, unit_of
@@ -73,7 +73,7 @@ def _differences(evaluation: Evaluation) -> Section | None:
         drawn,
         parts=[
             *_tables(evaluation, tables.differences(evaluation)),
-            Section(paragraphs=[[finding.about_tests(evaluation)]]),
+            Section(paragraphs=[[finding.about_tests(evaluation)]], notes=finding.alike(evaluation)),
         ],
     )
 
@@ -99,7 +99,7 @@ def _courses(evaluation: Evaluation) -> Section | None:
 
 def _costs(evaluation: Evaluation) -> Section:
     about = finding.about_costs(evaluation)
-    drawn = charts.costs(evaluation)
+    drawn = cost_charts.costs(evaluation)
     return Section("What it costs", [[about]], drawn, parts=_tables(evaluation, tables.costs(evaluation)))
 
 
