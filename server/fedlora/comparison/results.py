@@ -32,7 +32,7 @@ class RunResult:
     """One run: a variant at one draw.
 
     Attributes:
-        variant: what was run, such as "lora_fair" or "lora_fair, train.learning_rate=0.002".
+        variant: what was run: a method's name, with "train.learning_rate=0.002" and the like behind it.
         draw: of partition, first adapter and batches; runs of one draw are paired.
         folder: of the run, relative to the comparison's.
         groups: the last metric by group of the test set (domain, language).
