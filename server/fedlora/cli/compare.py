@@ -93,8 +93,7 @@ class _Lines:
 
     def __call__(self, progress: Progress) -> None:
         found, passed = progress.result, time.monotonic() - self._began
-        if passed < 1.0:
-            self._num_before += 1  # It was over before this command.
+        self._num_before += progress.was_over
         num_own = progress.num_done - self._num_before
         left = passed / num_own * (progress.num_all - progress.num_done) if num_own else 0.0
         said = found.fault or f"{found.course.metric[-1]:.4f}"

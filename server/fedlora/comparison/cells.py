@@ -9,7 +9,7 @@ from typing import ClassVar, cast
 import numpy as np
 
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import FedloraError, one_line
+from fedlora.common.errors import FedloraError, StoreError, one_line
 from fedlora.common.files import client_file_name
 from fedlora.common.run_folder import RUN_FILE
 from fedlora.comparison.grid import CENTRALISED, HEAD_ONLY, LOCAL_ONLY, Cell
@@ -40,6 +40,9 @@ def run_cell(cell: Cell, base: RunConfig, folder: Path) -> RunResult:
 
     Args:
         folder: the comparison's.
+
+    Raises:
+        StoreError: the folder cannot be used.
     """
     try:
         config = cell.config(base)
@@ -54,6 +57,8 @@ def run_cell(cell: Cell, base: RunConfig, folder: Path) -> RunResult:
                 return _alone(data, config, path, cell)
             case _:
                 reports = _reports(data, config, path)
+    except StoreError:
+        raise
     except FedloraError as error:
         return RunResult(cell.variant.name, cell.draw, cell.folder, Course(*[()] * 6), fault=one_line(error))
     return result_of(reports, variant=cell.variant.name, draw=cell.draw, folder=cell.folder)
@@ -99,7 +104,7 @@ def _reports(
     data: FederatedData, config: RunConfig, path: Path, *, method: Method | None = None
 ) -> Sequence[RoundReport]:
     config = config if method is None else naming(method, config)
-    path.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     return simulate_over(
         data,
         config,

@@ -106,7 +106,8 @@ def _error_charts(shown: Sequence[tuple[str, Mapping[int, float], Mapping[int, f
 
 
 def _metric_series(name: str, runs: Sequence[RunResult], colour: Colour) -> Series:
-    values, band = {}, {}
+    values: dict[int, float] = {}
+    band: dict[int, tuple[float, float]] = {}
     for at in range(max((len(run.course.metric) for run in runs), default=0)):
         found = [run.course.metric[at] for run in runs if at < len(run.course.metric)]
         _add(found, at, values, band)
@@ -117,7 +118,8 @@ def _difference_series(row: Row, baseline: Row, factor: float) -> Series:
     """Return the paired difference by round, over the draws that both have."""
     others = {run.draw: run.course.metric for run in baseline.runs}
     pairs = [(run.course.metric, others[run.draw]) for run in row.runs if run.draw in others]
-    values, band = {}, {}
+    values: dict[int, float] = {}
+    band: dict[int, tuple[float, float]] = {}
     for at in range(max((min(map(len, pair)) for pair in pairs), default=0)):
         found = [factor * (metric[at] - other[at]) for metric, other in pairs if at < min(len(metric), len(other))]
         _add(found, at, values, band)

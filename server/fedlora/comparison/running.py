@@ -21,12 +21,13 @@ _LAST_CHARACTERS = 2_000
 
 @dataclass(frozen=True)
 class Progress:
-    """A run that is over: the how-manieth of how many; of those by which values are chosen first."""
+    """A run that is over: the how-manieth of how many, and whether it was so before; of those to choose by first."""
 
     result: RunResult
     is_tuning: bool
     num_done: int
     num_all: int
+    was_over: bool
 
 
 def run_all(folder: Path, *, num_workers: int | None, listener: Callable[[Progress], None]) -> None:
@@ -40,14 +41,14 @@ def run_all(folder: Path, *, num_workers: int | None, listener: Callable[[Progre
         RunError: a worker has failed; what is over stays.
     """
     _, grid = read(folder)
-    num_left = sum(1 for cell in (*tuning_cells(grid), *final_cells(grid, {})) if result(folder, cell) is None)
-    logs = [
-        folder / f"worker-{number}.log" for number in range(len(worker_environments(max(1, num_left), num_workers)))
-    ]
     told: set[str] = set()
+    _tell(folder, grid, told, listener, was_over=True)
+    num_left = len([*tuning_cells(grid), *final_cells(grid, {})]) - len(told)
+    environments = worker_environments(max(1, num_left), num_workers)
+    logs = [folder / f"worker-{os.getpid()}-{number}.log" for number in range(len(environments))]
     workers: list[subprocess.Popen[bytes]] = []
     try:
-        for environment, log in zip(worker_environments(max(1, num_left), num_workers), logs, strict=True):
+        for environment, log in zip(environments, logs, strict=True):
             with open(log, "wb") as output:
                 command = [sys.executable, "-m", "fedlora.comparison.work", str(folder)]
                 workers.append(
@@ -82,7 +83,9 @@ def _require_well(workers: list["subprocess.Popen[bytes]"], logs: list[Path]) ->
             )
 
 
-def _tell(folder: Path, grid: Grid, told: set[str], listener: Callable[[Progress], None]) -> None:
+def _tell(
+    folder: Path, grid: Grid, told: set[str], listener: Callable[[Progress], None], *, was_over: bool = False
+) -> None:
     tuning = {cell.folder: cell for cell in tuning_cells(grid)}
     is_tuned = all(result(folder, cell) is not None for cell in tuning.values())
     final = {cell.folder: cell for cell in final_cells(grid, chosen(folder, grid))} if is_tuned else {}
@@ -90,4 +93,4 @@ def _tell(folder: Path, grid: Grid, told: set[str], listener: Callable[[Progress
     for path, cell in (tuning | final).items():
         if path not in told and (found := result(folder, cell)) is not None:
             told.add(path)
-            listener(Progress(found, path in tuning, len(told), num_all))
+            listener(Progress(found, path in tuning, len(told), num_all, was_over))

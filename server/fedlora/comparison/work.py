@@ -1,7 +1,9 @@
 """Whoever works on a comparison takes one run after another that nobody else has: python -m fedlora.comparison.work DIR
 
 DIR/run.toml, grid.json       what was asked for
-DIR/runs/VARIANT/draw-NN/     a run's folder, with .cell.lock, held by who does it, and result.json once it is over
+DIR/runs/VARIANT/draw-NN/     a run's folder; beside it
+DIR/runs/VARIANT/draw-NN.lock     held by who does it
+DIR/runs/VARIANT/draw-NN.json     what it gave, once it is over
 
 Any number of processes share a comparison, also those of several commands; one that dies leaves its run to the others,
 which go on with it where it stood.
@@ -28,8 +30,7 @@ from fedlora.comparison.grid import CODEC as GRIDS
 from fedlora.comparison.grid import Cell, Grid, combinations, final_cells, tuning_cells
 from fedlora.comparison.results import RunResult
 
-GRID_FILE, RESULT_FILE = "grid.json", "result.json"
-_LOCK_FILE = ".cell.lock"
+GRID_FILE = "grid.json"
 _PAUSE_SECONDS = 1.0
 
 _RESULTS = Codec(RunResult)
@@ -79,7 +80,7 @@ def read(folder: Path) -> tuple[RunConfig, Grid]:
 def result(folder: Path, cell: Cell) -> RunResult | None:
     """Return what a cell has given; None while it is not over."""
     try:
-        return _RESULTS.load((folder / cell.folder / RESULT_FILE).read_bytes())
+        return _RESULTS.load(_beside(folder, cell, ".json").read_bytes())
     except (OSError, ValueError):
         return None
 
@@ -119,7 +120,7 @@ def work(folder: Path) -> None:
             with _claimed(folder, cell) as is_ours:
                 if is_ours and result(folder, cell) is None:
                     found = run_cell(cell, base, folder)
-                    write_file(folder / cell.folder / RESULT_FILE, _RESULTS.dump(found) + "\n")
+                    write_file(_beside(folder, cell, ".json"), _RESULTS.dump(found) + "\n")
                     break
         else:
             time.sleep(_PAUSE_SECONDS)
@@ -136,10 +137,14 @@ def _mean_validation(results: Sequence[RunResult | None]) -> float:
     return fmean(losses) if losses else math.inf
 
 
+def _beside(folder: Path, cell: Cell, suffix: str) -> Path:
+    return folder / f"{cell.folder}{suffix}"
+
+
 @contextmanager
 def _claimed(folder: Path, cell: Cell) -> Iterator[bool]:
     """Hold a cell meanwhile; gives whether nobody else does."""
-    path = folder / cell.folder / _LOCK_FILE
+    path = _beside(folder, cell, ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     if is_held(path):
         yield False
