@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from fedlora.comparison.evaluation import Evaluation, Row
@@ -106,44 +107,59 @@ def _error_charts(shown: Sequence[tuple[str, Mapping[int, float], Mapping[int, f
 
 
 def _metric_series(name: str, runs: Sequence[RunResult], colour: Colour) -> Series:
+<<<<<<< HEAD
     values: dict[int, float] = {}
     band: dict[int, tuple[float, float]] = {}
     for at in range(max((len(run.course.metric) for run in runs), default=0)):
         found = [run.course.metric[at] for run in runs if at < len(run.course.metric)]
         _add(found, at, values, band)
+=======
+    values, band = _means_and_intervals([run.course.metric for run in runs])
+>>>>>>> 30e74c4f488406aa233cb9da8f062418b8b57a44
     return Series(name, values, colour, dot=0.0, band=band, band_name="")
 
 
 def _difference_series(row: Row, baseline: Row, factor: float) -> Series:
     """Return the paired difference by round, over the draws that both have."""
     others = {run.draw: run.course.metric for run in baseline.runs}
+<<<<<<< HEAD
     pairs = [(run.course.metric, others[run.draw]) for run in row.runs if run.draw in others]
     values: dict[int, float] = {}
     band: dict[int, tuple[float, float]] = {}
     for at in range(max((min(map(len, pair)) for pair in pairs), default=0)):
         found = [factor * (metric[at] - other[at]) for metric, other in pairs if at < min(len(metric), len(other))]
         _add(found, at, values, band)
+=======
+    differences = [
+        [factor * (value - other) for value, other in zip(run.course.metric, others[run.draw], strict=False)]
+        for run in row.runs
+        if run.draw in others
+    ]
+    values, band = _means_and_intervals(differences)
+>>>>>>> 30e74c4f488406aa233cb9da8f062418b8b57a44
     return Series("", values, Colour.BLUE, dot=0.0, band=band, band_name="95 % interval of the mean")
 
 
-def _add(found: Sequence[float], at: int, values: dict[int, float], band: dict[int, tuple[float, float]]) -> None:
-    """Add the mean and the interval of the finite values of a round, where there are such."""
-    finite = [value for value in found if math.isfinite(value)]
-    if (mean := sample(finite)) is not None:
-        values[at] = mean.mean
-        interval = bca_interval(finite)
-        ends = (mean.mean, mean.mean) if interval is None else (interval.low, interval.high)
-        band[at] = ends
+def _means_and_intervals(
+    courses: Sequence[Sequence[float]],
+) -> tuple[dict[int, float], dict[int, tuple[float, float]]]:
+    """Return by round the mean of what is finite, and its interval; of too few for one, the mean alone as both ends."""
+    values: dict[int, float] = {}
+    band: dict[int, tuple[float, float]] = {}
+    for at, found in enumerate(zip_longest(*courses, fillvalue=math.nan)):
+        finite = list(filter(math.isfinite, found))
+        if (mean := sample(finite)) is not None:
+            interval = bca_interval(finite)
+            values[at] = mean.mean
+            band[at] = (mean.mean, mean.mean) if interval is None else (interval.low, interval.high)
+    return values, band
 
 
 def _means(runs: Sequence[RunResult], of: Callable[[Course], Sequence[float]]) -> dict[int, float]:
     """Return the mean by round of what the runs have; rounds in which none was measured are left out."""
-    found = {}
-    for at in range(max((len(of(run.course)) for run in runs), default=0)):
-        values = sample([of(run.course)[at] for run in runs if at < len(of(run.course))])
-        if values is not None:
-            found[at] = values.mean
-    return found
+    courses = zip_longest(*(of(run.course) for run in runs), fillvalue=math.nan)
+    means = {at: sample(found) for at, found in enumerate(courses)}
+    return {at: mean.mean for at, mean in means.items() if mean is not None}
 
 
 def _mean(values: Sequence[float]) -> float:

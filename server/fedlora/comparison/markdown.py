@@ -23,7 +23,8 @@ def render(comparison: Comparison, *, target: float | None = None) -> str:
     parts = [f"# {_words(comparison.title)}", f"**{_words(finding.headline(evaluation))}**"]
     parts.append(_words(finding.about_metric(evaluation)))
     parts += _section("Differences", evaluation, tables.differences(evaluation), about=finding.about_tests(evaluation))
-    parts += [_list(found)] if (found := finding.alike(evaluation)) else []
+    if same := finding.alike(evaluation):
+        parts.append(_list(same))
     parts += _section("Scores", evaluation, tables.scores(evaluation))
     if evaluation.references:
         parts += [_table(tables.scores(evaluation, of_references=True))]

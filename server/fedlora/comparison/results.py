@@ -16,7 +16,7 @@ class Course:
             round; the last value is over the whole test set.
         validation: its loss on the clients' own validation examples.
         megabytes: of adapters, down and up to all clients together, since the start.
-        error_before, error_after: of the average, before and after the method's correction (norms).
+        error_before, error_after: of the average, relative to the exact one, before and after the method's correction.
     """
 
     metric: tuple[float, ...]
