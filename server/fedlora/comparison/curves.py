@@ -107,36 +107,19 @@ def _error_charts(shown: Sequence[tuple[str, Mapping[int, float], Mapping[int, f
 
 
 def _metric_series(name: str, runs: Sequence[RunResult], colour: Colour) -> Series:
-<<<<<<< HEAD
-    values: dict[int, float] = {}
-    band: dict[int, tuple[float, float]] = {}
-    for at in range(max((len(run.course.metric) for run in runs), default=0)):
-        found = [run.course.metric[at] for run in runs if at < len(run.course.metric)]
-        _add(found, at, values, band)
-=======
     values, band = _means_and_intervals([run.course.metric for run in runs])
->>>>>>> 30e74c4f488406aa233cb9da8f062418b8b57a44
     return Series(name, values, colour, dot=0.0, band=band, band_name="")
 
 
 def _difference_series(row: Row, baseline: Row, factor: float) -> Series:
     """Return the paired difference by round, over the draws that both have."""
     others = {run.draw: run.course.metric for run in baseline.runs}
-<<<<<<< HEAD
-    pairs = [(run.course.metric, others[run.draw]) for run in row.runs if run.draw in others]
-    values: dict[int, float] = {}
-    band: dict[int, tuple[float, float]] = {}
-    for at in range(max((min(map(len, pair)) for pair in pairs), default=0)):
-        found = [factor * (metric[at] - other[at]) for metric, other in pairs if at < min(len(metric), len(other))]
-        _add(found, at, values, band)
-=======
     differences = [
         [factor * (value - other) for value, other in zip(run.course.metric, others[run.draw], strict=False)]
         for run in row.runs
         if run.draw in others
     ]
     values, band = _means_and_intervals(differences)
->>>>>>> 30e74c4f488406aa233cb9da8f062418b8b57a44
     return Series("", values, Colour.BLUE, dot=0.0, band=band, band_name="95 % interval of the mean")
 
 
