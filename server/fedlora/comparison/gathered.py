@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.common.files import write_file
 from fedlora.common.run_file import differences, load_run
@@ -15,6 +16,9 @@ from fedlora.comparison.measured import finished_reports, result_of
 from fedlora.comparison.results import CODEC, Comparison, RunResult, Variant
 from fedlora.comparison.work import chosen, read, result
 from fedlora.server.disk.store import RunFolder
+
+# What is another in each draw, and says nothing of what is compared.
+_SEEDS = ("run.seed", "partition.seed", "run.name")
 
 JSON_FILE, MARKDOWN_FILE, PAGE_FILE = "comparison.json", "comparison.md", "report.html"
 
@@ -46,7 +50,7 @@ def gathered_from_runs(folders: Sequence[Path], *, command: str) -> Comparison:
     """
     configs = {path: load_run(path / RUN_FILE, aggregates_elsewhere=True) for path in folders}
     first = configs[folders[0]]
-    varying = sorted({key for config in configs.values() for key in differences(first, config)} - set(_SEEDS))
+    varying = _varying(list(configs.values()))
     seeds = sorted({(config.data_seed, config.run.seed) for config in configs.values()})
     variants: dict[str, Variant] = {}
     runs: list[RunResult] = []
@@ -54,7 +58,8 @@ def gathered_from_runs(folders: Sequence[Path], *, command: str) -> Comparison:
         reports = finished_reports(path, config)
         if not reports:
             raise ConfigError(f"{path}: the run is not over; fedlora simulate --resume --out {path} goes on with it")
-        settings = {key: str(_value(config.model_dump(mode="json"), key)) for key in varying if key not in _NAMES}
+        told = config.model_dump(mode="json")
+        settings = {key: str(_value(told, key)) for key in varying[config.method_name]}
         name = ", ".join([config.method_name, *(f"{key}={value}" for key, value in settings.items())])
         variants.setdefault(name, Variant(name, config.method_name, settings))
         draw = seeds.index((config.data_seed, config.run.seed))
@@ -80,8 +85,19 @@ def write(comparison: Comparison, folder: Path) -> None:
     write_file(folder / PAGE_FILE, page.render(comparison))
 
 
-_SEEDS = ("run.seed", "partition.seed", "run.name")
-_NAMES = ("aggregation.method", "aggregation.name")
+def _varying(configs: Sequence[RunConfig]) -> dict[str, list[str]]:
+    """Return by method the keys in which its runs differ from others: of any method, but its own settings from its."""
+    names = {config.method_name for config in configs}
+    found: dict[str, list[str]] = {}
+    for name in names:
+        own = [config for config in configs if config.method_name == name]
+        of_all = {key for config in configs for key in differences(configs[0], config)}
+        of_own = {key for config in own for key in differences(own[0], config)}
+        found[name] = sorted(
+            {key for key in of_all if not key.startswith("aggregation.") and key not in _SEEDS}
+            | {key for key in of_own if key.startswith("aggregation.")}
+        )
+    return found
 
 
 def _value(config: object, key: str) -> object:
