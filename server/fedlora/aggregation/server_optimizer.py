@@ -223,7 +223,9 @@ def _stepped_product(
     size = layer.scaling * math.sqrt(change_square(pair, before) / (layer.B.shape[0] * layer.A.shape[1]))
     if not size:
         return pair, _of_part("product", known)
-    gain, kept = _gain("product", torch.tensor(size), known, optimizer, defaults=_ADAPTIVE["product"])
+    gain, kept = _gain(
+        "product", torch.tensor(size, dtype=torch.float64), known, optimizer, defaults=_ADAPTIVE["product"]
+    )
     last = (known["product_A"], known["product_B"]) if "product_A" in known else None
     new, moment = product_step(pair, before, last, Step(optimizer.kept, optimizer.fresh, float(gain)))
     return new, {"product_A": moment[0], "product_B": moment[1], **kept}

@@ -10,14 +10,13 @@ import torch
 
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.aggregation import Aggregate, ServerOptimizer, aggregate
-from fedlora.methods import Method, MethodState
+from fedlora.methods import Method
 from fedlora.training.footprint.live_bytes import LiveBytes
 
 # Few clients are measured, and more of them take in proportion more.
 _FEW, _SOME = 2, 6
-_NUM_COPIES = (
-    3  # of the global adapter: what the round started from, the same packed, and what it gives; of a state too
-)
+# Of the global adapter: what the round started from, the same packed, and what it gives. Of what is kept as well.
+_NUM_COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ def server_cost(
     shapes = Counter((layer.rank, layer.A.shape[1], layer.B.shape[0]) for layer in adapter.layers.values())
     few, some = min(_FEW, num_clients), min(_SOME, num_clients)
     working, kept, seconds = 0, 0, 0.0
-    step = partial(aggregate, method=method, server_optimizer=server_optimizer)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the server does
     try:
@@ -54,14 +52,22 @@ def server_cost(
             updates = {
                 str(index): _random_adapter(rank, in_features, out_features, seed=index) for index in range(some)
             }
-            # The first round keeps something, and the ones after it start from that.
-            state = step(dict(list(updates.items())[:few]), reference=updates["0"]).state if server_optimizer else {}
+            step = partial(
+                aggregate,
+                method=method,
+                reference=_random_adapter(rank, in_features, out_features, seed=some),
+                server_optimizer=server_optimizer,
+            )
+            # The first round keeps something, and the ones after it go on from that.
+            state = step({"0": updates["0"]}).state if server_optimizer is not None else {}
             kept += count * sum(tensor.nbytes for tensors in state.values() for tensor in tensors.values())
-            peaks = [_peak_bytes(dict(list(updates.items())[:size]), step, state) for size in (few, some)]
+            peaks = [
+                _peak_bytes(partial(step, dict(list(updates.items())[:size]), state=state)) for size in (few, some)
+            ]
             slope = (peaks[1] - peaks[0]) / (some - few) if some > few else 0.0
             working = max(working, int(peaks[1] + slope * (num_clients - some)))
             began = time.perf_counter()
-            step(updates, reference=updates["0"], state=state)
+            step(updates, state=state)
             seconds += (time.perf_counter() - began) * count * num_clients / some
     finally:
         torch.set_num_threads(threads)
@@ -77,7 +83,7 @@ def _random_adapter(rank: int, in_features: int, out_features: int, *, seed: int
     return Adapter({"layer": LoraLayer(A, B, 1.0)})
 
 
-def _peak_bytes(updates: dict[str, Adapter], step: Callable[..., Aggregate], state: MethodState) -> int:
+def _peak_bytes(step: Callable[[], Aggregate]) -> int:
     with LiveBytes() as live:
-        step(updates, reference=next(iter(updates.values())), state=state)
+        step()
     return sum(live.peak.values())

@@ -192,7 +192,7 @@ def _stepped(aggregation: AggregationReport) -> str:
     if (step := aggregation.server_step) is None:
         return ""
     return (
-        f"After all this the server's optimiser stepped ({step.optimizer}, on the {step.acts_on}): in the last round the "
+        f"Then the server's optimiser stepped ({step.optimizer}, on the {step.acts_on}): in the last round the "
         f"products of A and B moved {significant(step.reach, 3)} times as far from the round's start as by the method "
         "alone, whose errors these are."
     )
