@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -18,7 +18,7 @@ from fedlora.aggregation.report import Measured, summarise
 from fedlora.aggregation.robust import Robust, admitted
 from fedlora.aggregation.server_optimizer import ServerOptimizer, require_step, stepped
 from fedlora.aggregation.updates import shares_of
-from fedlora.common.aggregation_report import AggregationReport
+from fedlora.common.aggregation_report import AggregationReport, ServerStep
 from fedlora.common.errors import AdapterError
 from fedlora.methods import Method, MethodState, default_method, names_of
 
@@ -135,11 +135,10 @@ def aggregate(
             measured[path] = found.measured
     config = reference.config if reference is not None else _config(updates, layers)
     adapter = Adapter(layers, mean_dense(updates, p=p, reference=reference), config, changes)
-    report = summarise(method.name, measured, notes=notes)
-    if server_optimizer is None or reference is None:
-        return Aggregate(adapter, report, states)
-    adapter, kept, step = stepped(adapter, reference, states, server_optimizer)
-    return Aggregate(adapter, replace(report, server_step=step), kept)
+    step: ServerStep | None = None
+    if server_optimizer is not None and reference is not None:
+        adapter, states, step = stepped(adapter, reference, states, server_optimizer)
+    return Aggregate(adapter, summarise(method.name, measured, notes=notes, server_step=step), states)
 
 
 def _normalised(weights: Mapping[str, float] | None, *, clients: Sequence[str]) -> dict[str, float]:

@@ -118,7 +118,7 @@ def require_step(method: Method) -> None:
 @torch.no_grad()
 def stepped(
     result: Adapter, start: Adapter, state: MethodState, optimizer: ServerOptimizer
-) -> tuple[Adapter, MethodState, ServerStep]:
+) -> tuple[Adapter, dict[str, Mapping[str, Tensor]], ServerStep]:
     """Return the adapter that the optimiser steps to, what it keeps for the next round, and how far it went.
 
     One layer is worked on at a time. What is kept is as large as the adapter under momentum, and twice that under the
@@ -193,7 +193,8 @@ def _stepped_layer(
             new[part], kept = _stepped_tensor(part, tensor, before, known, optimizer)
             found |= kept
     squares.add((new["A"], new["B"]), (layer.A, layer.B), (start.A, start.B), scaling=layer.scaling)
-    return replace(layer, **new), found
+    bias, magnitude = new.get("bias", layer.bias), new.get("magnitude", layer.magnitude)
+    return replace(layer, A=new["A"], B=new["B"], bias=bias, magnitude=magnitude), found
 
 
 def _stepped_tensor(
