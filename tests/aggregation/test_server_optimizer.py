@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.aggregation import FedIT, FfaLora, FlexLora, RoLora, ServerOptimizer, aggregate
+from fedlora.aggregation.product_step import Step, product_step
 from fedlora.common.errors import AdapterError
 from fedlora.methods import METHODS, Combined, Layer
 from fedlora.server.disk.method_state import pack_state, unpack_state
@@ -226,14 +227,27 @@ def test_the_products_pair_stays_close_to_the_methods_and_no_direction_of_it_is_
     layer = start.layers[LAYER]
     start = replace(start, layers={LAYER: replace(layer, B=torch.zeros_like(layer.B))})
     optimizer = ServerOptimizer("momentum", "product", momentum=0.6)
-    for before, plain, found, _ in three_rounds(start, server_optimizer=optimizer):
+    for _, plain, found, _ in three_rounds(start, server_optimizer=optimizer):
         A, new_A = plain.layers[LAYER].A, found.layers[LAYER].A
         assert (new_A - A).norm() < 0.3 * A.norm()
         assert torch.linalg.svdvals(new_A).min() > 0.1 * A.norm() / 3**0.5 - 1e-9
-        assert before is not found
-    stays = {"a": start}
-    result = aggregate(stays, reference=start, server_optimizer=ServerOptimizer("adam", "product"))
-    assert torch.equal(result.adapter.layers[LAYER].A, layer.A)
+
+
+def test_a_direction_that_only_earlier_rounds_moved_in_is_no_weaker_than_a_tenth_of_the_others():
+    identity = torch.eye(6, dtype=torch.float64)
+    pair = identity[:2], identity[:, :2] * torch.tensor([10.0, 0.01])
+    moment = identity[2:3], 5 * identity[:, 2:3]
+    (A, B), _ = product_step(pair, pair, moment, Step(kept=1.0, fresh=1.0, gain=1.0))
+    torch.testing.assert_close(B @ A, torch.diag(torch.tensor([10.0, 0, 5, 0, 0, 0]).double()), rtol=1e-9, atol=1e-9)
+    assert torch.linalg.svdvals(A) == pytest.approx([1.0, 0.1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_product_that_has_not_changed_stays_as_its_pair_is(start, kind):
+    result = aggregate({"a": start}, reference=start, server_optimizer=ServerOptimizer(kind, "product"))
+    assert torch.equal(result.adapter.layers[LAYER].A, start.layers[LAYER].A)
+    assert torch.equal(result.adapter.layers[LAYER].B, start.layers[LAYER].B)
+    assert (result.state, result.report.server_step.reach) == ({}, 0.0)
 
 
 def test_a_product_of_smaller_rank_than_its_pair_leaves_directions_to_learn_in(start):

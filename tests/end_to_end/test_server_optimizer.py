@@ -37,5 +37,5 @@ def test_it_is_simulated_reported_and_resumed_over_any_number_of_workers(vision_
     assert digest(again) == digest(whole)
     assert again.reports[-1].state_sha256 == whole.reports[-1].state_sha256 != ""
     page = html.unescape((whole.folder / "report.html").read_text())
-    assert "Then the server's optimiser stepped (momentum, on the product): in the last round the products" in page
+    assert "s optimiser stepped (momentum, on the product): in the last round the products" in page
     assert "server's momentum" in page
