@@ -41,8 +41,8 @@ from fedlora.methods import Method, MethodState
 # A path of a base model has no slash: what is kept here never stands where a method's own state does.
 _PREFIX = "server_optimizer/"
 _STATISTICS = ("running_mean", "running_var")
-# A round changes A and B by about train.learning_rate times its steps; an element of their product, of which there is
-# one number for all, by a tenth of that or less.
+# Adam moves a number of A or B by at most about its learning rate in a step, 8e-3 in the 8 steps of a round at 1e-3. An
+# element of their product, of which all have one number, moves by a tenth of that: A's are small, and B starts at zero.
 _ADAPTIVE = {"factors": (1e-2, 1e-2), "product": (1e-3, 1e-3)}
 
 
@@ -54,11 +54,13 @@ class ServerOptimizer:
         kind: "momentum" (FedAvgM), "adam" (FedAdam) or "yogi" (FedYogi).
         acts_on: "factors": A and B; "product": what they do together, whatever the gauge; the new pair is then the best
             of its rank, in the split nearest to the method's.
-        learning_rate: e. None is 1 for momentum; of the others 0.01, and 0.001 for products.
+        learning_rate: e. None is 1 for momentum; of the others 0.01, and 0.001 for products: the most that a number
+            should move in a round, which is about what a client's training moves it.
         momentum: b, of momentum alone.
         beta_1, beta_2: of the others: how much of the first and of the second moment stays.
         tau: of the others: changes much smaller than it are scaled by e / tau, larger ones brought to the size e. None
-            is 0.01, and 0.001 for products.
+            is 0.01, and 0.001 for products: where it is e, no step is larger than the mean change. Where it is much
+            less, what is little more than noise is brought to the size e too.
 
     Raises:
         ValueError: a setting is out of its range or not one of the words above.

@@ -53,7 +53,9 @@ class FederationSection(Section):
         "factors", description="product: steps what A and B do together, and the pair is the best of its rank"
     )
     server_learning_rate: Positive | None = Field(
-        None, description="left out: 1 for momentum; for adam and yogi 0.01, or 0.001 on the product"
+        None,
+        description="left out: 1 for momentum; for adam and yogi 0.01 (product: 0.001), which is about what 8 steps at "
+        "train.learning_rate = 1e-3 move a number",
     )
     server_momentum: Fraction = Field(
         0.5, description="so much of the last step is added to each change: up to 1 / (1 - it) times as far"
