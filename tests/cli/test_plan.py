@@ -12,7 +12,7 @@ import torch
 
 from fedlora.adapters import Adapter, LoraLayer, pack
 from fedlora.adapters.differences import Precision, encode_file
-from fedlora.aggregation import METHODS, FedExLora, aggregate
+from fedlora.aggregation import METHODS, FedExLora, ServerOptimizer, aggregate
 from fedlora.common.config import RunConfig
 from fedlora.planning.plan import too_large
 from fedlora.planning.server_cost import server_cost
@@ -224,6 +224,17 @@ def test_the_servers_memory_for_many_clients_follows_from_few(name: str) -> None
     assert cost.working == pytest.approx(sum(live.peak.values()), rel=0.15)  # of small layers too much
     assert cost.adapters == 3 * updates["0"].size_bytes()
     assert cost.updates == 40 * updates["0"].size_bytes()
+
+
+@pytest.mark.parametrize(("kind", "acts_on", "moments"), [("momentum", "factors", 1), ("yogi", "factors", 2)])
+def test_what_the_servers_optimiser_keeps_counts_in_its_memory(kind: Any, acts_on: Any, moments: int) -> None:
+    adapter = adapter_of(0)
+    plain, stepping = (
+        server_cost(adapter, METHODS["fedit"](), num_clients=4, server_optimizer=optimizer)
+        for optimizer in (None, ServerOptimizer(kind, acts_on))
+    )
+    assert plain.kept == 0
+    assert stepping.kept == pytest.approx(3 * moments * adapter.size_bytes(), rel=0.01)
 
 
 def test_a_gpu_that_is_too_small_is_refused_with_what_to_change() -> None:

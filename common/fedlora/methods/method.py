@@ -231,6 +231,10 @@ class Method(Section):
         """Return whether clients may train DoRA's magnitudes, which nobody can move into the base weights."""
         return cls.allows_dora and not cls.changes_base
 
+    def takes_server_optimizer(self) -> bool:
+        """Return whether a round's result is a step of the pair from its start, which a server optimiser can take."""
+        return not self.changes_base and not self.plan(1).starts_fresh
+
     def added_base_rank(self, rank: int, num_clients: int) -> int:  # noqa: ARG002 (for who overrides it)
         """Return the rank of what a round adds to the base weight of a layer of this rank."""
         return 0

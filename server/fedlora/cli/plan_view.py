@@ -52,7 +52,7 @@ def _memory_table(plan: Plan) -> Table:
     table.add_row("of a client", bytes_text(sum(training.values())), bytes_text(sum(evaluation.values())), style="bold")
     table.add_section()
     server = plan.server
-    held = server.adapters + server.working
+    held = server.adapters + server.kept + server.working
     table.add_row(f"of the server, {plan.num_clients} clients a round", bytes_text(held), "", style="bold")
     table.add_row("of a simulation's server", bytes_text(held + server.updates), "")
     return table

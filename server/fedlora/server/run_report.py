@@ -70,6 +70,7 @@ def summary(config: RunConfig, *, num_clients: int) -> str:
         f"{'DoRA of ' if lora.use_dora else ''}rank {lora.rank}",
         "" if lora.init == "default" else f"{lora.init} start",
         config.method_name,
+        "" if config.federation.server_optimizer == "none" else f"server's {config.federation.server_optimizer}",
         weights.get(config.federation.weighting, ""),
         f"FedProx with mu {train.proximal_mu:g}" if train.proximal_mu else "",
         "packed examples" if train.packing else "",

@@ -143,10 +143,25 @@ class RunConfig(Section):
                 f"{named} adds to the base weights, which model.quantization = {self.model.quantization!r} freezes as "
                 f"whole numbers; take {names_of(lambda kind: not kind.changes_base)}"
             )
+        if self.federation.server_optimizer != "none":
+            self._require_server_step(method, named)
         largest = max((self.lora.rank, *self.lora.rank_pattern.values()))
         most = method.base_change_rank
         if self.lora.init in BASE_CHANGING_INITS and most is not None and most <= largest:
             raise ValueError(
                 f"lora.init = {self.lora.init!r} takes a part of rank {largest} out of the base weights, and {named} "
                 f"with a rank of {most} for their change leaves no room beside it; take more than {largest}, or default"
+            )
+
+    def _require_server_step(self, method: Method, named: str) -> None:
+        key = f'federation.server_optimizer = "{self.federation.server_optimizer}"'
+        if not method.takes_server_optimizer():
+            raise ValueError(
+                f"{key} steps the pair on from the round's start, and {named} moves a round's change into the base "
+                f'weights; use "none", or take {names_of(lambda kind: kind().takes_server_optimizer())}'
+            )
+        if self.federation.server_acts_on == "product" and any(len(method.plan(round).trains) < 2 for round in (1, 2)):
+            raise ValueError(
+                f'{key} with server_acts_on = "product" moves both factors, and under {named} clients share the one '
+                'that they do not train; use "factors"'
             )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedlora.adapters import Adapter, pack
-from fedlora.aggregation import AggregationReport, Robust
+from fedlora.aggregation import AggregationReport, Robust, ServerOptimizer
 from fedlora.common.config import RunConfig
 from fedlora.common.messages import Score, TrainReceipt, TrainRequest
 from fedlora.common.phases import announce
@@ -61,6 +61,7 @@ class FederatedRun:
         folder: RunFolder,
         *,
         robust: Robust | None = None,
+        server_optimizer: ServerOptimizer | None = None,
         num_sites: int,
         command: str,
         listener: Listener = ignore,
@@ -68,11 +69,13 @@ class FederatedRun:
     ) -> None:
         """`num_sites` are waited for at the start, `command` goes into the manifest, `listener` hears what happens.
 
-        `robust` is what is done to the updates of a round before `method` combines them; `account` keeps the time.
+        `robust` is what is done to the updates of a round before `method` combines them, `server_optimizer` how the
+        server steps to what comes of that; `account` keeps the time.
         """
         self._config = config
         self._method = method
         self._robust = robust
+        self._server_optimizer = server_optimizer
         self._folder = folder
         self._num_sites = num_sites
         self._command = command
@@ -173,6 +176,7 @@ class FederatedRun:
             method=self._method,
             state=before.state,
             robust=self._robust,
+            server_optimizer=self._server_optimizer,
         )
         seconds = {
             "training": trained - began - collected.storing_seconds,
