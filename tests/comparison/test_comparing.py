@@ -225,7 +225,7 @@ def test_the_command_does_the_runs_and_says_what_they_show(
     assert not ended.value.code
     printed = capsys.readouterr().out
     assert "2/2" in printed
-    assert "report  out/report.html" in printed
+    assert "report        out/report.html" in printed
     assert (tmp_path / "out" / "comparison.json").is_file()
     assert not list((tmp_path / "out").glob("*.log"))
 

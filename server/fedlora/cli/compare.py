@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
 from fedlora.cli.logs import log_to
@@ -17,12 +20,14 @@ from fedlora.common.errors import ConfigError
 from fedlora.common.printable import printable
 from fedlora.common.run_file import load_run
 from fedlora.common.run_folder import RUN_FILE
-from fedlora.comparison import markdown
-from fedlora.comparison.gathered import PAGE_FILE, gathered, gathered_from_runs, write
+from fedlora.comparison import finding, tables
+from fedlora.comparison.evaluation import evaluate
+from fedlora.comparison.gathered import JSON_FILE, MARKDOWN_FILE, PAGE_FILE, gathered, gathered_from_runs, write
 from fedlora.comparison.grid import Grid, require_usable
 from fedlora.comparison.results import Comparison
 from fedlora.comparison.running import Progress, run_all
 from fedlora.comparison.work import begin
+from fedlora.server.report.content import Table as Shown
 from fedlora.server.report.wording import duration_text
 from fedlora.simulation import preset
 from fedlora.training.data import load_federated_data
@@ -105,9 +110,29 @@ class _Lines:
 
 def _show(comparison: Comparison, out: Path, console: Console) -> None:
     write(comparison, out)
+    evaluation = evaluate(comparison)
     console.print()
-    console.print(markdown.render(comparison), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"report  {out / PAGE_FILE}", markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(finding.headline(evaluation)), markup=False, highlight=False, style="bold")
+    for shown in (tables.scores(evaluation), tables.differences(evaluation)):
+        if shown is not None and shown.rows:
+            console.print()
+            console.print(_table(shown))
+    console.print(printable(finding.about_power(evaluation)), markup=False, highlight=False, style="dim")
+    for note in finding.left_out(evaluation):
+        console.print(printable(note), markup=False, highlight=False, style="yellow")
+    console.print()
+    for name, path in (("report", PAGE_FILE), ("tables", MARKDOWN_FILE), ("all of it", JSON_FILE)):
+        console.print(Text.assemble((f"{name:<14}", "dim"), str(out / path)), soft_wrap=True)
+
+
+def _table(shown: Shown) -> Table:
+    table = Table(title=printable(shown.caption), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for place, name in enumerate(shown.head):
+        is_text = place < shown.num_text_columns
+        table.add_column(printable(name), justify="left" if is_text else "right", no_wrap=is_text, overflow="fold")
+    for row in shown.rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
 
 
 def _base(options: Options) -> RunConfig:
