@@ -14,6 +14,7 @@ from fedlora.training.footprint.live_bytes import LiveBytes
 # Few clients are measured, and more of them take in proportion more.
 _FEW, _SOME = 2, 6
 _NUM_COPIES = 3  # of the global adapter: what the round started from, the same packed, and what it gives
+_FORMER_COPIES = 1  # of the one before, where clients are sent it too
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,12 @@ class ServerCost:
     seconds: float
 
 
-def server_cost(adapter: Adapter, method: Method, *, num_clients: int) -> ServerCost:
-    """Return what a round of `num_clients` takes of the server; `adapter` is asked for its shapes."""
+def server_cost(adapter: Adapter, method: Method, *, num_clients: int, keeps_former: bool = False) -> ServerCost:
+    """Return what a round of `num_clients` takes of the server; `adapter` is asked for its shapes.
+
+    Args:
+        keeps_former: whether the adapter that the round before started from is kept, for the clients.
+    """
     shapes = Counter((layer.rank, layer.A.shape[1], layer.B.shape[0]) for layer in adapter.layers.values())
     few, some = min(_FEW, num_clients), min(_SOME, num_clients)
     working, seconds = 0, 0.0
@@ -54,7 +59,8 @@ def server_cost(adapter: Adapter, method: Method, *, num_clients: int) -> Server
     finally:
         torch.set_num_threads(threads)
     size = adapter.size_bytes()
-    return ServerCost(_NUM_COPIES * size, working, num_clients * size, seconds)
+    num_copies = _NUM_COPIES + _FORMER_COPIES * keeps_former
+    return ServerCost(num_copies * size, working, num_clients * size, seconds)
 
 
 def _random_adapter(rank: int, in_features: int, out_features: int, *, seed: int) -> Adapter:
