@@ -214,6 +214,12 @@ class Method(Section):
         return False
 
     @property
+    def has_last_change(self) -> bool:
+        """Whether what a round trains is what the one before has moved, so that the steps can go on with its change."""
+        first, second = self.plan(1), self.plan(2)
+        return not second.starts_fresh and first.trains == second.trains
+
+    @property
     def base_change_rank(self) -> int | None:
         """The most rank of all changes of a base weight since the run's start together; None keeps all of them.
 

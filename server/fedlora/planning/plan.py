@@ -72,6 +72,8 @@ def plan_of(config: RunConfig) -> Plan:
     clients = planned_clients(config)
     num_clients = _num_asked(config, clients.num_clients)
 
+    needs_former = config.train.client_momentum > 0
+
     def traffic(one: Method) -> Traffic:
         return traffic_of(
             outline.adapter,
@@ -80,6 +82,7 @@ def plan_of(config: RunConfig) -> Plan:
             num_rounds=config.federation.rounds,
             precision=config.exchange.precision,
             init_changes_base=init_changes_base,
+            needs_former=needs_former,
         )
 
     others = [kind() for name, kind in loadable_methods()[0].items() if name != method.name]
@@ -98,6 +101,7 @@ def plan_of(config: RunConfig) -> Plan:
             method,
             num_clients=num_clients,
             server_optimizer=server_optimizer_of(config.federation),
+            keeps_former=needs_former,
         ),
         training_seconds=_training_seconds(step, config, device, num_examples=clients.num_examples),
         notes=(*clients.notes, *outline.notes, *_notes(config, step, device), *_pin_notes(config)),

@@ -17,6 +17,8 @@ from fedlora.training.footprint.live_bytes import LiveBytes
 _FEW, _SOME = 2, 6
 # Of the global adapter: what the round started from, the same packed, and what it gives. Of what is kept as well.
 _NUM_COPIES = 3
+# Of the one before, where clients are sent it too.
+_FORMER_COPIES = 1
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,18 @@ class ServerCost:
 
 
 def server_cost(
-    adapter: Adapter, method: Method, *, num_clients: int, server_optimizer: ServerOptimizer | None = None
+    adapter: Adapter,
+    method: Method,
+    *,
+    num_clients: int,
+    server_optimizer: ServerOptimizer | None = None,
+    keeps_former: bool = False,
 ) -> ServerCost:
-    """Return what a round of `num_clients` takes of the server; `adapter` is asked for its shapes."""
+    """Return what a round of `num_clients` takes of the server; `adapter` is asked for its shapes.
+
+    Args:
+        keeps_former: whether the adapter that the round before started from is kept, for the clients.
+    """
     shapes = Counter((layer.rank, layer.A.shape[1], layer.B.shape[0]) for layer in adapter.layers.values())
     few, some = min(_FEW, num_clients), min(_SOME, num_clients)
     working, kept, seconds = 0, 0, 0.0
@@ -74,7 +85,8 @@ def server_cost(
     size = adapter.size_bytes()
     if server_optimizer is not None:
         kept += server_optimizer.num_moments * sum(tensor.nbytes for tensor in adapter.dense_outline.values())
-    return ServerCost(_NUM_COPIES * size, _NUM_COPIES * kept, working, num_clients * size, seconds)
+    num_copies = _NUM_COPIES + _FORMER_COPIES * keeps_former
+    return ServerCost(num_copies * size, _NUM_COPIES * kept, working, num_clients * size, seconds)
 
 
 def _random_adapter(rank: int, in_features: int, out_features: int, *, seed: int) -> Adapter:

@@ -75,6 +75,8 @@ def summary(config: RunConfig, *, num_clients: int) -> str:
         f"FedProx with mu {train.proximal_mu:g}" if train.proximal_mu else "",
         "packed examples" if train.packing else "",
         "optimiser state kept" if train.optimizer_state == "keep" else "",
+        f"client momentum {train.client_momentum:g}" if train.client_momentum else "",
+        f"B at {train.b_learning_rate_ratio:g} times the rate" if train.b_learning_rate_ratio != 1 else "",
         f"seed {config.run.seed}",
     ]
     return ", ".join(part for part in parts if part)

@@ -240,6 +240,11 @@ _RULES = (
         lambda config, _: config.train.steps == 1,
     ),
     _Rule(
+        ("train.client_momentum",),
+        "a run of one round has no change of the global adapter before it",
+        lambda config, _: config.federation.rounds == 1,
+    ),
+    _Rule(
         ("train.optimizer_state",),
         "a run of one round has none before it",
         lambda config, _: config.federation.rounds == 1,

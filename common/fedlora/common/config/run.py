@@ -138,6 +138,7 @@ class RunConfig(Section):
                 f"lora.init = {self.lora.init!r} is lost under {named}, whose pairs start afresh in every round; take "
                 "default, or another method"
             )
+        self._require_momentum_fits(method, named)
         if self.model.quantization != "none" and method.changes_base:
             raise ValueError(
                 f"{named} adds to the base weights, which model.quantization = {self.model.quantization!r} freezes as "
@@ -165,3 +166,21 @@ class RunConfig(Section):
                 f'{key} with server_acts_on = "product" moves both factors, and under {named} clients share the one '
                 'that they do not train; use "factors"'
             )
+
+    def _require_momentum_fits(self, method: Method, named: str) -> None:
+        """Check that what a round trains has a last change to go on with, if the run's steps are to.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.train.client_momentum == 0 or method.has_last_change:
+            return
+        why = (
+            "whose pairs start afresh in every round"
+            if method.plan(2).starts_fresh
+            else "which trains another factor in each round, and the last one left it as it was"
+        )
+        raise ValueError(
+            f"train.client_momentum = {self.train.client_momentum:g} has no last change to go on with under {named}, "
+            f"{why}; set it to 0, or take another method"
+        )
