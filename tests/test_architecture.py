@@ -78,6 +78,8 @@ IMPURE = (
 IMPURE_CALLS = ("open", "print", "input")
 PURE = (
     "fedlora.adapters.fit", "fedlora.aggregation", "fedlora.algebra", "fedlora.methods", "fedlora.planning.traffic",
+    "fedlora.comparison.evaluation", "fedlora.comparison.finding", "fedlora.comparison.markdown",
+    "fedlora.comparison.statistics", "fedlora.comparison.tables", "fedlora.comparison.wording",
     "fedlora.server.record.best_round", "fedlora.server.record.draw", "fedlora.server.record.fair_shares",
     "fedlora.server.rounds.admission", "fedlora.server.rounds.believable", "fedlora.server.rounds.completion",
     "fedlora.server.rounds.draw", "fedlora.server.rounds.ending", "fedlora.server.rounds.starts",
@@ -93,6 +95,10 @@ ORDERS = (
     ("fedlora.server", "fedlora.simulation", "fedlora.cli"),
     ("fedlora.aggregation", "fedlora.server", "fedlora.flower", "fedlora.cli"),
     ("fedlora.aggregation", "fedlora.planning", "fedlora.cli"),
+    (
+        "fedlora.comparison.results", "fedlora.comparison.statistics", "fedlora.comparison.evaluation",
+        "fedlora.comparison.tables", "fedlora.comparison.page", "fedlora.cli",
+    ),
     ("fedlora.doctor", "fedlora.cli"),
     (
         "fedlora.training.data", "fedlora.training.tasks", "fedlora.models", "fedlora.training.peft_bridge",
@@ -121,9 +127,10 @@ RULES = (
         may_not_import=packages_of("server"),
     ),
     Rule(
-        "of the server room only the simulation and the command line, with its doctor and planning, know the client",
+        "of the server room only the simulation and the command line, with its doctor, planning and comparison, "
+        "know the client",
         of=packages_of("server"),
-        except_for=("fedlora.simulation", "fedlora.cli", "fedlora.doctor", "fedlora.planning"),
+        except_for=("fedlora.simulation", "fedlora.cli", "fedlora.doctor", "fedlora.planning", "fedlora.comparison"),
         may_not_import=packages_of("client"),
     ),
     Rule(

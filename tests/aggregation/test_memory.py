@@ -17,6 +17,7 @@ from fedlora.aggregation import (
     LoraFairCosine,
     LoraFairTwoSided,
     RoLora,
+    ServerOptimizer,
     aggregate,
 )
 
@@ -65,6 +66,22 @@ def test_no_tensor_is_larger_than_the_stacked_updates(make_updates, any_method, 
     if not measure and any_method in STREAMING:
         rank = max(ranks)
     assert 0 < allocations.num_values <= rank * max(700, 900)
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adam"])
+@pytest.mark.parametrize("acts_on", ["factors", "product"])
+def test_a_server_optimiser_forms_no_product(make_updates, kind, acts_on):
+    updates = make_updates(rank=2, in_features=700, out_features=900)
+    start, optimizer = updates["client-00"], ServerOptimizer(kind, acts_on)
+    state = {}
+    with Allocations() as allocations:
+        for _ in range(3):
+            result = aggregate(
+                updates, method=FedIT(), reference=start, state=state, server_optimizer=optimizer, measure=False
+            )
+            start, state = result.adapter, result.state
+    # The round's start, the method's pair and twice their rank of earlier rounds are set side by side.
+    assert 0 < allocations.num_values <= (8 if acts_on == "product" else 4) * 900
 
 
 @pytest.fixture

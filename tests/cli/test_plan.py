@@ -12,7 +12,7 @@ import torch
 
 from fedlora.adapters import Adapter, LoraLayer, pack
 from fedlora.adapters.differences import Precision, encode_file
-from fedlora.aggregation import METHODS, FedExLora, aggregate
+from fedlora.aggregation import METHODS, FedExLora, ServerOptimizer, aggregate
 from fedlora.common.config import RunConfig
 from fedlora.planning.plan import too_large
 from fedlora.planning.server_cost import server_cost
@@ -214,6 +214,22 @@ def test_pairs_out_of_the_base_weights_take_a_change_of_their_rank_along() -> No
     assert taken.down - plain.down == 4 * NUM_LAYERS * RANK * (IN_FEATURES + OUT_FEATURES)
 
 
+def test_who_sat_out_a_round_is_sent_the_former_adapter_whole_where_steps_go_on_with_its_change() -> None:
+    settings = {"num_clients": 3, "num_rounds": 3, "precision": "int8", "init_changes_base": False}
+    adapter = adapter_of(0)
+
+    def former(name: str, *, needs_former: bool = True) -> int:
+        return traffic_of(adapter, METHODS[name](), **settings, needs_former=needs_former).former  # type: ignore[arg-type]
+
+    assert former("fedit") == pytest.approx(len(pack(adapter)), rel=0.03)
+    starts = [adapter]
+    for number in (1, 2):
+        updates = {str(place): adapter_of(3 * number + place) for place in range(3)}
+        starts.append(aggregate(updates, method=METHODS["fedex_lora"](), reference=starts[-1], measure=False).adapter)
+    assert former("fedex_lora") == pytest.approx(len(pack(starts[1])), rel=0.03)
+    assert [former("fedit", needs_former=False), former("flora"), former("rolora")] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("name", ["fedit", "lora_fair", "flex_lora", "flora"])
 def test_the_servers_memory_for_many_clients_follows_from_few(name: str) -> None:
     method, updates = METHODS[name](), {str(seed): adapter_of(seed) for seed in range(40)}
@@ -223,7 +239,19 @@ def test_the_servers_memory_for_many_clients_follows_from_few(name: str) -> None
     cost = server_cost(updates["0"], method, num_clients=40)
     assert cost.working == pytest.approx(sum(live.peak.values()), rel=0.15)  # of small layers too much
     assert cost.adapters == 3 * updates["0"].size_bytes()
+    assert server_cost(updates["0"], method, num_clients=2, keeps_former=True).adapters == 4 * updates["0"].size_bytes()
     assert cost.updates == 40 * updates["0"].size_bytes()
+
+
+@pytest.mark.parametrize(("kind", "acts_on", "moments"), [("momentum", "factors", 1), ("yogi", "factors", 2)])
+def test_what_the_servers_optimiser_keeps_counts_in_its_memory(kind: Any, acts_on: Any, moments: int) -> None:
+    adapter = adapter_of(0)
+    plain, stepping = (
+        server_cost(adapter, METHODS["fedit"](), num_clients=4, server_optimizer=optimizer)
+        for optimizer in (None, ServerOptimizer(kind, acts_on))
+    )
+    assert plain.kept == 0
+    assert stepping.kept == pytest.approx(3 * moments * adapter.size_bytes(), rel=0.01)
 
 
 def test_a_gpu_that_is_too_small_is_refused_with_what_to_change() -> None:

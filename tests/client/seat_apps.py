@@ -27,6 +27,7 @@ from fedlora.common.messages import (
     TrainReceipt,
     TrainRequest,
 )
+from fedlora.common.packed_file import packed_bytes
 from fedlora.common.records import from_record, to_record
 
 FOLDER = "SEAT_FOLDER"
@@ -59,6 +60,7 @@ def make_app() -> ClientApp:
     def train(message: Message, _context: Context) -> Message:
         request = from_record(message.content, TrainRequest)
         _note(folder / "trainings", f"{os.getpid()} {request.round}")
+        (folder / "former").write_bytes(packed_bytes(request.former))
         failure = _obey(folder)
         if failure is not None and failure.code != "loss_not_finite":
             return Message(to_record(failure), reply_to=message)

@@ -87,7 +87,7 @@ class MemoryExchange:
 class Bench:
     """A site on the bench, and the server's end of its line."""
 
-    def __init__(self, folder: Path, **sections: object) -> None:
+    def __init__(self, folder: Path, *, run: RunConfig = RUN, **sections: object) -> None:
         self.app, self.state = folder / "app", folder / "north.site"
         self.app.mkdir()
         self.state.mkdir()
@@ -104,7 +104,7 @@ class Bench:
         self.exchange = MemoryExchange()
         self.said: queue.SimpleQueue[session_pb2.ConnectRequest] = queue.SimpleQueue()
         self.site = Participation(
-            RUN,
+            run,
             SiteConfig.model_validate(config),
             seat=WorkerSeat(seat_apps.make_app, {seat_apps.FOLDER: str(self.app)}),
             outbox=Outbox(self.state),

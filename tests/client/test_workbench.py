@@ -15,7 +15,7 @@ from fedlora.client.worker.own_site import OwnSite
 from fedlora.client.worker.source import WorkbenchSource
 from fedlora.client.worker.workbench import Workbench
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import AdapterError, ConfigError, DataError
+from fedlora.common.errors import AdapterError, ConfigError, DataError, RunError
 from fedlora.common.messages import LOSS_NOT_FINITE, OK, EvaluateRequest, InitialiseRequest, TrainRequest
 from fedlora.models.base_model import BaseModel, fingerprint_of
 from fedlora.training.data import Examples, FederatedData, federated_data_from, load_federated_data
@@ -315,3 +315,16 @@ def test_a_factor_that_is_not_trained_stays_and_does_not_travel_back(
     assert not torch.equal(update.dense["classification_head.weight"], start.dense["classification_head.weight"])
     with_both = workbench.train("chalk", training(pack(start)))
     assert len(receipt.adapter) < len(with_both.adapter)
+
+
+def test_a_later_round_goes_on_with_the_change_since_the_former_adapter(make_bench: MakeBench) -> None:
+    plain, ours = make_bench(), make_bench(train={"client_momentum": 0.5})
+    initial = initial_of(ours)
+    first = ours.train("print", training(initial))
+    assert first.adapter == plain.train("print", training(initial)).adapter
+    assert isinstance(first.adapter, bytes)
+    second = replace(training(first.adapter, number=2), former=initial)
+    assert ours.train("print", second).adapter == ours.train("print", second).adapter
+    assert ours.train("print", second).adapter != plain.train("print", second).adapter
+    with pytest.raises(RunError, match=r"round 2 came without the adapter of the round before, which train"):
+        ours.train("print", training(first.adapter, number=2))

@@ -19,7 +19,7 @@ import seat_apps
 
 from fedlora.adapters import Adapter, LoraLayer, pack, unpack
 from fedlora.adapters.differences import decode_file, encode_file
-from fedlora.client.worker.files_mod import DIFFERENCE, ask_for_file, make_of_difference
+from fedlora.client.worker.files_mod import DIFFERENCE, Making, ask_for_file, make_of_differences
 from fedlora.client.worker.seat import WorkerSeat
 from fedlora.common.files import sha256_of
 from fedlora.common.messages import (
@@ -202,7 +202,7 @@ def test_an_adapter_that_is_not_there_is_made_of_a_difference(seat: WorkerSeat, 
     decode_file(difference, tmp_path / "made", reference=reference)
     whole = tmp_path / sha256_of([tmp_path / "made"])
     message = asked_for(seat, whole, tmp_path / "update", precision="float32")
-    make_of_difference(message, difference, reference)
+    make_of_differences(message, [Making(whole, difference, reference)])
     assert isinstance(seat.ask(message, TrainReceipt), TrainReceipt)
     assert whole.read_bytes() == (tmp_path / "made").read_bytes()
 
@@ -225,7 +225,7 @@ def test_a_difference_that_gives_something_else_is_told_and_leaves_nothing(
     wanted.unlink()
     before = sorted(files.iterdir())
     message = asked_for(seat, wanted, files / "update", precision="float32")
-    make_of_difference(message, difference, reference)
+    make_of_differences(message, [Making(wanted, difference, reference)])
     answer = seat.ask(message, TrainReceipt)
     assert isinstance(answer, Failure)
     assert answer.code == DIFFERENCE

@@ -41,6 +41,7 @@ def idle(config: RunConfig, occasion: Occasion | None = None) -> list[str]:
         (["train.micro_batch_size=16"], ["train.batch_size=32"]),
         (["train.proximal_mu=0.1", "train.steps=1"], ["train.steps=2"]),
         (["train.optimizer_state=keep", "federation.rounds=1"], ["federation.rounds=2"]),
+        (["train.client_momentum=0.5", "federation.rounds=1"], ["federation.rounds=2"]),
         (
             ["train.optimizer_state=keep", "train.optimizer=sgd", "train.momentum=0.0"],
             ["train.momentum=0.5"],
@@ -63,6 +64,18 @@ def idle(config: RunConfig, occasion: Occasion | None = None) -> list[str]:
         (["data.label=kind"], ["data.path=scans.parquet"]),
         (["data.text=note"], None),
         (["robust.gauge_limit=0.5"], ["robust.regauge=true"]),
+        (["federation.server_acts_on=product"], ["federation.server_optimizer=adam"]),
+        (["federation.server_learning_rate=0.5"], ["federation.server_optimizer=momentum"]),
+        (["federation.server_momentum=0.9"], ["federation.server_optimizer=momentum"]),
+        (["federation.server_momentum=0.9", "federation.server_optimizer=yogi"], None),
+        (["federation.server_beta_1=0.5"], ["federation.server_optimizer=yogi"]),
+        (["federation.server_beta_2=0.5", "federation.server_optimizer=momentum"], None),
+        (["federation.server_tau=0.5"], ["federation.server_optimizer=adam"]),
+        (
+            ["federation.server_optimizer=momentum", "federation.server_momentum=0.0"],
+            ["federation.server_learning_rate=0.5"],
+        ),
+        (["federation.server_optimizer=momentum", "federation.rounds=1"], ["federation.rounds=2"]),
     ],
 )
 def test_a_setting_is_idle_until_what_it_needs_is_set(settings: list[str], cure: list[str] | None) -> None:

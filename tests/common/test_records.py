@@ -21,7 +21,7 @@ from fedlora.common.messages import (
     TrainRequest,
 )
 from fedlora.common.records import carrying, from_peer, from_record, reply_from_record, to_record
-from fedlora.common.schema import to_proto
+from fedlora.common.schema import PACKED, to_proto
 from fedlora.v1 import messages_pb2 as pb
 
 RECEIPT = TrainReceipt(
@@ -32,7 +32,7 @@ MESSAGES = [
     SiteDescription("a", 5, 1, 0, "accuracy", ("x", "ü"), "base", "f" * 64, "d" * 64, "0.1.0", 8),
     InitialiseRequest(2**63),
     InitialiseReceipt(b"\0\1"),
-    TrainRequest("run", 3, 1, 0, 10, 64, b"tensors"),
+    TrainRequest("run", 3, 1, 0, 10, 64, b"tensors", former=b"older tensors"),
     RECEIPT,
     TrainReceipt("run", 1, 0, "a", "loss_not_finite", loss=float("inf")),
     EvaluateRequest("run", 0, None, 0, 2, True, b"tensors"),
@@ -60,7 +60,8 @@ def bytes_in(content: RecordDict) -> bytes:
 def test_a_message_comes_out_as_it_went_in(message: object) -> None:
     found = from_record(to_record(message, with_local=True), type(message), with_local=True)
     assert repr(found) == repr(message)
-    assert getattr(found, "adapter", None) == getattr(message, "adapter", None)
+    for name in PACKED:
+        assert getattr(found, name, None) == getattr(message, name, None)
 
 
 def test_an_adapter_travels_as_one_array_and_not_in_the_text() -> None:

@@ -27,7 +27,7 @@ from fedlora.common.messages import (
     TrainRequest,
 )
 from fedlora.common.schema import (
-    ADAPTER,
+    PACKED,
     discard_local,
     from_proto,
     holds_words,
@@ -74,7 +74,8 @@ def plain(hint: Any) -> Any:
 def misfits(kind: type, message: Any) -> Iterator[str]:
     """Yield what of a dataclass and its message has no counterpart of the fitting kind on the other side."""
     hints = {field.name: get_type_hints(kind)[field.name] for field in dataclasses.fields(kind)}
-    hints.pop(ADAPTER, None)
+    for name in PACKED:
+        hints.pop(name, None)
     by_name = message.fields_by_name
     yield from (f"{kind.__name__}.{name}: only in the proto" for name in by_name if name not in hints)
     for name, hint in hints.items():

@@ -1,7 +1,7 @@
 """Kill anything, lose nothing: each process at each of its phases, and the run ends in the same adapter, bit for bit.
 
-The trainer is the real one on the embedded DINOv2-small with dropout on: three rounds, full participation, no
-deadline, float32 on the wire. All cells are marked slow but two.
+The trainer is the real one on the embedded DINOv2-small with dropout and client momentum on: three rounds, full
+participation, no deadline, float32 on the wire. All cells are marked slow but two.
 """
 
 import hashlib
@@ -56,6 +56,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "lora.dropout=0.1",
         "train.steps=2",
         "train.batch_size=8",
+        "train.client_momentum=0.5",
         "train.device=cpu",
         "federation.rounds=3",
         "federation.sites=2",

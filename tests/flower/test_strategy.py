@@ -15,7 +15,7 @@ from lora_apps import FIRST_A, HEAD, base_model, examples, lora_config, make_mod
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 
 from fedlora.adapters import save_adapter
-from fedlora.aggregation import FedExLora, FedIT, FfaLora, LoraFair, Robust
+from fedlora.aggregation import FedExLora, FedIT, FfaLora, LoraFair, Robust, ServerOptimizer
 from fedlora.common.errors import AdapterError
 from fedlora.flower import LoraFairStrategy
 from fedlora.flower.replies import Update, in_fixed_order
@@ -310,6 +310,17 @@ def test_the_functions_for_metrics_are_the_callers(grid: InProcessGrid) -> None:
     result = run(grid, strategy)
     assert result.train_metrics_clientapp[1]["most"] == num_examples(3)
     assert result.evaluate_metrics_clientapp[1] == {"most": num_examples(3), "num-refused": 0}
+
+
+def test_a_server_optimiser_goes_on_from_round_to_round(grid: InProcessGrid, with_all: Result) -> None:
+    still = strategy_of(server_optimizer=ServerOptimizer(momentum=0.0))
+    assert data(run(grid, still).arrays) == data(with_all.arrays)
+    strategy = strategy_of(server_optimizer=ServerOptimizer(momentum=0.5))
+    run(grid, strategy, num_rounds=2)
+    reached = [report.aggregation and report.aggregation.server_step for report in strategy.reports.values()]
+    assert [step and step.reach == pytest.approx(1.0) for step in reached] == [True, False]
+    with pytest.raises(ValueError, match="a server optimiser does not go with fedex_lora"):
+        strategy_of(method=FedExLora(), server_optimizer=ServerOptimizer())
 
 
 def test_without_training_nothing_is_aggregated(grid: InProcessGrid) -> None:

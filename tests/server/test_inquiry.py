@@ -318,12 +318,13 @@ def test_a_later_phase_withdraws_what_the_one_before_still_waits_for() -> None:
     assert sorted(answer.key for answer in second.answers()) == ["client 1", "client 3"]
 
 
-def test_a_late_request_whose_adapter_the_journal_keeps_no_more_is_not_sent_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["adapter", "former"])
+def test_a_late_request_whose_adapter_the_journal_keeps_no_more_is_not_sent_again(tmp_path: Path, which: str) -> None:
     path = tmp_path / "adapter"
     path.write_bytes(b"tensors")
 
     def late(attempt: int) -> TrainRequest:
-        return replace(request(attempt), adapter=PackedFile(path, 7))
+        return replace(request(attempt), **{which: PackedFile(path, 7)})
 
     grid = PatientGrid(lambda _given, _node: to_record(Failure(WORKER_DIED)))
     inquiry = Inquiry(

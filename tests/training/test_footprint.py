@@ -103,6 +103,16 @@ def test_a_method_that_trains_one_factor_trains_less_and_keeps_no_moments_of_the
     assert costs[0]["optimizer"] > 1.5 * costs[1]["optimizer"]
 
 
+def test_what_steps_pull_to_or_go_on_with_is_one_more_copy_of_what_is_trained(vision_run: MakeRun) -> None:
+    def optimizer(**train: object) -> int:
+        config = vision_run(train=train)
+        return step_cost(outline_of(config), config, is_cuda=False).training["optimizer"]
+
+    plain, size = optimizer(), 4 * outline_of(vision_run()).num_trained
+    assert optimizer(client_momentum=0.5) == plain + size
+    assert optimizer(client_momentum=0.5, proximal_mu=0.1) == plain + 2 * size
+
+
 @pytest.mark.parametrize(
     ("sections", "words"),
     [

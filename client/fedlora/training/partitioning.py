@@ -100,7 +100,7 @@ def partition_dirichlet(
         if not len(part):
             raise DataError(
                 f"{name} of {num_clients} gets none of the {len(labels)} training examples; raise partition.alpha "
-                f"({alpha:g}), lower partition.num_clients, or try another run.seed"
+                f"({alpha:g}), lower partition.num_clients, or try another partition.seed"
             )
     return partition
 

@@ -154,6 +154,31 @@ class ResidentModel:
             self._filled(name).copy_(given[name])
         self.parameters = [parameter for parameter in self._named.values() if parameter.requires_grad]
 
+    @torch.no_grad()
+    def change_since(self, former: Adapter) -> list[Tensor]:
+        """Return by how much each of `parameters` is beyond what it is in an adapter of the same shapes.
+
+        A change of the base weights is left aside.
+
+        Raises:
+            AdapterError: a tensor is missing there, or has another shape than in the adapter that was loaded.
+        """
+        given = to_state_dict(replace(former, base_change={}))
+        changes = []
+        for name, parameter in self.trained().items():
+            found = given[name].shape if name in given else None
+            if found != self._shapes[name]:
+                raise AdapterError(
+                    f"the former adapter has {'no ' * (found is None)}{name} {'' if found is None else tuple(found)}; "
+                    f"expected {tuple(self._shapes[name])}, as in the one that follows it"
+                )
+            # Beyond the rank of both, the model's own stays as it is.
+            change = torch.zeros_like(parameter)
+            part = change[tuple(slice(size) for size in self._shapes[name])]
+            part.copy_(self._filled(name)).sub_(given[name].to(part))
+            changes.append(change)
+        return changes
+
     def _filled(self, name: str) -> Tensor:
         """Return the part of a parameter that the loaded adapter fills: all of it, unless its rank is smaller."""
         return self._named[name][tuple(slice(size) for size in self._shapes[name])]

@@ -16,6 +16,7 @@ from fedlora.common.config import TrainSection
 from fedlora.common.errors import FedloraError
 from fedlora.common.messages import INTERRUPTED
 from fedlora.models.reach import is_routed
+from fedlora.training.local_optimizer import local_optimizer, move_on, set_rate
 from fedlora.training.memory import is_out_of_memory
 from fedlora.training.optimizer_state import Moments, read_moments, set_moments
 from fedlora.training.peft_bridge import ResidentModel
@@ -116,6 +117,7 @@ class LocalTrainer(Generic[P]):
         max_steps: int | None = None,
         is_unwanted: Callable[[], bool] = lambda: False,
         moments: Moments | None = None,
+        changes: Sequence[Tensor] = (),
     ) -> TrainingResult:
         """Return the result of one round's steps on `prepared`; the trained adapter is in the model.
 
@@ -127,6 +129,8 @@ class LocalTrainer(Generic[P]):
             max_steps: fewer steps than the settings ask for.
             is_unwanted: asked at each step whether to leave off.
             moments: the optimiser's, from this client's last round, to go on with.
+            changes: of each of the model's parameters in the federation's last round, which the steps keep
+                `client_momentum` of; without them they are the optimiser's own.
 
         Raises:
             TrainingInterrupted: `is_unwanted` said so.
@@ -134,7 +138,8 @@ class LocalTrainer(Generic[P]):
         """
         settings, num_steps = self.settings, self.num_steps(len(prepared))
         num_steps = min(num_steps, max_steps or num_steps)
-        optimizer = self._optimizer()
+        optimizer = local_optimizer(self.model.trained(), settings)
+        momentum = settings.client_momentum if changes else 0.0
         if moments:
             set_moments(optimizer, self.model.trained(), moments)
         start_values = (
@@ -156,8 +161,7 @@ class LocalTrainer(Generic[P]):
             if losses and time.perf_counter() - began > self._max_seconds:
                 logger.warning("ended after %d of %d steps: limits.max_seconds is over", len(losses), num_steps)
                 break
-            for group in optimizer.param_groups:
-                group["lr"] = self._learning_rate(progress, share=(step + 0.5) / num_steps)
+            set_rate(optimizer, (1 - momentum) * self._learning_rate(progress, share=(step + 0.5) / num_steps))
             loss, step_tokens = self._gradients(prepared, next(batches), optimizer)
             losses.append(loss)
             num_tokens += step_tokens
@@ -169,6 +173,7 @@ class LocalTrainer(Generic[P]):
                 torch.nn.utils.clip_grad_norm_(self.model.parameters, settings.max_grad_norm)
             self._scaler.step(optimizer)
             self._scaler.update()
+            move_on(self.model.parameters, changes, momentum / num_steps)
             optimizer.zero_grad(set_to_none=True)
             self._seconds["optimizer"] += time.perf_counter() - started
         stacked = torch.stack(losses).cpu()
@@ -280,19 +285,6 @@ class LocalTrainer(Generic[P]):
         overall = progress[0] + (progress[1] - progress[0]) * share
         factor = learning_rate_factor(overall, schedule=self.settings.schedule, warmup=self.settings.warmup)
         return self.settings.learning_rate * factor
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        settings = self.settings
-        if settings.optimizer == "sgd":
-            return torch.optim.SGD(
-                self.model.parameters,
-                lr=settings.learning_rate,
-                momentum=settings.momentum,
-                weight_decay=settings.weight_decay,
-            )
-        return torch.optim.AdamW(
-            self.model.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:
         if self._autocast is not None:

@@ -174,6 +174,12 @@ def factor_of(key: str) -> str:
     return found[1] or found[2] if found else ""
 
 
+def is_embedding_key(key: str) -> bool:
+    """Return whether the key of a pair's factor, as PEFT saves it, is an embedding's."""
+    found = _FACTOR.search(key)
+    return found is not None and found[1] is not None
+
+
 def to_state_dict(adapter: Adapter, *, has_dense: bool = False) -> dict[str, Tensor]:
     """Return the adapter's tensors under the key names of `PeftModel.save_pretrained`, contiguous.
 

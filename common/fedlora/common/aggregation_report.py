@@ -40,6 +40,22 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class ServerStep:
+    """What the server's optimiser made of the method's result.
+
+    Attributes:
+        optimizer: "momentum", "adam" or "yogi".
+        acts_on: "factors" or "product".
+        reach: |X' - X_0| / |X - X_0| over all layers' products, X_0 being the round's start, X the method's result and
+            X' where the optimiser stepped to; 0 where the method changed nothing.
+    """
+
+    optimizer: str
+    acts_on: str
+    reach: float
+
+
+@dataclass(frozen=True)
 class AggregationReport:
     """One round's distance from the ideal update.
 
@@ -55,6 +71,8 @@ class AggregationReport:
         moved_B, moved_A: |dB| / |mean_B| and |dA| / |mean_A|.
         layers: the same by layer path. Empty, and all of the above 0, where nothing was measured.
         notes: what was done to the updates before they were combined, client by client.
+        server_step: what the server's optimiser made of the result; None without one. What is
+            measured is the method's own result.
     """
 
     method: str
@@ -68,3 +86,4 @@ class AggregationReport:
     moved_A: float = 0.0
     layers: Mapping[str, LayerReport] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    server_step: ServerStep | None = None

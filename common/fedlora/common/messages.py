@@ -135,6 +135,7 @@ class TrainRequest:
         run: the run's id; `round` counts from 1, `attempt` from 0.
         seed: the run's seed; the client's draws come from (seed, round, client, purpose).
         adapter: the global adapter, packed.
+        former: the one that the round before started from, where the run's steps go on with the change since then.
         num_rounds: rounds of the whole run, over which the learning rate's schedule spans.
         validation_examples: at most so many of its own validation examples are judged before and after; at a site of
             its own choice.
@@ -149,6 +150,7 @@ class TrainRequest:
     validation_examples: int
     adapter: Packed = field(default=b"", repr=False)
     trains: Factors = ("A", "B")
+    former: Packed = field(default=b"", repr=False)
 
     @property
     def frozen_factor(self) -> str:

@@ -1,4 +1,4 @@
-"""Messages to and from Flower's records: their protobuf's bytes in a ConfigRecord, a packed adapter as one Array.
+"""Messages to and from Flower's records: their protobuf's bytes in a ConfigRecord, each packed adapter as one Array.
 
 Flower's cost is per array, so an adapter travels as one Array of safetensors bytes under a stype of
 our own. Flower's own strategies cannot read that.
@@ -24,7 +24,7 @@ from fedlora.common.messages import (
     TrainRequest,
 )
 from fedlora.common.packed_file import Packed, PackedFile
-from fedlora.common.schema import ADAPTER, discard_local, from_proto, parse, serialised, to_proto
+from fedlora.common.schema import ADAPTER, PACKED, discard_local, from_proto, parse, serialised, to_proto
 
 _MESSAGE = "fedlora"
 _STYPE = "fedlora.safetensors/v1"
@@ -59,7 +59,8 @@ def to_record(message: object, *, with_local: bool = False) -> RecordDict:
         with_local: whether it goes to another process of the same owner, with the fields that are local.
     """
     content = carrying(to_proto(message, with_local=with_local))
-    put_adapter(content, getattr(message, ADAPTER, b""))
+    for name in PACKED:
+        put_adapter(content, getattr(message, name, b""), name=name)
     return content
 
 
@@ -69,27 +70,32 @@ def carrying(message: Proto) -> RecordDict:
     return RecordDict({_MESSAGE: record})
 
 
-def put_adapter(content: RecordDict, packed: Packed) -> None:
-    """Put a packed adapter into the records, in place of the one that is there; nothing is put for empty bytes."""
-    content.pop(ADAPTER, None)
+def put_adapter(content: RecordDict, packed: Packed, *, name: str = ADAPTER) -> None:
+    """Put a packed adapter into the records, in place of the one that is there; nothing is put for empty bytes.
+
+    Args:
+        name: of the field of the message that it is.
+    """
+    content.pop(name, None)
     if isinstance(packed, PackedFile):
         place = f"{packed.sha256}:{packed.path}".encode()
-        content[ADAPTER] = ArrayRecord({ADAPTER: Array("uint8", (packed.wire_bytes,), _FILE_STYPE, place)})
+        content[name] = ArrayRecord({name: Array("uint8", (packed.wire_bytes,), _FILE_STYPE, place)})
     elif packed:
-        content[ADAPTER] = ArrayRecord({ADAPTER: Array("uint8", (len(packed),), _STYPE, packed)})
+        content[name] = ArrayRecord({name: Array("uint8", (len(packed),), _STYPE, packed)})
 
 
-def adapter_in(content: RecordDict, *, with_files: bool = False) -> Packed:
+def adapter_in(content: RecordDict, *, name: str = ADAPTER, with_files: bool = False) -> Packed:
     """Return the packed adapter in the records, empty bytes where there is none.
 
     Args:
+        name: of the field of the message that it is.
         with_files: as for `from_record`.
 
     Raises:
         RunError: what stands in its place is no packed adapter.
     """
-    arrays = content.get(ADAPTER)
-    return _packed(arrays, with_files=with_files) if isinstance(arrays, ArrayRecord) else b""
+    arrays = content.get(name)
+    return _packed(arrays, name, with_files=with_files) if isinstance(arrays, ArrayRecord) else b""
 
 
 def from_record(
@@ -108,9 +114,8 @@ def from_record(
     if kind != expected.__name__:
         raise RunError(f"a peer sent {kind or 'records that are not fedlora messages'}; expected {expected.__name__}")
     message = from_proto(carried(content), expected, with_local=with_local)
-    if not hasattr(message, ADAPTER):
-        return message
-    return dataclasses.replace(message, adapter=adapter_in(content, with_files=with_files))  # type: ignore[type-var]
+    packed = {name: adapter_in(content, name=name, with_files=with_files) for name in PACKED if hasattr(message, name)}
+    return dataclasses.replace(message, **packed) if packed else message  # type: ignore[type-var]
 
 
 def reply_from_record(
@@ -159,8 +164,8 @@ def carried(content: RecordDict) -> Proto:
     return parse(raw, kind)
 
 
-def _packed(arrays: ArrayRecord, *, with_files: bool) -> Packed:
-    array = arrays.get(ADAPTER)
+def _packed(arrays: ArrayRecord, name: str, *, with_files: bool) -> Packed:
+    array = arrays.get(name)
     if with_files and array is not None and array.stype == _FILE_STYPE:
         sha256, _, path = array.data.decode().partition(":")
         return PackedFile(Path(path), int(array.shape[0]), sha256)

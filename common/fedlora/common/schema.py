@@ -1,9 +1,9 @@
 """The dataclasses of `messages` to and from their protobuf, by the names of their fields.
 
-The proto is the schema: a dataclass has the message of its name, and each of its fields the field of its name. Only an
-`adapter` is none of them: it goes beside a message. Tuples hold plain values; a map in a map is a message whose one
-field is a map. Fields that are `local` in the schema stay with the owner of the machine, unless whoever writes or reads
-asks for them.
+The proto is the schema: a dataclass has the message of its name, and each of its fields the field of its name. Only
+packed adapters are none of them (`PACKED`): they go beside a message. Tuples hold plain values; a map in a map is a
+message whose one field is a map. Fields that are `local` in the schema stay with the owner of the machine, unless
+whoever writes or reads asks for them.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,9 @@ from fedlora.common.errors import RunError
 from fedlora.common.printable import printable
 from fedlora.v1 import messages_pb2 as pb
 
-ADAPTER = "adapter"
+ADAPTER, FORMER = "adapter", "former"
+# The fields of a message that are packed adapters.
+PACKED = (ADAPTER, FORMER)
 _LOCAL: Any = pb.local
 
 _adapters: dict[type, TypeAdapter[Any]] = {}  # building one takes milliseconds

@@ -214,6 +214,12 @@ class Method(Section):
         return False
 
     @property
+    def has_last_change(self) -> bool:
+        """Whether what a round trains is what the one before has moved, so that the steps can go on with its change."""
+        first, second = self.plan(1), self.plan(2)
+        return not second.starts_fresh and first.trains == second.trains
+
+    @property
     def base_change_rank(self) -> int | None:
         """The most rank of all changes of a base weight since the run's start together; None keeps all of them.
 
@@ -230,6 +236,10 @@ class Method(Section):
     def takes_dora(cls) -> bool:
         """Return whether clients may train DoRA's magnitudes, which nobody can move into the base weights."""
         return cls.allows_dora and not cls.changes_base
+
+    def takes_server_optimizer(self) -> bool:
+        """Return whether a round's result is a step of the pair from its start, which a server optimiser can take."""
+        return not self.changes_base and not self.plan(1).starts_fresh
 
     def added_base_rank(self, rank: int, num_clients: int) -> int:  # noqa: ARG002 (for who overrides it)
         """Return the rank of what a round adds to the base weight of a layer of this rank."""

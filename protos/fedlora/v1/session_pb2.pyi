@@ -65,7 +65,7 @@ class Readiness(_message.Message):
     def __init__(self, description: _Optional[_Union[_messages_pb2.SiteDescription, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("request_id", "adapter", "ticket", "precision", "initialise", "train", "evaluate")
+    __slots__ = ("request_id", "adapter", "ticket", "precision", "initialise", "train", "evaluate", "former")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +73,7 @@ class Request(_message.Message):
     INITIALISE_FIELD_NUMBER: _ClassVar[int]
     TRAIN_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
+    FORMER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     adapter: _messages_pb2.OfferedAdapter
     ticket: bytes
@@ -80,7 +81,8 @@ class Request(_message.Message):
     initialise: _messages_pb2.InitialiseRequest
     train: _messages_pb2.TrainRequest
     evaluate: _messages_pb2.EvaluateRequest
-    def __init__(self, request_id: _Optional[str] = ..., adapter: _Optional[_Union[_messages_pb2.OfferedAdapter, _Mapping]] = ..., ticket: _Optional[bytes] = ..., precision: _Optional[str] = ..., initialise: _Optional[_Union[_messages_pb2.InitialiseRequest, _Mapping]] = ..., train: _Optional[_Union[_messages_pb2.TrainRequest, _Mapping]] = ..., evaluate: _Optional[_Union[_messages_pb2.EvaluateRequest, _Mapping]] = ...) -> None: ...
+    former: _messages_pb2.OfferedAdapter
+    def __init__(self, request_id: _Optional[str] = ..., adapter: _Optional[_Union[_messages_pb2.OfferedAdapter, _Mapping]] = ..., ticket: _Optional[bytes] = ..., precision: _Optional[str] = ..., initialise: _Optional[_Union[_messages_pb2.InitialiseRequest, _Mapping]] = ..., train: _Optional[_Union[_messages_pb2.TrainRequest, _Mapping]] = ..., evaluate: _Optional[_Union[_messages_pb2.EvaluateRequest, _Mapping]] = ..., former: _Optional[_Union[_messages_pb2.OfferedAdapter, _Mapping]] = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("request_id", "adapter", "initialise", "train", "evaluate", "failure")

@@ -16,6 +16,7 @@ A further method is one file with a subclass of `fedlora.methods.Method`, and on
 
 from fedlora.aggregation.aggregation import Aggregate, aggregate
 from fedlora.aggregation.robust import Robust
+from fedlora.aggregation.server_optimizer import ServerOptimizer
 from fedlora.common.aggregation_report import AggregationReport, LayerReport
 from fedlora.methods import METHODS, Combined, Layer, Method, Phases, Product, RoundPlan
 from fedlora.methods.fedex_lora import FedExLora
@@ -49,5 +50,6 @@ __all__ = [
     "RoLora",
     "Robust",
     "RoundPlan",
+    "ServerOptimizer",
     "aggregate",
 ]

@@ -16,8 +16,9 @@ from fedlora.aggregation.kept import KEPT_BYTES
 from fedlora.aggregation.layer_aggregate import ClientLayers, aggregate_layer
 from fedlora.aggregation.report import Measured, summarise
 from fedlora.aggregation.robust import Robust, admitted
+from fedlora.aggregation.server_optimizer import ServerOptimizer, require_step, stepped
 from fedlora.aggregation.updates import shares_of
-from fedlora.common.aggregation_report import AggregationReport
+from fedlora.common.aggregation_report import AggregationReport, ServerStep
 from fedlora.common.errors import AdapterError
 from fedlora.methods import Method, MethodState, default_method, names_of
 
@@ -29,7 +30,8 @@ class Aggregate:
     Attributes:
         adapter: where every client starts the next round.
         report: how far it is from the mean of the clients' products.
-        state: what the method wants to know in the next round, tensors by layer and name; nothing as a rule.
+        state: what the method and the server's optimiser want to know in the next round, tensors by layer and name;
+            nothing as a rule.
     """
 
     adapter: Adapter
@@ -46,6 +48,7 @@ def aggregate(
     reference: Adapter | None = None,
     state: MethodState | None = None,
     robust: Robust | None = None,
+    server_optimizer: ServerOptimizer | None = None,
     measure: bool = True,
     device: torch.device | str | None = None,
     kept_bytes: int | None = None,
@@ -68,8 +71,10 @@ def aggregate(
         method: how a layer's pairs become one pair; LoRA-FAIR's way if None.
         reference: the adapter that the round started from, if there was one. The result then has its layers, ranks,
             scalings and configuration; what no client has stays as it was; and a change of the base weights adds up.
-        state: that of the round before, for a method that keeps one.
+        state: that of the round before, for a method or an optimiser that keeps one.
         robust: what is done to the updates and their weights first; it needs `reference`.
+        server_optimizer: how the server steps from `reference`, which it needs, to what the method makes of the
+            updates. What the report measures is the method's own result.
         measure: whether to measure the errors, which takes longer than the methods that average.
         device: where to compute; the result is on the updates' own device.
         kept_bytes: the most of a layer's clients that is kept between the passes over them; what is beyond it is read
@@ -79,9 +84,14 @@ def aggregate(
     Raises:
         AdapterError: the updates do not fit together or to the method, their pairs mean different things, or a value
             is not finite.
-        ValueError: there is no update, or `weights` has other clients or a weight that is not finite and positive.
+        ValueError: there is no update, or `weights` has other clients or a weight that is not finite and positive; or
+            the optimiser does not go with the method.
     """
     method = method or default_method()
+    if server_optimizer is not None:
+        require_step(method)
+        if reference is None:
+            raise ValueError("a server optimiser needs `reference`, the adapter that the round started from")
     p = _normalised(weights, clients=sorted(updates))
     started = {} if reference is None else {"the round's start": reference.config}
     require_one_meaning(started | {client: updates[client].config for client in p})
@@ -125,7 +135,10 @@ def aggregate(
             measured[path] = found.measured
     config = reference.config if reference is not None else _config(updates, layers)
     adapter = Adapter(layers, mean_dense(updates, p=p, reference=reference), config, changes)
-    return Aggregate(adapter, summarise(method.name, measured, notes=notes), states)
+    step: ServerStep | None = None
+    if server_optimizer is not None and reference is not None:
+        adapter, states, step = stepped(adapter, reference, states, server_optimizer)
+    return Aggregate(adapter, summarise(method.name, measured, notes=notes, server_step=step), states)
 
 
 def _normalised(weights: Mapping[str, float] | None, *, clients: Sequence[str]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedlora.aggregation.updates import CentredUpdate
 from fedlora.algebra.low_rank import with_identity
-from fedlora.common.aggregation_report import AggregationReport, LayerReport
+from fedlora.common.aggregation_report import AggregationReport, LayerReport, ServerStep
 from fedlora.methods import Combined
 
 
@@ -106,7 +106,13 @@ def measure_layer(update: CentredUpdate, combined: Combined, *, scaling: float) 
     return Measured(squares, cosine_B, cosine_A, _effective_rank(singular_squares), combined.note)
 
 
-def summarise(method: str, layers: Mapping[str, Measured], *, notes: tuple[str, ...] = ()) -> AggregationReport:
+def summarise(
+    method: str,
+    layers: Mapping[str, Measured],
+    *,
+    notes: tuple[str, ...] = (),
+    server_step: ServerStep | None = None,
+) -> AggregationReport:
     """Return the report of a round from its layers' squared norms."""
     total = _total(measured.squares for measured in layers.values())
     return AggregationReport(
@@ -114,6 +120,7 @@ def summarise(method: str, layers: Mapping[str, Measured], *, notes: tuple[str, 
         **_ratios(total),
         layers={path: _layer_report(measured) for path, measured in layers.items()},
         notes=notes,
+        server_step=server_step,
     )
 
 

@@ -80,6 +80,65 @@ def simulate(
 
 
 @app.command()
+def compare(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN.toml | RUN_DIR ...]",
+            help="The run file that all runs have in common; or the folders of finished runs.",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the run file; may be repeated."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="An embedded run: digits (the default) or emoji.")
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(metavar="A,B", help="Aggregation methods; the first is what the others are compared with.")
+    ] = "fedit,lora_fair",
+    references: Annotated[
+        str, typer.Option(metavar="A,B", help="Of centralised, local_only, head_only: for scale.")
+    ] = "",
+    over: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=V1,V2", help="Compare values of a key of the run file too; may be repeated."),
+    ] = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V1,V2",
+            help="Of these values each method takes what is best on the clients' validation; may be repeated.",
+        ),
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each: other partitions and seeds.")] = 10,
+    tuning_draws: Annotated[
+        int, typer.Option(min=1, metavar="N", help="The draws by which values are chosen (--tune).")
+    ] = 1,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs, tables and the report go.")] = Path(
+        "comparison"
+    ),
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Runs at a time. Default: one per core, or per GPU.")
+    ] = None,
+) -> None:
+    """Run methods side by side on the same draws, and say which differences they show; the same command goes on.
+
+    Several commands with one --out share the runs. A key is tuned on the clients' validation examples, never on the
+    test set.
+    """
+    from fedlora.cli.compare import Options, run_compare
+
+    run_compare(
+        Options(
+            tuple(paths or ()), tuple(overrides or ()), preset, methods, references, tuple(over or ()),
+            tuple(tune or ()), draws, tuning_draws, out, workers,
+        )
+    )  # fmt: skip
+
+
+@app.command()
 def plan(
     run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")],
     overrides: Annotated[

@@ -38,6 +38,7 @@ def _lines(method: Method) -> list[str]:
                     ("lora.client_ranks", method.allows_client_ranks),
                     ('federation.late = "next_round"', method.allows_late_updates),
                     ("DoRA", method.takes_dora()),
+                    ("federation.server_optimizer", method.takes_server_optimizer()),
                 )
                 if not is_allowed
             ),

@@ -52,7 +52,7 @@ def _memory_table(plan: Plan) -> Table:
     table.add_row("of a client", bytes_text(sum(training.values())), bytes_text(sum(evaluation.values())), style="bold")
     table.add_section()
     server = plan.server
-    held = server.adapters + server.working
+    held = server.adapters + server.kept + server.working
     table.add_row(f"of the server, {plan.num_clients} clients a round", bytes_text(held), "", style="bold")
     table.add_row("of a simulation's server", bytes_text(held + server.updates), "")
     return table
@@ -60,9 +60,12 @@ def _memory_table(plan: Plan) -> Table:
 
 def _traffic_table(plan: Plan) -> Table:
     last = any(traffic.down_last != traffic.down for traffic in plan.traffic)
-    table = _table(f"a client's round, {plan.precision}", "up", "down", *(["down, last round"] if last else []))
+    former = any(traffic.former for traffic in plan.traffic)
+    headings = [*(["down, last round"] if last else []), *(["more, round missed"] if former else [])]
+    table = _table(f"a client's round, {plan.precision}", "up", "down", *headings)
     for traffic in plan.traffic:
         cells = [_up(traffic), bytes_text(traffic.down), *([bytes_text(traffic.down_last)] if last else [])]
+        cells += [bytes_text(traffic.former)] if former else []
         is_own = traffic is plan.traffic[0]
         table.add_row(traffic.method, *cells, style="bold" if is_own else None, end_section=is_own)
     return table

@@ -18,7 +18,8 @@ from fedlora.adapters import Adapter, load_adapter
 from fedlora.adapters.keys import to_state_dict
 from fedlora.adapters.peft_format import HasToDict
 from fedlora.adapters.settings import fitted_config, plain_config
-from fedlora.aggregation import Aggregate, AggregationReport, Robust, RoundPlan, aggregate
+from fedlora.aggregation import Aggregate, AggregationReport, Robust, RoundPlan, ServerOptimizer, aggregate
+from fedlora.aggregation.server_optimizer import require_step
 from fedlora.common.bounds import MAX_EXAMPLES
 from fedlora.common.errors import AdapterError
 from fedlora.flower.metrics import averageable
@@ -114,6 +115,7 @@ class LoraFairStrategy(FedAvg):
         lora_config: HasToDict | Mapping[str, object],
         method: Method | None = None,
         robust: Robust | None = None,
+        server_optimizer: ServerOptimizer | None = None,
         max_weight: float = MAX_EXAMPLES,
         seed: int = 0,
         **fedavg: Unpack[FedAvgArguments],
@@ -124,17 +126,22 @@ class LoraFairStrategy(FedAvg):
             lora_config: the LoraConfig of the clients' models, or its content.
             method: how updates become one adapter; `fedlora.aggregation` has them. LoRA-FAIR's way if None.
             robust: what is done to the updates first, against attackers.
+            server_optimizer: how the server steps to what the method makes of the updates: FedAvgM, FedAdam, FedYogi.
             max_weight: the most that one client's `weighted_by_key` may claim.
             seed: of the fresh pairs that some methods draw in every round.
 
         Raises:
             AdapterError: `lora_config` asks for DoRA, under a method that changes the base weights.
+            ValueError: the optimiser does not go with the method.
         """
         super().__init__(**fedavg)
         content = lora_config if isinstance(lora_config, Mapping) else lora_config.to_dict()
         self.lora_config = plain_config(content)
         self.method = method or default_method()
         self.robust = robust
+        self.server_optimizer = server_optimizer
+        if server_optimizer is not None:
+            require_step(self.method)
         self.max_weight = max_weight
         self.seed = seed
         self.reports = {}
@@ -219,6 +226,7 @@ class LoraFairStrategy(FedAvg):
                 reference=start,
                 state=self._state,
                 robust=self.robust,
+                server_optimizer=self.server_optimizer,
             )
         except AdapterError as error:
             _log.warning("aggregate_train: the arrays stay as they are: %s", error)

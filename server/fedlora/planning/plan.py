@@ -13,6 +13,7 @@ from fedlora.planning.clients import planned_clients
 from fedlora.planning.server_cost import ServerCost, server_cost
 from fedlora.planning.traffic import Traffic, traffic_of
 from fedlora.server.run_method import method_of
+from fedlora.server.run_optimizer import server_optimizer_of
 from fedlora.training.footprint.outline import ASSUMED_LABELS, outline_of
 from fedlora.training.footprint.speed import estimated_seconds
 from fedlora.training.footprint.step import StepCost, autocast_dtype, step_cost
@@ -71,6 +72,8 @@ def plan_of(config: RunConfig) -> Plan:
     clients = planned_clients(config)
     num_clients = _num_asked(config, clients.num_clients)
 
+    needs_former = config.train.client_momentum > 0
+
     def traffic(one: Method) -> Traffic:
         return traffic_of(
             outline.adapter,
@@ -79,6 +82,7 @@ def plan_of(config: RunConfig) -> Plan:
             num_rounds=config.federation.rounds,
             precision=config.exchange.precision,
             init_changes_base=init_changes_base,
+            needs_former=needs_former,
         )
 
     others = [kind() for name, kind in loadable_methods()[0].items() if name != method.name]
@@ -92,7 +96,13 @@ def plan_of(config: RunConfig) -> Plan:
         precision=config.exchange.precision,
         step=step,
         traffic=tuple(traffic(one) for one in (method, *others)),
-        server=server_cost(outline.adapter, method, num_clients=num_clients),
+        server=server_cost(
+            outline.adapter,
+            method,
+            num_clients=num_clients,
+            server_optimizer=server_optimizer_of(config.federation),
+            keeps_former=needs_former,
+        ),
         training_seconds=_training_seconds(step, config, device, num_examples=clients.num_examples),
         notes=(*clients.notes, *outline.notes, *_notes(config, step, device), *_pin_notes(config)),
     )

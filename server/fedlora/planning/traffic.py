@@ -26,6 +26,8 @@ class Traffic:
         down: to the client, as a difference to an adapter that it has; without one, and in a simulation, it is float32.
         down_last: to the client, in the last round: more where the base weights have changed.
         up_other: to the server in the rounds between, where those train another factor; else as `up`.
+        former: to a client that sat out the round before, beside `down_last`: what that started from, whole; 0 where
+            clients do not need it.
     """
 
     method: str
@@ -33,10 +35,18 @@ class Traffic:
     down: int
     down_last: int
     up_other: int
+    former: int = 0
 
 
 def traffic_of(
-    adapter: Adapter, method: Method, *, num_clients: int, num_rounds: int, precision: str, init_changes_base: bool
+    adapter: Adapter,
+    method: Method,
+    *,
+    num_clients: int,
+    num_rounds: int,
+    precision: str,
+    init_changes_base: bool,
+    needs_former: bool = False,
 ) -> Traffic:
     """Return the bytes that a client exchanges in a round.
 
@@ -47,6 +57,7 @@ def traffic_of(
         num_rounds: of the run.
         precision: of the differences: float32, bfloat16 or int8.
         init_changes_base: whether the first pairs are taken out of the base weights, as a change of the same rank.
+        needs_former: whether clients need what the round before started from too, and have it if they took part.
     """
     sizes = {name: _wire_bytes(name, tensor, precision) for name, tensor in to_state_dict(adapter).items()}
     header = len(json.dumps(dict(adapter.config))) + _HEADER_BYTES
@@ -73,7 +84,12 @@ def traffic_of(
             total += _change_bytes(layer, rank=rank, precision=precision if is_known else "float32")
         return total
 
-    return Traffic(method.name, up(1), down + changed(1), down + changed(num_rounds), up(2))
+    former = 0
+    if needs_former and num_rounds > 1 and method.has_last_change:
+        ranks = [(layer, rank_of(layer, num_rounds - 1)) for layer in adapter.layers.values()]
+        former = header + sum(_wire_bytes(name, tensor, "float32") for name, tensor in to_state_dict(adapter).items())
+        former += sum(_change_bytes(layer, rank=rank, precision="float32") for layer, rank in ranks)
+    return Traffic(method.name, up(1), down + changed(1), down + changed(num_rounds), up(2), former)
 
 
 def _wire_bytes(name: str, tensor: Tensor, precision: str) -> int:

@@ -14,6 +14,7 @@ from fedlora.server.disk.store import RunFolder
 from fedlora.server.record.events import Listener
 from fedlora.server.rounds.federated_run import FederatedRun
 from fedlora.server.run_method import method_of
+from fedlora.server.run_optimizer import server_optimizer_of
 from fedlora.server.sites import sites_behind
 
 
@@ -42,6 +43,7 @@ def server_app_for(
         method or method_of(config),
         RunFolder(folder),
         robust=None if robust == Robust() else robust,
+        server_optimizer=server_optimizer_of(config.federation),
         num_sites=num_sites,
         command=command,
         listener=listener,

@@ -70,10 +70,13 @@ def summary(config: RunConfig, *, num_clients: int) -> str:
         f"{'DoRA of ' if lora.use_dora else ''}rank {lora.rank}",
         "" if lora.init == "default" else f"{lora.init} start",
         config.method_name,
+        "" if config.federation.server_optimizer == "none" else f"server's {config.federation.server_optimizer}",
         weights.get(config.federation.weighting, ""),
         f"FedProx with mu {train.proximal_mu:g}" if train.proximal_mu else "",
         "packed examples" if train.packing else "",
         "optimiser state kept" if train.optimizer_state == "keep" else "",
+        f"client momentum {train.client_momentum:g}" if train.client_momentum else "",
+        f"B at {train.b_learning_rate_ratio:g} times the rate" if train.b_learning_rate_ratio != 1 else "",
         f"seed {config.run.seed}",
     ]
     return ", ".join(part for part in parts if part)

@@ -107,23 +107,60 @@ def simulate(
     if (model is None) != (task is None):
         raise ValueError("a model of one's own needs its task, and a task its model")
     data = load_federated_data(config) if clients is None else _own_data(config, clients, test, labels)
-    config = with_found_range(config, data)
-    _require_known(config.lora.client_ranks, data)
     if listener is ignore:
         # With one, the notes come to it as what the clients say of themselves.
         for note in data.notes:
             logger.log(logging.WARNING if note.is_warning else logging.INFO, "%s", note.text)
-    notes = idle_settings(config, _occasion(data, has_given_data=clients is not None))
-    path = choose_folder(config, out, resume=resume)
+    return simulate_over(
+        data,
+        config,
+        out=choose_folder(config, out, resume=resume),
+        is_own_data=clients is not None,
+        base_model=None if model is None or task is None else _own_model(model, tuple(heads), task),
+        method=method,
+        engine=engine,
+        num_workers=num_workers,
+        resume=resume,
+        listener=listener,
+    )
+
+
+def simulate_over(
+    data: FederatedData,
+    config: RunConfig,
+    *,
+    out: Path,
+    is_own_data: bool = True,
+    base_model: "BaseModel | None" = None,
+    method: "Method | None" = None,
+    engine: Engine = "inprocess",
+    num_workers: int | None = None,
+    resume: bool = False,
+    listener: Listener = ignore,
+    with_report: bool = True,
+) -> SimulationResult:
+    """Run all rounds over data that are dealt out, or with `resume` those that are left; see `simulate`.
+
+    Args:
+        config: names the method, also one that is given; see `naming`.
+        is_own_data: whether the data are others than those that the run file names.
+        with_report: whether report.html is written.
+
+    Raises:
+        FedloraError: what the user or the machine gave cannot work; one clear message.
+    """
+    config = with_found_range(config, data)
+    _require_known(config.lora.client_ranks, data)
+    notes = idle_settings(config, _occasion(data, has_given_data=is_own_data))
     source = WorkbenchSource(
         key=uuid.uuid4().hex,
         config=config,
-        data=None if clients is None else data,
-        base_model=None if model is None or task is None else _own_model(model, tuple(heads), task),
+        data=data if is_own_data else None,
+        base_model=base_model,
         explain_failures=True,
-        moments_folder=path.resolve() / "optimizer",
+        moments_folder=out.resolve() / "optimizer",
     )
-    run = Run(config, path, len(data.clients), shlex.join(sys.argv), notes, method)
+    run = Run(config, out, len(data.clients), shlex.join(sys.argv), notes, method)
     run_engine = _engine(engine)
 
     def simulated(rounds: Rounds) -> None:
@@ -131,14 +168,16 @@ def simulate(
         run_engine(source.make_client_app, rounds.server_app, num_nodes=len(data.clients), num_workers=num_workers)
 
     def write_report(folder: "RunFolder", reports: Sequence[RoundReport], sites: Mapping[str, SiteDescription]) -> None:
+        if not with_report:
+            return
         from fedlora.simulation.gallery import write_simulation_report
 
         write_simulation_report(folder, config, data, reports, sites=sites, notes=notes)
 
     reached = whole_run(run, simulated, shown=nullcontext(listener), resume=resume, write_report=write_report)
     if reached is None:
-        raise RunError(f"{path}: the run ended without a round; this is a bug")
-    return SimulationResult(path, reached.reports, reached.adapter)
+        raise RunError(f"{out}: the run ended without a round; this is a bug")
+    return SimulationResult(out, reached.reports, reached.adapter)
 
 
 def _with_method(config: RunConfig, method: "Method | None") -> RunConfig:
@@ -212,7 +251,7 @@ def _own_data(
         image_size=config.task.image_size if config.task.kind == "image_classification" else None,
         pixel_range=getattr(config.task, "pixel_range", "auto"),
         validation=config.data.validation,
-        seed=config.run.seed,
+        seed=config.data_seed,
         kind=config.task.kind,
         data=config.data,
     )

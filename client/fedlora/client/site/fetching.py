@@ -1,6 +1,6 @@
-"""The global adapter of a request: fetched once for each site, and of a known one only the difference."""
+"""The global adapters of a request: each fetched once for each site, and of a known one only the difference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from fedlora.client.site.line import Line
@@ -15,8 +15,8 @@ from fedlora.v1 import messages_pb2
 
 # A file's header and its names: of a change of the base weights it has more of them than what the site made.
 _HEADER_BYTES = 1 << 18
-# In one round an adapter to train, one to judge, and both again where the round is repeated or the server restarts.
-_ADAPTERS_PER_ROUND = 8
+# Each adapter of a round may have to come again, where the round is repeated or the server restarts.
+_TIMES_PER_ROUND = 4
 
 
 class OversizeAdapter(AdapterError):  # noqa: N818 (it says what was found)
@@ -31,6 +31,8 @@ class Downloads:
     def __init__(self, run: RunConfig, description: SiteDescription) -> None:
         """`description` is the worker's, who has made the first adapter itself."""
         self._most_bytes = most_bytes(run, description)
+        # One to train, one to judge, and the one before.
+        self._num_adapters = _TIMES_PER_ROUND * (3 if run.train.client_momentum > 0 else 2)
         self._bytes_of_rounds: dict[int, int] = {}
 
     def require_possible(self, offered: messages_pb2.OfferedAdapter) -> None:
@@ -56,10 +58,10 @@ class Downloads:
         def count(num_bytes: int) -> None:
             total = self._bytes_of_rounds.get(round, 0) + num_bytes
             self._bytes_of_rounds[round] = total
-            if total > _ADAPTERS_PER_ROUND * self._most_bytes:
+            if total > self._num_adapters * self._most_bytes:
                 raise OversizeAdapter(
                     f"round {round}: more than {total - num_bytes:,} bytes of adapters; expected at most "
-                    f"{_ADAPTERS_PER_ROUND} times {self._most_bytes:,}"
+                    f"{self._num_adapters} times {self._most_bytes:,}"
                 )
 
         return count
@@ -83,6 +85,7 @@ def fetch(
     line: Callable[[], Line],
     *,
     takes_difference: bool,
+    made: Collection[Path] = (),
     count: Callable[[int], None],
 ) -> tuple[Path, tuple[Path, Path] | None]:
     """Return the file of the adapter on offer; where it is not there yet, the difference and reference it is made of.
@@ -90,6 +93,7 @@ def fetch(
     Args:
         line: gives the present connection, where one is needed.
         takes_difference: whether a difference will do, if the site holds what it is to.
+        made: files that will be there before this one is made.
         count: is told of the bytes that come, and may raise.
 
     Raises:
@@ -106,7 +110,7 @@ def fetch(
 
     announce("download")
     reference = outbox.adapter_file(offered.reference.sha256.hex())
-    if takes_difference and offered.HasField("difference") and reference.is_file():
+    if takes_difference and offered.HasField("difference") and (reference.is_file() or reference in made):
         difference = outbox.adapter_file(offered.difference.sha256.hex())
         if not difference.is_file():
             bring(offered.difference, difference)

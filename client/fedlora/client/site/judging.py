@@ -100,6 +100,7 @@ def _choice_of(run: RunConfig, site: SiteConfig, description: SiteDescription) -
     """Return a digest over all that decides which examples are judged."""
     told = {
         "seed": run.run.seed,
+        "data_seed": run.data_seed,
         "task": run.task.model_dump(mode="json"),
         "data": run.data.model_dump(mode="json", exclude={"path"}),
         "own": site.data.model_dump(mode="json", exclude={"path"}),

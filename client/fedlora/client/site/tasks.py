@@ -1,8 +1,9 @@
 """What a site's worker does for the server's requests, and what of it the site allows to be told."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from flwr.app import Message
 
@@ -12,7 +13,7 @@ from fedlora.client.site.limits import WITHHELD, allowed_evaluation, allowed_tra
 from fedlora.client.site.line import Line
 from fedlora.client.site.outbox import Finished, Outbox
 from fedlora.client.site.site_file import SiteConfig
-from fedlora.client.worker.files_mod import DIFFERENCE, ask_for_file, make_of_difference
+from fedlora.client.worker.files_mod import DIFFERENCE, Making, ask_for_file, make_of_differences
 from fedlora.client.worker.seat import WorkerSeat
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError
@@ -29,6 +30,7 @@ from fedlora.common.messages import (
 )
 from fedlora.common.packed_file import PackedFile
 from fedlora.common.phases import announce
+from fedlora.common.schema import ADAPTER, FORMER
 from fedlora.common.wire import Receipt, Request
 from fedlora.v1 import messages_pb2, session_pb2
 
@@ -88,7 +90,7 @@ class Tasks:
         own, objection = self._judging.evaluation(request, key[-1])
         if objection:
             return self._allowed_receipt(Failure(WITHHELD, objection))
-        receipt = self._allowed_receipt(self._ask(own, message.adapter, EvaluateReceipt))
+        receipt = self._allowed_receipt(self._ask(own, {ADAPTER: message.adapter}, EvaluateReceipt))
         if isinstance(receipt, EvaluateReceipt):
             self._evaluated = {key: receipt}
         return receipt
@@ -113,7 +115,9 @@ class Tasks:
             logger.info("round %d: training", request.round)
 
         own, objection = self._judging.training(request, key[-1])
-        answer = self._ask(own, message.adapter, TrainReceipt, prepare)
+        # The former one first: the other may be a difference to it.
+        needed = (FORMER, ADAPTER) if message.HasField(FORMER) and self._run.train.client_momentum > 0 else (ADAPTER,)
+        answer = self._ask(own, {name: getattr(message, name) for name in needed}, TrainReceipt, prepare)
         if not isinstance(answer, TrainReceipt):
             return self._allowed_receipt(answer)
         announce("write")
@@ -141,27 +145,43 @@ class Tasks:
     def _ask(
         self,
         request: TrainRequest | EvaluateRequest,
-        offered: messages_pb2.OfferedAdapter,
+        offers: Mapping[str, messages_pb2.OfferedAdapter],
         expected: type,
         prepare: Callable[[Message], None] = lambda _message: None,
     ) -> object:
-        """Return the worker's answer to a request with the adapter on offer."""
+        """Return the worker's answer to a request with the adapters on offer, by the request's fields."""
         for takes_difference in (True, False):
-            self._downloads.require_possible(offered)
-            count = self._downloads.counter(request.round)
-            whole, made_of = fetch(offered, self._outbox, self._line, takes_difference=takes_difference, count=count)
-            asked = self._seat.message(replace(request, adapter=PackedFile(whole, 0)))
-            if made_of is not None:
-                make_of_difference(asked, *made_of)
+            files, makings = self._fetched(offers, request.round, takes_difference=takes_difference)
+            asked = self._seat.message(replace(request, **files))
+            if makings:
+                make_of_differences(asked, makings)
             prepare(asked)
             answer = self._seat.ask(asked, expected)
-            if made_of is not None:
-                made_of[0].unlink(missing_ok=True)
+            for making in makings:
+                making.difference.unlink(missing_ok=True)
             if not (isinstance(answer, Failure) and answer.code == DIFFERENCE):
                 break
             logger.warning("the adapter is fetched whole: %s", answer.text)
         self._outbox.forget_adapters()
         return answer
+
+    def _fetched(
+        self, offers: Mapping[str, messages_pb2.OfferedAdapter], round: int, *, takes_difference: bool
+    ) -> tuple[dict[str, Any], list[Making]]:
+        """Return the files of the adapters on offer, and which of them are yet to be made, in this order."""
+        files: dict[str, Any] = {}
+        makings: list[Making] = []
+        count = self._downloads.counter(round)
+        for name, offered in offers.items():
+            self._downloads.require_possible(offered)
+            made = {making.whole for making in makings}
+            whole, made_of = fetch(
+                offered, self._outbox, self._line, takes_difference=takes_difference, made=made, count=count
+            )
+            files[name] = PackedFile(whole, 0)
+            if made_of is not None and whole not in made:
+                makings.append(Making(whole, *made_of))
+        return files, makings
 
     def _allowed_receipt(self, answer: object) -> Receipt:
         """Return an answer without what the site keeps to itself; a failure's text has been logged and stays."""

@@ -4,6 +4,8 @@ The process that holds the connection moves files and needs no torch; the Client
 A file of a global adapter is named by its sha256.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
@@ -16,9 +18,19 @@ from fedlora.common.files import sha256_of
 from fedlora.common.messages import Failure
 from fedlora.common.packed_file import PackedFile
 from fedlora.common.records import adapter_in, put_adapter, to_record
+from fedlora.common.schema import ADAPTER, PACKED
 
 DIFFERENCE = "difference"
-_SETTINGS, _MAKING = "fedlora.files", "fedlora.difference"
+_SETTINGS, _MAKINGS = "fedlora.files", "fedlora.differences"
+
+
+@dataclass(frozen=True)
+class Making:
+    """A file that is not there yet, and the difference and the reference that it is made of."""
+
+    whole: Path
+    difference: Path
+    reference: Path
 
 
 def ask_for_file(
@@ -40,13 +52,14 @@ def ask_for_file(
     )
 
 
-def make_of_difference(message: Message, difference: Path, reference: Path) -> None:
-    """Have the adapter of `message`, whose file is not there yet, made of a difference to another one."""
-    message.content[_MAKING] = ConfigRecord({"difference": str(difference), "reference": str(reference)})
+def make_of_differences(message: Message, makings: Sequence[Making]) -> None:
+    """Have adapters of `message` whose files are not there yet made, one after another."""
+    paths = [str(path) for making in makings for path in (making.whole, making.difference, making.reference)]
+    message.content[_MAKINGS] = ConfigRecord({"paths": paths})
 
 
 def adapters_as_files(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Read the request's adapter from its file, and write the answer's.
+    """Read the request's adapters from their files, and write the answer's.
 
     Where the disk will not have a file, such as a full one, the answer is a failure that says so.
     """
@@ -62,15 +75,17 @@ def adapters_as_files(message: Message, context: Context, call_next: ClientAppCa
 
 def _over_files(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     settings = message.content.config_records.get(_SETTINGS)
-    given = adapter_in(message.content, with_files=True)
-    if isinstance(given, PackedFile):
-        making = message.content.config_records.get(_MAKING)
-        try:
-            if making is not None and not given.path.is_file():
-                _make(given.path, Path(str(making["difference"])), Path(str(making["reference"])))
-        except AdapterError as error:
-            return Message(to_record(Failure(DIFFERENCE, str(error)), with_local=True), reply_to=message)
-        put_adapter(message.content, given.path.read_bytes())
+    try:
+        for making in _makings(message):
+            if not making.whole.is_file():
+                _make(making)
+    except AdapterError as error:
+        return Message(to_record(Failure(DIFFERENCE, str(error)), with_local=True), reply_to=message)
+    files = {name: adapter_in(message.content, name=name, with_files=True) for name in PACKED}
+    given = files[ADAPTER]
+    for name, file in files.items():
+        if isinstance(file, PackedFile):
+            put_adapter(message.content, file.path.read_bytes(), name=name)
     reply = call_next(message, context)
     if settings is None or reply.has_error() or not (made := adapter_in(reply.content)):
         return reply
@@ -92,13 +107,20 @@ def _over_files(message: Message, context: Context, call_next: ClientAppCallable
     return reply
 
 
-def _make(whole: Path, difference: Path, reference: Path) -> None:
+def _makings(message: Message) -> list[Making]:
+    record = message.content.config_records.get(_MAKINGS)
+    paths = iter([] if record is None else map(Path, cast(list[str], record["paths"])))
+    return [Making(*paths_of_one) for paths_of_one in zip(paths, paths, paths, strict=True)]
+
+
+def _make(making: Making) -> None:
     """Make the file `whole`, whose name is its sha256.
 
     Raises:
         AdapterError: it comes out as another.
     """
-    decode_file(difference, whole, reference=reference, reference_sha256=reference.name)
+    whole, reference = making.whole, making.reference
+    decode_file(making.difference, whole, reference=reference, reference_sha256=reference.name)
     if (found := sha256_of([whole])) != whole.name:
         whole.unlink()
         raise AdapterError(f"the difference to {reference.name[:12]} gives {found[:12]}; expected {whole.name[:12]}")

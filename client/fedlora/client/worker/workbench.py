@@ -18,7 +18,7 @@ from fedlora.client.worker import interruption
 from fedlora.client.worker.own_site import OwnSite
 from fedlora.common.config import BASE_CHANGING_INITS, RunConfig
 from fedlora.common.config import CausalLm as CausalLmSection
-from fedlora.common.errors import ConfigError, DataError, ModelError
+from fedlora.common.errors import ConfigError, DataError, ModelError, RunError
 from fedlora.common.fates import checked, reasons
 from fedlora.common.messages import (
     LOSS_NOT_FINITE,
@@ -174,6 +174,7 @@ class Workbench:
             dropout_seed=stream_seed(request.seed, round=request.round, client=client, purpose="dropout"),
             is_unwanted=interruption.is_unwanted,
             moments=None if self._moments is None else self._moments.before(request.run, client, request.round),
+            changes=self._changes(request),
         )
         if self._moments is not None and result.is_finite:
             self._moments.write(request.run, client, request.round, result.moments)
@@ -192,6 +193,23 @@ class Workbench:
             adapter=pack(trainer.model.read(), without=request.frozen_factor) if result.is_finite else b"",
             **measured,
         )
+
+    def _changes(self, request: TrainRequest) -> list[torch.Tensor]:
+        """Return how the last round moved what is trained, from the request's adapter, which is loaded, and the former.
+
+        Nothing in the first round, and where no step goes on with it.
+
+        Raises:
+            RunError: there is no former adapter, and the run needs one.
+        """
+        if self._config.train.client_momentum == 0 or request.round == 1:
+            return []
+        if not request.former:
+            raise RunError(
+                f"round {request.round} came without the adapter of the round before, which train.client_momentum = "
+                f"{self._config.train.client_momentum:g} needs; set it to 0 where the server does not send that"
+            )
+        return self._trainer.model.change_since(unpack(packed_bytes(request.former)))
 
     def evaluate(self, client: str, request: EvaluateRequest) -> EvaluateReceipt:
         """Return the adapter's scores on one shard of the held-out set, or on `client`'s own validation examples."""

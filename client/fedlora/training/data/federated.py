@@ -30,8 +30,8 @@ def load_federated_data(config: RunConfig) -> FederatedData:
 
     First the test set is held out, group by group; what remains is dealt out to the clients; then each client keeps a
     part of its own for validation. With data.split_by, all examples with one value are on the same side of both
-    splits, at all clients. The draws come from the run's seed: the same file gives the same data. Data that are split
-    already keep their parts, and those for validation are dealt out to the clients too.
+    splits, at all clients. The draws come from the partition's seed, or the run's: the same file gives the same data.
+    Data that are split already keep their parts, and those for validation are dealt out to the clients too.
 
     Raises:
         DataError: a source that cannot be used, or a partition that leaves a client without examples.
@@ -47,24 +47,24 @@ def load_federated_data(config: RunConfig) -> FederatedData:
         test = parts.test.examples(vocabulary, origin=_origin_of_test(config))
         training_rows = np.arange(len(examples))
     else:
-        in_test = test_mask(source, fraction=cast(float, config.data.test), seed=config.run.seed)
+        in_test = test_mask(source, fraction=cast(float, config.data.test), seed=config.data_seed)
         test = examples.take(np.flatnonzero(in_test))
         training_rows = np.flatnonzero(~in_test)
     # Without a vocabulary too, the examples can be dealt out by a column of labels.
     labels = examples.labels if vocabulary else codes_of(source.labels)
-    dealt = partition(labels[training_rows], examples.groups[training_rows], config.partition, seed=config.run.seed)
+    dealt = partition(labels[training_rows], examples.groups[training_rows], config.partition, seed=config.data_seed)
     clients = deal_out(
         examples,
         {name: training_rows[rows] for name, rows in dealt.items()},
         source.split_by,
         validation=config.data.validation if parts.validation is None else 0.0,
-        seed=config.run.seed,
+        seed=config.data_seed,
     )
     notes = parts.notes
     if parts.validation is not None:
         held = parts.validation.examples(vocabulary, origin=f"{config.data.path}: the part for validation")
         is_by_group = isinstance(config.partition, ByGroup)
-        clients, note = with_given_validation(clients, held, is_by_group=is_by_group, seed=config.run.seed)
+        clients, note = with_given_validation(clients, held, is_by_group=is_by_group, seed=config.data_seed)
         notes = (*notes, note)
     return FederatedData(vocabulary, clients, test.by_label(), parts.fingerprint, notes, parts.pixel_range)
 

@@ -49,18 +49,18 @@ def load_own_data(config: RunConfig, *, client: str, only_group: str | None = No
         refuse_shared_values(source, given, config)
     in_test = np.zeros(len(examples), dtype=np.bool_)
     if given_test is None:
-        in_test = test_mask(source, fraction=cast(float, data.test), seed=config.run.seed)
+        in_test = test_mask(source, fraction=cast(float, data.test), seed=config.data_seed)
     clients = deal_out(
         examples,
         {client: np.flatnonzero(~in_test)},
         source.split_by,
         validation=data.validation if given_validation is None else 0.0,
-        seed=config.run.seed,
+        seed=config.data_seed,
     )
     notes = parts.notes
     if given_validation is not None:
         held = given_validation.examples(vocabulary, origin=f"{data.path}: the part for validation")
-        clients, note = with_given_validation(clients, held, is_by_group=False, seed=config.run.seed)
+        clients, note = with_given_validation(clients, held, is_by_group=False, seed=config.data_seed)
         notes = (*notes, note)
     test = (
         examples.take(np.flatnonzero(in_test))

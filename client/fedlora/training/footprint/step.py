@@ -81,8 +81,9 @@ def _step_cost(outline: RunOutline, config: RunConfig, *, is_cuda: bool, changes
         trained = _count_model(model, live)
         untouched = _base_weights(outline) if changes_base else []
         live.count(untouched, UNTOUCHED)
-        starts = [parameter.detach().clone() for parameter in trained] if settings.proximal_mu > 0 else []
-        live.count(starts, OPTIMIZER)
+        num_copies = (settings.proximal_mu > 0) + (settings.client_momentum > 0)
+        copies = [parameter.detach().clone() for parameter in trained for _ in range(num_copies)]
+        live.count(copies, OPTIMIZER)
         if is_cuda:
             _workspace = torch.empty(CUBLAS_BYTES, dtype=torch.uint8)
             live.count([_workspace], WORKSPACE)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fedlora.common.section import Count, Positive, Section, Share
+from fedlora.common.section import Count, Fraction, Positive, Section, Share
 
 
 class FederationSection(Section):
@@ -44,6 +44,26 @@ class FederationSection(Section):
     )
     norm_limit: Positive = Field(
         100.0, description="an update this many times larger than its round's median is refused"
+    )
+    server_optimizer: Literal["none", "momentum", "adam", "yogi"] = Field(
+        "none",
+        description="steps from the round's start to what the method makes of the updates (FedAvgM, FedAdam, FedYogi)",
+    )
+    server_acts_on: Literal["factors", "product"] = Field(
+        "factors", description="product: steps what A and B do together, and the pair is the best of its rank"
+    )
+    server_learning_rate: Positive | None = Field(
+        None,
+        description="left out: 1 for momentum; for adam and yogi 0.01 (product: 0.001), which is about what 8 steps at "
+        "train.learning_rate = 1e-3 move a number",
+    )
+    server_momentum: Fraction = Field(
+        0.5, description="so much of the last step is added to each change: up to 1 / (1 - it) times as far"
+    )
+    server_beta_1: Fraction = Field(0.9, description="of adam and yogi: how much of the mean change stays")
+    server_beta_2: Fraction = Field(0.99, description="of adam and yogi: how much of the mean square stays")
+    server_tau: Positive | None = Field(
+        None, description="of adam and yogi, added to the root of the mean square; left out: 0.01, 0.001 on the product"
     )
     start_from: str | None = Field(None, description="an adapter folder to start from instead of a fresh adapter")
 

@@ -240,6 +240,11 @@ _RULES = (
         lambda config, _: config.train.steps == 1,
     ),
     _Rule(
+        ("train.client_momentum",),
+        "a run of one round has no change of the global adapter before it",
+        lambda config, _: config.federation.rounds == 1,
+    ),
+    _Rule(
         ("train.optimizer_state",),
         "a run of one round has none before it",
         lambda config, _: config.federation.rounds == 1,
@@ -289,6 +294,37 @@ _RULES = (
         ("federation.weighting", "federation.max_share", "robust.clip", "robust.weighting"),
         "a round has the update of a single client",
         lambda config, occasion: _num_updates(config, occasion) <= 1,
+    ),
+    _Rule(
+        (
+            "federation.server_acts_on",
+            "federation.server_learning_rate",
+            "federation.server_momentum",
+            "federation.server_beta_1",
+            "federation.server_beta_2",
+            "federation.server_tau",
+        ),
+        'federation.server_optimizer = "none" takes what the method makes of the updates as it is',
+        lambda config, _: config.federation.server_optimizer == "none",
+    ),
+    _Rule(
+        ("federation.server_momentum",),
+        "adam and yogi have federation.server_beta_1",
+        lambda config, _: config.federation.server_optimizer in ("adam", "yogi"),
+    ),
+    _Rule(
+        ("federation.server_beta_1", "federation.server_beta_2", "federation.server_tau"),
+        'federation.server_optimizer = "momentum" has federation.server_momentum alone',
+        lambda config, _: config.federation.server_optimizer == "momentum",
+    ),
+    _Rule(
+        ("federation.server_optimizer",),
+        "at a learning rate of 1 it adds a part of the rounds before, and there is none",
+        lambda config, _: (
+            config.federation.server_optimizer == "momentum"
+            and config.federation.server_learning_rate in (None, 1.0)
+            and (config.federation.server_momentum == 0 or config.federation.rounds == 1)
+        ),
     ),
     _Rule(("robust.gauge_limit",), "robust.regauge is off", lambda config, _: not config.robust.regauge),
     _Rule(

@@ -49,6 +49,11 @@ class RunConfig(Section):
     exchange: ExchangeSection = ExchangeSection()
 
     @property
+    def data_seed(self) -> int:
+        """What the draws of data come from: which examples are held out, and who holds which."""
+        return self.run.seed if self.partition.seed is None else self.partition.seed
+
+    @property
     def method_name(self) -> str:
         """The name of the aggregation method, of one's own too."""
         return self.aggregation.name if isinstance(self.aggregation, Method | OwnMethod) else self.aggregation.method
@@ -133,11 +138,14 @@ class RunConfig(Section):
                 f"lora.init = {self.lora.init!r} is lost under {named}, whose pairs start afresh in every round; take "
                 "default, or another method"
             )
+        self._require_momentum_fits(method, named)
         if self.model.quantization != "none" and method.changes_base:
             raise ValueError(
                 f"{named} adds to the base weights, which model.quantization = {self.model.quantization!r} freezes as "
                 f"whole numbers; take {names_of(lambda kind: not kind.changes_base)}"
             )
+        if self.federation.server_optimizer != "none":
+            self._require_server_step(method, named)
         largest = max((self.lora.rank, *self.lora.rank_pattern.values()))
         most = method.base_change_rank
         if self.lora.init in BASE_CHANGING_INITS and most is not None and most <= largest:
@@ -145,3 +153,34 @@ class RunConfig(Section):
                 f"lora.init = {self.lora.init!r} takes a part of rank {largest} out of the base weights, and {named} "
                 f"with a rank of {most} for their change leaves no room beside it; take more than {largest}, or default"
             )
+
+    def _require_server_step(self, method: Method, named: str) -> None:
+        key = f'federation.server_optimizer = "{self.federation.server_optimizer}"'
+        if not method.takes_server_optimizer():
+            raise ValueError(
+                f"{key} steps the pair on from the round's start, and {named} moves a round's change into the base "
+                f'weights; use "none", or take {names_of(lambda kind: kind().takes_server_optimizer())}'
+            )
+        if self.federation.server_acts_on == "product" and any(len(method.plan(round).trains) < 2 for round in (1, 2)):
+            raise ValueError(
+                f'{key} with server_acts_on = "product" moves both factors, and under {named} clients share the one '
+                'that they do not train; use "factors"'
+            )
+
+    def _require_momentum_fits(self, method: Method, named: str) -> None:
+        """Check that what a round trains has a last change to go on with, if the run's steps are to.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.train.client_momentum == 0 or method.has_last_change:
+            return
+        why = (
+            "whose pairs start afresh in every round"
+            if method.plan(2).starts_fresh
+            else "which trains another factor in each round, and the last one left it as it was"
+        )
+        raise ValueError(
+            f"train.client_momentum = {self.train.client_momentum:g} has no last change to go on with under {named}, "
+            f"{why}; set it to 0, or take another method"
+        )

@@ -146,28 +146,34 @@ class DataSection(Section):
 _PARTITIONS = "group, iid, dirichlet, label_shards or size: who holds which examples"
 
 
-class ByGroup(Section):
+class _Draws(Section):
+    seed: int | None = Field(
+        None, ge=0, description="of the draws of data: what is held out, who holds what; run.seed if left out"
+    )
+
+
+class ByGroup(_Draws):
     by: Literal["group"] = Field("group", description=_PARTITIONS)
 
 
-class Iid(Section):
+class Iid(_Draws):
     by: Literal["iid"] = Field("iid", description=_PARTITIONS)
     num_clients: Count = Field(5, description="the examples are dealt out evenly among so many")
 
 
-class Dirichlet(Section):
+class Dirichlet(_Draws):
     by: Literal["dirichlet"] = Field("dirichlet", description=_PARTITIONS)
     num_clients: Count = Field(5, description="clients")
     alpha: Positive = Field(0.3, description="small: each client sees few labels; large: all see the same mixture")
 
 
-class LabelShards(Section):
+class LabelShards(_Draws):
     by: Literal["label_shards"] = Field("label_shards", description=_PARTITIONS)
     num_clients: Count = Field(5, description="clients")
     shards_per_client: Count = Field(2, description="the examples sorted by label are cut into num_clients x this many")
 
 
-class BySize(Section):
+class BySize(_Draws):
     by: Literal["size"] = Field("size", description=_PARTITIONS)
     num_clients: Count = Field(5, description="clients")
     alpha: Positive = Field(1.0, description="small: a few clients hold most examples; large: all hold as many")

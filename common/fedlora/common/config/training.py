@@ -121,7 +121,11 @@ class TrainSection(Section):
     proximal_mu: NonNegative = Field(
         0.0, description="FedProx: pulls towards the round's start by mu / 2 |w - start|^2; 0 is off"
     )
+    client_momentum: Fraction = Field(
+        0.0, description="FedCM: share of each step that goes on as the global adapter last moved; 0 is off"
+    )
     learning_rate: Positive = Field(1e-3, description="the peak of the schedule")
+    b_learning_rate_ratio: Positive = Field(1.0, description="LoRA+: B learns so many times as fast as all else")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="over the whole run; linear and cosine end at zero"
     )

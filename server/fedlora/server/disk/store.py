@@ -16,7 +16,7 @@
         updates/NAME-HASH.*   each accepted update (.safetensors) and its receipt (.json), until the round is over
         predictions.json      predicted labels of the held-out set, where the whole of it was judged
         answers.json          generated answers to some of it, of a simulated language model
-        adapter.safetensors   the global adapter after the round, packed; kept for the last two rounds
+        adapter.safetensors   the global adapter after the round, packed; kept for the last two rounds, or three
         report.json           its RoundReport. Once this file is there, the round is over.
 
 Every file is written under a temporary name, synced and renamed, and the journal is the truth: after
@@ -106,11 +106,13 @@ class RunFolder:
 
     Attributes:
         wait_for_space: called while there is no room on the disk for what is to be written; then it is tried again.
+        keeps_former: whether a round goes on from the last two adapters, so that one more is kept.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.wait_for_space: WaitForSpace = give_up
+        self.keeps_former = False
         self._num_listed: int | None = None  # In rounds.jsonl, where this process has looked.
 
     def manifest(self) -> dict[str, object] | None:
@@ -163,6 +165,21 @@ class RunFolder:
                 "start a new run, from adapter/ with federation.start_from if that loads"
             )
         return None
+
+    def before(self, checkpoint: Checkpoint) -> StoredAdapter | None:
+        """Return the adapter after the round before a checkpoint's, None where that is the first.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        number = checkpoint.round - 1
+        stored = self._stored(number) if number >= 0 else None
+        if stored is None and number >= 0:
+            raise StoreError(
+                f"{self._adapter_file(number)} is missing or damaged, and the next round goes on from it too "
+                "(train.client_momentum); restore it, or start a new run, from adapter/ with federation.start_from"
+            )
+        return stored
 
     def sites(self) -> dict[str, SiteDescription]:
         """Return what the sites that have taken part said of themselves, by name; nothing before the first has.
@@ -314,9 +331,10 @@ class RunFolder:
 
     def _prune(self, number: int) -> None:
         shutil.rmtree(self._round(number) / "updates", ignore_errors=True)
-        if number >= _KEPT_ADAPTERS:
+        num_kept = _KEPT_ADAPTERS + self.keeps_former
+        if number >= num_kept:
             for file in ("adapter.safetensors", _STATE_FILE):
-                (self._round(number - _KEPT_ADAPTERS) / file).unlink(missing_ok=True)
+                (self._round(number - num_kept) / file).unlink(missing_ok=True)
 
     def _read_adapter(self, report: RoundReport) -> StoredAdapter | None:
         path = self._adapter_file(report.round)

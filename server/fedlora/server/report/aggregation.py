@@ -155,7 +155,7 @@ def _about(measured: Sequence[AggregationReport], *, corrected: bool) -> list[st
     notes = [f"Before averaging: {note}." for note in last.notes]
     name = title_of(last.method)
     if not corrected:
-        return [f"In the last round it was {before}. {name} leaves it as it is.", _reach(last), *notes]
+        return [f"In the last round it was {before}. {name} leaves it as it is.", _reach(last), *notes, _stepped(last)]
     lowered = sum(each.error_after < each.error_before for each in measured)
     raised = sum(each.error_after > each.error_before for each in measured)
     larger = f", and larger in {raised}" if raised else ""
@@ -165,6 +165,7 @@ def _about(measured: Sequence[AggregationReport], *, corrected: bool) -> list[st
         f"{count_text(len(measured), 'round')}{larger}. To get there, {_movements(last)}.",
         _reach(last),
         *notes,
+        _stepped(last),
         "A smaller error is not by itself a better model; for that, compare runs.",
     ]
 
@@ -183,6 +184,17 @@ def _reach(aggregation: AggregationReport) -> str:
         f"The best pair of this rank has an error of {significant(aggregation.floor, 3)}. Of the error of plain "
         f"averaging, the best B alone would remove {percent_text(aggregation.reach_B)}, the best A alone "
         f"{percent_text(aggregation.reach_A)}, both together {percent_text(aggregation.reach_both)}."
+    )
+
+
+def _stepped(aggregation: AggregationReport) -> str:
+    """Return how far the server's optimiser went, where there was one."""
+    if (step := aggregation.server_step) is None:
+        return ""
+    return (
+        f"Then the server's optimiser stepped ({step.optimizer}, on the {step.acts_on}): in the last round the "
+        f"products of A and B moved {significant(step.reach, 3)} times as far from the round's start as by the method "
+        "alone, whose errors these are."
     )
 
 

@@ -1,11 +1,8 @@
 """The whole report as one HTML page that needs no network and no script."""
 
-import base64
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from fedlora.server.record.round_report import RoundReport
@@ -16,6 +13,7 @@ from fedlora.server.report.flagged import flagged
 from fedlora.server.report.headline import facts, headline, refused
 from fedlora.server.report.holdings import Holdings, who_holds_what
 from fedlora.server.report.learning import learning
+from fedlora.server.report.templating import template
 from fedlora.server.report.times import times
 
 if TYPE_CHECKING:
@@ -117,31 +115,4 @@ def _by_change(examples: Sequence[ShownExample]) -> dict[str, list[ShownExample]
 
 @cache
 def _template() -> "Template":
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, auto_reload=False
-    )
-    environment.filters |= {"prose": _prose, "number": _number, "base64": _base64}
-    return environment.get_template("report.html.j2")
-
-
-def _source(name: str) -> str:
-    """Return a template's text without the line breaks and indents that are only for its readers."""
-    folder = files(__package__).joinpath("templates")
-    return re.sub(r"\n\s*", "", folder.joinpath(name).read_text(encoding="utf-8"))
-
-
-def _prose(text: str) -> str:
-    """Return a sentence with a printer's apostrophes and no line break between a number and its unit."""
-    text = re.sub(r"(?<=\d) (?=%|s\b|min\b|h\b|[kMGT]B\b)", "\N{NO-BREAK SPACE}", text)
-    return text.replace("'", "\N{RIGHT SINGLE QUOTATION MARK}")
-
-
-def _number(text: str) -> str:
-    """Return a number with a printer's minus sign."""
-    return re.sub(r"^-(?=\d)", "\N{MINUS SIGN}", text)
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode()
+    return template(__package__, "report.html.j2")

@@ -26,6 +26,7 @@ class Series:
         dot: their size in points; 0 for none.
         rings: the places whose dots are hollow.
         band: the lowest and the highest about the values.
+        band_name: what the band is, in the legend; "" leaves it out.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Series:
     dot: float = 6.0
     rings: Collection[int] = ()
     band: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    band_name: str = "lowest to highest"
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ def _keys(panel: Panel) -> Iterator[Key]:
             shape = "ring " if set(series.rings) >= set(series.values) else "line " if series.width else ""
         if series.name and series.values:
             yield Key(f"{shape}{series.colour.style}", series.name)
-        if any(low < high for low, high in series.band.values()):
-            yield Key(f"band square {series.colour.style}", "lowest to highest")
+        if series.band_name and any(low < high for low, high in series.band.values()):
+            yield Key(f"band square {series.colour.style}", series.band_name)
 
 
 def _paint_panel(axes: "Axes", panel: Panel) -> None:

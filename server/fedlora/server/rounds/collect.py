@@ -31,7 +31,7 @@ class Collected:
         cohort: who was asked.
         answered: by client, the seconds from the round's begin to its answer.
         flags: what is out of the ordinary about updates that count, by client, in a word of `FLAGS`.
-        bytes_down, bytes_up: adapter bytes as the messages hold them.
+        bytes_down, bytes_up: adapter bytes as the messages hold them, without former adapters that clients have.
         storing_seconds: of the time, what writing took.
     """
 
@@ -104,7 +104,7 @@ class Collector:
                 f"than federation.quorum = {settings.quorum:g} asks for ({reasons})",
             )
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        return _collected(draw, intake, start_of)
+        return _collected(draw, intake, lambda client: starts.bytes_down(client, federation.sites[client].lora_rank))
 
     def _drawn(self, federation: Federation, number: int, kept: Collection[str], repetition: int) -> Draw:
         """Return whom to ask: as journaled, or drawn and journaled before any of them is asked."""
@@ -199,7 +199,7 @@ class Collector:
         )
 
 
-def _collected(draw: Draw, intake: Intake, start_of: Callable[[str], Start]) -> Collected:
+def _collected(draw: Draw, intake: Intake, bytes_for: Callable[[str], int]) -> Collected:
     cohort = tuple(dict.fromkeys((*draw.cohort, *intake.clients)))
     return Collected(
         cohort,
@@ -208,7 +208,7 @@ def _collected(draw: Draw, intake: Intake, start_of: Callable[[str], Start]) -> 
         intake.refused,
         intake.answered,
         intake.flags,
-        bytes_down=sum(start_of(client).wire_bytes for client in cohort),
+        bytes_down=sum(map(bytes_for, cohort)),
         bytes_up=sum(wire_bytes(receipt.adapter) for receipt in intake.receipts.values()),
         storing_seconds=intake.storing_seconds,
     )

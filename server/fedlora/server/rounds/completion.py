@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedlora.adapters import Adapter
-from fedlora.aggregation import Aggregate, Robust, aggregate
+from fedlora.aggregation import Aggregate, Robust, ServerOptimizer, aggregate
 from fedlora.methods import Method, MethodState
 from fedlora.server.record.fair_shares import capped
 from fedlora.server.record.round_report import Share
@@ -53,12 +53,23 @@ def complete(
     method: Method,
     state: MethodState | None = None,
     robust: Robust | None = None,
+    server_optimizer: ServerOptimizer | None = None,
 ) -> Aggregate:
     """Return the next global adapter and the report of its aggregation, from the accepted updates by client name.
 
     Args:
         start: the adapter that the round started from.
         weights: by client; None where all weigh alike.
-        state: what the method wanted to know after the round before.
+        state: what the method and the server's optimiser wanted to know after the round before.
+        server_optimizer: how the server steps from the start to what the method makes of the updates; all the way if
+            None.
     """
-    return aggregate(updates, weights=weights, method=method, reference=start, state=state, robust=robust)
+    return aggregate(
+        updates,
+        weights=weights,
+        method=method,
+        reference=start,
+        state=state,
+        robust=robust,
+        server_optimizer=server_optimizer,
+    )

@@ -7,10 +7,10 @@ and a run goes on from the journal. This file is the order of events; each of th
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedlora.adapters import Adapter, pack
-from fedlora.aggregation import AggregationReport, Robust
+from fedlora.aggregation import AggregationReport, Robust, ServerOptimizer
 from fedlora.common.config import RunConfig
 from fedlora.common.messages import Score, TrainReceipt, TrainRequest
 from fedlora.common.phases import announce
@@ -25,7 +25,7 @@ from fedlora.server.rounds.completion import complete, weigh
 from fedlora.server.rounds.evaluation import Judged, judge, validate
 from fedlora.server.rounds.federation import Federation
 from fedlora.server.rounds.first_adapter import first_adapter
-from fedlora.server.rounds.starts import Starts, start_of_round
+from fedlora.server.rounds.starts import Former, Starts, start_of_round
 from fedlora.server.sites import Sites, Traffic
 
 
@@ -44,11 +44,15 @@ class _NewAdapter:
 
 @dataclass(frozen=True, eq=False)
 class _Ended:
-    """A round that is on disk: what the next one goes on from."""
+    """A round that is on disk: what the next one goes on from.
+
+    `former` is what the round itself started from, where the next one's clients need it.
+    """
 
     stored: StoredAdapter
     state: MethodState
     report: RoundReport
+    former: StoredAdapter | None = None
 
 
 class FederatedRun:
@@ -61,6 +65,7 @@ class FederatedRun:
         folder: RunFolder,
         *,
         robust: Robust | None = None,
+        server_optimizer: ServerOptimizer | None = None,
         num_sites: int,
         command: str,
         listener: Listener = ignore,
@@ -68,11 +73,13 @@ class FederatedRun:
     ) -> None:
         """`num_sites` are waited for at the start, `command` goes into the manifest, `listener` hears what happens.
 
-        `robust` is what is done to the updates of a round before `method` combines them; `account` keeps the time.
+        `robust` is what is done to the updates of a round before `method` combines them, `server_optimizer` how the
+        server steps to what comes of that; `account` keeps the time.
         """
         self._config = config
         self._method = method
         self._robust = robust
+        self._server_optimizer = server_optimizer
         self._folder = folder
         self._num_sites = num_sites
         self._command = command
@@ -81,6 +88,9 @@ class FederatedRun:
         self._traffic = Traffic(0, 0)
         self._needed: dict[str, float] = {}
         self._scores: dict[int, Score] = {}
+        # The steps of the clients go on with what they have of the last change of the global adapter.
+        self._needs_former = config.train.client_momentum > 0
+        folder.keeps_former = self._needs_former
         regauges = robust is not None and robust.regauge
         self._collector = Collector(config, folder, by_factors=not regauges, listener=listener)
 
@@ -121,7 +131,8 @@ class FederatedRun:
         if is_over and reports[-1].round < num_rounds:
             self._listener(Noted((_why_over(reports[-1].round, self._config),)))
         self._listener(RunStarted(tuple(federation.sites), num_rounds, len(reports), reports, is_over))
-        ended = _Ended(checkpoint.stored, checkpoint.state, reports[-1])
+        former = None if is_over or not self._needs_former else self._folder.before(checkpoint)
+        ended = _Ended(checkpoint.stored, checkpoint.state, reports[-1], former)
         self._remember_best(ended)
         return ended
 
@@ -152,7 +163,7 @@ class FederatedRun:
             trains=plan.trains,
         )
         packed = given.packed if start is given.adapter else pack(start)
-        starts = Starts(start, packed, request, method=self._method)
+        starts = Starts(start, packed, request, method=self._method, former=_former_of(before))
         collected = self._collector.collect(federation, number, starts, needed=self._needed)
         trained = time.perf_counter()
         announce("aggregate")
@@ -173,6 +184,7 @@ class FederatedRun:
             method=self._method,
             state=before.state,
             robust=self._robust,
+            server_optimizer=self._server_optimizer,
         )
         seconds = {
             "training": trained - began - collected.storing_seconds,
@@ -180,7 +192,8 @@ class FederatedRun:
             "storing": collected.storing_seconds,
         }
         new = _NewAdapter(result.adapter, result.state, result.report, weights.shares)
-        return self._finish(federation, number, new, collected, seconds)
+        ended = self._finish(federation, number, new, collected, seconds)
+        return replace(ended, former=given) if self._needs_former else ended
 
     def _finish(
         self,
@@ -283,6 +296,13 @@ class FederatedRun:
         if moved is None:
             return collected.bytes_down, collected.bytes_up
         return moved.bytes_down - self._traffic.bytes_down, moved.bytes_up - self._traffic.bytes_up
+
+
+def _former_of(before: _Ended) -> Former | None:
+    """Return what the last round started from, where this one's clients need it."""
+    if before.former is None:
+        return None
+    return Former(before.former.adapter, before.former.packed, sent_to=before.report.cohort)
 
 
 def _why_over(last: int, config: RunConfig) -> str:

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 from fedlora.common.errors import RunError
 from fedlora.common.messages import WORKER_DIED, Failure
 from fedlora.common.packed_file import PackedFile
+from fedlora.common.schema import PACKED
 from fedlora.server.sites import Sites
 from fedlora.server.sites.contract import MAX_ATTEMPTS
 
@@ -126,8 +127,9 @@ class Inquiry(Generic[Receipt]):
 
     def _can_ask_again(self, key: str, attempt: int) -> bool:
         """Return whether a request may be sent once more: of a round long past the journal keeps no adapter."""
-        adapter = getattr(self._requests[key].make(attempt + 1), "adapter", b"")
-        is_gone = isinstance(adapter, PackedFile) and not adapter.path.is_file()
+        request = self._requests[key].make(attempt + 1)
+        files = [getattr(request, name, b"") for name in PACKED]
+        is_gone = any(isinstance(file, PackedFile) and not file.path.is_file() for file in files)
         return attempt + 1 < MAX_ATTEMPTS and not is_gone
 
     def _push(self, keys: list[str], attempt: int) -> None:

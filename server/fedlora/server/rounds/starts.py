@@ -1,6 +1,7 @@
 """What the clients of a round start from: the global adapter, or fresh pairs, each client at its own rank. Pure."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,23 +22,40 @@ class Start:
     adapter: Adapter
     request: TrainRequest
 
-    @property
-    def wire_bytes(self) -> int:
-        """The bytes of the packed adapter."""
-        return wire_bytes(self.request.adapter)
+    def wire_bytes(self, *, has_former: bool) -> int:
+        """Return the bytes of the packed adapters that a client needs, which may have the former one already."""
+        return wire_bytes(self.request.adapter) + (0 if has_former else wire_bytes(self.request.former))
 
     def asked(self, attempt: int) -> TrainRequest:
         """Return the request as it is sent for the `attempt`-th time, from 0."""
         return replace(self.request, attempt=attempt)
 
 
+@dataclass(frozen=True, eq=False)
+class Former:
+    """What the round before started from, where clients need it: the adapter, its packed form, and who was sent it."""
+
+    adapter: Adapter
+    packed: Packed
+    sent_to: Collection[str]
+
+
 class Starts:
     """The starts of a round, by rank: of each the adapter is packed once."""
 
-    def __init__(self, adapter: Adapter, packed: Packed, request: TrainRequest, *, method: Method) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        packed: Packed,
+        request: TrainRequest,
+        *,
+        method: Method,
+        former: Former | None = None,
+    ) -> None:
         """`packed` is `adapter`, `request` what is asked for beside it; `method` fits pairs to smaller ranks."""
-        self._whole = Start(adapter, replace(request, adapter=packed))
+        self._whole = Start(adapter, replace(request, adapter=packed, former=former.packed if former else b""))
         self._method = method
+        self._former = former
         self._by_rank: dict[int, Start] = {}
 
     def for_rank(self, rank: int) -> Start:
@@ -47,10 +65,18 @@ class Starts:
         if rank not in self._by_rank:
             fitted = for_rank(self._whole.adapter, rank, method=self._method)
             is_whole = fitted is self._whole.adapter
-            self._by_rank[rank] = (
-                self._whole if is_whole else Start(fitted, replace(self._whole.request, adapter=pack(fitted)))
-            )
+            self._by_rank[rank] = self._whole if is_whole else self._smaller(fitted, rank)
         return self._by_rank[rank]
+
+    def bytes_down(self, client: str, rank: int) -> int:
+        """Return the bytes of what a client of a rank has to be sent: the former adapter only where it lacks it."""
+        has_former = self._former is None or client in self._former.sent_to
+        return self.for_rank(rank).wire_bytes(has_former=has_former)
+
+    def _smaller(self, fitted: Adapter, rank: int) -> Start:
+        """Return the start of a client of a smaller rank; its former adapter is cut as it was in the round before."""
+        former = b"" if self._former is None else pack(for_rank(self._former.adapter, rank, method=self._method))
+        return Start(fitted, replace(self._whole.request, adapter=pack(fitted), former=former))
 
 
 def start_of_round(adapter: Adapter, *, plan: RoundPlan, seed: int, round: int) -> Adapter:

@@ -123,7 +123,7 @@ class FlowerSites:
 
 
 def _with_bytes(request: object, read: Callable[[Packed], bytes]) -> object:
-    """Return the request with its adapter's bytes in place of the file that holds them."""
-    if isinstance(request, TrainRequest | EvaluateRequest):
-        return replace(request, adapter=read(request.adapter))
-    return request
+    """Return the request with its adapters' bytes in place of the files that hold them."""
+    if isinstance(request, TrainRequest):
+        return replace(request, adapter=read(request.adapter), former=read(request.former))
+    return replace(request, adapter=read(request.adapter)) if isinstance(request, EvaluateRequest) else request

@@ -16,6 +16,7 @@ from fedlora.common.flower_privates import assume_identity, give_id
 from fedlora.common.messages import SiteDescription
 from fedlora.common.packed_file import Packed
 from fedlora.common.records import adapter_in, carried, carrying, kind_of, put_adapter
+from fedlora.common.schema import FORMER
 from fedlora.common.wire import put
 from fedlora.server.disk.exchange import ExchangeStore, Offer
 from fedlora.server.identity.tickets import Ticket, TicketOffice
@@ -284,6 +285,9 @@ class GrpcGrid(PolledGrid):
         content = message.content if kind_of(message.content) else request_in(message)
         put(carried(content), request)
         offer: Offer | None = None
+        # First, so that what sites hold of it is what the other is a difference to.
+        if former := adapter_in(content, name=FORMER, with_files=True):
+            request.former.CopyFrom(offered(self._offer(former)))
         if not request.HasField("initialise"):
             offer = self._offer(adapter_in(content, with_files=True))
             request.adapter.CopyFrom(offered(offer))

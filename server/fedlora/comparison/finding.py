@@ -1,0 +1,204 @@
+"""The finding of a comparison in words, which say no more than its draws carry. Pure."""
+
+from collections.abc import Mapping
+from itertools import combinations
+
+from fedlora.comparison.evaluation import Difference, Evaluation, Row
+from fedlora.comparison.statistics import LEAST_DRAWS, Interval, can_show, smallest_p
+from fedlora.comparison.wording import amount_text, better_if, interval_text, is_lower_better, with_unit
+from fedlora.server.report.wording import capital, count_text, is_percentage, list_text, ranges_text, score_text
+
+
+def headline(evaluation: Evaluation) -> str:
+    """Return what the comparison found, in a sentence."""
+    differences = evaluation.differences
+    baseline, metric_name = evaluation.comparison.baseline, evaluation.comparison.metric_name
+    if not differences:
+        return f"Nothing can be compared with {baseline}: no draw has a run of it and of another method."
+    leads = _leads(evaluation)
+    shown = {name: lead for name, lead in leads.items() if differences[name].is_shown}
+    ahead = [name for name, lead in shown.items() if lead > 0]
+    if ahead:
+        best = max(ahead, key=leads.__getitem__)
+        return (
+            f"{best} is ahead of {baseline} by {_by(differences[best], metric_name)}.{_more(len(ahead), differences)}"
+        )
+    if shown:
+        last = min(shown, key=leads.__getitem__)
+        behind = f"{last} is behind by {_by(differences[last], metric_name)}."
+        return f"Nothing is shown to be ahead of {baseline}; {behind}{_more(len(shown), differences)}"
+    draws = _draws(differences)
+    if not any(can_show(each.values.num, num_tests=len(differences)) for each in differences.values()):
+        best = max(leads, key=leads.__getitem__)
+        return f"{_lead(best, evaluation)}, but {draws} cannot show a difference."
+    smallest = _smallest(evaluation)
+    return f"No difference from {baseline} that {draws} could show{f' ({smallest})' if smallest else ''}."
+
+
+def about_power(evaluation: Evaluation) -> str:
+    """Return what so many draws can show at all, which stands beside each table."""
+    differences = evaluation.differences
+    if not differences:
+        return "Without a common draw no difference can be shown."
+    draws, smallest = _draws(differences), _smallest(evaluation)
+    size = (
+        f"The smallest difference that {draws} show (5 %, power 80 %, each for itself) is {smallest}"
+        if smallest
+        else f"What difference could be shown is not known: that takes {LEAST_DRAWS} draws that are not all alike"
+    )
+    most = max(each.values.num for each in differences.values())
+    lowest = f"{smallest_p(most):.3g}"
+    if most < LEAST_DRAWS:
+        return f"{capital(draws)} can show no difference of whatever size: no p is below {lowest}."
+    if can_show(most, num_tests=len(differences)):
+        return f"{size}; the smallest p that {most} can reach is {lowest}."
+    corrected = f"{min(1.0, len(differences) * smallest_p(most)):.3g}"
+    return (
+        f"{size}; but no p of {count_text(most, 'draw')} is below {lowest}, or {corrected} by Holm's correction for "
+        f"{count_text(len(differences), 'comparison')}, so none can be significant at 5 %."
+    )
+
+
+def about_tests(evaluation: Evaluation) -> str:
+    """Return how the differences are tested, and for how many at once they are corrected."""
+    count = count_text(len(evaluation.differences), "comparison")
+    return (
+        "Differences are paired: runs of one draw have the same partition, first adapter and batches. p is that of the "
+        "two-sided sign-flip test. These are multiple comparisons: beside each p stands the one corrected by Holm for "
+        f"{count} with the baseline. A difference is called shown where the corrected p is at most 0.05 and the "
+        "interval of 95 % (BCa bootstrap, of that difference alone) does not hold zero. The largest of several "
+        "differences tends to overstate itself, and intervals of fewer than about ten draws are too narrow."
+    )
+
+
+def about_metric(evaluation: Evaluation) -> str:
+    """Return what is compared, and which way is better."""
+    metric_name = evaluation.comparison.metric_name
+    unit = "; differences and spreads (standard deviations) are in points" if is_percentage(metric_name) else ""
+    which = f"{metric_name} on the held-out test set after the last round, {better_if(metric_name)} is better"
+    return f"The metric is {which}{unit}."
+
+
+def about_costs(evaluation: Evaluation) -> str:
+    """Return what megabytes, target and time are of."""
+    name, target = evaluation.comparison.metric_name, evaluation.target
+    reached = (
+        f" The target is {name} {score_text(target, name)}, reached with the first round that is judged as good. Where "
+        "not every run reaches it, the mean is over those that do, which flatters it."
+        if target is not None
+        else ""
+    )
+    return (
+        "Megabytes are of adapters, down and up, to all clients together; the gain is from the start to the last round."
+        f"{reached} Times are means of a run, all clients' training together."
+    )
+
+
+def about_tuning(evaluation: Evaluation) -> str:
+    """Return what was chosen on what, and whether by the same budget."""
+    chosen = [row.variant.chosen for row in evaluation.methods]
+    if not any(chosen):
+        return "Nothing was tuned: each variant ran with the settings that it was given."
+    keys = sorted({key for each in chosen for key in each})
+    budget = (
+        "from equally many values for each variant"
+        if all(each == chosen[0] for each in chosen)
+        else "not from equally many values for each variant: more values are a better chance"
+    )
+    return f"Chosen on the clients' own validation, never on the test set: {list_text(keys)}, {budget}."
+
+
+def left_out(evaluation: Evaluation) -> list[str]:
+    """Return the runs that count for nothing, and the draws that a variant lacks, in a sentence each."""
+    comparison = evaluation.comparison
+    notes = [
+        f"{run.variant}, draw {run.draw}, counts for nothing: {run.fault.removesuffix('.')}."
+        for run in evaluation.broken
+    ]
+    notes += [
+        f"{run.variant}, draw {run.draw}, counts for nothing: its last metric is not a finite number. If it diverged, "
+        "the mean over the other draws flatters it."
+        for run in evaluation.without_score
+    ]
+    notes += [
+        f"{row.variant.name} has no run that counts of draw{'' if len(row.missing) == 1 else 's'} "
+        f"{ranges_text(row.missing)}: nothing is paired there."
+        for row in (*evaluation.methods, *evaluation.references)
+        if row.missing
+    ]
+    begun = len({run.draw for run in comparison.runs})
+    if begun < comparison.num_draws:
+        notes.append(f"{begun} of the {count_text(comparison.num_draws, 'draw')} asked for have a run so far.")
+    return notes
+
+
+def alike(evaluation: Evaluation) -> list[str]:
+    """Return a sentence for each two methods that do the same to the last digit, as if one were the other."""
+    found = []
+    for one, other in combinations(evaluation.methods, 2):
+        courses = {run.draw: run.course.metric for run in one.runs}
+        pairs = [(courses[run.draw], run.course.metric) for run in other.runs if run.draw in courses]
+        if pairs and all(metric == others for metric, others in pairs):
+            names = f"{one.variant.name} and {other.variant.name}"
+            found.append(f"{names} have the same metric in each round of each draw: do they differ in what they do?")
+    return found
+
+
+def about_row(row: Row, evaluation: Evaluation) -> str:
+    """Return a variant's difference to the baseline as a sentence, for who does not see it."""
+    metric_name = evaluation.comparison.metric_name
+    if row.difference is None:
+        return f"{row.variant.name} is not compared."
+    interval = interval_text(row.difference.interval, metric_name)
+    word = "shown" if row.difference.is_shown else "not shown"
+    return f"{_lead(row.variant.name, evaluation)}, interval {interval}, {word}."
+
+
+def _leads(evaluation: Evaluation) -> dict[str, float]:
+    """Return by how much each variant is better than the baseline on the mean."""
+    sign = -1 if is_lower_better(evaluation.comparison.metric_name) else 1
+    return {name: sign * each.values.mean for name, each in evaluation.differences.items()}
+
+
+def _lead(name: str, evaluation: Evaluation) -> str:
+    comparison, lead = evaluation.comparison, _leads(evaluation)[name]
+    num = evaluation.differences[name].values.num
+    where = f"on the mean of {num} draws" if num > 1 else "in the one draw"
+    if not lead:
+        return f"{name} is level with {comparison.baseline} {where}"
+    amount = with_unit(amount_text(abs(lead), comparison.metric_name), comparison.metric_name)
+    return f"{name} is {amount} {'ahead of' if lead > 0 else 'behind'} {comparison.baseline} {where}"
+
+
+def _by(difference: Difference, metric_name: str) -> str:
+    """Return how large a shown difference is in whichever direction, with its interval and draws."""
+    amount = amount_text(abs(difference.values.mean), metric_name)
+    size = difference.interval
+    if size is not None and difference.values.mean < 0:
+        size = Interval(-size.high, -size.low)
+    ends = interval_text(size, metric_name, is_signed=False)
+    return f"{with_unit(amount, metric_name)} {ends}, {count_text(difference.values.num, 'draw')}"
+
+
+def _more(num_alike: int, differences: Mapping[str, Difference]) -> str:
+    """Return how many others of those compared are on the same side."""
+    if num_alike == 1:
+        return ""
+    return f" So {'is' if num_alike == 2 else 'are'} {num_alike - 1} more of the {len(differences)} compared."
+
+
+def _draws(differences: Mapping[str, Difference]) -> str:
+    nums = {each.values.num for each in differences.values()}
+    if max(nums) == 1:
+        return "1 draw"
+    return f"{max(nums)} draws" if len(nums) == 1 else f"{min(nums)} to {max(nums)} draws"
+
+
+def _smallest(evaluation: Evaluation) -> str:
+    """Return the range over the variants of the smallest difference that can be shown; nothing where none is known."""
+    metric_name = evaluation.comparison.metric_name
+    found = [each.smallest for each in evaluation.differences.values() if each.smallest is not None]
+    if not found:
+        return ""
+    low, high = (amount_text(value, metric_name) for value in (min(found), max(found)))
+    return with_unit(low if low == high else f"{low} to {high}", metric_name)

@@ -1,0 +1,120 @@
+"""All that the runs of a comparison have given, as far as they are over; and the files that tell of it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import ConfigError
+from fedlora.common.files import write_file
+from fedlora.common.run_file import differences, load_run
+from fedlora.common.run_folder import RUN_FILE
+from fedlora.comparison import markdown, page
+from fedlora.comparison.federates import alike
+from fedlora.comparison.grid import Grid, final_cells
+from fedlora.comparison.measured import finished_reports, result_of
+from fedlora.comparison.results import CODEC, Comparison, RunResult, Variant
+from fedlora.comparison.work import chosen, read, result
+from fedlora.server.disk.store import RunFolder
+
+# What is another in each draw, and says nothing of what is compared.
+_SEEDS = ("run.seed", "partition.seed", "run.name")
+
+JSON_FILE, MARKDOWN_FILE, PAGE_FILE = "comparison.json", "comparison.md", "report.html"
+
+
+def gathered(folder: Path, *, command: str) -> Comparison:
+    """Return what the runs in a comparison's folder that are over have given.
+
+    Raises:
+        FedloraError: it is no comparison's.
+    """
+    base, grid = read(folder)
+    values = chosen(folder, grid)
+    variants = tuple(_with_choice(variant, grid, values.get(variant.name, {})) for variant in grid.variants())
+    found = [result(folder, cell) for cell in final_cells(grid, values)]
+    runs = _without_likeness(variants, [run for run in found if run is not None])
+    metric = next((RunFolder(folder / run.folder).metric_name for run in runs if not run.fault), "metric")
+    baseline = grid.variants()[0].name
+    return Comparison(base.run.name, metric, baseline, grid.num_draws, variants, runs, command)
+
+
+def gathered_from_runs(folders: Sequence[Path], *, command: str) -> Comparison:
+    """Return the same of finished runs, each in a folder of its own.
+
+    A variant is what runs have in common but for their seeds; it is named by its method and the keys in which the runs
+    differ. Runs of one pair of seeds are of one draw. The first folder's variant is the baseline.
+
+    Raises:
+        ConfigError: a folder holds no run, or one that is not over, or one twice.
+    """
+    configs = {path: load_run(path / RUN_FILE, aggregates_elsewhere=True) for path in folders}
+    first = configs[folders[0]]
+    varying = _varying(list(configs.values()))
+    seeds = sorted({(config.data_seed, config.run.seed) for config in configs.values()})
+    variants: dict[str, Variant] = {}
+    runs: list[RunResult] = []
+    for path, config in configs.items():
+        reports = finished_reports(path, config)
+        if not reports:
+            raise ConfigError(f"{path}: the run is not over; fedlora simulate --resume --out {path} goes on with it")
+        told = config.model_dump(mode="json")
+        settings = {key: str(_value(told, key)) for key in varying[config.method_name]}
+        name = ", ".join([config.method_name, *(f"{key}={value}" for key, value in settings.items())])
+        variants.setdefault(name, Variant(name, config.method_name, settings))
+        draw = seeds.index((config.data_seed, config.run.seed))
+        if any(run.variant == name and run.draw == draw for run in runs):
+            raise ConfigError(f"{path}: a run of {name} with the same seeds was given before; expected each once")
+        runs.append(result_of(reports, variant=name, draw=draw, folder=str(path)))
+    metric = RunFolder(folders[0]).metric_name
+    found = tuple(variants.values())
+    return Comparison(
+        first.run.name, metric, found[0].name, len(seeds), found, _without_likeness(found, runs), command
+    )  # fmt: skip
+
+
+def write(comparison: Comparison, folder: Path) -> None:
+    """Write comparison.json, comparison.md and report.html.
+
+    Raises:
+        StoreError: they cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / JSON_FILE, CODEC.dump(comparison) + "\n")
+    write_file(folder / MARKDOWN_FILE, markdown.render(comparison))
+    write_file(folder / PAGE_FILE, page.render(comparison))
+
+
+def _varying(configs: Sequence[RunConfig]) -> dict[str, list[str]]:
+    """Return by method the keys in which its runs differ from others: of any method, but its own settings from its."""
+    names = {config.method_name for config in configs}
+    found: dict[str, list[str]] = {}
+    for name in names:
+        own = [config for config in configs if config.method_name == name]
+        of_all = {key for config in configs for key in differences(configs[0], config)}
+        of_own = {key for config in own for key in differences(own[0], config)}
+        found[name] = sorted(
+            {key for key in of_all if not key.startswith("aggregation.") and key not in _SEEDS}
+            | {key for key in of_own if key.startswith("aggregation.")}
+        )
+    return found
+
+
+def _value(config: object, key: str) -> object:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
+
+
+def _with_choice(variant: Variant, grid: Grid, values: object) -> Variant:
+    taken = dict(values) if isinstance(values, dict) else {}
+    return replace(
+        variant,
+        settings={**variant.settings, **taken},
+        chosen={key: len(grid.tuned[key]) for key in taken},
+    )
+
+
+def _without_likeness(variants: Sequence[Variant], runs: Sequence[RunResult]) -> tuple[RunResult, ...]:
+    faults = alike(variants, runs)
+    return tuple(replace(run, fault=run.fault or faults.get((run.variant, run.draw), "")) for run in runs)

@@ -1,0 +1,186 @@
+"""Whoever works on a comparison takes one run after another that nobody else has: python -m fedlora.comparison.work DIR
+
+DIR/run.toml, grid.json       what was asked for
+DIR/runs/VARIANT/draw-NN/     a run's folder; beside it
+DIR/runs/VARIANT/draw-NN.lock     held by who does it
+DIR/runs/VARIANT/draw-NN.json     what it gave, once it is over
+
+Any number of processes share a comparison, also those of several commands; one that dies leaves its run to the others,
+which go on with it where it stood.
+"""
+
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+
+from fedlora.common.codec import Codec
+from fedlora.common.config import RunConfig
+from fedlora.common.errors import FedloraError, StoreError
+from fedlora.common.files import write_file
+from fedlora.common.locks import hold, is_held
+from fedlora.common.run_file import differences, load_run, to_toml
+from fedlora.common.run_folder import RUN_FILE
+from fedlora.comparison.grid import CODEC as GRIDS
+from fedlora.comparison.grid import Cell, Grid, combinations, final_cells, tuning_cells
+from fedlora.comparison.results import RunResult
+
+GRID_FILE = "grid.json"
+_PAUSE_SECONDS = 1.0
+
+_RESULTS = Codec(RunResult)
+
+Chosen = Mapping[str, Mapping[str, str]]
+"""By variant's name the values that it has chosen, by key."""
+
+
+def begin(folder: Path, base: RunConfig, grid: Grid) -> None:
+    """Write what is asked for into a folder, unless it stands there; more draws may be asked for later.
+
+    Raises:
+        StoreError: the folder holds something else, or another comparison.
+    """
+    if (folder / GRID_FILE).is_file():
+        before_base, before = read(folder)
+        if found := differences(before_base, base):
+            key, (one, other) = next(iter(found.items()))
+            raise StoreError(f"{folder} holds another comparison: {key} is {one!r} there, {other!r} here; choose --out")
+        for name in ("methods", "over", "tuned", "references", "num_tuning_draws"):
+            if getattr(before, name) != getattr(grid, name):
+                raise StoreError(
+                    f"{folder} holds another comparison: {name} is {getattr(before, name)!r} there, "
+                    f"{getattr(grid, name)!r} here; choose --out"
+                )
+    elif folder.exists() and any(folder.iterdir()):
+        raise StoreError(f"{folder} holds something that is no comparison; choose a new folder with --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / RUN_FILE, to_toml(base))
+    write_file(folder / GRID_FILE, GRIDS.dump(grid) + "\n")
+
+
+def read(folder: Path) -> tuple[RunConfig, Grid]:
+    """Return the run file and the grid of a comparison.
+
+    Raises:
+        FedloraError: there is none, or it is damaged.
+    """
+    path = folder / GRID_FILE
+    try:
+        grid = GRIDS.load(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: no comparison, or a damaged one; restore it, or choose another folder") from error
+    return load_run(folder / RUN_FILE), grid
+
+
+def result(folder: Path, cell: Cell) -> RunResult | None:
+    """Return what a cell has given; None while it is not over."""
+    try:
+        return _RESULTS.load(_beside(folder, cell, ".json").read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def unfinished(folder: Path, grid: Grid) -> list[Cell]:
+    """Return the runs that can be done and are not: first those by which values are chosen, then all."""
+    tuning = [cell for cell in tuning_cells(grid) if result(folder, cell) is None]
+    if tuning:
+        return tuning
+    return [cell for cell in final_cells(grid, chosen(folder, grid)) if result(folder, cell) is None]
+
+
+def chosen(folder: Path, grid: Grid) -> Chosen:
+    """Return what each variant has chosen: the lowest mean loss on the clients' validation, the first of equals.
+
+    A run with a fault, or a loss that is not finite, is worse than all others.
+    """
+    found: dict[str, Mapping[str, str]] = {}
+    if not grid.tuned:
+        return found
+    for variant in grid.variants():
+        losses = {}
+        for place, values in enumerate(combinations(grid.tuned)):
+            cells = [cell for cell in tuning_cells(grid) if cell.variant.name == variant.name and cell.chosen == values]
+            losses[place] = _mean_validation([result(folder, cell) for cell in cells])
+        found[variant.name] = combinations(grid.tuned)[min(losses, key=lambda place: (losses[place], place))]
+    return found
+
+
+def work(folder: Path) -> None:
+    """Do runs of a comparison, one after another, until all are over, whoever has done them."""
+    from fedlora.comparison.cells import run_cell
+
+    base, grid = read(folder)
+    while left := unfinished(folder, grid):
+        for cell in left:
+            with _claimed(folder, cell) as is_ours:
+                if is_ours and result(folder, cell) is None:
+                    found = run_cell(cell, base, folder)
+                    write_file(_beside(folder, cell, ".json"), _RESULTS.dump(found) + "\n")
+                    break
+        else:
+            time.sleep(_PAUSE_SECONDS)
+        # Others may have been asked for more draws.
+        _, grid = read(folder)
+
+
+def _mean_validation(results: Sequence[RunResult | None]) -> float:
+    losses = [
+        math.inf if found is None or found.fault or not math.isfinite(found.course.validation[-1])
+        else found.course.validation[-1]
+        for found in results
+    ]  # fmt: skip
+    return fmean(losses) if losses else math.inf
+
+
+def _beside(folder: Path, cell: Cell, suffix: str) -> Path:
+    return folder / f"{cell.folder}{suffix}"
+
+
+@contextmanager
+def _claimed(folder: Path, cell: Cell) -> Iterator[bool]:
+    """Hold a cell meanwhile; gives whether nobody else does."""
+    path = _beside(folder, cell, ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if is_held(path):
+        yield False
+        return
+    with open(path, "wb") as file:
+        try:
+            hold(file)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def main() -> None:
+    """Work on the comparison in the folder that is named, and end with whoever has started this process."""
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
+    started_by = os.getppid()
+    try:
+        _end_with(started_by)
+        work(Path(sys.argv[1]))
+    except FedloraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _end_with(parent: int) -> None:
+    """Have this process interrupted when its parent is gone, which may have been killed."""
+    import threading
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PAUSE_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()
