@@ -16,7 +16,7 @@ from fedlora.common.run_file import load_run, require_labels
 from fedlora.training.data import load_own_data
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
-RUNS = sorted((DEPLOY / "runs").glob("*.toml"))
+RUNS = sorted((DEPLOY / "runs").glob("**/*.toml"))
 SITES = {"mnist": "digits", "sans": "digits", "emoji-en": "emoji", "emoji-fr": "emoji"}
 
 
@@ -26,7 +26,14 @@ def test_a_run_is_valid_and_named_after_its_file(path: Path) -> None:
 
 
 def test_the_runs_that_the_readme_names_are_there() -> None:
-    assert {"digits", "emoji", "pictures", "smollm2"} == {path.stem for path in RUNS}
+    assert {"digits", "emoji", "pictures", "smollm2"} == {path.stem for path in RUNS if path.parent.name == "runs"}
+
+
+def test_what_is_compared_can_be_tuned() -> None:
+    suites = [load_run(path) for path in RUNS if path.parent.name == "compare"]
+    assert {config.run.name for config in suites} == {"digits-domains", "digits-dirichlet", "emoji-dirichlet"}
+    for config in suites:
+        assert config.evaluation.client_examples > 0, "values are chosen on the clients' validation"
 
 
 @pytest.mark.parametrize("site", SITES)
