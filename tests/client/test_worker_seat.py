@@ -77,6 +77,13 @@ def layer_in(path: Path) -> LoraLayer:
     return unpack(path.read_bytes()).layers["block.q_proj"]
 
 
+def has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def asked_for(seat: WorkerSeat, given: Path, target: Path, **how: object) -> Message:
     message = seat.message(request(adapter=PackedFile(given, 0)))  # type: ignore[arg-type]
     ask_for_file(message, target, **how)  # type: ignore[arg-type]
@@ -120,7 +127,7 @@ def test_a_worker_that_is_killed_between_messages_is_told_at_the_next(seat: Work
     seat.ask(seat.message(request()), TrainReceipt)
     (pid,) = pids(folder)
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: has_ended(pid))
     answer = seat.ask(seat.message(request()), TrainReceipt)
     assert isinstance(answer, Failure)
     assert answer.code == WORKER_DIED
@@ -164,7 +171,7 @@ def test_closing_ends_the_worker_at_work_and_there_is_no_other(seat: WorkerSeat,
     answers.append(seat.ask(seat.message(request()), TrainReceipt))
     assert [answer.code for answer in answers if isinstance(answer, Failure)] == [WORKER_DIED] * 2
     (pid,) = pids(folder)
-    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: has_ended(pid))
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 0.0), ("bfloat16", 1e-4), ("int8", 1e-3)])

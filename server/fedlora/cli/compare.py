@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedlora.aggregation import FedIT
 from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
 from fedlora.cli.logs import log_to
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
+from fedlora.common.method_names import DEFAULT
 from fedlora.common.printable import printable
 from fedlora.common.run_file import load_run
 from fedlora.common.run_folder import RUN_FILE
@@ -66,7 +68,7 @@ def run_compare(options: Options) -> None:
         return
     base = _base(options)
     grid = Grid(
-        _names(options.methods),
+        _names(options.methods) or (FedIT.name, DEFAULT),
         _values(options.over, option="--over"),
         _values(options.tune, option="--tune"),
         _names(options.references),

@@ -96,8 +96,13 @@ def compare(
         str | None, typer.Option(metavar="NAME", help="An embedded run: digits (the default) or emoji.")
     ] = None,
     methods: Annotated[
-        str, typer.Option(metavar="A,B", help="Aggregation methods; the first is what the others are compared with.")
-    ] = "fedit,lora_fair",
+        str,
+        typer.Option(
+            metavar="A,B",
+            help="Aggregation methods; the first is what the others are compared with. Default: the plain average, "
+            f"and {DEFAULT}.",
+        ),
+    ] = "",
     references: Annotated[
         str, typer.Option(metavar="A,B", help="Of centralised, local_only, head_only: for scale.")
     ] = "",

@@ -8,6 +8,7 @@ from typing import ClassVar, cast
 
 import numpy as np
 
+from fedlora.aggregation import FedIT
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import FedloraError, StoreError, one_line
 from fedlora.common.files import client_file_name
@@ -16,7 +17,6 @@ from fedlora.comparison.grid import CENTRALISED, HEAD_ONLY, LOCAL_ONLY, Cell
 from fedlora.comparison.measured import result_of
 from fedlora.comparison.results import Course, RunResult
 from fedlora.methods import Method, RoundPlan
-from fedlora.methods.fedit import FedIT
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.run_method import naming
 from fedlora.simulation.simulate import simulate_over
@@ -50,9 +50,11 @@ def run_cell(cell: Cell, base: RunConfig, folder: Path) -> RunResult:
         path = folder / cell.folder
         match cell.variant.method if cell.variant.kind == "reference" else "":
             case name if name == CENTRALISED:
-                reports = _reports(pooled(data), _with_batches_of_all(config, len(data.clients)), path)
+                whole = _with_batches_of_all(config, len(data.clients))
+                reports = _reports(pooled(data), whole, path, method=FedIT())
             case name if name == HEAD_ONLY:
-                reports = _reports(data, config, path, method=HeadOnly())
+                fresh = config.lora.model_copy(update={"init": "default"})  # Of which B is zero.
+                reports = _reports(data, config.model_copy(update={"lora": fresh}), path, method=HeadOnly())
             case name if name == LOCAL_ONLY:
                 return _alone(data, config, path, cell)
             case _:
@@ -79,7 +81,7 @@ def _alone(data: FederatedData, config: RunConfig, path: Path, cell: Cell) -> Ru
     one = config.model_copy(update={"lora": config.lora.model_copy(update={"client_ranks": {}})})
     results = {
         name: result_of(
-            _reports(replace(data, clients={name: held}), one, path / client_file_name(name)),
+            _reports(replace(data, clients={name: held}), one, path / client_file_name(name), method=FedIT()),
             variant=cell.variant.name,
             draw=cell.draw,
             folder=cell.folder,

@@ -77,10 +77,8 @@ class Cell:
             ConfigError: a setting is wrong, or does not go with another.
         """
         method = self.variant.method
+        # References have plain averages of their own, see `cells`.
         named = {} if self.variant.kind == "reference" else {"aggregation.method": method}
-        if self.variant.kind == "reference":
-            # Of one client any average is what it sends; of several only the head is.
-            named = {"aggregation.method": "fedit"}
         seeds = {"partition.seed": str(base.data_seed + self.draw), "run.seed": str(base.run.seed + self.draw)}
         settings = {**named, **self.variant.settings, **self.chosen, **seeds}
         return parse_run(base.model_dump(mode="json"), [f"{key}={value}" for key, value in settings.items()])
