@@ -235,4 +235,4 @@ def test_numbers_that_a_site_keeps_to_itself_do_not_arrive(
     clients = reports(deployment)[-1]["clients"]
     assert clients["chalk"] | {"before": None, "after": None, "loss": "NaN"} == clients["chalk"]  # type: ignore[operator]
     assert isinstance(clients["pencil"]["loss"], float)  # type: ignore[index]
-    assert "withheld by limits.metrics: loss, scores" in deployment.sites["chalk"].text
+    assert "round 1: withheld: loss, scores (by limits.metrics" in deployment.sites["chalk"].text

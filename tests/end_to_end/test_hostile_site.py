@@ -8,7 +8,7 @@ the two honest sites give alone, bit for bit.
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -27,6 +27,7 @@ from fedlora.common.files import client_file_name
 from fedlora.common.messages import SiteDescription
 from fedlora.common.run_file import load_run, to_toml
 from fedlora.server.disk.store import RunFolder
+from fedlora.server.record.events import Event, SitesDescribed
 from fedlora.server.record.round_report import ClientReport, RoundReport
 from fedlora.simulation import simulate
 
@@ -97,6 +98,7 @@ class Alone:
     pictures: Path
     reports: Sequence[RoundReport]
     folder: Path
+    sites: Mapping[str, SiteDescription]
 
     @property
     def packed(self) -> bytes:
@@ -112,8 +114,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny_vision_model: Path, pic
         folder = tmp_path_factory.mktemp("alone")
         run = folder / "run.toml"
         run.write_text(_RUN.format(model=tiny_vision_model, pictures=pictures, num_rounds=num_rounds))
-        result = simulate(run, out=folder / "out", num_workers=2)
-        return Alone(run, tiny_vision_model, pictures, result.reports, result.folder)
+        sites: dict[str, SiteDescription] = {}
+
+        def hear(event: Event) -> None:
+            if isinstance(event, SitesDescribed):
+                sites.update(event.sites)
+
+        result = simulate(run, out=folder / "out", num_workers=2, listener=hear)
+        return Alone(run, tiny_vision_model, pictures, result.reports, result.folder, sites)
 
     return simulated
 
@@ -195,12 +203,19 @@ class Federation:
         return code
 
     def _described(self) -> SiteDescription:
-        """Return what a site says that holds as much as the first honest one, once that has said it."""
+        """Return what a site says that holds as much as the first honest one.
+
+        Where there is more than the first adapter to attack, that is once the run has begun, in which it comes late.
+        """
+        if all(attack.kind == "initialise" for attack in self._attacks):
+            like = self._alone.sites[HONEST[0]]
+            own = {"num_held_out": MOST_HELD_OUT, "has_own_held_out": True}
+            return replace(like, client=HOSTILE, data_fingerprint=HOSTILE, **own)  # type: ignore[arg-type]
         deadline = time.monotonic() + 120
-        while (like := RunFolder(self.out).sites().get(HONEST[0])) is None:
+        while (like_recorded := RunFolder(self.out).sites().get(HONEST[0])) is None:
             assert time.monotonic() < deadline, self.deployment.server.text
             time.sleep(0.05)
-        return replace(like, client=HOSTILE, data_fingerprint=HOSTILE)
+        return replace(like_recorded, client=HOSTILE, data_fingerprint=HOSTILE)
 
     def _site_file(self, name: str) -> Path:
         path = self.deployment.folder / f"{name}.toml"
