@@ -14,6 +14,12 @@ from fedlora.cli.server import server_app, sites_app
 from fedlora.common.method_names import DEFAULT, method_points
 from fedlora.models.bitsandbytes_door import bitsandbytes_spared
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the run file; may be repeated."),
+]
+Preset = Annotated[str | None, typer.Option(metavar="NAME", help="An embedded run: digits (the default) or emoji.")]
+
 app = typer.Typer(
     help="Federated LoRA fine-tuning: train adapters where the data are, average them with LoRA-FAIR's correction.",
     no_args_is_help=True,
@@ -47,13 +53,8 @@ def simulate(
         Path | None,
         typer.Argument(metavar="RUN.toml", help="The run file. Without it: the preset, or with --resume the folder's."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the run file; may be repeated."),
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="An embedded run: digits (the default) or emoji.")
-    ] = None,
+    overrides: Overrides = None,
+    preset: Preset = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The run's folder. Default: the first free of runs/NAME, runs/NAME-2 ..."),
@@ -88,13 +89,8 @@ def compare(
             help="The run file that all runs have in common; or the folders of finished runs.",
         ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the run file; may be repeated."),
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="An embedded run: digits (the default) or emoji.")
-    ] = None,
+    overrides: Overrides = None,
+    preset: Preset = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -146,10 +142,7 @@ def compare(
 @app.command()
 def plan(
     run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the run file; may be repeated."),
-    ] = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
 ) -> None:
     """Say what a run would take, memory, bytes and seconds, without its weights; and refuse what cannot work.

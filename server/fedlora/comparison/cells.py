@@ -18,6 +18,7 @@ from fedlora.comparison.measured import result_of
 from fedlora.comparison.results import Course, RunResult
 from fedlora.methods import Method, RoundPlan
 from fedlora.server.record.round_report import RoundReport
+from fedlora.server.rounds.draw import share
 from fedlora.server.run_method import naming
 from fedlora.simulation.simulate import simulate_over
 from fedlora.training.data import ClientData, Examples, FederatedData, load_federated_data
@@ -48,17 +49,17 @@ def run_cell(cell: Cell, base: RunConfig, folder: Path) -> RunResult:
         config = cell.config(base)
         data = load_federated_data(config)
         path = folder / cell.folder
-        match cell.variant.method if cell.variant.kind == "reference" else "":
-            case name if name == CENTRALISED:
-                whole = _with_batches_of_all(config, len(data.clients))
-                reports = _reports(pooled(data), whole, path, method=FedIT())
-            case name if name == HEAD_ONLY:
-                fresh = config.lora.model_copy(update={"init": "default"})  # Of which B is zero.
-                reports = _reports(data, config.model_copy(update={"lora": fresh}), path, method=HeadOnly())
-            case name if name == LOCAL_ONLY:
-                return _alone(data, config, path, cell)
-            case _:
-                reports = _reports(data, config, path)
+        reference = cell.variant.method if cell.variant.kind == "reference" else ""
+        if reference == LOCAL_ONLY:
+            return _alone(data, config, path, cell)
+        if reference == CENTRALISED:
+            whole = _with_batches_of_all(config, len(data.clients))
+            reports = _reports(pooled(data), whole, path, method=FedIT())
+        elif reference == HEAD_ONLY:
+            fresh = config.lora.model_copy(update={"init": "default"})  # Of which B is zero.
+            reports = _reports(data, config.model_copy(update={"lora": fresh}), path, method=HeadOnly())
+        else:
+            reports = _reports(data, config, path)
     except StoreError:
         raise
     except FedloraError as error:
@@ -126,7 +127,7 @@ def _hear_nothing(_event: object) -> None:
 def _with_batches_of_all(config: RunConfig, num_clients: int) -> RunConfig:
     """Return the run with as many examples in a step as the clients of a round have in theirs, and one optimiser."""
     settings = config.federation
-    cohort = settings.cohort or max(1, int(settings.fraction * num_clients + 0.5))
+    cohort = settings.cohort or share(settings.fraction, num_clients)
     whole = {"batch_size": config.train.batch_size * cohort, "optimizer_state": "keep"}
     train = config.train.model_copy(update=whole)
     federation = settings.model_copy(update={"cohort": None, "fraction": 1.0})

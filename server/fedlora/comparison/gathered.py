@@ -1,6 +1,6 @@
 """All that the runs of a comparison have given, as far as they are over; and the files that tell of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from fedlora.common.run_file import differences, load_run
 from fedlora.common.run_folder import RUN_FILE
 from fedlora.comparison import markdown, page
 from fedlora.comparison.federates import alike
-from fedlora.comparison.grid import Grid, final_cells
+from fedlora.comparison.grid import Grid, final_cells, variant_name
 from fedlora.comparison.measured import finished_reports, result_of
 from fedlora.comparison.results import CODEC, Comparison, RunResult, Variant
 from fedlora.comparison.work import chosen, read, result
@@ -60,7 +60,7 @@ def gathered_from_runs(folders: Sequence[Path], *, command: str) -> Comparison:
             raise ConfigError(f"{path}: the run is not over; fedlora simulate --resume --out {path} goes on with it")
         told = config.model_dump(mode="json")
         settings = {key: str(_value(told, key)) for key in varying[config.method_name]}
-        name = ", ".join([config.method_name, *(f"{key}={value}" for key, value in settings.items())])
+        name = variant_name(config.method_name, settings)
         variants.setdefault(name, Variant(name, config.method_name, settings))
         draw = seeds.index((config.data_seed, config.run.seed))
         if any(run.variant == name and run.draw == draw for run in runs):
@@ -106,13 +106,9 @@ def _value(config: object, key: str) -> object:
     return config
 
 
-def _with_choice(variant: Variant, grid: Grid, values: object) -> Variant:
-    taken = dict(values) if isinstance(values, dict) else {}
-    return replace(
-        variant,
-        settings={**variant.settings, **taken},
-        chosen={key: len(grid.tuned[key]) for key in taken},
-    )
+def _with_choice(variant: Variant, grid: Grid, taken: Mapping[str, str]) -> Variant:
+    chosen = {key: len(grid.tuned[key]) for key in taken}
+    return replace(variant, settings={**variant.settings, **taken}, chosen=chosen)
 
 
 def _without_likeness(variants: Sequence[Variant], runs: Sequence[RunResult]) -> tuple[RunResult, ...]:

@@ -48,9 +48,11 @@ class Grid:
         What a variant chooses among, `tuned`, is not in its settings.
         """
         methods = [
-            _variant(method, settings, kind="method") for method in self.methods for settings in combinations(self.over)
+            Variant(variant_name(method, settings), method, settings)
+            for method in self.methods
+            for settings in combinations(self.over)
         ]
-        return methods + [_variant(name, {}, kind="reference") for name in self.references]
+        return methods + [Variant(name, name, kind="reference") for name in self.references]
 
 
 CODEC = Codec(Grid)
@@ -132,6 +134,6 @@ def require_usable(grid: Grid, base: RunConfig) -> None:
         Cell(variant, chosen, 0).config(base)
 
 
-def _variant(method: str, settings: Mapping[str, str], *, kind: str) -> Variant:
-    name = ", ".join([method, *(f"{key}={value}" for key, value in settings.items())])
-    return Variant(name, method, settings, kind="reference" if kind == "reference" else "method")
+def variant_name(method: str, settings: Mapping[str, str]) -> str:
+    """Return how runs and tables name a method with settings."""
+    return ", ".join([method, *(f"{key}={value}" for key, value in settings.items())])

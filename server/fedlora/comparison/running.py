@@ -87,10 +87,12 @@ def _tell(
     folder: Path, grid: Grid, told: set[str], listener: Callable[[Progress], None], *, was_over: bool = False
 ) -> None:
     tuning = {cell.folder: cell for cell in tuning_cells(grid)}
-    is_tuned = all(result(folder, cell) is not None for cell in tuning.values())
+    results = {path: result(folder, cell) for path, cell in tuning.items() if path not in told}
+    is_tuned = None not in results.values()
     final = {cell.folder: cell for cell in final_cells(grid, chosen(folder, grid))} if is_tuned else {}
     num_all = len(tuning | final) if is_tuned else len(tuning) + len(list(final_cells(grid, {})))
-    for path, cell in (tuning | final).items():
-        if path not in told and (found := result(folder, cell)) is not None:
+    results |= {path: result(folder, cell) for path, cell in final.items() if path not in {*told, *tuning}}
+    for path, found in results.items():
+        if found is not None:
             told.add(path)
             listener(Progress(found, path in tuning, len(told), num_all, was_over))

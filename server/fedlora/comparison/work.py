@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -98,16 +98,14 @@ def chosen(folder: Path, grid: Grid) -> Chosen:
 
     A run with a fault, or a loss that is not finite, is worse than all others.
     """
-    found: dict[str, Mapping[str, str]] = {}
-    if not grid.tuned:
-        return found
-    for variant in grid.variants():
-        losses = {}
-        for place, values in enumerate(combinations(grid.tuned)):
-            cells = [cell for cell in tuning_cells(grid) if cell.variant.name == variant.name and cell.chosen == values]
-            losses[place] = _mean_validation([result(folder, cell) for cell in cells])
-        found[variant.name] = combinations(grid.tuned)[min(losses, key=lambda place: (losses[place], place))]
-    return found
+    values = combinations(grid.tuned)
+    losses: dict[str, list[list[float]]] = {}
+    for cell in tuning_cells(grid):
+        of_variant = losses.setdefault(cell.variant.name, [[] for _ in values])
+        of_variant[values.index(dict(cell.chosen))].append(_validation_loss(result(folder, cell)))
+    return {
+        name: min(zip(found, values, strict=True), key=lambda pair: fmean(pair[0]))[1] for name, found in losses.items()
+    }
 
 
 def work(folder: Path) -> None:
@@ -128,13 +126,10 @@ def work(folder: Path) -> None:
         _, grid = read(folder)
 
 
-def _mean_validation(results: Sequence[RunResult | None]) -> float:
-    losses = [
-        math.inf if found is None or found.fault or not math.isfinite(found.course.validation[-1])
-        else found.course.validation[-1]
-        for found in results
-    ]  # fmt: skip
-    return fmean(losses) if losses else math.inf
+def _validation_loss(found: RunResult | None) -> float:
+    if found is None or found.fault or not math.isfinite(found.course.validation[-1]):
+        return math.inf
+    return found.course.validation[-1]
 
 
 def _beside(folder: Path, cell: Cell, suffix: str) -> Path:

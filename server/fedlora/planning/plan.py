@@ -12,6 +12,7 @@ from fedlora.models.pins import local_checkpoint, pin_lines
 from fedlora.planning.clients import planned_clients
 from fedlora.planning.server_cost import ServerCost, server_cost
 from fedlora.planning.traffic import Traffic, traffic_of
+from fedlora.server.rounds.draw import share
 from fedlora.server.run_method import method_of
 from fedlora.server.run_optimizer import server_optimizer_of
 from fedlora.training.footprint.outline import ASSUMED_LABELS, outline_of
@@ -118,7 +119,7 @@ def _device(config: RunConfig) -> str:
 def _num_asked(config: RunConfig, num_clients: int) -> int:
     """Return how many of the clients are asked in a round."""
     settings = config.federation
-    return settings.cohort or max(1, round(settings.fraction * num_clients))
+    return settings.cohort or share(settings.fraction, num_clients)
 
 
 def _training_seconds(step: StepCost, config: RunConfig, device: str, *, num_examples: int) -> float | None:
