@@ -16,6 +16,7 @@ from fedlora.common.config import TrainSection
 from fedlora.common.errors import FedloraError
 from fedlora.common.messages import INTERRUPTED
 from fedlora.models.reach import is_routed
+from fedlora.training.frozen_layers import FrozenLayersKept, kept_by_process
 from fedlora.training.local_optimizer import local_optimizer, move_on, set_rate
 from fedlora.training.memory import is_out_of_memory
 from fedlora.training.optimizer_state import Moments, read_moments, set_moments
@@ -84,8 +85,18 @@ class LocalTrainer(Generic[P]):
         device: torch.device,
         max_steps: int | None = None,
         max_seconds: float | None = None,
+        origin: str = "",
     ) -> None:
-        """`max_steps` are the most of a round, whatever `settings` ask for; after `max_seconds` no step begins."""
+        """Take the model over, in which all is marked that may be trained.
+
+        Args:
+            max_steps: the most of a round, whatever `settings` ask for.
+            max_seconds: after which no step begins.
+            origin: equal for equal frozen weights, see `FrozenLayersKept`.
+
+        Raises:
+            ModelError: its frozen layers cannot be kept, as `settings` ask for.
+        """
         self.model = model
         self.task = task
         self.settings = settings
@@ -97,9 +108,17 @@ class LocalTrainer(Generic[P]):
         self._autocast = _autocast_dtype(settings.precision, device, weights=model.base_dtype)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast == torch.float16)
         self._has_told = False
-        # For training alone: what is judged is judged by the model as it is.
         self._forward: Callable[..., object] = model.peft_model
+        if settings.frozen_cache_megabytes:
+            self._forward = FrozenLayersKept(
+                model.peft_model,
+                kept=kept_by_process(),
+                origin=origin,
+                max_megabytes=settings.frozen_cache_megabytes,
+            )
+        self._judged = self._forward
         if settings.compile:
+            # For training alone: what is judged is judged by the model as it is.
             self._forward = torch.compile(model.peft_model, dynamic=True)
 
     def num_steps(self, num_examples: int) -> int:
@@ -273,7 +292,7 @@ class LocalTrainer(Generic[P]):
     def _judge(self, prepared: P, indices: np.ndarray) -> Evaluation:
         batch: Batch = self.task.collate(prepared, indices, device=self.device)
         with self._precision():
-            output = logits_of(self.model.peft_model(**batch.inputs))
+            output = logits_of(self._judged(**batch.inputs))
         losses, metrics, predictions = (column.cpu() for column in self.task.judge(output, batch))
         counts = (
             torch.zeros(len(indices), dtype=torch.int64) if batch.token_counts is None else batch.token_counts.cpu()

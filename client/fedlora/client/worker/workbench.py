@@ -105,6 +105,7 @@ class Workbench:
             device=device,
             max_steps=None if site is None else site.max_steps,
             max_seconds=None if site is None else site.max_seconds,
+            origin=f"{self._base.fingerprint} {config.model.model_dump_json()}",
         )
         self._prepared: dict[tuple[str, str], tuple[Examples, Prepared]] = {}
         self._fates: dict[tuple[str, str], dict[str, int]] = {}

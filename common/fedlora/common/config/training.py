@@ -113,6 +113,12 @@ class TrainSection(Section):
         False, description="of causal_lm: a forward pass's examples one after another, without padding between them"
     )
     gradient_checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
+    frozen_cache_megabytes: int = Field(
+        0,
+        ge=0,
+        description="memory of a process for what blocks below the first one with LoRA give for an example, which is "
+        "then computed once, without dropout; 0 computes it in each step",
+    )
     compile: bool = Field(False, description="torch.compile: slow to start, faster after that")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw or sgd")
     optimizer_state: Literal["reset", "keep"] = Field(
@@ -143,4 +149,11 @@ class TrainSection(Section):
     def _steps_or_epochs(self) -> "TrainSection":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("needs either steps or epochs, and not both")
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_what_it_can(self) -> "TrainSection":
+        for other in ("compile", "packing"):
+            if self.frozen_cache_megabytes and getattr(self, other):
+                raise ValueError(f"frozen_cache_megabytes does not go with {other} = true; choose one of them")
         return self

@@ -1,0 +1,341 @@
+"""The layers below the first one that is trained, computed once for each example and not again in every step.
+
+Where a model is trained in its upper blocks alone, the lower ones give the same for an example in every step of every
+round. What enters the first trained block is kept, by what the example consists of; after that the lower blocks pass
+on what they are given, and the kept values enter in their place. Examples are computed without dropout, and always as
+many at a time in tensors of the same shapes: what is kept depends on nothing but the example, whichever batch, client,
+worker or run asks first.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedlora.common.errors import ModelError
+from fedlora.models.checkpoint import UNREADABLE
+
+logger = logging.getLogger(__name__)
+
+_SETTING = "train.frozen_cache_megabytes"
+_REMEDY = f"set {_SETTING} to 0"
+# So many examples are computed at once, of so many tokens or a multiple.
+_CHUNK, _TOKENS = 16, 16
+# Relative to the largest output, between the frozen blocks' own batches and that of a step.
+_TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-9}
+_COARSE_TOLERANCE = 0.05
+
+
+class KeptOutputs:
+    """What enters the first trained block, by model and example, as long as there is room; for all of a process."""
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, Tensor] = {}
+        self._num_bytes = 0
+        self._is_full = False
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: bytes) -> Tensor | None:
+        """Return what is kept under `key`, if anything is."""
+        return self._kept.get(key)
+
+    def keep(self, key: bytes, hidden: Tensor, *, max_bytes: int) -> None:
+        """Keep `hidden`, unless all that is kept would be more than `max_bytes`, which is said once."""
+        size = hidden.numel() * hidden.element_size()
+        if self._num_bytes + size <= max_bytes:
+            self._kept[key] = hidden
+            self._num_bytes += size
+        elif not self._is_full:
+            self._is_full = True
+            logger.warning(
+                "%s is full after %d examples of about %.0f kB: the others are computed again each time",
+                _SETTING,
+                len(self._kept),
+                size / 1000,
+            )
+
+
+@cache
+def kept_by_process() -> KeptOutputs:
+    """Return what this process keeps, also from one run to the next."""
+    return KeptOutputs()
+
+
+class FrozenLayersKept:
+    """A model's forward that takes the outputs of its frozen lower blocks from what is kept.
+
+    Attributes:
+        num_blocks: how many blocks are below the first one that is trained.
+    """
+
+    def __init__(self, model: nn.Module, *, kept: KeptOutputs, origin: str, max_megabytes: int) -> None:
+        """Find the blocks of `model`, in which all is marked that may be trained.
+
+        Args:
+            origin: equal for equal frozen weights; what is kept for others is kept apart.
+            max_megabytes: of all that the process keeps, in 10^6 bytes.
+
+        Raises:
+            ModelError: there are no blocks in a row, or the first is trained.
+        """
+        self._model, self._kept, self._max_bytes = model, kept, max_megabytes * 1_000_000
+        path, self._blocks = _blocks(model)
+        trained = [place for place, block in enumerate(self._blocks) if _trained_parts(block)]
+        self._trained = _trained_parts(model)
+        self.num_blocks = trained[0] if trained else len(self._blocks) - 1
+        if self.num_blocks == 0:
+            raise ModelError(
+                f"{_SETTING}: {path}.0, the first of {len(self._blocks)} blocks, is trained, so that nothing below it "
+                f"can be kept; leave lower blocks out with lora.exclude_modules, or {_REMEDY}"
+            )
+        self._origin = f"{origin} {path} {self.num_blocks}".encode()
+        self._gives_tuples = False
+        self._is_checked = False
+
+    def __call__(self, **inputs: Tensor) -> object:
+        """Return the model's output for a batch.
+
+        Raises:
+            ModelError: the model gives something else in this way than in its own.
+        """
+        hidden = self._hidden(inputs)
+        if not self._is_checked:
+            self._check(inputs, hidden)
+            self._is_checked = True
+        return self._above(inputs, hidden)
+
+    def _above(self, inputs: Mapping[str, Tensor], hidden: Tensor) -> object:
+        """Return the output for what enters the first trained block: `hidden` (batch_size, tokens, width)."""
+        with self._passed_over(), _entered(self._blocks[self.num_blocks], lambda _: hidden):
+            return self._model(**inputs)
+
+    def _hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return what enters the first trained block (batch_size, tokens, width), zero where there is padding."""
+        mask = inputs.get("attention_mask")
+        rows = [_row(inputs, place, mask) for place in range(len(next(iter(inputs.values()))))]
+        keys = [self._key(row) for row in rows]
+        found = {key: self._kept.get(key) for key in keys}
+        missing = {key: row for key, row in zip(keys, rows, strict=True) if found[key] is None}
+        for key, hidden in self._computed(missing):
+            found[key] = hidden
+            self._kept.keep(key, hidden, max_bytes=self._max_bytes)
+        of_rows = [cast(Tensor, found[key]) for key in keys]
+        if mask is None:
+            return torch.stack(of_rows).to(rows[0][next(iter(rows[0]))].device)
+        whole = of_rows[0].new_zeros(*mask.shape, of_rows[0].shape[-1])
+        for place, hidden in enumerate(of_rows):
+            whole[place, mask[place].bool().cpu()] = hidden
+        return whole.to(mask.device)
+
+    def _computed(self, rows: Mapping[bytes, Mapping[str, Tensor]]) -> Iterator[tuple[bytes, Tensor]]:
+        """Yield for each example what it gives (tokens, width), on the CPU; by its key."""
+        alike: dict[object, list[bytes]] = {}
+        padded = {key: _padded(row) for key, row in rows.items()}
+        for key, row in padded.items():
+            alike.setdefault(tuple((name, tuple(tensor.shape)) for name, tensor in row.items()), []).append(key)
+        for keys in alike.values():
+            for begin in range(0, len(keys), _CHUNK):
+                part = keys[begin : begin + _CHUNK]
+                # Always as many: how a row of a product is computed may depend on how many there are.
+                chosen = [padded[key] for key in [*part, *[part[0]] * (_CHUNK - len(part))]]
+                batch = {name: torch.cat([row[name] for row in chosen]) for name in chosen[0]}
+                for key, hidden in zip(part, self._below(batch).cpu(), strict=False):
+                    yield key, self._without_padding(hidden, rows[key], batch).clone()
+
+    def _without_padding(self, hidden: Tensor, row: Mapping[str, Tensor], padded: Mapping[str, Tensor]) -> Tensor:
+        if "attention_mask" not in row:
+            return hidden
+        num_tokens, num_padded = row["attention_mask"].shape[1], padded["attention_mask"].shape[1]
+        if len(hidden) != num_padded:
+            raise ModelError(
+                f"{_SETTING}: {num_padded} tokens of a text are {len(hidden)} in the blocks of "
+                f"{type(self._model).__name__}, so that they cannot be told from padding; {_REMEDY}"
+            )
+        return hidden[:num_tokens]
+
+    @torch.no_grad()
+    def _below(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return what enters the first trained block; nothing above it is computed."""
+
+        def leave(hidden: Tensor) -> Tensor:
+            raise _Reached(hidden)
+
+        with ExitStack() as undo:
+            undo.enter_context(_evaluating(self._model))
+            undo.enter_context(self._noting_tuples())
+            undo.enter_context(self._nothing_trained_before())
+            undo.enter_context(_entered(self._blocks[self.num_blocks], leave))
+            try:
+                self._model(**inputs)
+            except _Reached as reached:
+                return reached.hidden
+        raise ModelError(f"{_SETTING}: {type(self._model).__name__} does not run through its blocks; {_REMEDY}")
+
+    def _check(self, inputs: Mapping[str, Tensor], hidden: Tensor) -> None:
+        """Compute a batch both ways, without dropout."""
+        name = type(self._model).__name__
+        with _evaluating(self._model), torch.no_grad():
+            expected = _tensor(self._model(**inputs))
+            try:
+                found = _tensor(self._above(inputs, hidden))
+            except UNREADABLE as error:
+                raise ModelError(f"{_SETTING}: {name} does not run without its lower blocks; {_REMEDY}") from error
+        tolerance = _TOLERANCES.get(hidden.dtype, _COARSE_TOLERANCE)
+        mask = inputs.get("attention_mask")
+        if mask is not None and expected.shape[:2] == mask.shape:
+            expected, found = expected[mask.bool()], found[mask.bool()]
+        difference = float((expected - found).abs().max())
+        if not difference <= tolerance * float(expected.abs().max()):
+            raise ModelError(
+                f"{_SETTING}: {name} gives outputs that differ by up to {difference:.2g} when its {self.num_blocks} "
+                f"lower blocks are left out, so that more of them is used than what the next one is given; {_REMEDY}"
+            )
+
+    def _key(self, inputs: Mapping[str, Tensor]) -> bytes:
+        digest = hashlib.blake2b(self._origin, digest_size=16)
+        device_type = next(iter(inputs.values())).device.type
+        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else "whole"
+        digest.update(f" {device_type} {dtype}".encode())
+        for name, tensor in sorted(inputs.items()):
+            digest.update(f" {name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        return digest.digest()
+
+    @contextmanager
+    def _passed_over(self) -> Iterator[None]:
+        """Have the frozen blocks return what they are given, in the form that they return it in."""
+
+        def pass_on(*arguments: Any, **named: Any) -> object:
+            hidden = arguments[0] if arguments else named["hidden_states"]
+            return (hidden,) if self._gives_tuples else hidden
+
+        skipped = self._blocks[: self.num_blocks]
+        for block in skipped:
+            block.forward = pass_on
+        try:
+            yield
+        finally:
+            for block in skipped:
+                del block.forward
+
+    @contextmanager
+    def _noting_tuples(self) -> Iterator[None]:
+        def note(_block: nn.Module, _inputs: object, output: object) -> None:
+            self._gives_tuples = isinstance(output, tuple)
+
+        hook = self._blocks[0].register_forward_hook(note)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def _nothing_trained_before(self) -> Iterator[None]:
+        """Raise ModelError where something runs that is trained: it lies below the blocks, such as in the embedding."""
+
+        def refuse(path: str) -> Callable[[nn.Module, object], None]:
+            def raise_it(_module: nn.Module, _inputs: object) -> None:
+                raise ModelError(f"{_SETTING}: {path} is trained and lies below the frozen blocks; {_REMEDY}")
+
+            return raise_it
+
+        hooks = [module.register_forward_pre_hook(refuse(path)) for path, module in self._trained.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class _Reached(Exception):  # noqa: N818 (no error: the rest is not wanted)
+    """The first trained block has been reached, with what enters it."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the longest row of blocks in `model`, and its path.
+
+    Raises:
+        ModelError: there is none of two at least.
+    """
+    rows = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    path, longest = max(rows, key=lambda row: len(row[1]), default=("", nn.ModuleList()))
+    if len(longest) < 2:
+        raise ModelError(f"{_SETTING}: {type(model).__name__} has no blocks in a row; {_REMEDY}")
+    return path, longest
+
+
+def _trained_parts(module: nn.Module) -> dict[str, nn.Module]:
+    """Return by path what has parameters of its own that are trained."""
+    return {
+        path: part
+        for path, part in module.named_modules()
+        if any(parameter.requires_grad for parameter in part.parameters(recurse=False))
+    }
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Have `model` in evaluation mode meanwhile, and each part in its own mode again after that."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextmanager
+def _entered(block: nn.Module, replaced: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Have `block` be given something else than the hidden states that come to it."""
+
+    def enter(_block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if arguments:
+            return (replaced(arguments[0]), *arguments[1:]), named
+        return arguments, {**named, "hidden_states": replaced(named["hidden_states"])}
+
+    hook = block.register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _row(inputs: Mapping[str, Tensor], place: int, mask: Tensor | None) -> dict[str, Tensor]:
+    """Return one example of a batch, as a batch of its own without padding."""
+    if mask is None:
+        return {name: tensor[place : place + 1] for name, tensor in inputs.items()}
+    is_token = mask[place].bool()
+    return {
+        name: tensor[place : place + 1, is_token] if tensor.shape[:2] == mask.shape else tensor[place : place + 1]
+        for name, tensor in inputs.items()
+    }
+
+
+def _padded(row: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return an example's tokens filled up with masked ones to a multiple, so that many have one shape."""
+    mask = row.get("attention_mask")
+    if mask is None:
+        return dict(row)
+    missing = -mask.shape[1] % _TOKENS
+    return {
+        name: functional.pad(tensor, (0, missing)) if tensor.shape == mask.shape else tensor
+        for name, tensor in row.items()
+    }
+
+
+def _tensor(output: object) -> Tensor:
+    found: Tensor = getattr(output, "logits", output)  # type: ignore[assignment]
+    return found
