@@ -27,6 +27,8 @@ _SETTING = "train.frozen_cache_megabytes"
 _REMEDY = f"set {_SETTING} to 0"
 # So many examples are computed at once, of so many tokens or a multiple.
 _CHUNK, _TOKENS = 16, 16
+# The one input that is not by example: the places of which the head is to give logits.
+_ABOVE = "logits_to_keep"
 # Relative to the largest output, between the frozen blocks' own batches and that of a step.
 _TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-9}
 _COARSE_TOLERANCE = 0.05
@@ -171,8 +173,8 @@ class FrozenLayersKept:
         with ExitStack() as undo:
             undo.enter_context(_evaluating(self._model))
             undo.enter_context(self._noting_tuples())
-            undo.enter_context(self._nothing_trained_before())
             undo.enter_context(_entered(self._blocks[self.num_blocks], leave))
+            undo.enter_context(self._nothing_trained_before())
             try:
                 self._model(**inputs)
             except _Reached as reached:
@@ -189,9 +191,10 @@ class FrozenLayersKept:
             except UNREADABLE as error:
                 raise ModelError(f"{_SETTING}: {name} does not run without its lower blocks; {_REMEDY}") from error
         tolerance = _TOLERANCES.get(hidden.dtype, _COARSE_TOLERANCE)
-        mask = inputs.get("attention_mask")
-        if mask is not None and expected.shape[:2] == mask.shape:
-            expected, found = expected[mask.bool()], found[mask.bool()]
+        if (mask := inputs.get("attention_mask")) is not None:
+            judged = mask[:, inputs[_ABOVE]] if _ABOVE in inputs else mask
+            if expected.shape[:2] == judged.shape:
+                expected, found = expected[judged.bool()], found[judged.bool()]
         difference = float((expected - found).abs().max())
         if not difference <= tolerance * float(expected.abs().max()):
             raise ModelError(
@@ -315,13 +318,11 @@ def _entered(block: nn.Module, replaced: Callable[[Tensor], Tensor]) -> Iterator
 
 def _row(inputs: Mapping[str, Tensor], place: int, mask: Tensor | None) -> dict[str, Tensor]:
     """Return one example of a batch, as a batch of its own without padding."""
+    row = {name: tensor[place : place + 1] for name, tensor in inputs.items() if name != _ABOVE}
     if mask is None:
-        return {name: tensor[place : place + 1] for name, tensor in inputs.items()}
+        return row
     is_token = mask[place].bool()
-    return {
-        name: tensor[place : place + 1, is_token] if tensor.shape[:2] == mask.shape else tensor[place : place + 1]
-        for name, tensor in inputs.items()
-    }
+    return {name: part[:, is_token] if inputs[name].shape[:2] == mask.shape else part for name, part in row.items()}
 
 
 def _padded(row: Mapping[str, Tensor]) -> dict[str, Tensor]:
