@@ -17,7 +17,8 @@ from fedlora.common.run_file import parse_run
 from fedlora.models.base_model import load_base_model
 from fedlora.simulation import simulate
 from fedlora.training.data import load_federated_data
-from fedlora.training.frozen_layers import FrozenLayersKept, KeptOutputs
+from fedlora.training.frozen_layers import FrozenLayersKept
+from fedlora.training.kept_outputs import KeptOutputs
 from fedlora.training.peft_bridge import ResidentModel, add_lora
 from fedlora.training.tasks import Batch
 
@@ -130,7 +131,7 @@ def test_what_does_not_fit_is_computed_again_and_said_once(model: Held, caplog: 
         assert torch.equal(output(kept(**batch.inputs)), output(whole(**batch.inputs)))
         kept(**batch.inputs)
     assert len(outputs) == 0
-    assert [record.message for record in caplog.records if "is full after 0 examples" in record.message] == [
+    assert [record.message for record in caplog.records if "are used up after 0 examples" in record.message] == [
         record.message for record in caplog.records
     ]
     assert len(caplog.records) == 1

@@ -8,10 +8,8 @@ worker or run asks first.
 """
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -20,8 +18,7 @@ from torch.nn import functional
 
 from fedlora.common.errors import ModelError
 from fedlora.models.checkpoint import UNREADABLE
-
-logger = logging.getLogger(__name__)
+from fedlora.training.kept_outputs import KeptOutputs
 
 _SETTING = "train.frozen_cache_megabytes"
 _REMEDY = f"set {_SETTING} to 0"
@@ -32,43 +29,6 @@ _ABOVE = "logits_to_keep"
 # Relative to the largest output, between the frozen blocks' own batches and that of a step.
 _TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-9}
 _COARSE_TOLERANCE = 0.05
-
-
-class KeptOutputs:
-    """What enters the first trained block, by model and example, as long as there is room; for all of a process."""
-
-    def __init__(self) -> None:
-        self._kept: dict[bytes, Tensor] = {}
-        self._num_bytes = 0
-        self._is_full = False
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def get(self, key: bytes) -> Tensor | None:
-        """Return what is kept under `key`, if anything is."""
-        return self._kept.get(key)
-
-    def keep(self, key: bytes, hidden: Tensor, *, max_bytes: int) -> None:
-        """Keep `hidden`, unless all that is kept would be more than `max_bytes`, which is said once."""
-        size = hidden.numel() * hidden.element_size()
-        if self._num_bytes + size <= max_bytes:
-            self._kept[key] = hidden
-            self._num_bytes += size
-        elif not self._is_full:
-            self._is_full = True
-            logger.warning(
-                "%s is full after %d examples of about %.0f kB: the others are computed again each time",
-                _SETTING,
-                len(self._kept),
-                size / 1000,
-            )
-
-
-@cache
-def kept_by_process() -> KeptOutputs:
-    """Return what this process keeps, also from one run to the next."""
-    return KeptOutputs()
 
 
 class FrozenLayersKept:
@@ -267,11 +227,7 @@ class _Reached(Exception):  # noqa: N818 (no error: the rest is not wanted)
 
 
 def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the longest row of blocks in `model`, and its path.
-
-    Raises:
-        ModelError: there is none of two at least.
-    """
+    """Return the longest row of blocks in `model`, two at least, and its path."""
     rows = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     path, longest = max(rows, key=lambda row: len(row[1]), default=("", nn.ModuleList()))
     if len(longest) < 2:
@@ -338,5 +294,4 @@ def _padded(row: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _tensor(output: object) -> Tensor:
-    found: Tensor = getattr(output, "logits", output)  # type: ignore[assignment]
-    return found
+    return cast(Tensor, getattr(output, "logits", output))

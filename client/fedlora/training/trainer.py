@@ -16,7 +16,8 @@ from fedlora.common.config import TrainSection
 from fedlora.common.errors import FedloraError
 from fedlora.common.messages import INTERRUPTED
 from fedlora.models.reach import is_routed
-from fedlora.training.frozen_layers import FrozenLayersKept, kept_by_process
+from fedlora.training.frozen_layers import FrozenLayersKept
+from fedlora.training.kept_outputs import kept_by_process
 from fedlora.training.local_optimizer import local_optimizer, move_on, set_rate
 from fedlora.training.memory import is_out_of_memory
 from fedlora.training.optimizer_state import Moments, read_moments, set_moments

@@ -181,6 +181,10 @@ def _notes(config: RunConfig, step: StepCost, device: str) -> list[str]:
         notes.append(f"WARNING: planned for CUDA{why}; this machine has none, and the clients need it")
     if device == "cpu" and sum(step.training.values()) > (memory := _machine_bytes()):
         notes.append(f"WARNING: training takes more than the {memory / 1e9:.1f} GB of memory of this machine")
+    if kept := config.train.frozen_cache_megabytes:
+        notes.append(
+            f"up to {kept:,} MB more for what frozen layers give, which are computed once; planned as without it"
+        )
     if config.train.compile:
         notes.append("train.compile is planned as without it; compiled, a step keeps fewer activations as a rule")
     notes.append(
