@@ -2,6 +2,9 @@
 
 import hashlib
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -76,7 +79,7 @@ def test_runs_of_a_draw_start_alike_and_each_is_what_a_simulation_of_its_run_fil
     assert again.reports[-1].adapter_sha256 == adapter_sha256(compared / found["lora_fair", 1].folder, 2)
     course = found["lora_fair", 1].course
     assert again.reports[-1].held_out is not None
-    assert course.metric[-1] == again.reports[-1].held_out.overall.metric
+    assert course.metric == tuple(each.held_out.overall.metric for each in again.reports if each.held_out is not None)
     assert course.megabytes[-1] == pytest.approx(sum(each.bytes_up + each.bytes_down for each in again.reports) / 1e6)
     assert course.error_after[-1] < course.error_before[-1]
 
@@ -142,6 +145,34 @@ def test_a_run_that_was_cut_off_goes_on_and_one_that_others_do_is_left_to_them(
     assert {place: each.course.metric for place, each in mine.items()} == {
         place: each.course.metric for place, each in theirs.items() if place[0] == "fedit"
     }
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_told_to_end_does_so_in_the_middle_of_a_run_and_leaves_what_is_over(
+    compared: Path, base: RunConfig, tmp_path: Path, number: signal.Signals
+) -> None:
+    grid = replace(GRID, methods=("fedit",), num_draws=1)
+    long = base.model_copy(update={"federation": base.federation.model_copy(update={"rounds": 10_000})})
+    begin(tmp_path / "long", long, grid)
+    (cell,) = final_cells(grid, {})
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "fedlora.comparison.work", str(tmp_path / "long")], stderr=subprocess.PIPE
+    )
+    try:
+        while not (rounds := tmp_path / "long" / cell.folder / "rounds" / "0002").is_dir():
+            assert worker.poll() is None
+            time.sleep(0.05)
+        worker.send_signal(number)
+        _, said = worker.communicate(timeout=60)
+    finally:
+        worker.kill()
+        worker.wait()
+    assert (worker.returncode, said) == (128 + number, b"")
+    latest = RunFolder(rounds.parents[1]).latest()
+    assert latest is not None
+    assert 1 <= latest.round < 10_000
+    assert result(tmp_path / "long", cell) is None
+    assert adapter_sha256(rounds.parents[1], 1) == adapter_sha256(compared / cell.folder, 1)
 
 
 def test_references_are_of_all_data_of_each_alone_and_of_the_head(base: RunConfig, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from fedlora.common.errors import ModelError
 from fedlora.models.bitsandbytes_door import use_bitsandbytes
 from fedlora.models.checkpoint import OPTIONS, Checkpoint
 from fedlora.models.devices import ALL_GPUS
+from fedlora.models.kept_modules import kept_or_read
 from fedlora.training import tasks
 
 
@@ -67,16 +68,22 @@ def load_module(family: Any, checkpoint: Checkpoint, config: RunConfig, **settin
         use_bitsandbytes(why=f"model.name: {checkpoint.name}, a quantised checkpoint,")
     if config.train.device == ALL_GPUS and torch.cuda.is_available():
         settings["device_map"] = "balanced"
-    model, info = family.from_pretrained(
-        str(checkpoint.folder),
-        dtype=getattr(torch, section.dtype),
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        **settings,
-        **OPTIONS,
-    )
-    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
-    return model, Loading(frozenset(info["missing_keys"]), frozenset(mismatched))
+
+    def read() -> tuple[Any, Loading]:
+        model, info = family.from_pretrained(
+            str(checkpoint.folder),
+            dtype=getattr(torch, section.dtype),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **settings,
+            **OPTIONS,
+        )
+        mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+        return model, Loading(frozenset(info["missing_keys"]), frozenset(mismatched))
+
+    if "device_map" in settings or getattr(checkpoint.settings, "quantization_config", None) is not None:
+        return read()  # It is where it will stay, and there a second one may be too much.
+    return kept_or_read(f"{family.__name__} {section.dtype} {checkpoint.fingerprint()} {settings}", read)
 
 
 def load_tokenizer(source: Path | str, *, name: str, revision: str | None = None) -> Any:

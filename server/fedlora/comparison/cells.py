@@ -20,9 +20,12 @@ from fedlora.methods import Method, RoundPlan
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.rounds.draw import share
 from fedlora.server.run_method import naming
+from fedlora.simulation.same_process import run_in_same_process
 from fedlora.simulation.simulate import simulate_over
 from fedlora.training.data import ClientData, Examples, FederatedData, load_federated_data
 from fedlora.training.data.examples import Inputs
+from fedlora.training.data.federated import ReadParts
+from fedlora.training.data.run_source import read_parts
 
 EVERYONE = "everyone"
 
@@ -36,18 +39,21 @@ class HeadOnly(FedIT):
         return RoundPlan(trains=("A",))
 
 
-def run_cell(cell: Cell, base: RunConfig, folder: Path) -> RunResult:
+def run_cell(cell: Cell, base: RunConfig, folder: Path, *, read: ReadParts = read_parts) -> RunResult:
     """Do the run of a cell, or what is left of it, and return its result; one that cannot end has a fault.
+
+    All of it happens in this process, which may keep for the next run what both need.
 
     Args:
         folder: the comparison's.
+        read: what is given as data; as it is read for all draws.
 
     Raises:
         StoreError: the folder cannot be used.
     """
     try:
         config = cell.config(base)
-        data = load_federated_data(config)
+        data = load_federated_data(config, read=read)
         path = folder / cell.folder
         reference = cell.variant.method if cell.variant.kind == "reference" else ""
         if reference == LOCAL_ONLY:
@@ -113,7 +119,7 @@ def _reports(
         config,
         out=path,
         method=method,
-        num_workers=1,
+        engine=run_in_same_process,
         resume=(path / RUN_FILE).is_file(),
         listener=_hear_nothing,
         with_report=False,

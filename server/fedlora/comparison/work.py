@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
@@ -29,6 +30,7 @@ from fedlora.common.run_folder import RUN_FILE
 from fedlora.comparison.grid import CODEC as GRIDS
 from fedlora.comparison.grid import Cell, Grid, combinations, final_cells, tuning_cells
 from fedlora.comparison.results import RunResult
+from fedlora.models.bitsandbytes_door import spare_bitsandbytes
 
 GRID_FILE = "grid.json"
 _PAUSE_SECONDS = 1.0
@@ -80,7 +82,7 @@ def read(folder: Path) -> tuple[RunConfig, Grid]:
 def result(folder: Path, cell: Cell) -> RunResult | None:
     """Return what a cell has given; None while it is not over."""
     try:
-        return _RESULTS.load(_beside(folder, cell, ".json").read_bytes())
+        return _given(_beside(folder, cell, ".json"))
     except (OSError, ValueError):
         return None
 
@@ -109,21 +111,33 @@ def chosen(folder: Path, grid: Grid) -> Chosen:
 
 
 def work(folder: Path) -> None:
-    """Do runs of a comparison, one after another, until all are over, whoever has done them."""
+    """Do runs of a comparison, one after another, until all are over, whoever has done them.
+
+    Base model and data are read once for all of them.
+    """
     from fedlora.comparison.cells import run_cell
+    from fedlora.models.kept_modules import modules_kept
+    from fedlora.training.data import KeptParts
 
     base, grid = read(folder)
-    while left := unfinished(folder, grid):
-        for cell in left:
-            with _claimed(folder, cell) as is_ours:
-                if is_ours and result(folder, cell) is None:
-                    found = run_cell(cell, base, folder)
-                    write_file(_beside(folder, cell, ".json"), _RESULTS.dump(found) + "\n")
-                    break
-        else:
-            time.sleep(_PAUSE_SECONDS)
-        # Others may have been asked for more draws.
-        _, grid = read(folder)
+    parts = KeptParts()
+    with modules_kept():
+        while left := unfinished(folder, grid):
+            for cell in left:
+                with _claimed(folder, cell) as is_ours:
+                    if is_ours and result(folder, cell) is None:
+                        found = run_cell(cell, base, folder, read=parts)
+                        write_file(_beside(folder, cell, ".json"), _RESULTS.dump(found) + "\n")
+                        break
+            else:
+                time.sleep(_PAUSE_SECONDS)
+            # Others may have been asked for more draws.
+            _, grid = read(folder)
+
+
+@cache  # What is written stays; what is not there yet is no value, and is looked for again.
+def _given(path: Path) -> RunResult:
+    return _RESULTS.load(path.read_bytes())
 
 
 def _validation_loss(found: RunResult | None) -> float:
@@ -155,7 +169,9 @@ def _claimed(folder: Path, cell: Cell) -> Iterator[bool]:
 
 def main() -> None:
     """Work on the comparison in the folder that is named, and end with whoever has started this process."""
-    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGINT):  # Ctrl-C reaches whoever has started this process as well.
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+    spare_bitsandbytes()
     started_by = os.getppid()
     try:
         _end_with(started_by)

@@ -133,7 +133,7 @@ def simulate_over(
     is_own_data: bool = True,
     base_model: "BaseModel | None" = None,
     method: "Method | None" = None,
-    engine: Engine = "inprocess",
+    engine: Engine | EngineRunner = "inprocess",
     num_workers: int | None = None,
     resume: bool = False,
     listener: Listener = ignore,
@@ -144,6 +144,7 @@ def simulate_over(
     Args:
         config: names the method, also one that is given; see `naming`.
         is_own_data: whether the data are others than those that the run file names.
+        engine: one of ours by its name, or whatever runs the two apps.
         with_report: whether report.html is written.
 
     Raises:
@@ -161,7 +162,7 @@ def simulate_over(
         moments_folder=out.resolve() / "optimizer",
     )
     run = Run(config, out, len(data.clients), shlex.join(sys.argv), notes, method)
-    run_engine = _engine(engine)
+    run_engine = _engine(engine) if isinstance(engine, str) else engine
 
     def simulated(rounds: Rounds) -> None:
         # The ServerApp is made once the workers are starting: torch is imported here while they import theirs.

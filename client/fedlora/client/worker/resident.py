@@ -47,13 +47,19 @@ def serve(
     while True:
         message, context = requests.get()
         interruption.begin()
-        try:
-            reply = app(message, context)
-            if not isinstance(reply, Message):
-                raise TypeError(f"the ClientApp returned {type(reply).__name__}; expected a Message")
-        except Exception as error:
-            reply = Message(Error(APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+        reply = reply_of(app, message, context)
         connection.send((reply, context.state))
+
+
+def reply_of(app: ClientApp, message: Message, context: Context) -> Message:
+    """Return the ClientApp's reply; what it raises is Flower's error."""
+    try:
+        reply = app(message, context)
+        if not isinstance(reply, Message):
+            raise TypeError(f"the ClientApp returned {type(reply).__name__}; expected a Message")
+    except Exception as error:
+        return Message(Error(APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+    return reply
 
 
 def _receive(connection: Connection, requests: "queue.SimpleQueue[Request]") -> None:

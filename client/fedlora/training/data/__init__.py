@@ -6,6 +6,7 @@ Free of torch, transformers, peft and Flower: whoever starts workers loads the d
 from fedlora.training.data.examples import ClientData, Examples, FederatedData
 from fedlora.training.data.federated import load_federated_data, with_found_range
 from fedlora.training.data.in_memory import federated_data_from
+from fedlora.training.data.kept_parts import KeptParts
 from fedlora.training.data.own import load_own_data
 from fedlora.training.data.splits import equal_parts
 
@@ -13,6 +14,7 @@ __all__ = [
     "ClientData",
     "Examples",
     "FederatedData",
+    "KeptParts",
     "equal_parts",
     "federated_data_from",
     "load_federated_data",

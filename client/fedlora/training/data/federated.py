@@ -1,7 +1,7 @@
 """The run's data: read, split into training, validation and test, and dealt out to the clients."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,8 @@ from fedlora.common.config import ByGroup, BySize, Dirichlet, Iid, LabelShards, 
 from fedlora.common.errors import DataError
 from fedlora.common.random_streams import stream
 from fedlora.training.data.examples import ClientData, Examples, FederatedData, Note, Words
-from fedlora.training.data.run_source import read_parts, vocabulary_of
+from fedlora.training.data.picture_reading import Wanted
+from fedlora.training.data.run_source import Parts, read_parts, vocabulary_of
 from fedlora.training.data.source import Source, enumeration
 from fedlora.training.data.splits import Mask, held_out_rows, held_out_values
 from fedlora.training.partitioning import (
@@ -25,7 +26,13 @@ from fedlora.training.partitioning import (
 )
 
 
-def load_federated_data(config: RunConfig) -> FederatedData:
+class ReadParts(Protocol):
+    """Returns what a run file names as data; see `read_parts`."""
+
+    def __call__(self, config: RunConfig, *, wanted: Wanted, deals_by_label: bool = False) -> Parts: ...
+
+
+def load_federated_data(config: RunConfig, *, read: ReadParts = read_parts) -> FederatedData:
     """Return every client's examples and the held-out test set, as the run file says.
 
     First the test set is held out, group by group; what remains is dealt out to the clients; then each client keeps a
@@ -37,7 +44,7 @@ def load_federated_data(config: RunConfig) -> FederatedData:
         DataError: a source that cannot be used, or a partition that leaves a client without examples.
     """
     deals_by_label = isinstance(config.partition, Dirichlet | LabelShards)
-    parts = read_parts(config, wanted=getattr(config.task, "pixel_range", None), deals_by_label=deals_by_label)
+    parts = read(config, wanted=getattr(config.task, "pixel_range", None), deals_by_label=deals_by_label)
     source = parts.training
     vocabulary = vocabulary_of(source, config)
     examples = source.examples(vocabulary, origin=config.data.path)
