@@ -278,3 +278,12 @@ def test_a_deployment_ends_in_the_adapter_of_the_simulation(
     with deployed(tmp_path, tmp_path / "run.toml", sites, is_insecure=True) as deployment:
         assert deployment.server.wait(600) == 0, deployment.server.text
     assert adapter_sha256(deployment.out) == adapter_sha256(uninterrupted.folder)
+
+
+@pytest.mark.slow
+def test_flowers_engine_on_ray_gives_the_same_adapter(
+    config: RunConfig, uninterrupted: SimulationResult, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
+    simulate(config, out=tmp_path / "ray", engine="ray", num_workers=2)
+    assert adapter_sha256(tmp_path / "ray") == adapter_sha256(uninterrupted.folder)

@@ -103,7 +103,8 @@ def traffic_of(
         ranks = [(layer, rank_of(layer, num_rounds - 1)) for layer in adapter.layers.values()]
         former = header + sum(_wire_bytes(name, tensor, "float32") for name, tensor in to_state_dict(adapter).items())
         former += sum(_change_bytes(layer, rank=rank, precision="float32") for layer, rank in ranks)
-    own = header + moments(num_rounds) if form and num_rounds > 1 else 0
+    sent = moments(num_rounds) if num_rounds > 1 else 0
+    own = header + sent if sent else 0
     return Traffic(method.name, up(1), down + changed(1) + own, down + changed(num_rounds) + own, up(2), former)
 
 
