@@ -12,9 +12,12 @@ from torch import Tensor
 from fedlora.adapters import Adapter, LoraLayer, pack
 from fedlora.adapters.keys import to_state_dict
 from fedlora.adapters.moments import Sharing
+from fedlora.aggregation import FedIT, Robust
+from fedlora.aggregation.shared_moments import moments_in
 from fedlora.common.messages import OK, TrainReceipt, TrainRequest
 from fedlora.common.packed_file import PackedFile
 from fedlora.server.rounds.admission import Admitted, Refusal, admit, outliers
+from fedlora.server.rounds.completion import complete
 
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
 WHOLE = {"exp_avg": True, "exp_avg_sq": True, "step": False}
@@ -115,3 +118,27 @@ def test_those_very_much_larger_than_the_others_are_outliers() -> None:
     # By either alone: second moments so large that all steps vanish need no first ones.
     sizes = {"exp_avg": 0.0, "exp_avg_sq": 1e4 * admitted["a"].moment_sizes["exp_avg_sq"]}
     assert list(outliers({**admitted, "d": replace(admitted["a"], moment_sizes=sizes)}, norm_limit=100)) == ["d"]
+
+
+def test_moments_count_by_what_robust_aggregation_makes_of_the_weights() -> None:
+    updates = {name: adapter(1) for name in "abcd"}
+    far = adapter(7)
+    layers = {path: replace(layer, B=layer.B * 50) for path, layer in far.layers.items()}
+    updates["e"] = replace(far, layers=layers)
+    sent = {name: moments(size=1.0 if name != "e" else 2.0) for name in updates}
+    everyone, selected = (
+        complete(
+            updates,
+            start=adapter(),
+            weights=dict.fromkeys(updates, 1.0),
+            method=FedIT(),
+            robust=robust,
+            moments=sent,
+            form=WHOLE,
+        )
+        for robust in (None, Robust(select="multi_krum", attackers=1))
+    )
+    assert "e" not in selected.p
+    key = f"{FIRST}/exp_avg"
+    torch.testing.assert_close(moments_in(selected.state)[key], moments()[key])
+    torch.testing.assert_close(moments_in(everyone.state)[key], 1.2 * moments()[key])

@@ -33,7 +33,7 @@ class Collected:
         answered: by client, the seconds from the round's begin to its answer.
         moments: of the clients' optimisers, by client, where the run shares them.
         flags: what is out of the ordinary about updates that count, by client, in a word of `FLAGS`.
-        bytes_down, bytes_up: adapter bytes as the messages hold them, without former adapters that clients have.
+        bytes_down, bytes_up: of adapters and moments as the messages hold them, without former ones that clients have.
         storing_seconds: of the time, what writing took.
     """
 

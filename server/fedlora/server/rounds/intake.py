@@ -74,7 +74,7 @@ class Intake:
     @property
     def moments(self) -> Mapping[str, Moments]:
         """The moments of the clients' optimisers, by client, where the run shares them."""
-        return {client: admitted.moments for client, admitted in self._admitted.items() if self._sharing is not None}
+        return {client: admitted.moments for client, admitted in self._admitted.items()}
 
     @property
     def clients(self) -> Collection[str]:
