@@ -61,6 +61,7 @@ def make_app() -> ClientApp:
         request = from_record(message.content, TrainRequest)
         _note(folder / "trainings", f"{os.getpid()} {request.round}")
         (folder / "former").write_bytes(packed_bytes(request.former))
+        (folder / "moments").write_bytes(packed_bytes(request.moments))
         failure = _obey(folder)
         if failure is not None and failure.code != "loss_not_finite":
             return Message(to_record(failure), reply_to=message)

@@ -46,6 +46,11 @@ def idle(config: RunConfig, occasion: Occasion | None = None) -> list[str]:
             ["train.optimizer_state=keep", "train.optimizer=sgd", "train.momentum=0.0"],
             ["train.momentum=0.5"],
         ),
+        (["train.shared_second_moments=scalar"], ["train.optimizer_state=shared"]),
+        (
+            ["train.shared_second_moments=scalar", "train.optimizer_state=shared", "train.optimizer=sgd"],
+            ["train.optimizer=adamw"],
+        ),
         (["federation.fraction=0.5", "federation.cohort=3"], None),
         (["federation.oversample=2.0"], ["federation.cohort=3"]),
         (["federation.deadline_deviations=5.0"], ['federation.deadline="adaptive"']),

@@ -46,7 +46,7 @@ class TrainingResult:
             On a GPU the three parts only say how long launching the work took.
         num_tokens: tokens learned from, where losses are per token; else 0.
         micro_batch_size: examples of a forward pass, where want of memory made them fewer than asked for; else 0.
-        moments: the optimiser's, where clients keep them; else empty.
+        moments: the optimiser's, where clients keep or share them; else empty.
     """
 
     num_steps: int
@@ -148,7 +148,7 @@ class LocalTrainer(Generic[P]):
             dropout_seed: torch's global generators are seeded with it.
             max_steps: fewer steps than the settings ask for.
             is_unwanted: asked at each step whether to leave off.
-            moments: the optimiser's, from this client's last round, to go on with.
+            moments: of the model's parameters, for the optimiser to go on with.
             changes: of each of the model's parameters in the federation's last round, which the steps keep
                 `client_momentum` of; without them they are the optimiser's own.
 
@@ -207,7 +207,7 @@ class LocalTrainer(Generic[P]):
             {**self._seconds, "training": time.perf_counter() - began},
             num_tokens,
             self._micro_batch_size if is_reduced else 0,
-            read_moments(optimizer, self.model.trained()) if settings.optimizer_state == "keep" else {},
+            {} if settings.optimizer_state == "reset" else read_moments(optimizer, self.model.trained()),
         )
 
     def _tell_of(self, silent: Sequence[str], *, num_trained: int) -> None:

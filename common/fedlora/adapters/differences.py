@@ -8,6 +8,8 @@ its header. For each tensor NAME of the adapter it holds one of
     difference.NAME and scale.NAME    int8 and float32: tensor - reference is scale times the numbers of each row
 
 and every tensor is read, worked on and written alone, so that memory holds a few copies of the largest one.
+An optimiser's moments always go whole, in bfloat16 unless the precision is float32 (see `moments`).
+
 The difference is rounded, not the tensor: a correction of 1e-4 of B, as LoRA-FAIR makes, is below what B itself
 would show in bfloat16. What rounding takes can be kept and added to the next difference (error feedback, Seide et
 al. 2014; Karimireddy et al., arXiv 1901.09847), so that over the rounds nothing is lost.
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fedlora.adapters.packed import METADATA_KEY, metadata_of, open_tensors, packed_metadata
-from fedlora.adapters.tensor_file import TensorFile
+from fedlora.adapters.tensor_file import TensorFile, is_moment
 from fedlora.adapters.tensor_writer import MAX_HEADER_BYTES, writing_tensors
 from fedlora.common.errors import AdapterError
 from fedlora.common.files import sha256_of
@@ -76,7 +78,7 @@ def encode_file(
     config, tensors = metadata_of(source)[METADATA_KEY], open_tensors(source)
     base = open_tensors(reference) if reference is not None and precision != "float32" else None
     rest = open_tensors(residual) if residual is not None and residual.is_file() else None
-    outline = _outline(tensors)
+    outline = {name: _travelling(name, tensor, precision) for name, tensor in _outline(tensors).items()}
     forms = {name: _form_of(name, tensor, tensors, base, precision) for name, tensor in outline.items()}
     left = {} if rest is None else {name: rest for name, tensor in outline.items() if _is_usable(name, tensor, rest)}
     digest = "" if base is None else reference_sha256 or sha256_of([base.path])
@@ -91,7 +93,7 @@ def encode_file(
         leave = None if new_residual is None else stack.enter_context(writing_tensors(new_residual, to_be_left, {}))
         for name, form in forms.items():
             if base is None or form == "whole":
-                write(f"whole.{name}", tensors.read(name))
+                write(f"whole.{name}", _travelling(name, tensors.read(name), precision))
                 if leave is not None and name in left:
                     leave(name, left[name].read(name).float())
                 continue
@@ -175,8 +177,13 @@ def _outline(tensors: TensorFile) -> dict[str, Tensor]:
     return {name: tensors.empty(name) for name in tensors.shapes}
 
 
+def _travelling(name: str, tensor: Tensor, precision: Precision) -> Tensor:
+    """Return a tensor in the type in which it goes whole."""
+    return tensor.bfloat16() if is_moment(name) and precision != "float32" and tensor.dim() else tensor
+
+
 def _form_of(name: str, tensor: Tensor, tensors: TensorFile, base: TensorFile | None, precision: Precision) -> _Form:
-    if base is None or not tensor.is_floating_point() or not _is_usable(name, tensor, base):
+    if base is None or is_moment(name) or not tensor.is_floating_point() or not _is_usable(name, tensor, base):
         return "whole"
     if not _is_moderate(tensors.read(name)):
         return "whole"

@@ -2,16 +2,17 @@
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
+from torch import Tensor
 
 from fedlora.adapters.adapter import Adapter
 from fedlora.adapters.keys import factor_of, to_state_dict
 from fedlora.adapters.peft_format import check_scaling, from_state_dict, from_tensor_file, json_object
-from fedlora.adapters.tensor_file import TensorFile
+from fedlora.adapters.tensor_file import TensorFile, is_moment
 from fedlora.adapters.tensor_writer import MAX_HEADER_BYTES, tensor_bytes
 from fedlora.common.errors import AdapterError
 from fedlora.common.open_files import require_descriptors
@@ -19,11 +20,12 @@ from fedlora.common.open_files import require_descriptors
 METADATA_KEY = "adapter_config"
 
 
-def pack(adapter: Adapter, *, without: str = "") -> bytes:
+def pack(adapter: Adapter, *, without: str = "", moments: Mapping[str, Tensor] | None = None) -> bytes:
     """Return the adapter as safetensors bytes with its configuration in the header.
 
     Args:
         without: "A" or "B": the factor that is left out of every pair, because the receiver has it.
+        moments: of the optimiser, which go beside the adapter.
 
     Raises:
         ValueError: the configuration gives a layer another scaling than it has.
@@ -32,6 +34,8 @@ def pack(adapter: Adapter, *, without: str = "") -> bytes:
     tensors = to_state_dict(adapter, has_dense=True)
     if without:
         tensors = {key: tensor for key, tensor in tensors.items() if factor_of(key) != without}
+    if moments:
+        tensors |= {key: tensor.contiguous() for key, tensor in moments.items()}
     # In its own order, on which the alpha of a layer may depend.
     return tensor_bytes(tensors, packed_metadata(json.dumps(dict(adapter.config))))
 
@@ -45,11 +49,17 @@ def packed_metadata(config: str) -> dict[str, str]:
 
 
 def unpack(
-    raw: bytes, *, without: str = "", frozen: Adapter | None = None, config: Mapping[str, object] | None = None
+    raw: bytes,
+    *,
+    without: str = "",
+    frozen: Adapter | None = None,
+    config: Mapping[str, object] | None = None,
+    beside_moments: bool = False,
 ) -> Adapter:
     """Return the adapter in the bytes that `pack` wrote.
 
     Args:
+        beside_moments: whether there may be moments beside it, which are passed over; else they are refused.
         config: its configuration, in place of the one in the bytes.
         without: "A" or "B": the factor that was left out; it is taken from `frozen`.
         frozen: an adapter with the same layers.
@@ -64,11 +74,15 @@ def unpack(
     # The library lets shapes such as (2^63, 0) pass, which torch refuses in more than one way.
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise AdapterError(f"{len(raw):,} bytes that are not a safetensors file ({error})") from error
+    if beside_moments:
+        tensors = {key: tensor for key, tensor in tensors.items() if not is_moment(key)}
     _refuse_untrained(tensors, without, origin="packed adapter")
     return from_state_dict(tensors, config, origin="packed adapter", frozen=frozen if without else None)
 
 
-def open_packed(path: Path, *, without: str = "", frozen: Adapter | None = None) -> Adapter:
+def open_packed(
+    path: Path, *, without: str = "", frozen: Adapter | None = None, beside_moments: bool = False
+) -> Adapter:
     """Return the adapter in a file that `pack` wrote, without its tensors: each is read whenever it is asked for.
 
     The file must stay as it is for as long as the adapter is used. A change of the base weights is read at once.
@@ -76,11 +90,13 @@ def open_packed(path: Path, *, without: str = "", frozen: Adapter | None = None)
     Args:
         without: "A" or "B": the factor that was left out; it is taken from `frozen` whenever it is asked for.
         frozen: an adapter with the same layers.
+        beside_moments: whether there may be moments beside it, which are passed over; else they are refused.
 
     Raises:
         AdapterError: as `unpack`, or the file cannot be read.
     """
-    config, tensors = packed_config(path), open_tensors(path)
+    only = _is_of_adapter if beside_moments else None
+    config, tensors = packed_config(path), open_tensors(path, only=only)
     _refuse_untrained(tensors.shapes, without, origin=str(path))
     return from_tensor_file(tensors, config, frozen=frozen if without else None)
 
@@ -128,19 +144,26 @@ def metadata_of(packed: bytes | Path) -> dict[str, str]:
     return metadata
 
 
-def open_tensors(path: Path) -> TensorFile:
+def open_tensors(path: Path, *, only: Callable[[str], bool] | None = None) -> TensorFile:
     """Return the tensors of a file of which nothing is known; all of them can be read if memory suffices.
+
+    Args:
+        only: says of a key whether its tensor is wanted; all are if None.
 
     Raises:
         AdapterError: it is not a safetensors file, or has shapes or types that torch does not have.
     """
-    tensors = TensorFile(path)
+    tensors = TensorFile(path, only=only)
     for key, shape in tensors.shapes.items():
         try:
             tensors.empty(key)
         except (TypeError, RuntimeError) as error:  # The library lets shapes such as (2^63, 0) pass.
             raise AdapterError(f"{path}: {key} has the shape {shape}, which torch cannot hold") from error
     return tensors
+
+
+def _is_of_adapter(key: str) -> bool:
+    return not is_moment(key)
 
 
 def _header(packed: bytes | Path) -> bytes:

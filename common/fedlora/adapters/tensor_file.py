@@ -6,6 +6,7 @@ memory of its own and are gone with it. The library still checks the file first.
 """
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,11 +26,19 @@ _DTYPES = {
 _Place = tuple[torch.dtype, tuple[int, ...], int, int]
 
 
+def is_moment(key: str) -> bool:
+    """Return whether a tensor is an optimiser's moment, by its key, as `moments` says."""
+    return "/" in key
+
+
 class TensorFile:
     """The tensors in a safetensors file, by key."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, only: Callable[[str], bool] | None = None) -> None:
         """Check the file and read its header.
+
+        Args:
+            only: says of a key whether its tensor is wanted; the others are as if they were not there.
 
         Raises:
             AdapterError: it is not a safetensors file, or holds a type of number that torch does not have.
@@ -52,6 +61,8 @@ class TensorFile:
             self._places = _places(header)
         except KeyError as error:
             raise AdapterError(f"{path}: numbers of the type {error}; expected floating-point tensors") from error
+        if only is not None:
+            self._places = {key: entry for key, entry in self._places.items() if only(key)}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -136,6 +136,7 @@ class TrainRequest:
         seed: the run's seed; the client's draws come from (seed, round, client, purpose).
         adapter: the global adapter, packed.
         former: the one that the round before started from, where the run's steps go on with the change since then.
+        moments: the federation's, packed, where the clients' optimisers go on with them.
         num_rounds: rounds of the whole run, over which the learning rate's schedule spans.
         validation_examples: at most so many of its own validation examples are judged before and after; at a site of
             its own choice.
@@ -151,6 +152,7 @@ class TrainRequest:
     adapter: Packed = field(default=b"", repr=False)
     trains: Factors = ("A", "B")
     former: Packed = field(default=b"", repr=False)
+    moments: Packed = field(default=b"", repr=False)
 
     @property
     def frozen_factor(self) -> str:
@@ -166,6 +168,7 @@ class TrainReceipt:
         num_examples: examples the client holds for training, as it described itself; its weight in the average.
         num_steps: optimiser steps done.
         loss: mean training loss over the steps, nan when no step was done.
+        adapter: the update, packed, with the moments of the client's optimiser beside it where the run shares them.
         before, after: scores on the client's own validation examples, None without any.
         seconds: by phase: forward, backward, optimizer, training (their sum and the rest of the loop), validation.
         withheld: what the site does not tell: "loss" (which is nan then) or "scores" (None).

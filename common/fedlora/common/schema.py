@@ -20,9 +20,9 @@ from fedlora.common.errors import RunError
 from fedlora.common.printable import printable
 from fedlora.v1 import messages_pb2 as pb
 
-ADAPTER, FORMER = "adapter", "former"
-# The fields of a message that are packed adapters.
-PACKED = (ADAPTER, FORMER)
+ADAPTER, FORMER, MOMENTS = "adapter", "former", "moments"
+# The fields of a message that are packed adapters, or moments.
+PACKED = (ADAPTER, FORMER, MOMENTS)
 _LOCAL: Any = pb.local
 
 _adapters: dict[type, TypeAdapter[Any]] = {}  # building one takes milliseconds

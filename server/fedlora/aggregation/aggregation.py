@@ -32,11 +32,13 @@ class Aggregate:
         report: how far it is from the mean of the clients' products.
         state: what the method and the server's optimiser want to know in the next round, tensors by layer and name;
             nothing as a rule.
+        p: by client, the weight with which it has counted, with sum 1; who was left out is not among them.
     """
 
     adapter: Adapter
     report: AggregationReport
     state: MethodState = field(default_factory=dict)
+    p: Mapping[str, float] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -138,7 +140,7 @@ def aggregate(
     step: ServerStep | None = None
     if server_optimizer is not None and reference is not None:
         adapter, states, step = stepped(adapter, reference, states, server_optimizer)
-    return Aggregate(adapter, summarise(method.name, measured, notes=notes, server_step=step), states)
+    return Aggregate(adapter, summarise(method.name, measured, notes=notes, server_step=step), states, p)
 
 
 def _normalised(weights: Mapping[str, float] | None, *, clients: Sequence[str]) -> dict[str, float]:

@@ -84,6 +84,7 @@ def plan_of(config: RunConfig) -> Plan:
             precision=config.exchange.precision,
             init_changes_base=init_changes_base,
             needs_former=needs_former,
+            form=config.train.shared_moments,
         )
 
     others = [kind() for name, kind in loadable_methods()[0].items() if name != method.name]
@@ -103,6 +104,7 @@ def plan_of(config: RunConfig) -> Plan:
             num_clients=num_clients,
             server_optimizer=server_optimizer_of(config.federation),
             keeps_former=needs_former,
+            num_shared_moments=sum(config.train.shared_moments.values()),
         ),
         training_seconds=_training_seconds(step, config, device, num_examples=clients.num_examples),
         notes=(*clients.notes, *outline.notes, *_notes(config, step, device), *_pin_notes(config)),

@@ -27,7 +27,7 @@ class ServerCost:
 
     Attributes:
         adapters: bytes of the global adapter's copies.
-        kept: bytes of what the server's optimiser keeps from round to round, in its copies.
+        kept: bytes of what the server's optimiser keeps from round to round, and of shared moments, in their copies.
         working: bytes of the aggregation of the largest layer.
         updates: bytes of the clients' updates, where they are held in memory: in a simulation.
         seconds: of the aggregation, estimated.
@@ -47,11 +47,13 @@ def server_cost(
     num_clients: int,
     server_optimizer: ServerOptimizer | None = None,
     keeps_former: bool = False,
+    num_shared_moments: int = 0,
 ) -> ServerCost:
     """Return what a round of `num_clients` takes of the server; `adapter` is asked for its shapes.
 
     Args:
         keeps_former: whether the adapter that the round before started from is kept, for the clients.
+        num_shared_moments: how many tensors of moments clients send beside each one that they train.
     """
     shapes = Counter((layer.rank, layer.A.shape[1], layer.B.shape[0]) for layer in adapter.layers.values())
     few, some = min(_FEW, num_clients), min(_SOME, num_clients)
@@ -85,8 +87,10 @@ def server_cost(
     size = adapter.size_bytes()
     if server_optimizer is not None:
         kept += server_optimizer.num_moments * sum(tensor.nbytes for tensor in adapter.dense_outline.values())
+    kept += num_shared_moments * size
+    updates_size = (1 + num_shared_moments) * size
     num_copies = _NUM_COPIES + _FORMER_COPIES * keeps_former
-    return ServerCost(num_copies * size, _NUM_COPIES * kept, working, num_clients * size, seconds)
+    return ServerCost(num_copies * size, _NUM_COPIES * kept, working, num_clients * updates_size, seconds)
 
 
 def _random_adapter(rank: int, in_features: int, out_features: int, *, seed: int) -> Adapter:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.adapters.keys import factor_of, to_state_dict
+from fedlora.adapters.moments import Form, moment_key, trained_tensors
 from fedlora.methods import Method
 
 # Of a tensor's entry in the header beside its name: type, shape, offsets.
@@ -47,6 +48,7 @@ def traffic_of(
     precision: str,
     init_changes_base: bool,
     needs_former: bool = False,
+    form: Form | None = None,
 ) -> Traffic:
     """Return the bytes that a client exchanges in a round.
 
@@ -58,6 +60,7 @@ def traffic_of(
         precision: of the differences: float32, bfloat16 or int8.
         init_changes_base: whether the first pairs are taken out of the base weights, as a change of the same rank.
         needs_former: whether clients need what the round before started from too, and have it if they took part.
+        form: what is shared of the clients' optimisers: sent with each update, and with all but the first adapter.
     """
     sizes = {name: _wire_bytes(name, tensor, precision) for name, tensor in to_state_dict(adapter).items()}
     header = len(json.dumps(dict(adapter.config))) + _HEADER_BYTES
@@ -65,7 +68,18 @@ def traffic_of(
 
     def up(number: int) -> int:
         trains = method.plan(number).trains
-        return header + sum(size for name, size in sizes.items() if all(one in trains for one in factor_of(name)))
+        sent = sum(size for name, size in sizes.items() if all(one in trains for one in factor_of(name)))
+        return header + sent + moments(number)
+
+    def moments(number: int) -> int:
+        """Return the bytes of the moments of what a round trains."""
+        plan = method.plan(number)
+        trained = {} if plan.starts_fresh else trained_tensors(to_state_dict(adapter), plan.trains)
+        return sum(
+            _moment_bytes(moment_key(key, name), tensor if is_whole else None, precision)
+            for key, tensor in trained.items()
+            for name, is_whole in (form or {}).items()
+        )
 
     def added(layer: LoraLayer, number: int) -> int:
         """Return the rank of all changes before the round, side by side."""
@@ -89,7 +103,15 @@ def traffic_of(
         ranks = [(layer, rank_of(layer, num_rounds - 1)) for layer in adapter.layers.values()]
         former = header + sum(_wire_bytes(name, tensor, "float32") for name, tensor in to_state_dict(adapter).items())
         former += sum(_change_bytes(layer, rank=rank, precision="float32") for layer, rank in ranks)
-    return Traffic(method.name, up(1), down + changed(1), down + changed(num_rounds), up(2), former)
+    sent = moments(num_rounds) if num_rounds > 1 else 0
+    own = header + sent if sent else 0
+    return Traffic(method.name, up(1), down + changed(1) + own, down + changed(num_rounds) + own, up(2), former)
+
+
+def _moment_bytes(key: str, tensor: Tensor | None, precision: str) -> int:
+    """Return the bytes of a moment of a tensor's shape, which always goes whole, or of a single number."""
+    number = 4 if precision == "float32" or tensor is None else 2
+    return number * (1 if tensor is None else tensor.numel()) + len(key) + _ENTRY_BYTES
 
 
 def _wire_bytes(name: str, tensor: Tensor, precision: str) -> int:

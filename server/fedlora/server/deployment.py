@@ -109,7 +109,13 @@ def _serve(
     exchange = ExchangeStore(folder / EXCHANGE_FOLDER, precision=config.exchange.precision)
     tickets = TicketOffice(exchange.ticket_key_file)
     max_start_bytes = config.exchange.max_start_megabytes * 10**6
-    grid = GrpcGrid(exchange, tickets, max_start_bytes=max_start_bytes, listener=rounds.listener)
+    grid = GrpcGrid(
+        exchange,
+        tickets,
+        max_start_bytes=max_start_bytes,
+        num_moments=len(config.train.shared_moments),
+        listener=rounds.listener,
+    )
     authority = _authority(door, folder)
     credentials = None
     if authority is None:
@@ -123,7 +129,10 @@ def _serve(
         folder,
         rounds.listener,
         # An update of each site as it came and made whole, and the journal's adapters.
-        needed_bytes=lambda: LEAST_FREE_BYTES + exchange.newest_bytes * (2 * max(1, grid.counts()[1]) + 3),
+        needed_bytes=lambda: (
+            LEAST_FREE_BYTES
+            + exchange.newest_bytes * (2 * max(1, grid.counts()[1]) + 3) * (1 + len(config.train.shared_moments))
+        ),
     )
 
     def watch() -> None:

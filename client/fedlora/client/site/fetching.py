@@ -31,21 +31,26 @@ class Downloads:
     def __init__(self, run: RunConfig, description: SiteDescription) -> None:
         """`description` is the worker's, who has made the first adapter itself."""
         self._most_bytes = most_bytes(run, description)
+        # A number of each kind for each number of the site's own first adapter.
+        self._most_bytes_of_moments = len(run.train.shared_moments) * (description.adapter_bytes + _HEADER_BYTES)
         # One to train, one to judge, and the one before.
-        self._num_adapters = _TIMES_PER_ROUND * (3 if run.train.client_momentum > 0 else 2)
+        num_adapters = 3 if run.train.client_momentum > 0 else 2
+        self._most_bytes_of_round = _TIMES_PER_ROUND * (num_adapters * self._most_bytes + self._most_bytes_of_moments)
         self._bytes_of_rounds: dict[int, int] = {}
 
-    def require_possible(self, offered: messages_pb2.OfferedAdapter) -> None:
-        """Check that what is on offer can be an adapter of this run.
+    def require_possible(self, offered: messages_pb2.OfferedAdapter, *, are_moments: bool = False) -> None:
+        """Check that what is on offer can be an adapter of this run, or its moments.
 
         Raises:
             OversizeAdapter: it is larger.
         """
         largest = max(offered.whole.size_bytes, offered.difference.size_bytes)
-        if largest > self._most_bytes:
+        most = self._most_bytes_of_moments if are_moments else self._most_bytes
+        if largest > most:
+            what, one = ("moments", "all") if are_moments else ("an adapter", "one")
             raise OversizeAdapter(
-                f"the server offers an adapter of {largest:,} bytes, and one of this run takes at most "
-                f"{self._most_bytes:,}: it is not fetched"
+                f"the server offers {what} of {largest:,} bytes, and {one} of this run takes at most {most:,}: it is "
+                "not fetched"
             )
 
     def counter(self, round: int) -> Callable[[int], None]:
@@ -58,10 +63,10 @@ class Downloads:
         def count(num_bytes: int) -> None:
             total = self._bytes_of_rounds.get(round, 0) + num_bytes
             self._bytes_of_rounds[round] = total
-            if total > self._num_adapters * self._most_bytes:
+            if total > self._most_bytes_of_round:
                 raise OversizeAdapter(
                     f"round {round}: more than {total - num_bytes:,} bytes of adapters; expected at most "
-                    f"{self._num_adapters} times {self._most_bytes:,}"
+                    f"{self._most_bytes_of_round:,}"
                 )
 
         return count

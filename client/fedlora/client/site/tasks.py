@@ -30,7 +30,7 @@ from fedlora.common.messages import (
 )
 from fedlora.common.packed_file import PackedFile
 from fedlora.common.phases import announce
-from fedlora.common.schema import ADAPTER, FORMER
+from fedlora.common.schema import ADAPTER, FORMER, MOMENTS
 from fedlora.common.wire import Receipt, Request
 from fedlora.v1 import messages_pb2, session_pb2
 
@@ -116,7 +116,9 @@ class Tasks:
 
         own, objection = self._judging.training(request, key[-1])
         # The former one first: the other may be a difference to it.
-        needed = (FORMER, ADAPTER) if message.HasField(FORMER) and self._run.train.client_momentum > 0 else (ADAPTER,)
+        needed = [FORMER] if message.HasField(FORMER) and self._run.train.client_momentum > 0 else []
+        needed += [MOMENTS] if message.HasField(MOMENTS) and self._run.train.shared_moments else []
+        needed.append(ADAPTER)
         answer = self._ask(own, {name: getattr(message, name) for name in needed}, TrainReceipt, prepare)
         if not isinstance(answer, TrainReceipt):
             return self._allowed_receipt(answer)
@@ -173,7 +175,7 @@ class Tasks:
         makings: list[Making] = []
         count = self._downloads.counter(round)
         for name, offered in offers.items():
-            self._downloads.require_possible(offered)
+            self._downloads.require_possible(offered, are_moments=name == MOMENTS)
             made = {making.whole for making in makings}
             whole, made_of = fetch(
                 offered, self._outbox, self._line, takes_difference=takes_difference, made=made, count=count

@@ -6,14 +6,16 @@ the requests of `fedlora.common.messages` and knows nothing of Flower.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from fedlora.adapters import pack, unpack
+from fedlora.adapters import Adapter, pack, unpack
+from fedlora.adapters.keys import to_state_dict
 from fedlora.client.worker import interruption
 from fedlora.client.worker.own_site import OwnSite
 from fedlora.common.config import BASE_CHANGING_INITS, RunConfig
@@ -43,6 +45,7 @@ from fedlora.training.data import Examples, FederatedData, equal_parts
 from fedlora.training.data.examples import Conversation
 from fedlora.training.optimizer_state import MomentsFolder
 from fedlora.training.peft_bridge import add_lora
+from fedlora.training.shared_moments import SharedMoments, shared_moments
 from fedlora.training.tasks import CausalLm, Prepared
 from fedlora.training.tasks.causal_lm import PreparedConversations
 from fedlora.training.tasks.generation import is_exact_match, rouge_l
@@ -165,7 +168,9 @@ class Workbench:
     def train(self, client: str, request: TrainRequest) -> TrainReceipt:
         """Return the client's update after one round of training from the global adapter."""
         trainer, training = self._trainer, self._prepare("training", client)
-        trainer.model.load(unpack(packed_bytes(request.adapter)), trains=request.trains)
+        given = unpack(packed_bytes(request.adapter))
+        trainer.model.load(given, trains=request.trains)
+        shared = self._shared(given, request)
         indices = self._sample("validation", client, request.validation_examples)
         before, seconds_before = self._judge(client, indices)
         result = trainer.train(
@@ -174,11 +179,12 @@ class Workbench:
             batch_seed=stream_seed(request.seed, round=request.round, client=client, purpose="batches"),
             dropout_seed=stream_seed(request.seed, round=request.round, client=client, purpose="dropout"),
             is_unwanted=interruption.is_unwanted,
-            moments=None if self._moments is None else self._moments.before(request.run, client, request.round),
+            moments=self._moments_before(client, request, shared),
             changes=self._changes(request),
         )
         if self._moments is not None and result.is_finite:
             self._moments.write(request.run, client, request.round, result.moments)
+        moments = shared.condensed(result.moments) if shared is not None else None
         after, seconds_after = self._judge(client, indices) if result.is_finite else (None, 0.0)
         measured = same_fields(result, TrainReceipt)
         measured["seconds"] = {**result.seconds, "validation": seconds_before + seconds_after}
@@ -191,9 +197,36 @@ class Workbench:
             num_examples=len(training),
             before=before,
             after=after,
-            adapter=pack(trainer.model.read(), without=request.frozen_factor) if result.is_finite else b"",
+            adapter=pack(trainer.model.read(), without=request.frozen_factor, moments=moments)
+            if result.is_finite
+            else b"",
             **measured,
         )
+
+    def _shared(self, adapter: Adapter, request: TrainRequest) -> SharedMoments | None:
+        """Return what is shared of the optimiser in a round that trains the adapter, which is loaded; None for nothing.
+
+        Raises:
+            RunError: there are no moments of the federation, and the run needs them.
+        """
+        form = self._config.train.shared_moments
+        if not form:
+            return None
+        if not request.moments and request.round > 1:
+            raise RunError(
+                f'round {request.round} came without the federation\'s moments, which train.optimizer_state = "shared" '
+                'needs; set it to "reset" where the server does not send them'
+            )
+        trained, tensors = self._trainer.model.trained(), to_state_dict(replace(adapter, base_change={}))
+        return shared_moments(packed_bytes(request.moments), {key: tensors[key] for key in trained}, form)
+
+    def _moments_before(
+        self, client: str, request: TrainRequest, shared: SharedMoments | None
+    ) -> Mapping[str, torch.Tensor] | None:
+        """Return the moments that the client's optimiser goes on with: the federation's, its own, or none."""
+        if shared is not None:
+            return shared.expanded(self._trainer.model.trained())
+        return None if self._moments is None else self._moments.before(request.run, client, request.round)
 
     def _changes(self, request: TrainRequest) -> list[torch.Tensor]:
         """Return how the last round moved what is trained, from the request's adapter, which is loaded, and the former.

@@ -254,6 +254,21 @@ _RULES = (
         "sgd without momentum has no state",
         lambda config, _: config.train.optimizer == "sgd" and config.train.momentum == 0,
     ),
+    _Rule(
+        ("train.shared_second_moments",),
+        'train.optimizer_state = "shared" is what sends moments',
+        lambda config, _: config.train.optimizer_state != "shared",
+    ),
+    _Rule(
+        ("train.shared_second_moments",),
+        "sgd has no second moments",
+        lambda config, _: config.train.optimizer == "sgd",
+    ),
+    _Rule(
+        ("train.shared_second_moments",),
+        "a run of one round has no moments before it",
+        lambda config, _: config.federation.rounds == 1,
+    ),
     _Rule(("train.device",), "each site's own file says where it trains", _is_deployment),
     _Rule(
         ("federation.fraction",),

@@ -139,6 +139,7 @@ class RunConfig(Section):
                 "default, or another method"
             )
         self._require_momentum_fits(method, named)
+        self._require_moments_fit(method, named)
         if self.model.quantization != "none" and method.changes_base:
             raise ValueError(
                 f"{named} adds to the base weights, which model.quantization = {self.model.quantization!r} freezes as "
@@ -184,3 +185,22 @@ class RunConfig(Section):
             f"train.client_momentum = {self.train.client_momentum:g} has no last change to go on with under {named}, "
             f"{why}; set it to 0, or take another method"
         )
+
+    def _require_moments_fit(self, method: Method, named: str) -> None:
+        """Check that what a round starts from goes on with the pairs that the shared moments are of.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if self.train.optimizer_state != "shared":
+            return
+        if method.plan(2).starts_fresh:
+            raise ValueError(
+                f'train.optimizer_state = "shared" has no pairs to go on with under {named}, which start afresh in '
+                'every round; use "reset", or take another method'
+            )
+        if self.robust.regauge:
+            raise ValueError(
+                'train.optimizer_state = "shared" does not go with robust.regauge, which gives pairs another basis, '
+                'and moments are of the old one; use "reset", or switch it off'
+            )

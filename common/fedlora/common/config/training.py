@@ -1,6 +1,8 @@
 """How a client trains: [lora] [train]."""
 
+import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -121,8 +123,12 @@ class TrainSection(Section):
     )
     compile: bool = Field(False, description="torch.compile: slow to start, faster after that")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw or sgd")
-    optimizer_state: Literal["reset", "keep"] = Field(
-        "reset", description="keep: each client goes on with its own moments from its last round"
+    optimizer_state: Literal["reset", "keep", "shared"] = Field(
+        "reset",
+        description="keep: each client goes on with its own moments from its last round; shared: all with their mean",
+    )
+    shared_second_moments: Literal["whole", "scalar"] = Field(
+        "whole", description="of shared moments of adamw; scalar: one number a tensor, so that 2 in 3 bytes are sent"
     )
     proximal_mu: NonNegative = Field(
         0.0, description="FedProx: pulls towards the round's start by mu / 2 |w - start|^2; 0 is off"
@@ -157,3 +163,18 @@ class TrainSection(Section):
             if self.frozen_cache_megabytes and getattr(self, other):
                 raise ValueError(f"frozen_cache_megabytes does not go with {other} = true; choose one of them")
         return self
+
+    @property
+    def shared_moments(self) -> Mapping[str, bool]:
+        """What clients share of their optimiser's state: by torch's name, whether it is a tensor and not one number."""
+        if self.optimizer_state != "shared":
+            return {}
+        if self.optimizer == "sgd":
+            return {"momentum_buffer": True} if self.momentum else {}
+        return {"exp_avg": True, "exp_avg_sq": self.shared_second_moments == "whole", "step": False}
+
+    def most_steps(self, num_examples: int) -> int:
+        """Return the most optimiser steps of a round for clients with so many examples or fewer."""
+        if self.epochs is None:
+            return self.steps or 0
+        return max(1, math.ceil(self.epochs * max(1.0, num_examples / self.batch_size)))

@@ -39,6 +39,8 @@ Precision = Literal["float32", "bfloat16", "int8"]
 
 # Of one shape. A late update is a difference to one of them.
 _KEPT_OFFERS = 4
+# An adapter, the one before it, and moments.
+_NUM_RECENT = 3
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,15 @@ class ExchangeStore:
     def __init__(self, folder: Path, *, precision: Precision) -> None:
         self.folder = folder
         self.precision: Precision = precision
-        self._last: tuple[Packed, Offer] | None = None
+        # A round sends the same few things to site after site.
+        self._recent: list[tuple[Packed, Offer]] = []
         # By digest, the files that this process has made or read through.
         self._known: set[str] = set()
 
     @property
     def newest_bytes(self) -> int:
         """The size of the adapter that sites hold after the newest offer, 0 before the first."""
-        return 0 if self._last is None else self._last[1].whole.size_bytes
+        return self._recent[-1][1].whole.size_bytes if self._recent else 0
 
     @property
     def ticket_key_file(self) -> Path:
@@ -87,11 +90,10 @@ class ExchangeStore:
 
         Of one in a file nothing is copied where sites hold the very same.
         """
-        # A round sends the same to site after site.
-        if self._last is not None and (self._last[0] is packed or self._last[0] == packed):
-            return self._last[1]
-        offer = self._offer(packed)
-        self._last = packed, offer
+        known = next((offer for other, offer in self._recent if other is packed or other == packed), None)
+        offer = known or self._offer(packed)
+        others = [(other, its) for other, its in self._recent if its is not offer]
+        self._recent = [*others[1 - _NUM_RECENT :], (packed, offer)]
         return offer
 
     def _offer(self, packed: Packed) -> Offer:
@@ -188,9 +190,8 @@ class ExchangeStore:
         encoded, decoded = source.with_suffix(".encoded"), source.with_suffix(".decoded")
         try:
             path = None if reference is None else self._whole(reference.sha256)
-            # Who holds nothing gets all of it, in float32: without a reference there is nothing to round.
-            precision = self.precision if path is not None else "float32"
-            encode_file(source, encoded, reference=path, precision=precision)
+            # Who holds nothing gets all of it in float32, but for moments: else there is nothing to round.
+            encode_file(source, encoded, reference=path, precision=self.precision)
             decode_file(encoded, decoded, reference=path)
             whole = self._keep(decoded, "whole")
             if reference is None or encoded.stat().st_size >= whole.size_bytes:

@@ -5,15 +5,16 @@ An update's tensors are read once, and that tells everything that is asked of it
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import torch
 
 from fedlora.adapters import Adapter, unpack
 from fedlora.adapters.fit import Misfit, bad_value, other_form
-from fedlora.adapters.keys import layer_tensors, path_key
+from fedlora.adapters.keys import layer_tensors, named_tensors, path_key
 from fedlora.adapters.meaning import difference_in_meaning
+from fedlora.adapters.moments import Moments, Sharing, examine_moments, open_moments, trained_tensors, unpack_moments
 from fedlora.adapters.packed import open_packed, packed_config
 from fedlora.adapters.settings import SCALING_KEYS
 from fedlora.aggregation.products import Moving
@@ -50,6 +51,7 @@ class Admitted:
         distance: the norm of the difference of all its tensors.
         is_unchanged: whether it has every value of what the client started from.
         is_zero: whether it does nothing at all: one factor of each pair is zero, and so is all else.
+        moments: of the client's optimiser, where the run shares them; and how large they are, by name.
     """
 
     update: Adapter
@@ -57,6 +59,8 @@ class Admitted:
     distance: float
     is_unchanged: bool
     is_zero: bool = False
+    moments: Moments = field(default_factory=dict)
+    moment_sizes: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def flag(self) -> str:
@@ -72,6 +76,7 @@ def admit(
     num_examples: int,
     reference: Adapter,
     weighs_tokens: bool = False,
+    sharing: Sharing | None = None,
 ) -> Admitted | Refusal:
     """Return the update in `receipt`, or why it is refused.
 
@@ -81,6 +86,7 @@ def admit(
         num_examples: how many it holds by its own description, which it weighs by.
         reference: the adapter that the client started from; an update has its layers, shapes and configuration.
         weighs_tokens: whether it counts by the tokens it trained on, so that there must be some.
+        sharing: what moments are to come beside it; there may be none if None.
     """
     asked = (request.run, request.round, request.attempt, client)
     answered = (receipt.run, receipt.round, receipt.attempt, receipt.client)
@@ -104,7 +110,13 @@ def admit(
             return Refusal("configuration", f"{settings}; expected {expected}")
         if config != reference.config and (difference := difference_in_meaning(config, reference.config)):
             return Refusal("configuration", str(difference))
-        return examine(_opened(receipt.adapter, without=request.frozen_factor, reference=reference), reference)
+        update = _opened(
+            receipt.adapter, without=request.frozen_factor, reference=reference, beside_moments=sharing is not None
+        )
+        found = examine(update, reference)
+        if sharing is None or isinstance(found, Refusal):
+            return found
+        return _with_moments(found, receipt.adapter, request=request, reference=reference, sharing=sharing)
     except AdapterError as error:
         return Refusal("unreadable", str(error))
     except RecursionError:
@@ -145,21 +157,46 @@ def outliers(admitted: Mapping[str, Admitted], *, norm_limit: float, by_factors:
 
     How far an update moved is the norm of its change of the weights, through the products of A and B; and, unless the
     method is going to put A and B in one gauge first, also the norm of the difference of all its tensors to what the
-    client started from: with B = 0 and a huge A nothing has changed, and the mean of A is spoiled. Fewer than three
-    updates have no median to speak of, and none of them is refused.
+    client started from: with B = 0 and a huge A nothing has changed, and the mean of A is spoiled. Moments are
+    compared by their size, first and second ones by themselves. Fewer than three updates have no median to speak of,
+    and none of them is refused.
     """
     if len(admitted) < _MIN_COHORT_TO_COMPARE:
         return {}
-    measures = [{client: each.moved for client, each in admitted.items()}]
+    measures = [("moved by", {client: each.moved for client, each in admitted.items()})]
     if by_factors:
-        measures.append({client: each.distance for client, each in admitted.items()})
+        measures.append(("moved by", {client: each.distance for client, each in admitted.items()}))
+    for name in sorted({name for each in admitted.values() for name in each.moment_sizes}):
+        sizes = {client: each.moment_sizes.get(name, 0.0) for client, each in admitted.items()}
+        measures.append((f"its {name} has the size", sizes))
     refused: dict[str, Refusal] = {}
-    for moved in measures:
-        middle = median(moved.values())
-        for client, distance in moved.items():
-            if middle > 0 and distance > norm_limit * middle:
-                refused[client] = Refusal("norm", f"moved by {distance:.3g}, the round's median is {middle:.3g}")
+    for what, found in measures:
+        middle = median(found.values())
+        for client, size in found.items():
+            if middle > 0 and size > norm_limit * middle:
+                refused[client] = Refusal("norm", f"{what} {size:.3g}, the round's median is {middle:.3g}")
     return dict(sorted(refused.items()))
+
+
+def _with_moments(
+    admitted: Admitted, packed: Packed, *, request: TrainRequest, reference: Adapter, sharing: Sharing
+) -> Admitted | Refusal:
+    """Return the update with the moments beside it, or why these are refused."""
+    outline = replace(reference, layers=reference.outline, dense=reference.dense_outline, base_change={})
+    trained = trained_tensors(dict(named_tensors(outline)), request.trains)
+    pairs = {key for path, layer in outline.layers.items() for key, _ in layer_tensors(path, layer)}
+    moments = open_moments(packed.path) if isinstance(packed, PackedFile) else unpack_moments(packed)
+    found = examine_moments(
+        moments,
+        trained,
+        sharing.form,
+        # Of what is trained whole a part may be fixed, such as running statistics.
+        required=pairs & trained.keys(),
+        most_steps=sharing.most_steps * request.round,
+    )
+    if isinstance(found, Misfit):
+        return _refused(found)
+    return replace(admitted, moments=moments, moment_sizes=found)
 
 
 def _refused(misfit: Misfit) -> Refusal:
@@ -174,8 +211,8 @@ def _config(packed: Packed) -> Mapping[str, object]:
     return packed_config(packed.path if isinstance(packed, PackedFile) else packed)
 
 
-def _opened(packed: Packed, *, without: str, reference: Adapter) -> Adapter:
+def _opened(packed: Packed, *, without: str, reference: Adapter, beside_moments: bool) -> Adapter:
     """Return the update; of one in a file each tensor is read when it is asked for."""
     if isinstance(packed, PackedFile):
-        return open_packed(packed.path, without=without, frozen=reference)
-    return unpack(packed, without=without, frozen=reference)
+        return open_packed(packed.path, without=without, frozen=reference, beside_moments=beside_moments)
+    return unpack(packed, without=without, frozen=reference, beside_moments=beside_moments)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 
 from fedlora.adapters import Adapter
+from fedlora.adapters.moments import Moments, Sharing
 from fedlora.common.config import RunConfig
 from fedlora.common.messages import TrainReceipt
 from fedlora.common.packed_file import wire_bytes
@@ -30,8 +31,9 @@ class Collected:
     Attributes:
         cohort: who was asked.
         answered: by client, the seconds from the round's begin to its answer.
+        moments: of the clients' optimisers, by client, where the run shares them.
         flags: what is out of the ordinary about updates that count, by client, in a word of `FLAGS`.
-        bytes_down, bytes_up: adapter bytes as the messages hold them, without former adapters that clients have.
+        bytes_down, bytes_up: of adapters and moments as the messages hold them, without former ones that clients have.
         storing_seconds: of the time, what writing took.
     """
 
@@ -44,6 +46,7 @@ class Collected:
     bytes_down: int = 0
     bytes_up: int = 0
     storing_seconds: float = 0.0
+    moments: Mapping[str, Moments] = field(default_factory=dict)
 
 
 class Collector:
@@ -78,6 +81,7 @@ class Collector:
             described=lambda client: federation.sites[client],
             weighs_tokens=settings.weighting == "tokens",
             is_own_task=self._config.task.kind == "own",
+            sharing=self._sharing(federation),
         )
 
         def start_of(client: str) -> Start:
@@ -105,6 +109,12 @@ class Collector:
             )
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         return _collected(draw, intake, lambda client: starts.bytes_down(client, federation.sites[client].lora_rank))
+
+    def _sharing(self, federation: Federation) -> Sharing | None:
+        """Return what moments come beside the updates; None for none."""
+        train = self._config.train
+        largest = max((site.num_examples for site in federation.sites.values()), default=0)
+        return Sharing(train.shared_moments, train.most_steps(largest)) if train.shared_moments else None
 
     def _drawn(self, federation: Federation, number: int, kept: Collection[str], repetition: int) -> Draw:
         """Return whom to ask: as journaled, or drawn and journaled before any of them is asked."""
@@ -211,4 +221,5 @@ def _collected(draw: Draw, intake: Intake, bytes_for: Callable[[str], int]) -> C
         bytes_down=sum(map(bytes_for, cohort)),
         bytes_up=sum(wire_bytes(receipt.adapter) for receipt in intake.receipts.values()),
         storing_seconds=intake.storing_seconds,
+        moments=intake.moments,
     )

@@ -1,10 +1,13 @@
 """What the updates of a round become: the next global adapter, and the report of its aggregation. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedlora.adapters import Adapter
+from fedlora.adapters.keys import to_state_dict
+from fedlora.adapters.moments import Form, Moments
 from fedlora.aggregation import Aggregate, Robust, ServerOptimizer, aggregate
+from fedlora.aggregation.shared_moments import mean_moments, moments_in, with_moments
 from fedlora.methods import Method, MethodState
 from fedlora.server.record.fair_shares import capped
 from fedlora.server.record.round_report import Share
@@ -54,17 +57,20 @@ def complete(
     state: MethodState | None = None,
     robust: Robust | None = None,
     server_optimizer: ServerOptimizer | None = None,
+    moments: Mapping[str, Moments] | None = None,
+    form: Form | None = None,
 ) -> Aggregate:
     """Return the next global adapter and the report of its aggregation, from the accepted updates by client name.
 
     Args:
         start: the adapter that the round started from.
         weights: by client; None where all weigh alike.
-        state: what the method and the server's optimiser wanted to know after the round before.
+        state: what the method and the server's optimiser wanted to know after the round before, and shared moments.
         server_optimizer: how the server steps from the start to what the method makes of the updates; all the way if
             None.
+        moments: of the clients' optimisers, by client name, where the run shares what `form` says of them.
     """
-    return aggregate(
+    result = aggregate(
         updates,
         weights=weights,
         method=method,
@@ -73,3 +79,8 @@ def complete(
         robust=robust,
         server_optimizer=server_optimizer,
     )
+    if not form:
+        return result
+    former, like = moments_in(state or {}), to_state_dict(replace(result.adapter, base_change={}))
+    shared = mean_moments(moments or {}, p=result.p, former=former, like=like, form=form)
+    return replace(result, state=with_moments(result.state, shared))

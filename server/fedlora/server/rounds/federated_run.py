@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from fedlora.adapters import Adapter, pack
 from fedlora.aggregation import AggregationReport, Robust, ServerOptimizer
+from fedlora.aggregation.shared_moments import moments_in
 from fedlora.common.config import RunConfig
 from fedlora.common.messages import Score, TrainReceipt, TrainRequest
 from fedlora.common.phases import announce
@@ -25,13 +26,13 @@ from fedlora.server.rounds.completion import complete, weigh
 from fedlora.server.rounds.evaluation import Judged, judge, validate
 from fedlora.server.rounds.federation import Federation
 from fedlora.server.rounds.first_adapter import first_adapter
-from fedlora.server.rounds.starts import Former, Starts, start_of_round
+from fedlora.server.rounds.starts import Former, SharedMoments, Starts, start_of_round
 from fedlora.server.sites import Sites, Traffic
 
 
 @dataclass(frozen=True, eq=False)
 class _NewAdapter:
-    """What a round's updates became: the global adapter, the method's state, the error of the averages, the weights.
+    """What a round's updates became: the global adapter, what is kept, the error of the averages, the weights.
 
     `shares` are how much of the round's weight each client has.
     """
@@ -163,7 +164,9 @@ class FederatedRun:
             trains=plan.trains,
         )
         packed = given.packed if start is given.adapter else pack(start)
-        starts = Starts(start, packed, request, method=self._method, former=_former_of(before))
+        form = self._config.train.shared_moments
+        moments = SharedMoments(moments_in(before.state), form) if form and number > 1 else None
+        starts = Starts(start, packed, request, method=self._method, former=_former_of(before), moments=moments)
         collected = self._collector.collect(federation, number, starts, needed=self._needed)
         trained = time.perf_counter()
         announce("aggregate")
@@ -185,6 +188,8 @@ class FederatedRun:
             state=before.state,
             robust=self._robust,
             server_optimizer=self._server_optimizer,
+            moments=collected.moments,
+            form=form,
         )
         seconds = {
             "training": trained - began - collected.storing_seconds,

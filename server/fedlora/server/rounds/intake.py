@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from fedlora.adapters import Adapter
+from fedlora.adapters.moments import Moments, Sharing
 from fedlora.common.messages import UNREADABLE, Failure, SiteDescription, TrainReceipt
 from fedlora.common.phases import announce
 from fedlora.server.disk.store import RunFolder
@@ -40,6 +41,7 @@ class Intake:
         described: Callable[[str], SiteDescription],
         weighs_tokens: bool,
         is_own_task: bool = False,
+        sharing: Sharing | None = None,
     ) -> None:
         """Take in a round's updates.
 
@@ -47,6 +49,7 @@ class Intake:
             described: returns what a client says of itself.
             weighs_tokens: whether an update counts by the tokens that it was trained on.
             is_own_task: whether scores are those of a task of one's own.
+            sharing: what moments come beside the updates; none if None.
         """
         self._number = number
         self._folder = folder
@@ -55,6 +58,7 @@ class Intake:
         self._described = described
         self._weighs_tokens = weighs_tokens
         self._is_own_task = is_own_task
+        self._sharing = sharing
         self._began = time.monotonic()
         self._admitted: dict[str, Admitted] = {}
         self.receipts: dict[str, TrainReceipt] = {}
@@ -66,6 +70,11 @@ class Intake:
     def updates(self) -> Mapping[str, Adapter]:
         """The updates that count, by client."""
         return {client: admitted.update for client, admitted in self._admitted.items()}
+
+    @property
+    def moments(self) -> Mapping[str, Moments]:
+        """The moments of the clients' optimisers, by client, where the run shares them."""
+        return {client: admitted.moments for client, admitted in self._admitted.items()}
 
     @property
     def clients(self) -> Collection[str]:
@@ -120,6 +129,7 @@ class Intake:
             num_examples=site.num_examples,
             reference=start.adapter,
             weighs_tokens=self._weighs_tokens,
+            sharing=self._sharing,
         )
         if isinstance(found, Refusal):
             return found

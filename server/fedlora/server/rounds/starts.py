@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from fedlora.adapters import Adapter, LoraLayer, pack
+from fedlora.adapters.keys import to_state_dict
+from fedlora.adapters.moments import Form, Moments, cut_moments, pack_moments, trained_tensors
 from fedlora.adapters.settings import fitted_config
 from fedlora.common.messages import TrainRequest
 from fedlora.common.packed_file import Packed, wire_bytes
@@ -24,11 +26,20 @@ class Start:
 
     def wire_bytes(self, *, has_former: bool) -> int:
         """Return the bytes of the packed adapters that a client needs, which may have the former one already."""
-        return wire_bytes(self.request.adapter) + (0 if has_former else wire_bytes(self.request.former))
+        former = 0 if has_former else wire_bytes(self.request.former)
+        return wire_bytes(self.request.adapter) + wire_bytes(self.request.moments) + former
 
     def asked(self, attempt: int) -> TrainRequest:
         """Return the request as it is sent for the `attempt`-th time, from 0."""
         return replace(self.request, attempt=attempt)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedMoments:
+    """The moments that the clients' optimisers go on with, and what of them is shared."""
+
+    moments: Moments
+    form: Form
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +62,14 @@ class Starts:
         *,
         method: Method,
         former: Former | None = None,
+        moments: SharedMoments | None = None,
     ) -> None:
         """`packed` is `adapter`, `request` what is asked for beside it; `method` fits pairs to smaller ranks."""
-        self._whole = Start(adapter, replace(request, adapter=packed, former=former.packed if former else b""))
         self._method = method
         self._former = former
+        self._shared = moments
+        request = replace(request, adapter=packed, former=former.packed if former else b"")
+        self._whole = Start(adapter, replace(request, moments=self._moments(adapter, request)))
         self._by_rank: dict[int, Start] = {}
 
     def for_rank(self, rank: int) -> Start:
@@ -76,7 +90,15 @@ class Starts:
     def _smaller(self, fitted: Adapter, rank: int) -> Start:
         """Return the start of a client of a smaller rank; its former adapter is cut as it was in the round before."""
         former = b"" if self._former is None else pack(for_rank(self._former.adapter, rank, method=self._method))
-        return Start(fitted, replace(self._whole.request, adapter=pack(fitted), former=former))
+        request = replace(self._whole.request, adapter=pack(fitted), former=former)
+        return Start(fitted, replace(request, moments=self._moments(fitted, request)))
+
+    def _moments(self, adapter: Adapter, request: TrainRequest) -> bytes:
+        """Return the moments of what is trained of an adapter, packed."""
+        if self._shared is None:
+            return b""
+        trained = trained_tensors(to_state_dict(replace(adapter, base_change={})), request.trains)
+        return pack_moments(cut_moments(self._shared.moments, trained, self._shared.form))
 
 
 def start_of_round(adapter: Adapter, *, plan: RoundPlan, seed: int, round: int) -> Adapter:

@@ -125,5 +125,6 @@ class FlowerSites:
 def _with_bytes(request: object, read: Callable[[Packed], bytes]) -> object:
     """Return the request with its adapters' bytes in place of the files that hold them."""
     if isinstance(request, TrainRequest):
-        return replace(request, adapter=read(request.adapter), former=read(request.former))
+        adapter, former, moments = read(request.adapter), read(request.former), read(request.moments)
+        return replace(request, adapter=adapter, former=former, moments=moments)
     return replace(request, adapter=read(request.adapter)) if isinstance(request, EvaluateRequest) else request

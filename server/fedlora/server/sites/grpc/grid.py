@@ -16,7 +16,7 @@ from fedlora.common.flower_privates import assume_identity, give_id
 from fedlora.common.messages import SiteDescription
 from fedlora.common.packed_file import Packed
 from fedlora.common.records import adapter_in, carried, carrying, kind_of, put_adapter
-from fedlora.common.schema import FORMER
+from fedlora.common.schema import FORMER, MOMENTS
 from fedlora.common.wire import put
 from fedlora.server.disk.exchange import ExchangeStore, Offer
 from fedlora.server.identity.tickets import Ticket, TicketOffice
@@ -56,13 +56,20 @@ class GrpcGrid(PolledGrid):
         tickets: TicketOffice,
         *,
         max_start_bytes: int,
+        num_moments: int = 0,
         listener: Listener = ignore,
     ) -> None:
-        """`max_start_bytes` is what the run's first adapter, which a site makes, may take at most."""
+        """Take in who may connect to the exchange's run.
+
+        Args:
+            max_start_bytes: what the run's first adapter, which a site makes, may take at most.
+            num_moments: how many numbers may come beside each one of an update.
+        """
         super().__init__()
         self._exchange = exchange
         self._tickets = tickets
         self._max_start_bytes = max_start_bytes
+        self._num_moments = num_moments
         self._listener = listener
         self._changed = threading.Condition()
         self._sites: dict[str, KnownSite] = {}
@@ -288,11 +295,13 @@ class GrpcGrid(PolledGrid):
         # First, so that what sites hold of it is what the other is a difference to.
         if former := adapter_in(content, name=FORMER, with_files=True):
             request.former.CopyFrom(offered(self._offer(former)))
+        if moments := adapter_in(content, name=MOMENTS, with_files=True):
+            request.moments.CopyFrom(offered(self._offer(moments)))
         if not request.HasField("initialise"):
             offer = self._offer(adapter_in(content, with_files=True))
             request.adapter.CopyFrom(offered(offer))
         if request.HasField("train"):
-            most = self._exchange.max_upload_bytes(offer) if offer is not None else 0
+            most = self._exchange.max_upload_bytes(offer) * (1 + self._num_moments) if offer is not None else 0
             request.ticket = self._tickets.issue(Ticket(*place(request), site, most))
         elif request.HasField("initialise"):
             request.precision = "float32"
