@@ -36,6 +36,8 @@ def test_what_is_compared_can_be_tuned() -> None:
         "digits-dirichlet",
         "emoji-dirichlet",
         "rated-texts",
+        "emoji-vendors",
+        "chat-languages",
     }
     for config in suites:
         assert config.evaluation.client_examples > 0, "values are chosen on the clients' validation"
