@@ -31,7 +31,14 @@ def test_the_runs_that_the_readme_names_are_there() -> None:
 
 def test_what_is_compared_can_be_tuned() -> None:
     suites = [load_run(path) for path in RUNS if path.parent.name == "compare"]
-    assert {config.run.name for config in suites} == {"digits-domains", "digits-dirichlet", "emoji-dirichlet"}
+    assert {config.run.name for config in suites} == {
+        "digits-domains",
+        "digits-dirichlet",
+        "emoji-dirichlet",
+        "rated-texts",
+        "emoji-vendors",
+        "chat-languages",
+    }
     for config in suites:
         assert config.evaluation.client_examples > 0, "values are chosen on the clients' validation"
 

@@ -53,7 +53,6 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"aggregation": {"method": "fedit", "ridge": 1}}, "aggregation.ridge does not go with aggregation.method = 'fed"),
     ({"aggregation": {"method": "median"}}, "aggregation.method is 'median'; expected one of 'fedex_lora', 'fedit', "),
     ({"task": {"kind": "sequence_classification"}}, "task.kind = sequence_classification needs a text encoder in mod"),
-    ({"data": {"split_by": "emoji"}}, "data.split_by is for text data; remove it from an image run"),
     (
         {"task": {"kind": "sequence_classification"}, "model": {"name": "bert"}},
         'partition.by = "group" needs data.group, the column that names each row\'s group',

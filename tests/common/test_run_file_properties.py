@@ -82,7 +82,7 @@ def runs(draw: st.DrawFn) -> RunConfig:
             test=draw(tests),
             validation=draw(fractions),
             group=draw(texts if is_text else optional_texts),
-            split_by=draw(optional_texts) if is_text else None,
+            split_by=draw(optional_texts),
         ),
         partition=draw(partitions),
         lora=draw(lora_sections),

@@ -114,6 +114,30 @@ def test_paths_start_from_the_table_and_the_pictures_are_in_the_fingerprint(tmp_
         load_federated_data(run(path))
 
 
+def test_pictures_of_one_thing_in_a_table_stay_on_one_side_of_a_split(tmp_path: Path) -> None:
+    images, things = [png(shade) for shade in range(40)], [f"thing {shade // 2}" for shade in range(40)]
+    path = parquet(tmp_path / "a.parquet", list(images), thing=things, ward=["north", "south"] * 20)
+
+    data = load_federated_data(run(path, group="ward", split_by="thing", test=0.3, validation=0.3))
+
+    parts = [data.test, *(part for held in data.clients.values() for part in (held.training, held.validation))]
+    test, *others = ({int(np.max(picture)) // 2 for picture in part.inputs} for part in parts)
+    assert len(data.test) == 12
+    assert not test & set.union(*others)
+    assert not others[0] & others[3]  # where one validates, no other trains
+    assert not others[1] & others[2]
+
+
+def test_a_column_to_split_by_is_refused_where_there_are_no_columns(tmp_path: Path) -> None:
+    for label in ("dark", "light"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "1.png").write_bytes(png(9))
+    np.savez(tmp_path / "a.npz", images=np.zeros((4, 6, 6), np.uint8), labels=np.array([0, 1, 0, 1]))
+    for path in tmp_path, tmp_path / "a.npz":
+        with pytest.raises(DataError, match=r"npz file, without a column 'thing' \(data.split_by\); name a table"):
+            load_federated_data(run(path, split_by="thing"))
+
+
 def test_deep_pictures_in_a_table_have_the_range_of_the_run(tmp_path: Path) -> None:
     def deep(top: int) -> bytes:
         content = BytesIO()

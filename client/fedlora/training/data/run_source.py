@@ -200,12 +200,22 @@ def _is_pictures(found: Found) -> bool:
 
 
 def _pictures(name: str, found: Found, config: RunConfig, *, image_size: int, wanted: Wanted) -> Source:
+    is_folder = (
+        isinstance(found, Path)
+        and found.is_dir()
+        and not is_saved_dataset(found)
+        and bool(folders_in(found) or not tables_in(found))
+    )
+    if config.data.split_by is not None and (is_folder or _is_pictures(found)):
+        raise DataError(
+            f"{name}: an image folder or .npz file, without a column {config.data.split_by!r} (data.split_by); "
+            "name a table with a column of pictures, or remove data.split_by"
+        )
     if isinstance(found, ArchivePart):
         return read_image_archive(found.path, image_size=image_size, wanted=wanted, domains=found.domains)
     if isinstance(found, Path) and is_archive(found):
         return read_image_archive(found, image_size=image_size, wanted=wanted)
-    is_folder = isinstance(found, Path) and found.is_dir() and not is_saved_dataset(found)
-    if isinstance(found, Path) and is_folder and (folders_in(found) or not tables_in(found)):
+    if isinstance(found, Path) and is_folder:
         source = read_image_folder(found, image_size=image_size, wanted=wanted)
         if config.data.splits == "auto":
             refuse_splits_inside(source.labels.tolist(), origin=name)

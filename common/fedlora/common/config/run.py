@@ -72,8 +72,6 @@ class RunConfig(Section):
             raise ValueError(
                 f"task.kind = {self.task.kind} needs a {needed} in model.name; the embedded model is for images"
             )
-        if self.task.kind == "image_classification" and self.data.split_by is not None:
-            raise ValueError("data.split_by is for text data; remove it from an image run")
         if is_text and self.partition.by == "group" and self.data.group is None:
             raise ValueError('partition.by = "group" needs data.group, the column that names each row\'s group')
         if not is_lm:

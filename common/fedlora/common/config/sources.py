@@ -130,9 +130,9 @@ class DataSection(Section):
     labels: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (), description="the vocabulary, which a deployment must name; empty: the labels that the data have"
     )
-    group: str | None = Field(None, description="column of the natural group, such as a hospital (text data)")
+    group: str | None = Field(None, description="column of the natural group, such as a hospital (tables)")
     split_by: str | None = Field(
-        None, description="rows with one value of this column stay on one side of every split (text data)"
+        None, description="rows with one value of this column stay on one side of every split (tables)"
     )
 
     @field_validator("labels")
