@@ -4,16 +4,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fedlora.common.errors import RunError
 from fedlora.comparison.grid import Grid, final_cells, tuning_cells
 from fedlora.comparison.results import RunResult
-from fedlora.comparison.work import chosen, read, result
+from fedlora.comparison.work import chosen, read, result, work_or_say_why
 from fedlora.simulation.inprocess import worker_environments
+from fedlora.simulation.simulate import Engine
 
 _POLL_SECONDS, _END_SECONDS = 0.5, 20.0
 _LAST_CHARACTERS = 2_000
@@ -30,21 +32,35 @@ class Progress:
     was_over: bool
 
 
-def run_all(folder: Path, *, num_workers: int | None, listener: Callable[[Progress], None]) -> None:
+def run_all(
+    folder: Path, *, num_workers: int | None, listener: Callable[[Progress], None], engine: Engine = "inprocess"
+) -> None:
     """Do all runs of the comparison in a folder, as many at a time as there are workers.
 
     Args:
         num_workers: without it one for each core, or for each GPU where there are any.
         listener: told of each run that is over, of those that were so before too.
+        engine: "inprocess": workers are processes of our own; "ray": of Ray's.
 
     Raises:
+        ConfigError: there is no Ray.
         RunError: a worker has failed; what is over stays.
     """
     _, grid = read(folder)
     told: set[str] = set()
     _tell(folder, grid, told, listener, was_over=True)
     num_left = len([*tuning_cells(grid), *final_cells(grid, {})]) - len(told)
-    environments = worker_environments(max(1, num_left), num_workers)
+    tell = partial(_tell, folder, grid, told, listener)
+    if engine == "ray":
+        from fedlora.simulation.ray_engine import do_on_ray
+
+        work = partial(work_or_say_why, folder.resolve(), Path.cwd())
+        do_on_ray(work, num_workers=num_workers, num_most=num_left, meanwhile=tell)
+    else:
+        _run_in_processes(folder, worker_environments(max(1, num_left), num_workers), tell)
+
+
+def _run_in_processes(folder: Path, environments: Sequence[Mapping[str, str]], tell: Callable[[], None]) -> None:
     logs = [folder / f"worker-{os.getpid()}-{number}.log" for number in range(len(environments))]
     workers: list[subprocess.Popen[bytes]] = []
     try:
@@ -56,10 +72,10 @@ def run_all(folder: Path, *, num_workers: int | None, listener: Callable[[Progre
                 )
         while any(worker.poll() is None for worker in workers):
             _require_well(workers, logs)
-            _tell(folder, grid, told, listener)
+            tell()
             time.sleep(_POLL_SECONDS)
         _require_well(workers, logs)
-        _tell(folder, grid, told, listener)
+        tell()
     finally:
         for worker in workers:
             if worker.poll() is None:
