@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -32,6 +33,7 @@ from fedlora.comparison.work import begin
 from fedlora.server.report.content import Table as Shown
 from fedlora.server.report.wording import duration_text
 from fedlora.simulation import preset
+from fedlora.simulation.simulate import Engine
 from fedlora.training.data import load_federated_data
 
 _DEFAULT_PRESET = "digits"
@@ -51,6 +53,7 @@ class Options:
     draws: int
     tuning_draws: int
     out: Path
+    engine: str
     workers: int | None
 
 
@@ -66,6 +69,8 @@ def run_compare(options: Options) -> None:
         _require_runs(options.paths)
         _show(gathered_from_runs(options.paths, command=command), options.out, console)
         return
+    if options.engine not in get_args(Engine):
+        raise ConfigError(f"--engine is {options.engine!r}; expected {' or '.join(get_args(Engine))}")
     base = _base(options)
     grid = Grid(
         _names(options.methods) or (FedIT.name, DEFAULT),
@@ -83,7 +88,12 @@ def run_compare(options: Options) -> None:
     begin(options.out, base, grid)
     try:
         with terminated_as_interrupted():
-            run_all(options.out, num_workers=options.workers, listener=_Lines(console))
+            run_all(
+                options.out,
+                num_workers=options.workers,
+                listener=_Lines(console),
+                engine=cast(Engine, options.engine),
+            )
     except KeyboardInterrupt as interrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         raise typer.Exit(exit_status(interrupt)) from None

@@ -120,6 +120,9 @@ def compare(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs, tables and the report go.")] = Path(
         "comparison"
     ),
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help="inprocess, or ray (processes of Ray's, with RAY_ADDRESS of a cluster).")
+    ] = "inprocess",
     workers: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Runs at a time. Default: one per core, or per GPU.")
     ] = None,
@@ -134,7 +137,7 @@ def compare(
     run_compare(
         Options(
             tuple(paths or ()), tuple(overrides or ()), preset, methods, references, tuple(over or ()),
-            tuple(tune or ()), draws, tuning_draws, out, workers,
+            tuple(tune or ()), draws, tuning_draws, out, engine, workers,
         )
     )  # fmt: skip
 

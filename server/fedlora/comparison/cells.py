@@ -46,7 +46,7 @@ def run_cell(cell: Cell, base: RunConfig, folder: Path, *, read: ReadParts = rea
 
     Args:
         folder: the comparison's.
-        read: what is given as data; as it is read for all draws.
+        read: gives what the run file names as data; one that keeps it saves the next run the reading.
 
     Raises:
         StoreError: the folder cannot be used.

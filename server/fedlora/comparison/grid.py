@@ -5,6 +5,7 @@ Pure, but for the reading of settings as the run file's.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from urllib.parse import quote
 
@@ -66,7 +67,7 @@ class Cell:
     chosen: Mapping[str, str]
     draw: int
 
-    @property
+    @cached_property
     def folder(self) -> str:
         """Where it lies, relative to the comparison's folder."""
         parts = [self.variant.name.replace(", ", "+"), *(f"{key}={value}" for key, value in self.chosen.items())]

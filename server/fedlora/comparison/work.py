@@ -11,18 +11,19 @@ which go on with it where it stood.
 
 import math
 import os
+import platform
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from statistics import fmean
 
 from fedlora.common.codec import Codec
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import FedloraError, StoreError
+from fedlora.common.errors import FedloraError, StoreError, one_line
 from fedlora.common.files import write_file
 from fedlora.common.locks import hold, is_held
 from fedlora.common.run_file import differences, load_run, to_toml
@@ -133,6 +134,28 @@ def work(folder: Path) -> None:
                 time.sleep(_PAUSE_SECONDS)
             # Others may have been asked for more draws.
             _, grid = read(folder)
+
+
+def work_or_say_why(folder: Path, directory: Path) -> str:
+    """Work on a comparison on whatever machine this is; return why that cannot be, or "" once all is over.
+
+    Args:
+        folder: the comparison's, whole.
+        directory: in which the command was given; paths of the run file may start there.
+    """
+    spare_bitsandbytes()
+    with suppress(OSError):
+        os.chdir(directory)
+    if not (folder / GRID_FILE).is_file():
+        return (
+            f"{folder}: a worker of Ray's on {platform.node()} sees no comparison there; give --out a folder that all "
+            "machines of the cluster share, under one path"
+        )
+    try:
+        work(folder)
+    except FedloraError as error:
+        return one_line(error)
+    return ""
 
 
 @cache  # What is written stays; what is not there yet is no value, and is looked for again.

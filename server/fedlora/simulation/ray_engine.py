@@ -1,4 +1,4 @@
-"""Flower's own simulation engine, which runs on Ray: the same two apps, on this machine or on a cluster.
+"""Ray: Flower's own simulation engine, which runs the same two apps on it, and whole runs in processes of its own.
 
 With RAY_ADDRESS set, Ray joins that cluster, on whose machines fedlora must be installed. The number
 of workers is then the cluster's affair.
@@ -6,6 +6,7 @@ of workers is then the cluster's affair.
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -15,8 +16,10 @@ from flwr.app import ConfigRecordValues, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedlora.common.errors import ConfigError
+from fedlora.common.errors import ConfigError, RunError, one_line
 from fedlora.models.bitsandbytes_door import spare_bitsandbytes
+
+_POLL_SECONDS = 0.5
 
 # Flower and Ray otherwise report their use over the network, and Ray warns of what a later version will do.
 _ENVIRONMENT = {
@@ -40,11 +43,7 @@ def run_on_ray(
     Raises:
         ConfigError: Ray is not installed.
     """
-    os.environ.update(_ENVIRONMENT)
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ConfigError("--engine ray needs Ray; pip install 'fedlora[ray]'") from error
+    ray = _imported_ray()
     from flwr.simulation import run_simulation
 
     # Flower announces each of its phases, and that `run_simulation` will give way to `flwr run`. What the same process
@@ -65,6 +64,64 @@ def run_on_ray(
     finally:
         ray.shutdown()
         flower_log.setLevel(level)
+
+
+def do_on_ray(
+    work: Callable[[], str], *, num_workers: int | None, num_most: int, meanwhile: Callable[[], None]
+) -> None:
+    """Do the same work in several processes of Ray's at once, one for each core, or for each GPU where there are any.
+
+    Args:
+        work: picklable; returns why it could not be done, "" if it is.
+        num_workers: cores of a Ray of our own.
+        num_most: so many processes at most.
+        meanwhile: called again and again until all have ended, and once after that.
+
+    Raises:
+        ConfigError: Ray is not installed, or is not where RAY_ADDRESS says.
+        RunError: a process has ended early, or could not do it.
+    """
+    ray = _imported_ray()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        num_gpus = _start_ray(ray, num_workers)
+        # Ray has put its own in its place, which would end this process with another status.
+        signal.signal(signal.SIGTERM, handler)
+        num_places = num_gpus or int(ray.cluster_resources().get("CPU", 1))
+        remote = ray.remote(num_cpus=1, num_gpus=1 if num_gpus else 0, max_retries=0)(_done)
+        pending = [remote.remote(work) for _ in range(max(1, min(num_places, num_most)))]
+        while pending:
+            ended, pending = ray.wait(pending, timeout=_POLL_SECONDS)
+            for said in ended:
+                if why := ray.get(said):
+                    raise RunError(why)
+            meanwhile()
+    except (
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.NodeDiedError,
+    ) as error:
+        raise RunError(f"Ray: {one_line(error)}; the same command goes on with what is left") from error
+    finally:
+        ray.shutdown()
+
+
+def _done(work: Callable[[], str]) -> str:
+    return work()
+
+
+def _imported_ray() -> Any:
+    """Return Ray.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    os.environ.update(_ENVIRONMENT)
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ConfigError("--engine ray needs Ray; pip install 'fedlora[ray]'") from error
+    return ray
 
 
 class ResidentApp(ClientApp):
@@ -89,9 +146,17 @@ def _resident_app(reference: Any) -> ClientApp:
 
 
 def _start_ray(ray: Any, num_workers: int | None) -> int:
-    """Start Ray, or join the cluster at RAY_ADDRESS, and return its number of GPUs."""
+    """Start Ray, or join the cluster at RAY_ADDRESS, and return its number of GPUs.
+
+    Raises:
+        ConfigError: there is no such cluster.
+    """
     pythonpath = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
     own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": num_workers, "include_dashboard": False}
     variables = {**_ENVIRONMENT, "PYTHONPATH": pythonpath, "FLWR_LOG_LEVEL": "ERROR"}
-    ray.init(runtime_env={"env_vars": variables}, logging_level=logging.ERROR, log_to_driver=True, **own)
+    try:
+        ray.init(runtime_env={"env_vars": variables}, logging_level=logging.ERROR, log_to_driver=True, **own)
+    except ConnectionError as error:
+        address = os.environ.get("RAY_ADDRESS", "")
+        raise ConfigError(f"RAY_ADDRESS is {address!r}, and no Ray answers there ({one_line(error)})") from error
     return int(ray.cluster_resources().get("GPU", 0))
