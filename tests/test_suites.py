@@ -1,8 +1,10 @@
-"""deploy/runs/compare/make_data.py: what it makes of a package's content, and what it says where it has none."""
+"""The suites under deploy/runs/compare/: their quick forms, and the script that makes data of packages for them."""
 
 import importlib.util
 import io
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -11,8 +13,16 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModel, LlamaConfig, PretrainedConfig
 
-SCRIPT = Path(__file__).parents[1] / "deploy" / "runs" / "compare" / "make_data.py"
+from fedlora.adapters.targets import is_named
+from fedlora.common.errors import ModelError
+from fedlora.common.resources import resolve_path
+from fedlora.common.run_file import load_run
+
+SUITES = Path(__file__).parents[1] / "deploy" / "runs" / "compare"
+SCRIPT = SUITES / "make_data.py"
 WHEEL = {
     "vaderSentiment-0.5.dist-info/METADATA": "Metadata-Version: 2.1\nName: vaderSentiment\nVersion: 0.5\n",
     "vaderSentiment-0.5.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
@@ -35,6 +45,46 @@ def made(what: str, *, index: Path, out: Path) -> subprocess.CompletedProcess[st
     environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index)}
     command = [sys.executable, str(SCRIPT), what, "--out", str(out)]
     return subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+
+
+def quick_form(suite: Path) -> list[str]:
+    """Return the overrides that a run file's own comment gives for its quick form."""
+    comment = "\n".join(re.findall(r"^# ?(.*)$", suite.read_text(), flags=re.MULTILINE)).partition("Quick form")[2]
+    words = shlex.split(comment.partition(":")[2])
+    assert words[::2] == ["--set"] * (len(words) // 2)
+    return words[1::2]
+
+
+@pytest.mark.parametrize(
+    "name", ["quick", "digits-dirichlet", "emoji-vendors", "emoji-dirichlet", "rated-texts", "chat-languages"]
+)
+def test_a_quick_form_trains_the_last_two_blocks(name: str) -> None:
+    suite = SUITES / f"{name}.toml"
+    config = load_run(suite, [] if name == "quick" else quick_form(suite))
+    layout = config_of(config.model.name)
+    with torch.device("meta"):
+        model = AutoModel.from_config(layout)
+    kept = [
+        path
+        for path, _ in model.named_modules()
+        if path.endswith((".query", ".value", ".q_proj", ".v_proj")) and not is_named(path, config.lora.exclude_modules)
+    ]
+    last = layout.num_hidden_layers - 1
+    assert [re.findall(r"\d+", path) for path in kept] == [[str(last - 1)]] * 2 + [[str(last)]] * 2
+
+
+def config_of(model: str) -> PretrainedConfig:
+    """Return the layout of a suite's model; of the one that a script has to make, SmolLM2-135M's number of blocks."""
+    if model.startswith("package:"):
+        return AutoConfig.from_pretrained(resolve_path(model, error=ModelError))
+    return LlamaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=30, num_attention_heads=1, num_key_value_heads=1
+    )
+
+
+def test_the_quick_run_is_digits_by_domain_in_its_quick_form() -> None:
+    expected = ["run.name=quick", *quick_form(SUITES / "digits-dirichlet.toml")]
+    assert load_run(SUITES / "quick.toml") == load_run(SUITES / "digits-domains.toml", expected)
 
 
 def test_rated_texts_are_the_clearly_rated_ones_by_document(script: ModuleType) -> None:
