@@ -105,6 +105,29 @@ def test_rated_texts_are_the_clearly_rated_ones_by_document(script: ModuleType) 
     ]
 
 
+def test_emoji_are_those_of_both_sets_without_flags_letters_and_skin_tones(script: ModuleType) -> None:
+    names = ["snail", "letter-a", "waving-hand", "waving-hand-dark-skin-tone", "pickle", "chequered-flag"]
+    categories = {"Animals & Nature": names[:1], "People & Body": names[1:5], "Flags": names[5:]}
+    both = {"icons": dict.fromkeys(name for name in names if name != "pickle")}
+    groups = script.emoji_groups({"categories": categories}, both)
+    assert groups == {"snail": "animals-nature", "waving-hand": "people-body"}
+
+
+def test_conversations_are_questions_with_their_first_answers(script: ModuleType) -> None:
+    content = """
+categories: [x]
+conversations:
+- ['What is 2?', A number., Another answer.]
+- [Alone.]
+- ['How many?', 7]
+- [' ', Hm.]
+- - Who?
+  - 'Me: I.'
+"""
+    found = [tuple(turn["content"] for turn in messages) for messages in script.conversations(content)]
+    assert found == [("What is 2?", "A number."), ("Who?", "Me: I.")]
+
+
 def test_a_package_that_cannot_be_had_or_is_another_is_said_in_a_line_and_nothing_is_written(tmp_path: Path) -> None:
     index, out = tmp_path / "index", tmp_path / "out"
     index.mkdir()
