@@ -38,6 +38,7 @@ def test_what_is_compared_can_be_tuned() -> None:
         "rated-texts",
         "emoji-vendors",
         "chat-languages",
+        "quick",
     }
     for config in suites:
         assert config.evaluation.client_examples > 0, "values are chosen on the clients' validation"
