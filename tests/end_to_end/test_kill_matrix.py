@@ -57,7 +57,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train.steps=2",
         "train.batch_size=8",
         "train.client_momentum=0.5",
-        "train.optimizer_state=shared",
         "train.device=cpu",
         "federation.rounds=3",
         "federation.sites=2",
