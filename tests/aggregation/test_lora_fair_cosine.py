@@ -48,10 +48,11 @@ def relative(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
-def test_a_sweep_of_random_layers_all_converge(make_updates, dense_mean, uneven_p):
+@pytest.mark.parametrize("num_layers", [70, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_sweep_of_random_layers_all_converge(make_updates, dense_mean, uneven_p, num_layers):
     fallbacks = 0
     generator = torch.Generator().manual_seed(1)
-    for seed in range(200):
+    for seed in range(num_layers):
         num_clients, rank = (int(torch.randint(low, 7, (), generator=generator)) for low in (2, 1))
         penalty = 10 ** float(torch.empty(()).uniform_(-6, 2, generator=generator))
         spread = 10 ** float(torch.empty(()).uniform_(-2, 1, generator=generator))
@@ -74,7 +75,7 @@ def test_a_sweep_of_random_layers_all_converge(make_updates, dense_mean, uneven_
             assert gradient_over_its_terms(M, mean_A, mean_B, B, penalty) < 1e-9, (seed, penalty, spread)
             before, after = (float(objective(M, mean_A, mean_B, each, penalty)) for each in (mean_B, B))
             assert after <= before + 1e-12
-    assert fallbacks < 40
+    assert fallbacks < num_layers / 5
 
 
 @few

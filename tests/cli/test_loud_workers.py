@@ -70,7 +70,7 @@ def run_in_terminal(*arguments: str, width: int, err: Path | None = None) -> lis
     return screen(b"".join(chunks).decode(), width=width)
 
 
-@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("width", [60, pytest.param(80, marks=pytest.mark.slow)])
 def test_the_view_stays_whole_and_every_word_is_above_it(width: int) -> None:
     lines = run_in_terminal("--parent", width=width)
     assert max(map(len, lines)) <= width

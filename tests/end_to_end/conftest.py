@@ -7,46 +7,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from small_run import write_run_file
 from warm_start import run_warm
 
 from fedlora.cli.main import main
-from fedlora.common.run_file import load_run, to_toml
 from fedlora.simulation import SimulationResult, simulate
 
 RunFile = Callable[..., Path]
 Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def write_run_file(folder: Path, model: Path, digits: Path, *overrides: str) -> Path:
-    """Return a new run file in `folder`: three clients, two rounds, dropout on, with overrides."""
-    base, path = folder / "base.toml", folder / "run.toml"
-    base.write_text(
-        f"""
-        [run]
-        name = "tiny"
-        [model]
-        name = "{model}"
-        [task]
-        image_size = 16
-        [data]
-        path = "{digits}"
-        [lora]
-        rank = 4
-        dropout = 0.1
-        [train]
-        steps = 3
-        batch_size = 8
-        learning_rate = 0.01
-        device = "cpu"
-        [federation]
-        rounds = 2
-        [evaluation]
-        round_examples = 12
-        client_examples = 4
-        """
-    )
-    path.write_text(to_toml(load_run(base, overrides)))
-    return path
 
 
 @pytest.fixture
@@ -55,7 +23,7 @@ def run_file(tmp_path: Path, tiny_vision_model: Path, tiny_digits: Path) -> RunF
     return partial(write_run_file, tmp_path, tiny_vision_model, tiny_digits)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished_run(
     tmp_path_factory: pytest.TempPathFactory, tiny_vision_model: Path, tiny_digits: Path
 ) -> SimulationResult:

@@ -29,11 +29,15 @@ def test_any_number_of_workers_gives_the_same_adapter(
     assert adapter_sha256(tmp_path / "other") == with_two_workers
 
 
+# Each actor of Ray's imports torch, transformers and PEFT anew.
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
-def test_flowers_engine_on_ray_gives_the_same_adapter(run_file: RunFile, tmp_path: Path, with_two_workers: str) -> None:
+def test_flowers_engine_on_ray_gives_the_same_adapter(
+    run_file: RunFile, tmp_path: Path, with_two_workers: str, num_workers: int
+) -> None:
     pytest.importorskip("ray")
     level = logging.getLogger("flwr").level
-    simulate(run_file(), out=tmp_path / "ray", engine="ray", num_workers=2)
+    simulate(run_file(), out=tmp_path / "ray", engine="ray", num_workers=num_workers)
     assert adapter_sha256(tmp_path / "ray") == with_two_workers
     assert logging.getLogger("flwr").level == level, "Flower stays muted in this process"
 

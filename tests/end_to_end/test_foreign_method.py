@@ -3,9 +3,11 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,30 +31,41 @@ MakeRun = Callable[..., RunConfig]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Put the README's method, and two that are broken, where pip would have put them."""
+@contextmanager
+def installation(site: Path) -> Iterator[None]:
+    """Put the README's method where pip would have put it, for as long as the context lasts."""
     (example,) = (
         code
         for code in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
         if "class Momentum" in code
     )
-    site = tmp_path / "site-packages"
     information = site / "momentum-1.0.dist-info"
     information.mkdir(parents=True)
     (site / "momentum_method.py").write_text(example)
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: momentum\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text("[fedlora.methods]\nmomentum = momentum_method:Momentum\n")
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.setenv("PYTHONPATH", str(site))
-    monkeypatch.delitem(sys.modules, "momentum_method", raising=False)
-    method_points.cache_clear()
-    yield site
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(site)
+        patch.setenv("PYTHONPATH", str(site))
+        patch.delitem(sys.modules, "momentum_method", raising=False)
+        method_points.cache_clear()
+        yield
     method_points.cache_clear()
 
 
 @pytest.fixture
+def installed(tmp_path: Path) -> Iterator[Path]:
+    site = tmp_path / "site-packages"
+    with installation(site):
+        yield site
+
+
+@pytest.fixture
 def run(vision_run: MakeRun) -> RunConfig:
+    return momentum_run(vision_run)
+
+
+def momentum_run(vision_run: MakeRun) -> RunConfig:
     base = vision_run(federation={"rounds": 3}).model_dump(mode="json")
     return parse_run(base | {"aggregation": {"method": "momentum", "beta": 0.8}})
 
@@ -70,34 +83,40 @@ def stop_after_round_2(event: Event) -> None:
         raise StoppedError
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, vision_run: MakeRun) -> Path:
+    """Return a folder with a whole run and one that was stopped after two of its three rounds: not to be changed."""
+    folder = tmp_path_factory.mktemp("momentum")
+    with installation(folder / "site-packages"):
+        config = momentum_run(vision_run)
+        simulate(config, out=folder / "whole", num_workers=2)
+        with pytest.raises(StoppedError):
+            simulate(config, out=folder / "stopped", num_workers=1, listener=stop_after_round_2)
+    return folder
+
+
 @pytest.mark.usefixtures("installed")
-def test_it_is_simulated_reported_and_resumed_from_what_it_keeps(run: RunConfig, tmp_path: Path) -> None:
-    whole = simulate(run, out=tmp_path / "whole", num_workers=2)
-    with pytest.raises(StoppedError):
-        simulate(run, out=tmp_path / "stopped", num_workers=1, listener=stop_after_round_2)
+def test_it_is_simulated_reported_and_resumed_from_what_it_keeps(run: RunConfig, runs: Path, tmp_path: Path) -> None:
+    whole = runs / "whole"
+    shutil.copytree(runs / "stopped", tmp_path / "stopped")
     again = simulate(run, out=tmp_path / "stopped", num_workers=1, resume=True)
-    assert digest(again.folder) == digest(whole.folder)
-    states = {path.parent.name: path for path in (whole.folder / "rounds").glob("*/state.safetensors")}
+    assert digest(again.folder) == digest(whole)
+    states = {path.parent.name: path for path in (whole / "rounds").glob("*/state.safetensors")}
     assert set(states) == {"0002", "0003"}
-    page = (whole.folder / "report.html").read_text()
+    page = (whole / "report.html").read_text()
     assert "Momentum (of the means of A and of B)" in page
-    assert "beta = 0.8" in (whole.folder / "run.toml").read_text()
-    assert json.loads((whole.folder / "manifest.json").read_text())["aggregation"] == {
-        "method": "momentum",
-        "beta": 0.8,
-    }
+    assert "beta = 0.8" in (whole / "run.toml").read_text()
+    assert json.loads((whole / "manifest.json").read_text())["aggregation"] == {"method": "momentum", "beta": 0.8}
     other = simulate(parse_run(run.model_dump(mode="json"), ["aggregation.beta=0.0"]), out=tmp_path / "fedavg")
-    assert digest(other.folder) != digest(whole.folder)
+    assert digest(other.folder) != digest(whole)
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_damaged_state_is_done_again(run: RunConfig, tmp_path: Path) -> None:
-    with pytest.raises(StoppedError):
-        simulate(run, out=tmp_path / "run", num_workers=1, listener=stop_after_round_2)
+def test_a_damaged_state_is_done_again(run: RunConfig, runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "stopped", tmp_path / "run")
     (tmp_path / "run" / "rounds" / "0002" / "state.safetensors").write_bytes(b"damaged")
     again = simulate(run, out=tmp_path / "run", num_workers=1, resume=True)
-    whole = simulate(run, out=tmp_path / "whole", num_workers=1)
-    assert digest(again.folder) == digest(whole.folder)
+    assert digest(again.folder) == digest(runs / "whole")
 
 
 @pytest.mark.usefixtures("installed")

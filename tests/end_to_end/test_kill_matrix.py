@@ -1,7 +1,7 @@
 """Kill anything, lose nothing: each process at each of its phases, and the run ends in the same adapter, bit for bit.
 
-The trainer is the real one on the embedded DINOv2-small with dropout and client momentum on: three rounds, full
-participation, no deadline, float32 on the wire. All cells are marked slow but two.
+The trainer is the real one, on a tiny model with dropout and client momentum on: three rounds, full participation, no
+deadline, float32 on the wire. All cells are marked slow but two.
 """
 
 import hashlib
@@ -13,15 +13,16 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from deployment import Deployment, Process
+from small_run import write_run_file
 
-from fedlora.common.run_file import load_run, to_toml
 from fedlora.server.disk.account import process_records
 from fedlora.server.disk.status_file import read_status
 from fedlora.simulation import simulate
 
-SITES = ("mnist", "sans")
+SITES = ("chalk", "pencil")
 SECONDS = 900.0
 
 # Who dies, at which of its phases, the how-manieth time it comes there.
@@ -32,56 +33,44 @@ CELLS = [
     ("server", "aggregate", 2),
     ("server", "write checkpoint", 2),
     ("server", "publish", 2),
-    ("sans", "download", 2),
-    ("sans", "train", 2),
-    ("sans", "write", 2),
-    ("sans", "upload at half", 2),
-    ("sans", "before the acknowledgement", 4),
+    ("pencil", "download", 2),
+    ("pencil", "train", 2),
+    ("pencil", "write", 2),
+    ("pencil", "upload at half", 2),
+    ("pencil", "before the acknowledgement", 4),
     ("worker", "train", 2),
 ]
 IN_EVERY_RUN = {
     ("server", "write checkpoint"),
-    ("sans", "upload at half"),
+    ("pencil", "upload at half"),
 }
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_vision_model: Path, tiny_digits: Path) -> Path:
     """Return a folder with a run file, two site files, and the same two clients' data as one file."""
     folder = tmp_path_factory.mktemp("kill")
     overrides = [
         "run.name=killed",
-        "task.image_size=28",
-        "lora.rank=4",
-        "lora.dropout=0.1",
-        "train.steps=2",
-        "train.batch_size=8",
         "train.client_momentum=0.5",
-        "train.device=cpu",
         "federation.rounds=3",
         "federation.sites=2",
         "federation.quorum=1.0",
-        "evaluation.round_examples=20",
-        "evaluation.client_examples=10",
         "exchange.precision=float32",
-        'data.labels=["0","1","2","3","4","5","6","7","8","9"]',
-        f"data.path={_two_domains(folder)}",
+        'data.labels=["0","1","2"]',
     ]
-    digits = Path(__file__).parents[2] / "client/fedlora/embedded/digits.toml"
-    (folder / "run.toml").write_text(to_toml(load_run(digits, overrides)))
+    write_run_file(folder, tiny_vision_model, _two_domains(folder, tiny_digits), *overrides)
     for name in SITES:
         (folder / f"{name}.toml").write_text(
             f'[site]\nname = "{name}"\n[data]\npath = "{folder / "two.npz"}"\nonly_group = "{name}"\n'
-            "[limits]\nleast_examples = 10\n"
+            f'[limits]\nbase_models = ["{tiny_vision_model}"]\nleast_examples = 10\n'
         )
     return folder
 
 
-def _two_domains(folder: Path) -> Path:
-    import numpy as np
-
-    with np.load(Path(__file__).parents[2] / "client/fedlora/embedded/digits5.npz") as archive:
-        chosen = {key: archive[key][:150] for key in archive.files if key.rpartition("_")[0] in SITES}
+def _two_domains(folder: Path, digits: Path) -> Path:
+    with np.load(digits) as archive:
+        chosen = {key: archive[key] for key in archive.files if key.startswith(SITES)}
     np.savez_compressed(folder / "two.npz", **chosen)
     return folder / "two.npz"
 
@@ -112,7 +101,7 @@ def test_a_run_in_which_one_process_is_killed_ends_in_the_same_adapter(
 
     def at_phase(process: Process, announced: str) -> None:
         counts[process.name, announced] += 1
-        victim = "sans" if who == "worker" else who
+        victim = "pencil" if who == "worker" else who
         if deaths or (process.name, announced) != (victim, phase) or counts[victim, phase] != time_of_death:
             return
         deaths.append(time.monotonic())
@@ -169,4 +158,4 @@ def assert_nothing_was_done_twice(deployment: Deployment, who: str) -> None:
         assert set(trained) == {"1", "2", "3"}
         again = {number for number, times in trained.items() if times > 1}
         # A client that dies between the worker's answer and its own disk has lost that training, and no other.
-        assert not again or (name == who == "sans"), f"{name} trained again: {trained}"
+        assert not again or (name == who == "pencil"), f"{name} trained again: {trained}"

@@ -37,24 +37,35 @@ def small_run(method: str, *overrides: str) -> RunConfig:
     )
 
 
+def tiny_run(vision_run: MakeRun, method: str, **sections: dict[str, object]) -> RunConfig:
+    federation = {"rounds": 3} | sections.pop("federation", {})
+    return vision_run(federation=federation, aggregation={"method": method}, **sections)
+
+
 def run(method: str, out: Path, *overrides: str) -> SimulationResult:
     return simulate(small_run(method, *overrides), out=out, num_workers=2)
 
 
-# One that corrects, and one that trains a factor at a time; one that changes the base weights is below.
-IN_EVERY_RUN = ("lora_fair", "rolora")
+# A tiny model is enough for one that trains a factor at a time, and for one that changes the base weights.
+@pytest.mark.parametrize("method", ["rolora", "flora"])
+def test_methods_of_other_kinds_train_for_three_rounds(vision_run: MakeRun, method: str, tmp_path: Path) -> None:
+    config = tiny_run(vision_run, method, lora={"client_ranks": {"chalk": 2}})
+    assert_it_trained(simulate(config, out=tmp_path / "run", num_workers=2), method, num_clients=3, rank=4)
 
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(name, marks=() if name in IN_EVERY_RUN else pytest.mark.slow) for name in METHODS],
+    [pytest.param(name, marks=() if name == "lora_fair" else pytest.mark.slow) for name in METHODS],
 )
 def test_each_method_trains_for_three_rounds_on_the_small_real_model(method: str, tmp_path: Path) -> None:
     ranks = [] if method == "fedex_lora" else ["lora.client_ranks={mnist=2,serif=4}"]
-    result = run(method, tmp_path / "run", *ranks)
+    assert_it_trained(run(method, tmp_path / "run", *ranks), method, num_clients=NUM_DOMAINS, rank=8)
 
+
+def assert_it_trained(result: SimulationResult, method: str, *, num_clients: int, rank: int) -> None:
+    """Assert that three rounds have moved the model, with the error of the average that the method promises."""
     first, *rounds = result.reports
-    assert [len(report.clients) for report in rounds] == [NUM_DOMAINS] * 3
+    assert [len(report.clients) for report in rounds] == [num_clients] * 3
     assert first.held_out is not None
     assert rounds[-1].held_out is not None
     assert rounds[-1].held_out.overall.loss != first.held_out.overall.loss
@@ -75,18 +86,28 @@ def test_each_method_trains_for_three_rounds_on_the_small_real_model(method: str
         else:
             assert aggregation.floor * (1 - 1e-6) <= aggregation.error_after < aggregation.error_before
 
-    assert {layer.rank for layer in result.adapter.layers.values()} == {8}
+    assert {layer.rank for layer in result.adapter.layers.values()} == {rank}
     assert bool(result.adapter.base_change) == (method in ("flora", "fedex_lora"))
-    published, whole = load_adapter(tmp_path / "run" / "adapter"), with_base_change_inside(result.adapter)
+    published, whole = load_adapter(result.folder / "adapter"), with_base_change_inside(result.adapter)
     assert all(torch.equal(published.layers[path].B, layer.B) for path, layer in whole.layers.items())
 
 
-@pytest.mark.parametrize("method", ["flora", pytest.param("fedex_lora", marks=pytest.mark.slow)])
-def test_a_loaded_model_has_the_change_of_the_base_weights(method: str, tmp_path: Path) -> None:
-    run(method, tmp_path / "run", "federation.fraction=0.6")
-    predictions = json.loads((tmp_path / "run" / "rounds" / "0003" / "predictions.json").read_text())
-    data = load_federated_data(small_run(method))
-    found = load_trained(tmp_path / "run").predict(list(data.test.inputs))
+def test_a_loaded_model_has_the_change_of_the_base_weights(vision_run: MakeRun, tmp_path: Path) -> None:
+    assert_it_judges_as_in_the_run(tiny_run(vision_run, "flora", federation={"fraction": 0.6}), tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["flora", "fedex_lora"])
+def test_the_small_real_model_is_loaded_with_the_change_of_its_base_weights(method: str, tmp_path: Path) -> None:
+    assert_it_judges_as_in_the_run(small_run(method, "federation.fraction=0.6"), tmp_path / "run")
+
+
+def assert_it_judges_as_in_the_run(config: RunConfig, out: Path) -> None:
+    """Assert that the model which is loaded from a run predicts what the run's last evaluation did."""
+    simulate(config, out=out, num_workers=2)
+    predictions = json.loads((out / "rounds" / "0003" / "predictions.json").read_text())
+    data = load_federated_data(config)
+    found = load_trained(out).predict(list(data.test.inputs))
     assert found == [data.labels[predictions[str(place)]] for place in range(len(found))]
 
 

@@ -40,12 +40,14 @@ _IMPORTED = (
     "fedlora.server.deployment",
     "fedlora.server.run_report",
     "fedlora.finished.peft_check",
+    "matplotlib.backends.backend_svg",
     "peft",
     "rich.live",
     "transformers",
+    "transformers.models.vit.modeling_vit",
 )
 # What a process must run itself that workers are forked from.
-_RUN_AGAIN = "fedlora.client.worker.preload"
+_RUN_AGAIN = ("fedlora.client.worker.preload", "fedlora.client.worker.preloaded")
 _HIGH = 500
 _MESSAGE = 2**17
 
@@ -263,7 +265,8 @@ def _wait_as_a_spare(asked: socket.socket) -> None:
     os.environ.update(request["environment"])
     signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.modules.pop(_RUN_AGAIN, None)
+    for name in _RUN_AGAIN:
+        sys.modules.pop(name, None)
     arguments = request["arguments"]
     sys.argv = arguments[arguments.index("-c") :]
     code = sys.argv.pop(1)
@@ -278,10 +281,12 @@ def main() -> None:
     from fedlora.models.bitsandbytes_door import spare_bitsandbytes
 
     spare_bitsandbytes()
+    gc.disable()
     for name in _IMPORTED:
         import_module(name)
     # Else the first collection in each process copies all that is shared.
     gc.freeze()
+    gc.enable()
     run = _serve(socket.socket(fileno=int(sys.argv[1])))
     if run is not None:
         _run_to_the_end(run)

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from warm_start import start_warm
 
 from fedlora.adapters import Adapter, LoraLayer, save_adapter
 from fedlora.finished.resident_check import ResidentCheck
@@ -58,29 +57,31 @@ def test_one_that_takes_too_long_is_ended_and_replaced(good: Path) -> None:
         assert check(good) == "PEFT did not reload it within 0.01 s"
 
 
-def test_it_ends_with_an_asker_that_is_killed_and_leaves_ctrl_c_to_it(good: Path) -> None:
-    script = (
+def test_it_ends_with_an_asker_that_is_killed_and_leaves_ctrl_c_to_it(good: Path, tmp_path: Path) -> None:
+    script = tmp_path / "asker.py"
+    script.write_text(
         "import signal, time; from pathlib import Path; from fedlora.finished.resident_check import ResidentCheck\n"
-        # Of a shell's background the tests, and what they start, have inherited that Ctrl-C is ignored.
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "check = ResidentCheck()\n"
-        "def ask():\n"
+        "def ask(check):\n"
         f"    print(repr(check(Path({str(good)!r}))), check._process.pid, flush=True)\n"
-        "try:\n"
-        "    ask()\n"
-        "    time.sleep(300)\n"
-        "except KeyboardInterrupt:\n"
-        "    ask()\n"
-        "    time.sleep(300)\n"
+        "if __name__ == '__main__':\n"
+        # Of a shell's background the tests, and what they start, have inherited that Ctrl-C is ignored.
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "    check = ResidentCheck()\n"
+        "    try:\n"
+        "        ask(check)\n"
+        "        time.sleep(300)\n"
+        "    except KeyboardInterrupt:\n"
+        "        ask(check)\n"
+        "        time.sleep(300)\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as asker:
+    read, written = os.pipe()
+    asker = start_warm([str(script)], cwd=tmp_path, output=written)
+    os.close(written)
+    with open(read) as told:
         try:
-            assert asker.stdout is not None
-            first = asker.stdout.readline()
+            first = told.readline()
             os.killpg(asker.pid, signal.SIGINT)
-            assert asker.stdout.readline() == first
+            assert told.readline() == first
             pid = int(first.split()[1])
             assert psutil.pid_exists(pid)
         finally:

@@ -42,15 +42,21 @@ def llama_run(folder: Path, chat_run: MakeRun, *, num_layers: int = 32, **model:
     )
 
 
-def test_a_model_of_8_billion_is_planned_without_its_weights_or_memory(tmp_path: Path, chat_run: MakeRun) -> None:
+# All 32 layers are the 8 billion; two of them alone would be three gigabytes.
+@pytest.mark.parametrize("num_layers", [2, pytest.param(32, marks=pytest.mark.slow)])
+def test_a_model_of_8_billion_is_planned_without_its_weights_or_memory(
+    tmp_path: Path, chat_run: MakeRun, num_layers: int
+) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    config = llama_run(tmp_path, chat_run)
+    config = llama_run(tmp_path, chat_run, num_layers=num_layers)
     outline = outline_of(config)
     cost = step_cost(outline, config, is_cuda=True)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 0.5e9
     assert [path.name for path in tmp_path.glob("*.json")] == ["config.json"]
-    assert outline.num_parameters == 8_030_261_248
-    assert outline.num_trained == 6_815_744  # as PEFT prints it for this model, rank and target modules
+    assert outline.num_parameters == 8_030_261_248 - (32 - num_layers) * 218_112_000
+    assert (
+        outline.num_trained == 6_815_744 * num_layers // 32
+    )  # as PEFT prints it for this model, rank and target modules
     assert cost.training["weights"] == pytest.approx(2 * outline.num_parameters, rel=1e-3)
     # Two operations for each weight and token forward, and as many backward; the embeddings are looked up.
     weights = outline.num_parameters - 128_256 * 4096

@@ -91,7 +91,14 @@ def full_examples(config: RunConfig) -> Any:
 
 @pytest.mark.parametrize(
     "train",
-    [{}, {"precision": "bfloat16"}, {"optimizer": "sgd"}, {"micro_batch_size": 6}, {"gradient_checkpointing": True}],
+    [
+        {},
+        {"precision": "bfloat16"},
+        {"optimizer": "sgd"},
+        # As of a language model, below.
+        pytest.param({"micro_batch_size": 6}, marks=pytest.mark.slow),
+        pytest.param({"gradient_checkpointing": True}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
@@ -109,7 +116,7 @@ def test_the_memory_of_texts_is_what_the_profiler_finds(text_run: MakeRun, head:
 @pytest.mark.parametrize(
     ("max_length", "sections"),
     [
-        (32, {}),
+        pytest.param(32, {}, marks=pytest.mark.slow),
         (128, {}),
         (128, {"train": {"gradient_checkpointing": True}}),
         (128, {"train": {"micro_batch_size": 2}}),

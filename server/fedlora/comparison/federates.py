@@ -9,6 +9,9 @@ from itertools import combinations
 from fedlora.comparison.results import RunResult, Variant
 from fedlora.server.record.round_report import RoundReport
 
+# So large is the relative error of an average that has none, in float32.
+_ROUNDING = 1e-5
+
 
 def goes_its_own_way(reports: Sequence[RoundReport]) -> str:
     """Return what is wrong where every client begins round 2 with the score that it ended round 1 with, else nothing.
@@ -29,8 +32,8 @@ def goes_its_own_way(reports: Sequence[RoundReport]) -> str:
 def alike(variants: Sequence[Variant], runs: Sequence[RunResult]) -> Mapping[tuple[str, int], str]:
     """Return what is wrong with runs, by variant and draw, whose method should make a difference and makes none.
 
-    That is where two methods with the same settings and draw give one adapter after round 1, or different ones from
-    which all clients train to the same losses in round 2.
+    That is where two methods with the same settings and draw give one adapter after round 1 although its average had an
+    error to differ in, or where all clients train to the same losses in round 2.
     """
     by_place = {(run.variant, run.draw): run for run in runs if not run.fault}
     methods = [variant for variant in variants if variant.kind == "method"]
@@ -49,8 +52,12 @@ def alike(variants: Sequence[Variant], runs: Sequence[RunResult]) -> Mapping[tup
 def _likeness(one: RunResult, other: RunResult) -> str:
     if len(one.second_losses) < 2 or one.second_losses.keys() != other.second_losses.keys():
         return ""
-    if one.first_average == other.first_average:
+    is_one_adapter = one.first_average == other.first_average
+    # Where one factor was trained alone, as by FFA-LoRA and in RoLoRA's first round, every method's average is exact.
+    is_exact = max(one.course.error_before[1], other.course.error_before[1]) < _ROUNDING
+    is_one_course = one.second_losses == other.second_losses
+    if is_one_adapter and (is_one_course or not is_exact):
         return "round 1 ends in the same adapter"
-    if one.second_losses == other.second_losses:
+    if is_one_course:
         return "all clients have the same losses in round 2, and started from different adapters"
     return ""

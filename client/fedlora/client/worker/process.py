@@ -19,6 +19,7 @@ from fedlora.common.withheld_interrupts import interrupts_withheld
 
 _DEATH_SECONDS = 5.0
 _FIRST = "fedlora.client.worker.preload"
+_LAST = "fedlora.client.worker.preloaded"
 _OUTPUT_VARIABLE = "FEDLORA_FORKSERVER_OUTPUT"  # read by that module
 
 
@@ -70,7 +71,7 @@ class WorkerStarter:
             # One process imports torch and transformers, and every worker, also a replaced one, is forked from it.
             # A worker's start waits for these imports; the caller has its own to do meanwhile.
             self._processes = multiprocessing.get_context("forkserver")
-            self._processes.set_forkserver_preload([_FIRST, *preload])
+            self._processes.set_forkserver_preload([_FIRST, *preload, _LAST])
             _ensure_forkserver()
         else:
             self._processes = multiprocessing.get_context("spawn")

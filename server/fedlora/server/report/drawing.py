@@ -91,15 +91,20 @@ def draw(
 ) -> Chart:
     """Return what `paint` draws on so many CSS pixels."""
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     buffer = io.StringIO()
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # Only the layout needs the glyph, and gets a box in its place; the browser has its own fonts.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcParams["svg.hashsalt"] = description  # Ids must differ between the drawings of one page.
-        drawing = Figure(figsize=(width / 72, height / 72), layout="constrained", facecolor="none")
+        drawing = Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="none")
         paint(drawing)
+        FigureCanvasSVG(drawing)
+        # A drawing that has a layout is drawn twice to be saved.
+        ConstrainedLayoutEngine().execute(drawing)
         drawing.savefig(buffer, format="svg", metadata={"Date": None})
     return Chart(title, _themed(buffer.getvalue()), width, height, description, keys)
 
