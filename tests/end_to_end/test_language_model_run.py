@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM
 from fedlora.adapters import load_adapter, pack
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError
+from fedlora.common.method_names import DEFAULT
 from fedlora.finished.trained import load_trained
+from fedlora.methods.flora import Flora
 from fedlora.simulation import SimulationResult, simulate
 
 MakeRun = Callable[..., RunConfig]
@@ -117,6 +119,17 @@ def test_kept_moments_and_a_start_out_of_the_base_weights_do_not_depend_on_the_w
     reset = run(chat_run(**{**sections, "train": {"optimizer_state": "reset"}}), tmp_path / "reset")
     assert reset.reports[1].adapter_sha256 == results[0].reports[1].adapter_sha256
     assert reset.reports[2].adapter_sha256 != results[0].reports[2].adapter_sha256
+
+
+def test_kept_moments_are_not_those_of_pairs_that_a_round_replaces(chat_run: MakeRun, tmp_path: Path) -> None:
+    """There is nothing beside the pairs, so that of moments nothing is left."""
+
+    def last(method: str, state: str) -> str:
+        config = chat_run(train={"optimizer_state": state}, federation={"rounds": 2}, aggregation={"method": method})
+        return run(config, tmp_path / f"{method}-{state}").reports[-1].adapter_sha256
+
+    assert last(Flora.name, "keep") == last(Flora.name, "reset")
+    assert last(DEFAULT, "keep") != last(DEFAULT, "reset")
 
 
 def test_a_client_whose_examples_are_all_too_long_is_told_what_to_do(chat_run: MakeRun, tmp_path: Path) -> None:

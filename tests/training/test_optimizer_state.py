@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedlora.training.optimizer_state import MomentsFolder
+from fedlora.training.optimizer_state import MomentsFolder, without_factors
 
 
 def moments(value: float) -> dict[str, torch.Tensor]:
@@ -49,3 +49,9 @@ def test_a_damaged_file_is_passed_over(tmp_path: Path, caplog: pytest.LogCapture
     newest.write_bytes(newest.read_bytes()[:20])
     assert value_of(folder, "a", 3) == 1.0
     assert "older moments are taken" in caplog.text
+
+
+def test_the_moments_of_what_is_no_factor_are_told_apart() -> None:
+    beside = {"base_model.model.head.weight/exp_avg": torch.ones(2), "l.lora_magnitude_vector/step": torch.tensor(1.0)}
+    factors = {"l.lora_A.weight/exp_avg": torch.ones(2, 2), "e.lora_embedding_B/exp_avg_sq": torch.ones(2, 2)}
+    assert without_factors({**beside, **factors}) == beside

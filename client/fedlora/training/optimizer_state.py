@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from fedlora.adapters.keys import factor_of
 from fedlora.common.files import client_file_name, write_file
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,11 @@ def read_moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.P
         for key, value in optimizer.state.get(parameter, {}).items()
         if value is not None
     }
+
+
+def without_factors(moments: Moments) -> Moments:
+    """Return the moments but for those of A and B, which are another pair's where a round starts from new ones."""
+    return {key: value for key, value in moments.items() if not factor_of(key.rpartition("/")[0])}
 
 
 def set_moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], moments: Moments) -> None:

@@ -37,6 +37,8 @@ from fedlora.simulation.simulate import Engine
 from fedlora.training.data import load_federated_data
 
 _DEFAULT_PRESET = "digits"
+# Columns for which a terminal has no room.
+_LEFT_TO_THE_REPORT = ("draws", "pairs", "worst group", "p", "smallest that can be shown")
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,20 @@ def _show(comparison: Comparison, out: Path, console: Console) -> None:
 
 def _table(shown: Shown) -> Table:
     table = Table(title=printable(shown.caption), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for place, name in enumerate(shown.head):
+    places = [place for place, name in enumerate(shown.head) if name not in _LEFT_TO_THE_REPORT]
+    for place in places:
         is_text = place < shown.num_text_columns
-        table.add_column(printable(name), justify="left" if is_text else "right", no_wrap=is_text, overflow="fold")
-    for row in shown.rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_column(printable(shown.head[place]), justify="left" if is_text else "right", no_wrap=is_text)
+    for name, *cells in shown.rows:
+        row = [_in_lines(name), *map(printable, cells)]
+        table.add_row(*(Text(row[place]) for place in places))
     return table
+
+
+def _in_lines(variant: str) -> str:
+    """Return a variant's name with each setting on a line of its own, without its section."""
+    method, *settings = printable(variant).split(", ")
+    return "\n".join([method, *(f"  {setting.partition('.')[2]}" for setting in settings)])
 
 
 def _base(options: Options) -> RunConfig:

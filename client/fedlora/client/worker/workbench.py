@@ -39,11 +39,12 @@ from fedlora.common.messages import (
 from fedlora.common.packed_file import packed_bytes
 from fedlora.common.random_streams import stream_seed
 from fedlora.common.same_fields import same_fields
+from fedlora.methods import Method
 from fedlora.models.base_model import BaseModel, load_base_model
 from fedlora.models.devices import ALL_GPUS, choose_device
 from fedlora.training.data import Examples, FederatedData, equal_parts
 from fedlora.training.data.examples import Conversation
-from fedlora.training.optimizer_state import MomentsFolder
+from fedlora.training.optimizer_state import MomentsFolder, without_factors
 from fedlora.training.peft_bridge import add_lora
 from fedlora.training.shared_moments import SharedMoments, shared_moments
 from fedlora.training.tasks import CausalLm, Prepared
@@ -226,7 +227,11 @@ class Workbench:
         """Return the moments that the client's optimiser goes on with: the federation's, its own, or none."""
         if shared is not None:
             return shared.expanded(self._trainer.model.trained())
-        return None if self._moments is None else self._moments.before(request.run, client, request.round)
+        if self._moments is None:
+            return None
+        kept, method = self._moments.before(request.run, client, request.round), self._config.aggregation
+        has_new_pairs = isinstance(method, Method) and method.plan(request.round).starts_fresh
+        return without_factors(kept) if has_new_pairs else kept
 
     def _changes(self, request: TrainRequest) -> list[torch.Tensor]:
         """Return how the last round moved what is trained, from the request's adapter, which is loaded, and the former.

@@ -124,8 +124,9 @@ class TrainSection(Section):
     compile: bool = Field(False, description="torch.compile: slow to start, faster after that")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw or sgd")
     optimizer_state: Literal["reset", "keep", "shared"] = Field(
-        "reset",
-        description="keep: each client goes on with its own moments from its last round; shared: all with their mean",
+        "keep",
+        description="what each round's optimiser goes on with: keep: the client's own moments from its last round; "
+        "shared: the mean of all clients'; reset: nothing",
     )
     shared_second_moments: Literal["whole", "scalar"] = Field(
         "whole", description="of shared moments of adamw; scalar: one number a tensor, so that 2 in 3 bytes are sent"
