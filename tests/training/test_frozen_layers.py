@@ -137,6 +137,22 @@ def test_what_does_not_fit_is_computed_again_and_said_once(model: Held, caplog: 
     assert len(caplog.records) == 1
 
 
+def test_what_is_kept_lies_side_by_side() -> None:
+    """Of any type and shape, and unchanged by what comes after it."""
+    outputs = KeptOutputs()
+    given = [
+        torch.arange(number * 7, dtype=dtype).reshape(number, 7)
+        for number in range(1, 9)
+        for dtype in (torch.float32, torch.bfloat16, torch.float64)
+    ]
+    for place, tensor in enumerate(given):
+        outputs.keep(bytes([place]), tensor, max_bytes=10**6)
+    found = [outputs.get(bytes([place])) for place in range(len(given))]
+    assert all(one is not None and torch.equal(one, other) for one, other in zip(found, given, strict=True))
+    assert len({one.untyped_storage().data_ptr() for one in found if one is not None}) == 1
+    assert len({one.untyped_storage().data_ptr() for one in given}) == len(given)
+
+
 def test_modes_of_parts_are_left_as_they_are(model: Held) -> None:
     model.resident.peft_model.train()
     parts = list(model.resident.peft_model.modules())

@@ -110,7 +110,7 @@ class FrozenLayersKept:
                 chosen = [padded[key] for key in [*part, *[part[0]] * (_CHUNK - len(part))]]
                 batch = {name: torch.cat([row[name] for row in chosen]) for name in chosen[0]}
                 for key, hidden in zip(part, self._below(batch).cpu(), strict=False):
-                    yield key, self._without_padding(hidden, rows[key], batch).clone()
+                    yield key, self._without_padding(hidden, rows[key], batch)
 
     def _without_padding(self, hidden: Tensor, row: Mapping[str, Tensor], padded: Mapping[str, Tensor]) -> Tensor:
         if "attention_mask" not in row:

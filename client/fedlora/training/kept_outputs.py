@@ -3,7 +3,13 @@
 import logging
 from functools import cache
 
+import torch
 from torch import Tensor
+
+# Small pieces between a step's large tensors would leave holes that nothing else fits into, and the process would take
+# several times what is kept.
+_BLOCK_BYTES = 64 * 2**20
+_ALIGNMENT = 64
 
 logger = logging.getLogger(__name__)
 
@@ -13,6 +19,8 @@ class KeptOutputs:
 
     def __init__(self) -> None:
         self._kept: dict[bytes, Tensor] = {}
+        self._block = torch.empty(0, dtype=torch.uint8)
+        self._num_used = 0
         self._num_bytes = 0
         self._is_full = False
 
@@ -27,7 +35,7 @@ class KeptOutputs:
         """Keep `hidden`, unless all that is kept would be more than `max_bytes`, which is said once."""
         size = hidden.numel() * hidden.element_size()
         if self._num_bytes + size <= max_bytes:
-            self._kept[key] = hidden
+            self._kept[key] = self._copied(hidden)
             self._num_bytes += size
         elif not self._is_full:
             self._is_full = True
@@ -37,6 +45,15 @@ class KeptOutputs:
                 len(self._kept),
                 size / 1000,
             )
+
+    def _copied(self, hidden: Tensor) -> Tensor:
+        """Return a copy of `hidden` in the block that is being filled, or in a new one."""
+        size = hidden.numel() * hidden.element_size()
+        if self._num_used + size > len(self._block):
+            self._block, self._num_used = torch.empty(max(size, _BLOCK_BYTES), dtype=torch.uint8), 0
+        place = self._block[self._num_used : self._num_used + size].view(hidden.dtype).view(hidden.shape)
+        self._num_used += -(-size // _ALIGNMENT) * _ALIGNMENT
+        return place.copy_(hidden)
 
 
 @cache
