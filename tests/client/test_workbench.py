@@ -20,6 +20,7 @@ from fedlora.common.messages import LOSS_NOT_FINITE, OK, EvaluateRequest, Initia
 from fedlora.models.base_model import BaseModel, fingerprint_of
 from fedlora.training.data import Examples, FederatedData, federated_data_from, load_federated_data
 from fedlora.training.data.examples import ClientData
+from fedlora.training.optimizer_state import MomentsFolder
 from fedlora.training.tasks import ImageClassification
 
 MakeRun = Callable[..., RunConfig]
@@ -59,6 +60,19 @@ def test_a_client_says_what_it_holds(make_bench: MakeBench, tiny_vision_model: P
     assert described.metric_name == "accuracy"
     assert described.base_model == str(tiny_vision_model)
     assert described.base_model_fingerprint.startswith("sha256:")
+
+
+def test_moments_that_are_on_another_machine_are_missed_aloud(
+    vision_run: MakeRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = vision_run(train={"optimizer_state": "keep", "steps": 1})
+    data = load_federated_data(config)
+    here, there = (Workbench(config, data, moments=MomentsFolder(tmp_path / name)) for name in ("here", "there"))
+    for number in (1, 2):
+        here.train("chalk", training(initial_of(here), number=number))
+    assert not caplog.records
+    there.train("chalk", training(initial_of(there), number=2))
+    assert "there has no client's moments from before round 2, and optimisers start afresh" in caplog.text
 
 
 def test_a_sites_own_test_set_that_is_emptied_is_counted_and_not_refused(chat_run: MakeRun) -> None:

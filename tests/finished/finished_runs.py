@@ -104,7 +104,7 @@ def language_run(folder: Path, /, **sections: Mapping[str, object]) -> RunConfig
         "lora": {"rank": 4},
         "data": {"path": "questions.jsonl"},
         "partition": {"by": "iid"},
-        "train": {"steps": 60, "batch_size": 4, "learning_rate": 0.02, "device": "cpu"},
+        "train": {"steps": 60, "batch_size": 4, "learning_rate": 0.02, "device": "cpu", "optimizer_state": "reset"},
     }
     names = {*base, *sections}
     return RunConfig.model_validate({name: {**base.get(name, {}), **sections.get(name, {})} for name in names})

@@ -27,7 +27,11 @@ class MomentsFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
+
+    def holds_any(self, run: str) -> bool:
+        """Return whether any client's moments of a run are here."""
+        return (self.folder / run).is_dir()
 
     def before(self, run: str, client: str, number: int) -> Moments:
         """Return the newest moments of a client from before round `number`, none in its first.
@@ -51,7 +55,7 @@ class MomentsFolder:
             _file(folder, found).unlink(missing_ok=True)
 
     def _of_client(self, run: str, client: str) -> Path:
-        return self._folder / run / client_file_name(client)
+        return self.folder / run / client_file_name(client)
 
 
 def _rounds(folder: Path) -> list[int]:

@@ -74,7 +74,7 @@ class Workbench:
             moments: where clients keep those of their optimisers, if the run asks for that.
         """
         self._config = config
-        self._has_own_held_out = site is not None
+        self._is_site = site is not None
         self._most_loss = None if site is None else site.most_loss
         self._data = data
         self._moments = moments if config.train.optimizer_state == "keep" else None
@@ -131,7 +131,7 @@ class Workbench:
             data_fingerprint=self._data.fingerprint,
             version=version("fedlora"),
             lora_rank=self._config.lora.rank_of(client),
-            has_own_held_out=self._has_own_held_out,
+            has_own_held_out=self._is_site,
             fingerprints=self._base.fingerprints,
             fates={part: fates for part, holder in parts.items() if (fates := self._fates[part, holder])},
             notes=tuple(dict.fromkeys((*(note.text for note in self._data.notes), *notes))),
@@ -229,6 +229,13 @@ class Workbench:
             return shared.expanded(self._trainer.model.trained())
         if self._moments is None:
             return None
+        if request.round > 1 and not self._is_site and not self._moments.holds_any(request.run):
+            logger.warning(
+                "%s has no client's moments from before round %d, and optimisers start afresh: all machines of a run "
+                "must see that folder",
+                self._moments.folder,
+                request.round,
+            )
         kept, method = self._moments.before(request.run, client, request.round), self._config.aggregation
         has_new_pairs = isinstance(method, Method) and method.plan(request.round).starts_fresh
         return without_factors(kept) if has_new_pairs else kept
@@ -350,7 +357,7 @@ class Workbench:
 
     def _require_some(self, part: str, client: str, used: Examples, *, given: int, why: str) -> None:
         """Check that something of a training or test set is left; of sites' own test sets the server sees to it."""
-        if len(used) or not given or part == "validation" or (part == "test" and self._has_own_held_out):
+        if len(used) or not given or part == "validation" or (part == "test" and self._is_site):
             return
         whose = f"{client}: all {given:,} training examples" if client else f"data.test: all {given:,} test examples"
         remedy = (
