@@ -40,10 +40,10 @@ def idle(config: RunConfig, occasion: Occasion | None = None) -> list[str]:
         (["train.momentum=0.5"], ["train.optimizer=sgd"]),
         (["train.micro_batch_size=16"], ["train.batch_size=32"]),
         (["train.proximal_mu=0.1", "train.steps=1"], ["train.steps=2"]),
-        (["train.optimizer_state=keep", "federation.rounds=1"], ["federation.rounds=2"]),
+        (["train.optimizer_state=shared", "federation.rounds=1"], ["federation.rounds=2"]),
         (["train.client_momentum=0.5", "federation.rounds=1"], ["federation.rounds=2"]),
         (
-            ["train.optimizer_state=keep", "train.optimizer=sgd", "train.momentum=0.0"],
+            ["train.optimizer_state=shared", "train.optimizer=sgd", "train.momentum=0.0"],
             ["train.momentum=0.5"],
         ),
         (["train.shared_second_moments=scalar"], ["train.optimizer_state=shared"]),

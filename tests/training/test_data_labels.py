@@ -143,7 +143,10 @@ def test_a_worker_does_not_repeat_what_whoever_started_it_was_told(
     config = texts(tmp_path / "notes.csv", ["True", "TRUE"])
     config = config.model_copy(update={"model": config.model.model_copy(update={"name": str(tiny_text_model)})})
     with caplog.at_level(logging.WARNING):
-        assert WorkbenchSource("key", config).load().describe("client-1").labels == ("TRUE", "True")
+        assert WorkbenchSource("key", config, moments_folder=tmp_path).load().describe("client-1").labels == (
+            "TRUE",
+            "True",
+        )
         assert not caplog.records
         load_own_data(config, client="site")
         assert len(caplog.records) == 1

@@ -74,7 +74,7 @@ def summary(config: RunConfig, *, num_clients: int) -> str:
         weights.get(config.federation.weighting, ""),
         f"FedProx with mu {train.proximal_mu:g}" if train.proximal_mu else "",
         "packed examples" if train.packing else "",
-        {"keep": "optimiser state kept", "shared": "optimiser state shared"}.get(train.optimizer_state, ""),
+        {"reset": "optimiser state reset", "shared": "optimiser state shared"}.get(train.optimizer_state, ""),
         f"client momentum {train.client_momentum:g}" if train.client_momentum else "",
         f"B at {train.b_learning_rate_ratio:g} times the rate" if train.b_learning_rate_ratio != 1 else "",
         f"seed {config.run.seed}",
