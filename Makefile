@@ -12,7 +12,7 @@ simulate: $(RUNTIME)   ## run federated rounds on this machine; ARGS="--preset e
 	$(BIN)/fedlora simulate $(ARGS)
 
 compare: $(RUNTIME)    ## methods side by side on a quick suite, and their tables; ARGS="--draws 10" for more
-	$(BIN)/fedlora compare deploy/runs/compare/quick.toml --methods fedit,lora_fair,lora_fair_two_sided \
+	$(BIN)/fedlora compare deploy/runs/compare/quick.toml --methods fedit,lora_fair \
 		--tune train.learning_rate=2e-3,4e-3 --draws 6 --out runs/compare-quick $(ARGS)
 
 test: check            ## all checks, then the tests in two processes; ARGS="-m slow" for the slow ones

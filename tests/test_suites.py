@@ -82,8 +82,8 @@ def config_of(model: str) -> PretrainedConfig:
     )
 
 
-def test_the_quick_run_is_digits_by_domain_in_its_quick_form() -> None:
-    expected = ["run.name=quick", *quick_form(SUITES / "digits-dirichlet.toml")]
+def test_the_quick_run_is_digits_by_domain_in_its_quick_form_and_shorter() -> None:
+    expected = ["run.name=quick", "federation.rounds=6", *quick_form(SUITES / "digits-dirichlet.toml")]
     assert load_run(SUITES / "quick.toml") == load_run(SUITES / "digits-domains.toml", expected)
 
 
