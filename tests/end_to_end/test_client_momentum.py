@@ -1,6 +1,5 @@
 """Client momentum and LoRA+ in whole runs: the same adapter over workers, deaths and wires, for who sat out too."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from itertools import pairwise
@@ -8,20 +7,16 @@ from pathlib import Path
 
 import pytest
 from deployment import deployed
+from ended_runs import Killed, adapter_sha256, killed_after
 from test_deployment import site_file
 
 from fedlora.common.config import RunConfig
 from fedlora.common.run_file import to_toml
-from fedlora.server.record.events import Event, RoundEnded
 from fedlora.simulation import SimulationResult, simulate
 
 MakeRun = Callable[..., RunConfig]
 
 NAMES = ("chalk", "pencil", "print")
-
-
-class Killed(Exception):  # noqa: N818 (no error: the test's own)
-    """The process ends here."""
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +38,9 @@ def uninterrupted(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -
     return simulate(config, out=tmp_path_factory.mktemp("momentum") / "out", num_workers=1)
 
 
-def adapter_sha256(folder: Path) -> str:
-    return hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
-
-
 def test_workers_and_a_kill_change_nothing(config: RunConfig, uninterrupted: SimulationResult, tmp_path: Path) -> None:
-    def kill(event: Event) -> None:
-        if isinstance(event, RoundEnded) and event.report.round == 2:
-            raise Killed
-
     with pytest.raises(Killed):
-        simulate(config, out=tmp_path, num_workers=3, listener=kill)
+        simulate(config, out=tmp_path, num_workers=3, listener=killed_after(2))
     resumed = simulate(config, out=tmp_path, num_workers=3, resume=True)
     assert adapter_sha256(resumed.folder) == adapter_sha256(uninterrupted.folder)
     assert [report.bytes_down for report in resumed.reports] == [report.bytes_down for report in uninterrupted.reports]

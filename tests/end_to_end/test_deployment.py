@@ -1,6 +1,5 @@
 """A deployment as its people see it: real processes, mutual TLS, and what they do to it on the way."""
 
-import hashlib
 import json
 import re
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from deployment import Deployment, Process, deployed
+from ended_runs import adapter_sha256
 
 from fedlora.adapters import load_adapter
 from fedlora.client.site.joining import enrol
@@ -50,10 +50,6 @@ def site_file(folder: Path, name: str, data: Path, *lines: str) -> Path:
     ]
     path.write_text("\n".join(text) + "\n")
     return path
-
-
-def adapter_sha256(out: Path) -> str:
-    return hashlib.sha256((out / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
 def reports(deployment: Deployment) -> list[dict[str, dict[str, object]]]:

@@ -1,19 +1,15 @@
 """One run, whatever carries it: the same adapter, bit for bit."""
 
-import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ended_runs import adapter_sha256
 
 from fedlora.simulation import SimulationResult, simulate
 
 RunFile = Callable[..., Path]
-
-
-def adapter_sha256(folder: Path) -> str:
-    return hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ The trainer is the real one, on a tiny model with dropout and client momentum on
 deadline, float32 on the wire. All cells are marked slow but two.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from deployment import Deployment, Process
+from ended_runs import adapter_sha256
 from small_run import write_run_file
 
 from fedlora.server.disk.account import process_records
@@ -79,10 +79,6 @@ def _two_domains(folder: Path, digits: Path) -> Path:
 def uninterrupted(base: Path) -> str:
     """Return the sha256 of the adapter that the simulation ends in, as a deployment does in which nobody dies."""
     return adapter_sha256(simulate(base / "run.toml", out=base / "simulated", num_workers=2).folder)
-
-
-def adapter_sha256(out: Path) -> str:
-    return hashlib.sha256((out / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Runs whose clients go on with the federation's moments: against numpy, over methods, ranks, workers, kills, wires."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from deployment import deployed
+from ended_runs import Killed, adapter_sha256, killed_after
 from test_deployment import site_file
 
 from fedlora.adapters import Adapter, pack, unpack
@@ -21,7 +21,6 @@ from fedlora.common.messages import InitialiseRequest, TrainReceipt, TrainReques
 from fedlora.common.run_file import to_toml
 from fedlora.methods import Method, MethodState
 from fedlora.server.disk.store import RunFolder
-from fedlora.server.record.events import Event, RoundEnded
 from fedlora.server.rounds.admission import Admitted, admit
 from fedlora.server.rounds.completion import complete
 from fedlora.server.rounds.starts import SharedMoments, Starts
@@ -31,10 +30,6 @@ from fedlora.training.data import load_federated_data
 MakeRun = Callable[..., RunConfig]
 
 NAMES = ("chalk", "pencil", "print")
-
-
-class Killed(Exception):  # noqa: N818 (no error: the test's own)
-    """The process ends here."""
 
 
 @dataclass
@@ -244,17 +239,9 @@ def uninterrupted(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -
     return simulate(config, out=tmp_path_factory.mktemp("shared") / "out", num_workers=1)
 
 
-def adapter_sha256(folder: Path) -> str:
-    return hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
-
-
 def test_workers_and_a_kill_change_nothing(config: RunConfig, uninterrupted: SimulationResult, tmp_path: Path) -> None:
-    def kill(event: Event) -> None:
-        if isinstance(event, RoundEnded) and event.report.round == 2:
-            raise Killed
-
     with pytest.raises(Killed):
-        simulate(config, out=tmp_path, num_workers=3, listener=kill)
+        simulate(config, out=tmp_path, num_workers=3, listener=killed_after(2))
     resumed = simulate(config, out=tmp_path, num_workers=3, resume=True)
     assert adapter_sha256(resumed.folder) == adapter_sha256(uninterrupted.folder)
     states = [[report.state_sha256 for report in result.reports] for result in (resumed, uninterrupted)]

@@ -1,6 +1,5 @@
 """Flower's own runtime as the door: `flwr run` at a SuperLink with two SuperNodes, all of them real processes."""
 
-import hashlib
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from typing import cast
 import numpy as np
 import psutil
 import pytest
+from ended_runs import adapter_sha256
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -174,10 +174,6 @@ def accepts_connections(port: int) -> bool:
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
-
-
-def adapter_sha256(folder: Path) -> str:
-    return hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.mark.slow

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from fedlora.adapters import save_adapter
 from fedlora.common.config import RunConfig
 from fedlora.models.base_model import BaseModel, load_base_model
+from fedlora.models.reach import logits_of
 from fedlora.training.data import Examples
 from fedlora.training.peft_bridge import ResidentModel, add_lora
-from fedlora.training.trainer import LocalTrainer, logits_of
+from fedlora.training.trainer import LocalTrainer
 
 MakeRun = Callable[..., RunConfig]
 LABELS = ("a", "b", "c")

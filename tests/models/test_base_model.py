@@ -15,8 +15,8 @@ from torch import nn
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ModelError
 from fedlora.models.base_model import fingerprint_of, load_base_model
+from fedlora.models.reach import logits_of
 from fedlora.training.data import Examples
-from fedlora.training.trainer import logits_of
 
 MakeRun = Callable[..., RunConfig]
 LABELS = ("a", "b", "c")

@@ -14,9 +14,10 @@ from fedlora.adapters import save_adapter
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ModelError
 from fedlora.models.base_model import load_base_model
+from fedlora.models.reach import logits_of
 from fedlora.training.data import load_federated_data
 from fedlora.training.peft_bridge import ResidentModel, add_lora, with_saved_adapter
-from fedlora.training.trainer import LocalTrainer, TrainingResult, logits_of
+from fedlora.training.trainer import LocalTrainer, TrainingResult
 
 MakeRun = Callable[..., RunConfig]
 CPU = torch.device("cpu")

@@ -19,9 +19,9 @@ from fedlora.finished.finished_run import FinishedRun
 from fedlora.models.base_model import BaseModel, load_base_model
 from fedlora.models.checkpoint import OPTIONS, UNREADABLE, Checkpoint
 from fedlora.models.pooled_classifier import HEAD, PooledClassifier
+from fedlora.models.reach import logits_of
 from fedlora.training.data.in_memory import unlabelled
 from fedlora.training.peft_bridge import with_saved_adapter
-from fedlora.training.trainer import logits_of
 
 HEAD_FILE = "head.safetensors"
 

@@ -13,12 +13,12 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import ModelError
 from fedlora.finished.finished_run import Choice, open_finished
 from fedlora.models.base_model import load_base_model
+from fedlora.models.reach import logits_of
 from fedlora.training.data.examples import Conversation, Turn
 from fedlora.training.data.given_examples import Input
 from fedlora.training.data.in_memory import unlabelled
 from fedlora.training.peft_bridge import with_saved_adapter
 from fedlora.training.tasks import CausalLm, Task
-from fedlora.training.trainer import logits_of
 
 Style = Literal["chat", "instruction", "plain"]
 

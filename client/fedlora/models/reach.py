@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,11 @@ def is_linear(layer: nn.Module) -> bool:
 def is_transposed(layer: nn.Module) -> bool:
     """Return whether `layer` is GPT-2's kind of linear layer, whose weight is (in_features, out_features)."""
     return type(layer).__name__ == "Conv1D"
+
+
+def logits_of(output: object) -> Tensor:
+    """Return the logits of a transformers output, or the output itself where it is a tensor."""
+    return cast(Tensor, getattr(output, "logits", output))
 
 
 def without_gradient(module: nn.Module, example: Mapping[str, Tensor]) -> frozenset[str]:
@@ -57,7 +62,7 @@ def without_gradient(module: nn.Module, example: Mapping[str, Tensor]) -> frozen
         # A model may draw numbers also in evaluation; what is drawn after this stays the same.
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             output = module(**example)
-        reached = {id(leaf) for leaf in _leaves(getattr(output, "logits", output))}
+        reached = {id(leaf) for leaf in _leaves(logits_of(output))}
     except UNREADABLE:
         return frozenset()
     finally:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from fedlora.common.errors import ModelError
 from fedlora.models.checkpoint import UNREADABLE
+from fedlora.models.reach import logits_of
 from fedlora.training.kept_outputs import KeptOutputs
 
 _SETTING = "train.frozen_cache_megabytes"
@@ -145,9 +146,9 @@ class FrozenLayersKept:
         """Compute a batch both ways, without dropout."""
         name = type(self._model).__name__
         with _evaluating(self._model), torch.no_grad():
-            expected = _tensor(self._model(**inputs))
+            expected = logits_of(self._model(**inputs))
             try:
-                found = _tensor(self._above(inputs, hidden))
+                found = logits_of(self._above(inputs, hidden))
             except UNREADABLE as error:
                 raise ModelError(f"{_SETTING}: {name} does not run without its lower blocks; {_REMEDY}") from error
         tolerance = _TOLERANCES.get(hidden.dtype, _COARSE_TOLERANCE)
@@ -291,7 +292,3 @@ def _padded(row: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: functional.pad(tensor, (0, missing)) if tensor.shape == mask.shape else tensor
         for name, tensor in row.items()
     }
-
-
-def _tensor(output: object) -> Tensor:
-    return cast(Tensor, getattr(output, "logits", output))

@@ -33,7 +33,7 @@ class KeptOutputs:
 
     def keep(self, key: bytes, hidden: Tensor, *, max_bytes: int) -> None:
         """Keep `hidden`, unless all that is kept would be more than `max_bytes`, which is said once."""
-        size = hidden.numel() * hidden.element_size()
+        size = hidden.nbytes
         if self._num_bytes + size <= max_bytes:
             self._kept[key] = self._copied(hidden)
             self._num_bytes += size
@@ -48,7 +48,7 @@ class KeptOutputs:
 
     def _copied(self, hidden: Tensor) -> Tensor:
         """Return a copy of `hidden` in the block that is being filled, or in a new one."""
-        size = hidden.numel() * hidden.element_size()
+        size = hidden.nbytes
         if self._num_used + size > len(self._block):
             self._block, self._num_used = torch.empty(max(size, _BLOCK_BYTES), dtype=torch.uint8), 0
         place = self._block[self._num_used : self._num_used + size].view(hidden.dtype).view(hidden.shape)

@@ -10,12 +10,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fedlora.adapters.keys import factor_of
+from fedlora.adapters.moments import Moments, moment_key, owner_and_name
 from fedlora.common.files import client_file_name, write_file
 
 logger = logging.getLogger(__name__)
-
-# By the parameter's name and the moment's: "layer.q_proj.lora_A.weight/exp_avg".
-Moments = Mapping[str, Tensor]
 
 _KEPT_ROUNDS = 2
 
@@ -69,7 +67,7 @@ def _file(folder: Path, number: int) -> Path:
 def read_moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Return a copy of the optimiser's moments on the CPU, for the parameters that it has any of."""
     return {
-        f"{name}/{key}": torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
+        moment_key(name, key): torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
         for name, parameter in parameters.items()
         for key, value in optimizer.state.get(parameter, {}).items()
         if value is not None
@@ -78,13 +76,13 @@ def read_moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.P
 
 def without_factors(moments: Moments) -> Moments:
     """Return the moments but for those of A and B, which are another pair's where a round starts from new ones."""
-    return {key: value for key, value in moments.items() if not factor_of(key.rpartition("/")[0])}
+    return {key: value for key, value in moments.items() if not factor_of(owner_and_name(key)[0])}
 
 
 def set_moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], moments: Moments) -> None:
     """Make the optimiser go on with `moments`, but for those of tensors that it does not train or of other shapes."""
     for key, value in moments.items():
-        name, _, moment = key.rpartition("/")
+        name, moment = owner_and_name(key)
         parameter = parameters.get(name)
         if parameter is None or not (value.ndim == 0 or value.shape == parameter.shape):
             continue

@@ -21,7 +21,8 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch import Tensor, nn
 
 from fedlora.adapters import Adapter, LoraLayer
-from fedlora.adapters.keys import factor_of, to_state_dict
+from fedlora.adapters.keys import factor_of, is_trained, to_state_dict
+from fedlora.adapters.moments import filled_by
 from fedlora.adapters.peft_format import from_state_dict
 from fedlora.adapters.settings import SHAPE_KEYS, plain_config
 from fedlora.adapters.targets import is_named
@@ -148,7 +149,7 @@ class ResidentModel:
         self._config |= {key: adapter.config[key] for key in SHAPE_KEYS if key in adapter.config}
         self._shapes = {name: tensor.shape for name, tensor in given.items()}
         for name, parameter in self._named.items():
-            parameter.requires_grad_(all(factor in trains for factor in factor_of(name)))
+            parameter.requires_grad_(is_trained(name, trains))
             if parameter.shape != self._shapes[name]:
                 parameter.zero_()
             self._filled(name).copy_(given[name])
@@ -174,14 +175,14 @@ class ResidentModel:
                 )
             # Beyond the rank of both, the model's own stays as it is.
             change = torch.zeros_like(parameter)
-            part = change[tuple(slice(size) for size in self._shapes[name])]
+            part = change[filled_by(self._shapes[name])]
             part.copy_(self._filled(name)).sub_(given[name].to(part))
             changes.append(change)
         return changes
 
     def _filled(self, name: str) -> Tensor:
         """Return the part of a parameter that the loaded adapter fills: all of it, unless its rank is smaller."""
-        return self._named[name][tuple(slice(size) for size in self._shapes[name])]
+        return self._named[name][filled_by(self._shapes[name])]
 
     def _check(self, given: Mapping[str, Tensor]) -> None:
         missing, extra = self._named.keys() - given.keys(), given.keys() - self._named.keys()

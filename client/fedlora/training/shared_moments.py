@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from fedlora.adapters.fit import Misfit
-from fedlora.adapters.moments import STEPS, Form, Moments, examine_moments, filled_by, moment_key, unpack_moments
+from fedlora.adapters.moments import (
+    STEPS,
+    Form,
+    Moments,
+    examine_moments,
+    filled_by,
+    moment_key,
+    owner_and_name,
+    unpack_moments,
+)
 from fedlora.common.errors import AdapterError
 
 
@@ -36,7 +45,7 @@ class SharedMoments:
         """
         found: dict[str, Tensor] = {}
         for full, moment in self.given.items():
-            key, _, name = full.rpartition("/")
+            key, name = owner_and_name(full)
             if name == STEPS:
                 found[full] = moment
             elif not moment.dim():

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlora.adapters.moments import Moments
 from fedlora.common.config import TrainSection
 from fedlora.common.errors import FedloraError
 from fedlora.common.messages import INTERRUPTED
-from fedlora.models.reach import is_routed
+from fedlora.models.reach import is_routed, logits_of
 from fedlora.training.frozen_layers import FrozenLayersKept
 from fedlora.training.kept_outputs import kept_by_process
 from fedlora.training.local_optimizer import local_optimizer, move_on, set_rate
 from fedlora.training.memory import is_out_of_memory
-from fedlora.training.optimizer_state import Moments, read_moments, set_moments
+from fedlora.training.optimizer_state import read_moments, set_moments
 from fedlora.training.peft_bridge import ResidentModel
 from fedlora.training.schedule import learning_rate_factor, steps_of_round
 from fedlora.training.tasks import Batch, Prepared, Task
@@ -337,11 +338,6 @@ def _add_pull(parameters: Sequence[torch.nn.Parameter], starts: Sequence[Tensor]
 def _free_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def logits_of(output: object) -> Tensor:
-    """Return the logits of a transformers output, or the output itself where it is a tensor."""
-    return cast(Tensor, getattr(output, "logits", output))
 
 
 def _batch_indices(num_examples: int, batch_size: int, generator: np.random.Generator) -> Iterator[np.ndarray]:

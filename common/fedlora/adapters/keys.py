@@ -1,7 +1,7 @@
 """PEFT's names of tensors, taken apart and put together."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -172,6 +172,11 @@ def factor_of(key: str) -> str:
     """Return "A" or "B" for the key of a pair's factor as PEFT saves it, nothing for that of any other tensor."""
     found = _FACTOR.search(key)
     return found[1] or found[2] if found else ""
+
+
+def is_trained(key: str, trains: Collection[str]) -> bool:
+    """Return whether a round that trains these factors trains the tensor: what is no factor always is."""
+    return all(factor in trains for factor in factor_of(key))
 
 
 def is_embedding_key(key: str) -> bool:

@@ -13,17 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from fedlora.adapters.fit import MAX_VALUE, Misfit, bad_value
-from fedlora.adapters.keys import factor_of
+from fedlora.adapters.keys import is_trained
 from fedlora.adapters.on_demand import OnDemand
-from fedlora.adapters.packed import open_tensors, packed_metadata
+from fedlora.adapters.packed import open_tensors, packed_metadata, tensors_in
 from fedlora.adapters.tensor_file import is_moment
 from fedlora.adapters.tensor_writer import tensor_bytes
-from fedlora.common.errors import AdapterError
 
 # By key and name.
 Moments = Mapping[str, Tensor]
@@ -53,6 +50,12 @@ def moment_key(key: str, name: str) -> str:
     return f"{key}/{name}"
 
 
+def owner_and_name(full: str) -> tuple[str, str]:
+    """Return the key of the tensor that a moment is of, and the moment's name."""
+    key, _, name = full.rpartition("/")
+    return key, name
+
+
 def pack_moments(moments: Moments) -> bytes:
     """Return moments by themselves, as a packed adapter without layers, which is what the exchange moves."""
     return tensor_bytes({key: tensor.contiguous() for key, tensor in moments.items()}, packed_metadata("{}"))
@@ -64,12 +67,7 @@ def unpack_moments(packed: bytes) -> dict[str, Tensor]:
     Raises:
         AdapterError: the bytes are no safetensors.
     """
-    try:
-        tensors = load(packed)
-    # As of an adapter: the library lets shapes pass that torch refuses.
-    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
-        raise AdapterError(f"{len(packed):,} bytes that are not a safetensors file ({error})") from error
-    return {key: tensor for key, tensor in tensors.items() if is_moment(key)}
+    return {key: tensor for key, tensor in tensors_in(packed).items() if is_moment(key)}
 
 
 def open_moments(path: Path) -> Moments:
@@ -97,7 +95,7 @@ def examine_moments(
     outline = getattr(moments, "outline", moments)
     if extra := sorted(outline.keys() - {moment_key(key, name) for key in like for name in form}):
         return Misfit("moments", f"{extra[0]} is not among those that are shared")
-    owners = sorted({key.rpartition("/")[0] for key in outline} | set(required))
+    owners = sorted({owner_and_name(full)[0] for full in outline} | set(required))
     for key in owners:
         for name, is_whole in form.items():
             found = outline.get(moment_key(key, name))
@@ -161,8 +159,4 @@ def filled_by(shape: torch.Size) -> tuple[slice, ...]:
 
 def trained_tensors(tensors: Mapping[str, Tensor], trains: Collection[str]) -> dict[str, Tensor]:
     """Return the tensors of an adapter, by key, that a round which trains these factors can have moments of."""
-    return {
-        key: tensor
-        for key, tensor in tensors.items()
-        if tensor.is_floating_point() and all(factor in trains for factor in factor_of(key))
-    }
+    return {key: tensor for key, tensor in tensors.items() if tensor.is_floating_point() and is_trained(key, trains)}

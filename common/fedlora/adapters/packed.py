@@ -48,6 +48,19 @@ def packed_metadata(config: str) -> dict[str, str]:
     return {METADATA_KEY: config, "format": "pt"}
 
 
+def tensors_in(raw: bytes) -> dict[str, Tensor]:
+    """Return the tensors in safetensors bytes, by key.
+
+    Raises:
+        AdapterError: the bytes are no safetensors.
+    """
+    try:
+        return read_tensors(raw)
+    # The library lets shapes such as (2^63, 0) pass, which torch refuses in more than one way.
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise AdapterError(f"{len(raw):,} bytes that are not a safetensors file ({error})") from error
+
+
 def unpack(
     raw: bytes,
     *,
@@ -69,11 +82,7 @@ def unpack(
             tensors do not fit together.
     """
     config = packed_config(raw) if config is None else config
-    try:
-        tensors = read_tensors(raw)
-    # The library lets shapes such as (2^63, 0) pass, which torch refuses in more than one way.
-    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
-        raise AdapterError(f"{len(raw):,} bytes that are not a safetensors file ({error})") from error
+    tensors = tensors_in(raw)
     if beside_moments:
         tensors = {key: tensor for key, tensor in tensors.items() if not is_moment(key)}
     _refuse_untrained(tensors, without, origin="packed adapter")

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from fedlora.adapters.moments import Form, Moments, filled_by, moment_key
+from fedlora.adapters.moments import Form, Moments, filled_by, moment_key, owner_and_name
 from fedlora.methods import MethodState
 
 # A path of a base model has no slash: what is kept here never stands where a method's own state does.
@@ -72,7 +72,7 @@ def with_moments(state: MethodState, moments: Moments) -> MethodState:
     kept = {path: tensors for path, tensors in state.items() if not path.startswith(_PREFIX)}
     by_key: dict[str, dict[str, Tensor]] = {}
     for full, tensor in moments.items():
-        key, _, name = full.rpartition("/")
+        key, name = owner_and_name(full)
         by_key.setdefault(_PREFIX + key, {})[name] = tensor
     return kept | by_key
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -33,7 +32,7 @@ from fedlora.comparison.work import begin
 from fedlora.server.report.content import Table as Shown
 from fedlora.server.report.wording import duration_text
 from fedlora.simulation import preset
-from fedlora.simulation.simulate import Engine
+from fedlora.simulation.simulate import engine_named
 from fedlora.training.data import load_federated_data
 
 _DEFAULT_PRESET = "digits"
@@ -71,8 +70,7 @@ def run_compare(options: Options) -> None:
         _require_runs(options.paths)
         _show(gathered_from_runs(options.paths, command=command), options.out, console)
         return
-    if options.engine not in get_args(Engine):
-        raise ConfigError(f"--engine is {options.engine!r}; expected {' or '.join(get_args(Engine))}")
+    engine = engine_named(options.engine)
     base = _base(options)
     grid = Grid(
         _names(options.methods) or (FedIT.name, DEFAULT),
@@ -90,12 +88,7 @@ def run_compare(options: Options) -> None:
     begin(options.out, base, grid)
     try:
         with terminated_as_interrupted():
-            run_all(
-                options.out,
-                num_workers=options.workers,
-                listener=_Lines(console),
-                engine=cast(Engine, options.engine),
-            )
+            run_all(options.out, num_workers=options.workers, listener=_Lines(console), engine=engine)
     except KeyboardInterrupt as interrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         raise typer.Exit(exit_status(interrupt)) from None

@@ -5,7 +5,6 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import typer
 from rich.console import Console
@@ -21,10 +20,9 @@ from fedlora.common.run_folder import RUN_FILE
 from fedlora.server.disk.account import seconds_worked
 from fedlora.server.record.running_summary import Summarised
 from fedlora.simulation import preset, simulate
-from fedlora.simulation.simulate import Engine, choose_folder
+from fedlora.simulation.simulate import choose_folder, engine_named
 
 _DEFAULT_PRESET = "digits"
-_ENGINES = ("inprocess", "ray")
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,7 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
     if only_print_config:
         print(toml_for(to_toml(config), getattr(sys.stdout, "encoding", None) or "utf-8"), end="")
         return
-    if options.engine not in _ENGINES:
-        raise ConfigError(f"--engine is {options.engine!r}; expected {' or '.join(_ENGINES)}")
+    engine = engine_named(options.engine)
     log_to(console)
     out = choose_folder(config, options.out, resume=options.resume)
     try:
@@ -61,7 +58,7 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
             result = simulate(
                 config,
                 out=out,
-                engine=cast(Engine, options.engine),
+                engine=engine,
                 num_workers=options.workers,
                 resume=options.resume,
                 listener=Summarised([picture]),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedlora.adapters import Adapter, LoraLayer
-from fedlora.adapters.keys import factor_of, to_state_dict
+from fedlora.adapters.keys import is_trained, to_state_dict
 from fedlora.adapters.moments import Form, moment_key, trained_tensors
 from fedlora.methods import Method
 
@@ -68,7 +68,7 @@ def traffic_of(
 
     def up(number: int) -> int:
         trains = method.plan(number).trains
-        sent = sum(size for name, size in sizes.items() if all(one in trains for one in factor_of(name)))
+        sent = sum(size for name, size in sizes.items() if is_trained(name, trains))
         return header + sent + moments(number)
 
     def moments(number: int) -> int:

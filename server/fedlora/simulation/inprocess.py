@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
@@ -23,6 +23,7 @@ from fedlora.client.worker.resident import APP_DIED
 from fedlora.common.errors import RunError
 from fedlora.common.flower_privates import assume_identity, give_id
 from fedlora.server.sites.polled_grid import PolledGrid
+from fedlora.simulation.virtual_nodes import node_contexts, server_context
 
 _POLL_SECONDS = 0.2
 _MAX_IDLE_DEATHS = 3
@@ -46,7 +47,7 @@ def run_in_process(
     """
     environments = worker_environments(num_nodes, num_workers)
     with InProcessGrid(make_client_app, num_nodes=num_nodes, environments=environments, preload=preload) as grid:
-        make_server_app()(grid, Context(1, 0, {}, RecordDict(), {}))
+        make_server_app()(grid, server_context())
 
 
 def refuse_inside_a_starting_worker() -> None:
@@ -116,10 +117,7 @@ class InProcessGrid(PolledGrid):
         refuse_inside_a_starting_worker()
         self._starter = WorkerStarter(preload)
         self._make_app = make_app
-        self._contexts = {
-            node: Context(1, node, {"partition-id": node - 1, "num-partitions": num_nodes}, RecordDict(), {})
-            for node in range(1, num_nodes + 1)
-        }
+        self._contexts = node_contexts(num_nodes)
         self._queue: deque[Message] = deque()
         self._replies: dict[str, Message] = {}
         self._num_messages = 0

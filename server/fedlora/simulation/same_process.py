@@ -6,13 +6,14 @@ A client that brings the process down, by a driver's fault or for want of memory
 
 from collections.abc import Callable, Iterable
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedlora.client.worker.resident import reply_of
 from fedlora.common.flower_privates import assume_identity, give_id
 from fedlora.server.sites.polled_grid import PolledGrid
+from fedlora.simulation.virtual_nodes import node_contexts, server_context
 
 
 def run_in_same_process(
@@ -25,7 +26,7 @@ def run_in_same_process(
     """Run a ServerApp to its end against `num_nodes` nodes, all served here, however many workers are asked for."""
     give_identity_back = assume_identity()
     try:
-        make_server_app()(SameProcessGrid(make_client_app(), num_nodes=num_nodes), Context(1, 0, {}, RecordDict(), {}))
+        make_server_app()(SameProcessGrid(make_client_app(), num_nodes=num_nodes), server_context())
     finally:
         give_identity_back()
 
@@ -36,10 +37,7 @@ class SameProcessGrid(PolledGrid):
     def __init__(self, app: ClientApp, *, num_nodes: int) -> None:
         super().__init__()
         self._app = app
-        self._contexts = {
-            node: Context(1, node, {"partition-id": node - 1, "num-partitions": num_nodes}, RecordDict(), {})
-            for node in range(1, num_nodes + 1)
-        }
+        self._contexts = node_contexts(num_nodes)
         self._waiting: dict[str, Message] = {}
         self._num_messages = 0
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from fedlora.client.worker.source import WorkbenchSource
 from fedlora.common.config import Occasion, RunConfig, idle_settings
@@ -39,6 +39,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Engine = Literal["inprocess", "ray"]
+
+
+def engine_named(name: str) -> Engine:
+    """Return the engine of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in get_args(Engine):
+        raise ConfigError(f"--engine is {name!r}; expected {' or '.join(get_args(Engine))}")
+    return cast(Engine, name)
 
 
 class EngineRunner(Protocol):

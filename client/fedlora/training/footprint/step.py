@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fedlora.common.config import CausalLm, RunConfig, TrainSection
 from fedlora.models.checkpoint import UNREADABLE
+from fedlora.models.reach import logits_of
 from fedlora.training.footprint.fake import move_to
 from fedlora.training.footprint.grouped import GroupedProducts
 from fedlora.training.footprint.like_cuda import CUBLAS_BYTES, CUDA_BLOCK_BYTES, CudaAutocast
@@ -20,7 +21,6 @@ from fedlora.training.footprint.live_bytes import LiveBytes
 from fedlora.training.footprint.outline import RunOutline, example_inputs, unplannable
 from fedlora.training.tasks import Batch
 from fedlora.training.tasks.classification import Classification
-from fedlora.training.trainer import logits_of
 
 WEIGHTS, UNTOUCHED, ADAPTER = "weights", "untouched weights", "adapter"
 GRADIENTS, OPTIMIZER, WORKSPACE = "gradients", "optimizer", "workspace"
