@@ -96,17 +96,42 @@ def test_outputs_and_gradients_are_those_of_the_whole_model(model: Held) -> None
     assert any(gradient.abs().max() > 0 for gradient in expected[1:])
 
 
-def test_the_frozen_blocks_run_once_for_an_example(model: Held) -> None:
-    kept, calls = model.kept(), []
+def frozen_calls(model: Held, kept: FrozenLayersKept) -> list[int]:
+    """Return a list that grows by one whenever the frozen blocks of `model` run."""
+    calls: list[int] = []
     blocks = next(part for part in model.resident.peft_model.modules() if isinstance(part, nn.ModuleList))
     frozen = next(part for part in blocks[kept.num_blocks - 1].modules() if isinstance(part, nn.Linear))
-    kept(**model.batch(0, 1, 2).inputs)  # Checked against the whole model.
     frozen.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def test_the_frozen_blocks_run_once_for_an_example(model: Held) -> None:
+    kept = model.kept()
+    kept(**model.batch(0, 1, 2).inputs)  # Checked against the whole model.
+    calls = frozen_calls(model, kept)
     with torch.no_grad():
         kept(**model.batch(2, 1).inputs)
         assert not calls
         kept(**model.batch(2, 3).inputs)
     assert len(calls) == 1
+
+
+def test_what_a_batch_lacks_is_computed_with_what_is_to_come(model: Held) -> None:
+    """The same to the last bit, in fewer passes over the frozen blocks."""
+    places = list(range(min(20, len(model.prepared))))
+    batches = [model.batch(place) for place in places]
+    one, other = model.kept(), model.kept()
+    with torch.no_grad():
+        expected = [output(one(**batch.inputs)) for batch in batches]
+        other(**batches[0].inputs)
+        calls = frozen_calls(model, other)
+        other.look_ahead(batch.inputs for batch in batches)
+        found = [output(other(**batch.inputs)) for batch in batches]
+    for given, wanted in zip(found, expected, strict=True):
+        assert torch.equal(given, wanted)
+    masks = [batch.inputs["attention_mask"] for batch in batches if "attention_mask" in batch.inputs]
+    num_shapes = max(1, len({-(-mask.shape[1] // 16) for mask in masks}))
+    assert 0 < len(calls) <= -(-len(places) // 8) * num_shapes < len(places) - 1
 
 
 def test_what_is_kept_depends_on_the_example_alone(model: Held) -> None:

@@ -4,12 +4,13 @@ Where a model is trained in its upper blocks alone, the lower ones give the same
 round. What enters the first trained block is kept, by what the example consists of; after that the lower blocks pass
 on what they are given, and the kept values enter in their place. Examples are computed without dropout, and always as
 many at a time in tensors of the same shapes: what is kept depends on nothing but the example, whichever batch, client,
-worker or run asks first.
+worker or run asks first. Where a batch lacks fewer than that, examples of the batches to come are computed with them.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -25,11 +26,16 @@ _SETTING = "train.frozen_cache_megabytes"
 _REMEDY = f"set {_SETTING} to 0"
 # So many examples are computed at once, of so many tokens or a multiple.
 _CHUNK, _TOKENS = 16, 16
+# In so many batches to come examples are looked for that fill up what is computed at once.
+_BATCHES_AHEAD = 8
 # The one input that is not by example: the places of which the head is to give logits.
 _ABOVE = "logits_to_keep"
 # Relative to the largest output, between the frozen blocks' own batches and that of a step.
 _TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-9}
 _COARSE_TOLERANCE = 0.05
+
+_Row = dict[str, Tensor]
+_Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class FrozenLayersKept:
@@ -62,6 +68,8 @@ class FrozenLayersKept:
         self._origin = f"{origin} {path} {self.num_blocks}".encode()
         self._gives_tuples = False
         self._is_checked = False
+        self._to_come: Iterator[Mapping[str, Tensor]] = iter(())
+        self._waiting: dict[_Shapes, dict[bytes, _Row]] = {}
 
     def __call__(self, **inputs: Tensor) -> object:
         """Return the model's output for a batch.
@@ -75,6 +83,15 @@ class FrozenLayersKept:
             self._is_checked = True
         return self._above(inputs, hidden)
 
+    def look_ahead(self, to_come: Iterator[Mapping[str, Tensor]]) -> None:
+        """From here on compute with what a batch lacks, as far as there is room, examples of the batches to come.
+
+        Args:
+            to_come: their inputs, of which as many are taken as are needed.
+        """
+        self._to_come = to_come
+        self._waiting.clear()
+
     def _above(self, inputs: Mapping[str, Tensor], hidden: Tensor) -> object:
         """Return the output for what enters the first trained block: `hidden` (batch_size, tokens, width)."""
         with self._passed_over(), _entered(self._blocks[self.num_blocks], lambda _: hidden):
@@ -83,7 +100,7 @@ class FrozenLayersKept:
     def _hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return what enters the first trained block (batch_size, tokens, width), zero where there is padding."""
         mask = inputs.get("attention_mask")
-        rows = [_row(inputs, place, mask) for place in range(len(next(iter(inputs.values()))))]
+        rows = _rows(inputs)
         keys = [self._key(row) for row in rows]
         found = {key: self._kept.get(key) for key in keys}
         missing = {key: row for key, row in zip(keys, rows, strict=True) if found[key] is None}
@@ -98,22 +115,41 @@ class FrozenLayersKept:
             whole[place, mask[place].bool().cpu()] = hidden
         return whole.to(mask.device)
 
-    def _computed(self, rows: Mapping[bytes, Mapping[str, Tensor]]) -> Iterator[tuple[bytes, Tensor]]:
-        """Yield for each example what it gives (tokens, width), on the CPU; by its key."""
-        alike: dict[object, list[bytes]] = {}
-        padded = {key: _padded(row) for key, row in rows.items()}
-        for key, row in padded.items():
-            alike.setdefault(tuple((name, tuple(tensor.shape)) for name, tensor in row.items()), []).append(key)
-        for keys in alike.values():
+    def _computed(self, rows: Mapping[bytes, _Row]) -> Iterator[tuple[bytes, Tensor]]:
+        """Yield what each example gives (tokens, width) on the CPU, and what is computed with it; by key."""
+        alike: dict[_Shapes, list[bytes]] = {}
+        for key, row in rows.items():
+            alike.setdefault(_shapes(_padded(row)), []).append(key)
+        for shapes, keys in alike.items():
             for begin in range(0, len(keys), _CHUNK):
-                part = keys[begin : begin + _CHUNK]
+                part = {key: rows[key] for key in keys[begin : begin + _CHUNK]}
+                part |= self._to_come_of(shapes, _CHUNK - len(part), besides=part)
+                padded = [_padded(row) for row in part.values()]
                 # Always as many: how a row of a product is computed may depend on how many there are.
-                chosen = [padded[key] for key in [*part, *[part[0]] * (_CHUNK - len(part))]]
-                batch = {name: torch.cat([row[name] for row in chosen]) for name in chosen[0]}
-                for key, hidden in zip(part, self._below(batch).cpu(), strict=False):
-                    yield key, self._without_padding(hidden, rows[key], batch)
+                padded += padded[:1] * (_CHUNK - len(part))
+                batch = {name: torch.cat([row[name] for row in padded]) for name in padded[0]}
+                for (key, row), hidden in zip(part.items(), self._below(batch).cpu(), strict=False):
+                    yield key, self._without_padding(hidden, row, batch)
 
-    def _without_padding(self, hidden: Tensor, row: Mapping[str, Tensor], padded: Mapping[str, Tensor]) -> Tensor:
+    def _to_come_of(self, shapes: _Shapes, num_most: int, *, besides: Mapping[bytes, _Row]) -> dict[bytes, _Row]:
+        """Return examples of batches to come that are not kept yet, with such shapes when padded; by their keys."""
+        if num_most == 0 or self._kept.is_full:
+            return {}
+        waiting = self._waiting.setdefault(shapes, {})
+        for inputs in islice(self._to_come, _BATCHES_AHEAD):
+            for row in _rows(inputs):
+                if self._kept.get(key := self._key(row)) is None:
+                    self._waiting.setdefault(_shapes(_padded(row)), {})[key] = row
+            if len(waiting) >= num_most + len(besides):
+                break
+        found: dict[bytes, _Row] = {}
+        while waiting and len(found) < num_most:
+            key, row = waiting.popitem()
+            if key not in besides and self._kept.get(key) is None:
+                found[key] = row
+        return found
+
+    def _without_padding(self, hidden: Tensor, row: _Row, padded: _Row) -> Tensor:
         if "attention_mask" not in row:
             return hidden
         num_tokens, num_padded = row["attention_mask"].shape[1], padded["attention_mask"].shape[1]
@@ -273,8 +309,13 @@ def _entered(block: nn.Module, replaced: Callable[[Tensor], Tensor]) -> Iterator
         hook.remove()
 
 
-def _row(inputs: Mapping[str, Tensor], place: int, mask: Tensor | None) -> dict[str, Tensor]:
-    """Return one example of a batch, as a batch of its own without padding."""
+def _rows(inputs: Mapping[str, Tensor]) -> list[_Row]:
+    """Return each example of a batch, as a batch of its own without padding."""
+    mask = inputs.get("attention_mask")
+    return [_row(inputs, place, mask) for place in range(len(next(iter(inputs.values()))))]
+
+
+def _row(inputs: Mapping[str, Tensor], place: int, mask: Tensor | None) -> _Row:
     row = {name: tensor[place : place + 1] for name, tensor in inputs.items() if name != _ABOVE}
     if mask is None:
         return row
@@ -282,7 +323,11 @@ def _row(inputs: Mapping[str, Tensor], place: int, mask: Tensor | None) -> dict[
     return {name: part[:, is_token] if inputs[name].shape[:2] == mask.shape else part for name, part in row.items()}
 
 
-def _padded(row: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _shapes(row: _Row) -> _Shapes:
+    return tuple((name, tuple(tensor.shape)) for name, tensor in row.items())
+
+
+def _padded(row: _Row) -> _Row:
     """Return an example's tokens filled up with masked ones to a multiple, so that many have one shape."""
     mask = row.get("attention_mask")
     if mask is None:

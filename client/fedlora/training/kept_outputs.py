@@ -15,14 +15,18 @@ logger = logging.getLogger(__name__)
 
 
 class KeptOutputs:
-    """What enters the first trained block, by model and example, as long as there is room; for all of a process."""
+    """What enters the first trained block, by model and example, as long as there is room; for all of a process.
+
+    Attributes:
+        is_full: whether there was no room for something.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[bytes, Tensor] = {}
         self._block = torch.empty(0, dtype=torch.uint8)
         self._num_used = 0
         self._num_bytes = 0
-        self._is_full = False
+        self.is_full = False
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -37,8 +41,8 @@ class KeptOutputs:
         if self._num_bytes + size <= max_bytes:
             self._kept[key] = self._copied(hidden)
             self._num_bytes += size
-        elif not self._is_full:
-            self._is_full = True
+        elif not self.is_full:
+            self.is_full = True
             logger.warning(
                 "train.frozen_cache_megabytes are used up after %d examples of about %.0f kB: the others are computed "
                 "again each time",

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, TypeVar, cast
 
 import numpy as np
@@ -111,13 +112,12 @@ class LocalTrainer(Generic[P]):
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast == torch.float16)
         self._has_told = False
         self._forward: Callable[..., object] = model.peft_model
-        if settings.frozen_cache_megabytes:
-            self._forward = FrozenLayersKept(
-                model.peft_model,
-                kept=kept_by_process(),
-                origin=origin,
-                max_megabytes=settings.frozen_cache_megabytes,
+        self._frozen: FrozenLayersKept | None = None
+        if megabytes := settings.frozen_cache_megabytes:
+            self._frozen = FrozenLayersKept(
+                model.peft_model, kept=kept_by_process(), origin=origin, max_megabytes=megabytes
             )
+            self._forward = self._frozen
         self._judged = self._forward
         if settings.compile:
             # For training alone: what is judged is judged by the model as it is.
@@ -169,6 +169,8 @@ class LocalTrainer(Generic[P]):
         # A step that an error cut off, such as one for want of memory, leaves its gradients behind.
         optimizer.zero_grad(set_to_none=True)
         batches = _batch_indices(len(prepared), settings.batch_size, np.random.default_rng(batch_seed))
+        of_steps = list(islice(batches, num_steps))
+        self._look_ahead(prepared, of_steps)
         torch.manual_seed(dropout_seed)
         self.model.set_training(True)
         losses: list[Tensor] = []
@@ -176,14 +178,14 @@ class LocalTrainer(Generic[P]):
         silent = [name for name in trained if not is_routed(name)]
         self._seconds = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
         began = time.perf_counter()
-        for step in range(num_steps):
+        for step, indices in enumerate(of_steps):
             if is_unwanted():
                 raise TrainingInterrupted(f"left off before step {step + 1} of {num_steps}: nobody waits for it")
             if losses and time.perf_counter() - began > self._max_seconds:
                 logger.warning("ended after %d of %d steps: limits.max_seconds is over", len(losses), num_steps)
                 break
             set_rate(optimizer, (1 - momentum) * self._learning_rate(progress, share=(step + 0.5) / num_steps))
-            loss, step_tokens = self._gradients(prepared, next(batches), optimizer)
+            loss, step_tokens = self._gradients(prepared, indices, optimizer)
             losses.append(loss)
             num_tokens += step_tokens
             silent = [name for name in silent if trained[name].grad is None]
@@ -210,6 +212,11 @@ class LocalTrainer(Generic[P]):
             self._micro_batch_size if is_reduced else 0,
             {} if settings.optimizer_state == "reset" else read_moments(optimizer, self.model.trained()),
         )
+
+    def _look_ahead(self, prepared: P, batches: Sequence[np.ndarray]) -> None:
+        """Tell the frozen layers, where their outputs are kept, which examples are to come."""
+        if self._frozen is not None:
+            self._frozen.look_ahead(self.task.collate(prepared, part, device=self.device).inputs for part in batches)
 
     def _tell_of(self, silent: Sequence[str], *, num_trained: int) -> None:
         """Say once what got no gradient in any step: a model of the user's own may have parts that nothing reaches."""
@@ -273,6 +280,9 @@ class LocalTrainer(Generic[P]):
     def evaluate(self, prepared: P, indices: np.ndarray, *, batch_size: int) -> Evaluation:
         """Return how the model's adapter does on the examples at `indices`, in their order."""
         self.model.set_training(False)
+        self._look_ahead(
+            prepared, [indices[place : place + batch_size] for place in range(0, len(indices), batch_size)]
+        )
         judged: list[Evaluation] = []
         begin = 0
         while begin < len(indices):
