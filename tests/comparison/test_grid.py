@@ -96,12 +96,49 @@ def test_each_variant_takes_what_is_best_on_validation_whatever_the_test_set_say
     assert all(result(tmp_path, cell) is None for cell in left)
 
 
-def test_a_folder_is_of_one_comparison_which_may_get_more_draws(tmp_path: Path) -> None:
+MORE = replace(
+    GRID,
+    methods=("lora_fair", "flora", "fedit"),
+    references=("head_only", "centralised"),
+    over={"lora.rank": ("16", "8", "4")},
+    tuned={RATE: ("5e-4", "1e-3", "2e-3", "4e-3")},
+    num_draws=5,
+    num_tuning_draws=3,
+)
+
+
+def test_more_may_be_asked_for_and_what_there_is_has_its_place(tmp_path: Path) -> None:
     begin(tmp_path, BASE, GRID)
-    begin(tmp_path, BASE, replace(GRID, num_draws=5))
-    assert read(tmp_path) == (BASE, replace(GRID, num_draws=5))
-    with pytest.raises(StoreError, match=r"another comparison: methods is \('fedit', 'lora_fair'\) there"):
-        begin(tmp_path, BASE, replace(GRID, methods=("fedit",)))
+    before = [*tuning_cells(GRID), *final_cells(GRID, {})]
+    begin(tmp_path, BASE, MORE)
+    assert read(tmp_path) == (BASE, MORE)
+    after = {cell.folder: cell.config(BASE) for cell in (*tuning_cells(MORE), *final_cells(MORE, {}))}
+    for cell in before:
+        assert after[cell.folder] == cell.config(BASE)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"methods": ("fedit",)}, r"with --methods fedit,lora_fair: lora_fair is not among those here"),
+        ({"references": ()}, r"with --references head_only: head_only is not among those here"),
+        ({"over": {}}, r"with --over lora\.rank, here of nothing"),
+        (
+            {"over": {"lora.rank": ("4", "8"), "lora.alpha": ("8",)}},
+            r"with --over lora\.rank, here lora\.rank, lora\.alpha",
+        ),
+        ({"tuned": {RATE: ("4e-3",)}}, r"with --tune train\.learning_rate=\S+: \S+ is not among those here"),
+    ],
+)
+def test_a_folder_is_of_one_comparison(tmp_path: Path, other: dict[str, Any], said: str) -> None:
+    begin(tmp_path, BASE, GRID)
+    with pytest.raises(StoreError, match=f"holds another comparison, {said}; ask for that too, or choose --out"):
+        begin(tmp_path, BASE, replace(GRID, **other))
+    assert read(tmp_path) == (BASE, GRID)
+
+
+def test_a_folder_is_of_one_run_file_and_of_nothing_else(tmp_path: Path) -> None:
+    begin(tmp_path, BASE, GRID)
     with pytest.raises(StoreError, match=r"another comparison: federation\.rounds is 10 there, 3 here"):
         begin(tmp_path, preset("digits", "federation.rounds=3"), GRID)
     (tmp_path / "other").mkdir()

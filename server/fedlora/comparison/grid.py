@@ -102,6 +102,27 @@ def final_cells(grid: Grid, chosen: Mapping[str, Mapping[str, str]]) -> Iterator
         yield Cell(variant, chosen.get(variant.name, {}), draw)
 
 
+def what_lacks(grid: Grid, before: Grid) -> str:
+    """Return what `before` has that `grid` has not, in words; "" where all of its runs have a place in `grid`."""
+    for option, there, here in (
+        ("--methods", before.methods, grid.methods),
+        ("--references", before.references, grid.references),
+    ):
+        if missing := [name for name in there if name not in here]:
+            return f"with {option} {','.join(there)}: {missing[0]} is not among those here"
+    for option, of_keys, here_of in (("--over", before.over, grid.over), ("--tune", before.tuned, grid.tuned)):
+        if of_keys.keys() != here_of.keys():
+            return f"with {option} {_keys(of_keys)}, here {_keys(here_of)}"
+        for key, values in of_keys.items():
+            if missing := [value for value in values if value not in here_of[key]]:
+                return f"with {option} {key}={','.join(values)}: {missing[0]} is not among those here"
+    return ""
+
+
+def _keys(values: Mapping[str, Sequence[str]]) -> str:
+    return ", ".join(values) or "of nothing"
+
+
 def combinations(values: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
     """Return every combination of one value for each key; one empty one where there is no key."""
     return [dict(zip(values, taken, strict=True)) for taken in product(*values.values())]

@@ -29,7 +29,7 @@ from fedlora.common.locks import hold, is_held
 from fedlora.common.run_file import differences, load_run, to_toml
 from fedlora.common.run_folder import RUN_FILE
 from fedlora.comparison.grid import CODEC as GRIDS
-from fedlora.comparison.grid import Cell, Grid, combinations, final_cells, tuning_cells
+from fedlora.comparison.grid import Cell, Grid, combinations, final_cells, tuning_cells, what_lacks
 from fedlora.comparison.results import RunResult
 from fedlora.models.bitsandbytes_door import spare_bitsandbytes
 
@@ -43,7 +43,9 @@ Chosen = Mapping[str, Mapping[str, str]]
 
 
 def begin(folder: Path, base: RunConfig, grid: Grid) -> None:
-    """Write what is asked for into a folder, unless it stands there; more draws may be asked for later.
+    """Write what is asked for into a folder, unless it stands there.
+
+    More may be asked for later, in which all has its place that is there: draws, methods, references, values.
 
     Raises:
         StoreError: the folder holds something else, or another comparison.
@@ -53,12 +55,8 @@ def begin(folder: Path, base: RunConfig, grid: Grid) -> None:
         if found := differences(before_base, base):
             key, (one, other) = next(iter(found.items()))
             raise StoreError(f"{folder} holds another comparison: {key} is {one!r} there, {other!r} here; choose --out")
-        for name in ("methods", "over", "tuned", "references", "num_tuning_draws"):
-            if getattr(before, name) != getattr(grid, name):
-                raise StoreError(
-                    f"{folder} holds another comparison: {name} is {getattr(before, name)!r} there, "
-                    f"{getattr(grid, name)!r} here; choose --out"
-                )
+        if lacking := what_lacks(grid, before):
+            raise StoreError(f"{folder} holds another comparison, {lacking}; ask for that too, or choose --out")
     elif folder.exists() and any(folder.iterdir()):
         raise StoreError(f"{folder} holds something that is no comparison; choose a new folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
