@@ -168,12 +168,26 @@ def test_what_so_many_draws_can_show_is_said(leads: dict[str, float], num_draws:
 
 def test_an_unequal_budget_of_tuning_is_said() -> None:
     key = "train.learning_rate"
-    equal = (Variant(BASELINE, BASELINE, chosen={key: 3}), Variant("flora", "flora", chosen={key: 3}))
-    more = (equal[0], Variant("flora", "flora", chosen={key: 5}))
+    three, settings = ("1e-3", "2e-3", "4e-3"), {key: "2e-3"}
+    equal = tuple(Variant(name, name, settings, {key: three}) for name in (BASELINE, "flora"))
+    more = (equal[0], Variant("flora", "flora", settings, {key: (*three, "8e-3", "1.6e-2")}))
     texts = [about_tuning(evaluate(comparison({"flora": 0.1}, variants=variants))) for variants in (equal, more)]
     assert texts[0].endswith("train.learning_rate, from equally many values for each variant.")
     assert "not from equally many values" in texts[1]
     assert "Nothing was tuned" in about_tuning(evaluate(comparison({"flora": 0.1})))
+
+
+@pytest.mark.parametrize(("taken", "end"), [("0.004", "largest"), ("1e-3", "smallest")])
+def test_a_choice_at_an_end_of_what_there_was_is_said(taken: str, end: str) -> None:
+    key, values = "train.learning_rate", ("4e-3", "1e-3", "2e-3")
+    variants = (
+        Variant(BASELINE, BASELINE, {key: "2e-3"}, {key: values}),
+        Variant(
+            "flora", "flora", {key: taken, "train.schedule": "cosine"}, {key: values, "train.schedule": ("cosine",)}
+        ),
+    )
+    said = about_tuning(evaluate(comparison({"flora": 0.1}, variants=variants)))
+    assert said.endswith(f"What lies beyond might be better still for flora ({end} train.learning_rate).")
 
 
 def test_two_methods_that_do_the_same_to_the_last_digit_are_named() -> None:

@@ -28,7 +28,7 @@ def test_a_run_on_ray_is_the_same_and_what_stops_it_is_said(vision_run: MakeRun,
     heard: list[Progress] = []
     handler = signal.getsignal(signal.SIGTERM)
     run_all(tmp_path / "out", num_workers=1, listener=heard.append, engine="ray")
-    assert [(progress.num_done, progress.is_tuning) for progress in heard] == [(1, True), (2, True), (3, False)]
+    assert [(progress.num_done, bool(progress.tried)) for progress in heard] == [(1, True), (2, True), (3, False)]
     assert (heard[-1].num_all, heard[-1].was_over) == (3, False)
     assert signal.getsignal(signal.SIGTERM) is handler
     cell = list(final_cells(GRID, chosen(tmp_path / "out", GRID)))[1]

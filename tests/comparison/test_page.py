@@ -23,7 +23,9 @@ MADE = comparison(
     {TUNED: 0.1, "flora": -0.02},
     variants=(
         Variant(BASELINE, BASELINE),
-        Variant(TUNED, "lora_fair", {"train.learning_rate": "0.002"}, {"train.learning_rate": 3}),
+        Variant(
+            TUNED, "lora_fair", {"train.learning_rate": "0.002"}, {"train.learning_rate": ("0.001", "0.002", "0.004")}
+        ),
         Variant("flora", "flora"),
         Variant("local_only", "local_only", kind="reference"),
     ),
@@ -60,7 +62,7 @@ def test_markdown_has_each_difference_with_what_can_be_said_of_it() -> None:
 def test_what_was_left_out_and_what_was_tuned_is_in_both_outputs(html: str) -> None:
     for text in (markdown.render(MADE), Page(html).text):
         assert "flora, draw 10, counts for nothing: no update depends on another." in text
-        assert "train.learning_rate of 3 values" in text
+        assert "train.learning_rate of 0.001, 0.002, 0.004" in text
     assert "Left out" not in markdown.render(comparison({"flora": 0.1}))
 
 

@@ -110,7 +110,8 @@ class _Lines:
         left = passed / num_own * (progress.num_all - progress.num_done) if num_own else 0.0
         said = found.fault or f"{found.course.metric[-1]:.4f}"
         about = f", about {duration_text(left)} left" if left else ""
-        what = f"{found.variant}, draw {found.draw}{' (to choose)' if progress.is_tuning else ''}: {said}"
+        tried = ", ".join(f"{key}={value}" for key, value in progress.tried.items())
+        what = f"{found.variant}, draw {found.draw}{f' (to choose: {tried})' if tried else ''}: {said}"
         line = f"{progress.num_done:>4}/{progress.num_all}  {what}{about}"
         self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 

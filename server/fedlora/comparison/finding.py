@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from itertools import combinations
 
 from fedlora.comparison.evaluation import Difference, Evaluation, Row
+from fedlora.comparison.results import Variant
 from fedlora.comparison.statistics import LEAST_DRAWS, Interval, can_show, smallest_p
 from fedlora.comparison.wording import amount_text, better_if, interval_text, is_lower_better, with_unit
 from fedlora.server.report.wording import capital, count_text, is_percentage, list_text, ranges_text, score_text
@@ -95,8 +96,8 @@ def about_costs(evaluation: Evaluation) -> str:
 
 
 def about_tuning(evaluation: Evaluation) -> str:
-    """Return what was chosen on what, and whether by the same budget."""
-    chosen = [row.variant.chosen for row in evaluation.methods]
+    """Return what was chosen on what, whether by the same budget, and whether more values might have been better."""
+    chosen = [{key: len(values) for key, values in row.variant.chosen.items()} for row in evaluation.methods]
     if not any(chosen):
         return "Nothing was tuned: each variant ran with the settings that it was given."
     keys = sorted({key for each in chosen for key in each})
@@ -105,7 +106,23 @@ def about_tuning(evaluation: Evaluation) -> str:
         if all(each == chosen[0] for each in chosen)
         else "not from equally many values for each variant: more values are a better chance"
     )
-    return f"Chosen on the clients' own validation, never on the test set: {list_text(keys)}, {budget}."
+    at_ends = [f"{row.variant.name} ({end})" for row in evaluation.methods if (end := _at_an_end(row.variant))]
+    beyond = f" What lies beyond might be better still for {list_text(at_ends)}." if at_ends else ""
+    return f"Chosen on the clients' own validation, never on the test set: {list_text(keys)}, {budget}.{beyond}"
+
+
+def _at_an_end(variant: Variant) -> str:
+    """Return which settings were chosen at an end of the numbers that there were to choose from."""
+    found = []
+    for key, values in variant.chosen.items():
+        try:
+            numbers = sorted(map(float, values))
+        except ValueError:
+            continue
+        taken = float(variant.settings[key])
+        if len(numbers) > 1 and taken in (numbers[0], numbers[-1]):
+            found.append(f"{'largest' if taken == numbers[-1] else 'smallest'} {key}")
+    return ", ".join(found)
 
 
 def left_out(evaluation: Evaluation) -> list[str]:

@@ -107,7 +107,7 @@ def _value(config: object, key: str) -> object:
 
 
 def _with_choice(variant: Variant, grid: Grid, taken: Mapping[str, str]) -> Variant:
-    chosen = {key: len(grid.tuned[key]) for key in taken}
+    chosen = {key: grid.tuned[key] for key in taken}
     return replace(variant, settings={**variant.settings, **taken}, chosen=chosen)
 
 

@@ -66,14 +66,14 @@ class Variant:
         name: as runs name it.
         method: of aggregation; or a reference: "centralised", "local_only", "head_only".
         settings: overrides of the run file, as they would be typed.
-        chosen: those of them that were chosen on the clients' validation, and from how many values.
+        chosen: those of them that were chosen on the clients' validation, and from which values.
         kind: "method", or "reference": what no federation can be, shown for scale and not tested against.
     """
 
     name: str
     method: str
     settings: Mapping[str, str] = field(default_factory=dict)
-    chosen: Mapping[str, int] = field(default_factory=dict)
+    chosen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kind: Literal["method", "reference"] = "method"
 
 

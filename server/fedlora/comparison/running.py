@@ -23,10 +23,13 @@ _LAST_CHARACTERS = 2_000
 
 @dataclass(frozen=True)
 class Progress:
-    """A run that is over: the how-manieth of how many, and whether it was so before; of those to choose by first."""
+    """A run that is over: the how-manieth of how many, and whether it was so before; of those to choose by first.
+
+    `tried` are the values that it has, where it is one to choose by.
+    """
 
     result: RunResult
-    is_tuning: bool
+    tried: Mapping[str, str]
     num_done: int
     num_all: int
     was_over: bool
@@ -123,7 +126,8 @@ class _Teller:
             found += self._found()
         for path, given in found:
             self._num_told += 1
-            self._listener(Progress(given, path in self._tuning, self._num_told, self._num_all, was_over))
+            tried = self._tuning[path].chosen if path in self._tuning else {}
+            self._listener(Progress(given, tried, self._num_told, self._num_all, was_over))
 
     def _found(self) -> list[tuple[str, RunResult]]:
         """Return what is over of what is left, which it then is no more."""

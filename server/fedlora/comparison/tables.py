@@ -120,12 +120,12 @@ def draws(evaluation: Evaluation) -> Table:
 
 
 def settings(evaluation: Evaluation) -> Table:
-    """Return what each variant is, and which of its settings were chosen from how many values."""
+    """Return what each variant is, and which of its settings were chosen from which values."""
     columns: Columns[Variant] = (
         ("variant", lambda variant: variant.name),
         ("method", lambda variant: variant.method),
         ("settings", lambda variant: _joined(f"{key}={value}" for key, value in variant.settings.items())),
-        ("chosen", lambda variant: _joined(f"{key} of {count} values" for key, count in variant.chosen.items())),
+        ("chosen", lambda variant: _joined(f"{key} of {', '.join(values)}" for key, values in variant.chosen.items())),
     )
     return table("Variants", columns, evaluation.comparison.variants, num_text_columns=4)
 
