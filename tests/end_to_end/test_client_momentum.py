@@ -12,7 +12,11 @@ from test_deployment import site_file
 
 from fedlora.common.config import RunConfig
 from fedlora.common.run_file import to_toml
-from fedlora.simulation import SimulationResult, simulate
+from fedlora.server.sites import ForgetfulGrid
+from fedlora.simulation import SimulationResult, same_process, simulate
+from fedlora.simulation.same_process import SameProcessGrid
+from fedlora.simulation.simulate import simulate_over
+from fedlora.training.data import load_federated_data
 
 MakeRun = Callable[..., RunConfig]
 
@@ -53,6 +57,21 @@ def test_a_client_that_sat_out_a_round_is_counted_as_sent_both(uninterrupted: Si
         absent = set(report.cohort) - set(before.cohort)
         assert report.bytes_down == (2 + len(absent)) * size
     assert any(report.bytes_down > 2 * size for report in reports[2:])
+
+
+class Forgetful(SameProcessGrid, ForgetfulGrid):
+    """Flower's own nodes, of which each message is for a process of its own."""
+
+
+def test_clients_that_keep_nothing_are_counted_as_sent_both(
+    config: RunConfig, uninterrupted: SimulationResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(same_process, "SameProcessGrid", Forgetful)
+    data = load_federated_data(config)
+    found = simulate_over(data, config, out=tmp_path / "out", engine=same_process.run_in_same_process)
+    assert adapter_sha256(found.folder) == adapter_sha256(uninterrupted.folder)
+    size = (found.folder / "rounds" / "0003" / "adapter.safetensors").stat().st_size
+    assert [report.bytes_down // size for report in found.reports] == [0, 2, 4, 4]
 
 
 @pytest.mark.slow  # The kill matrix has client momentum too, with everybody in every round.

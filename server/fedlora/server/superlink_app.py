@@ -22,6 +22,7 @@ from fedlora.common.run_folder import RUN_FILE
 from fedlora.server.record.events import Event, Noted, RoundEnded, RunStarted, SitesDescribed, UpdateArrived
 from fedlora.server.report.data_notes import data_notes
 from fedlora.server.report.shares import cap_lines
+from fedlora.server.sites import ForgetfulGrid
 from fedlora.server.whole_run import Run, whole_run
 from fedlora.v1 import messages_pb2
 
@@ -52,7 +53,7 @@ def main(grid: Grid, context: Context) -> None:
     whole_run(run, lambda rounds: rounds.server_app()(RunCarryingGrid(grid, config), context), shown=nullcontext(_tell))
 
 
-class RunCarryingGrid(Grid):
+class RunCarryingGrid(ForgetfulGrid):
     """Another Grid, each of whose messages also carries the run file.
 
     Its nodes are other owners' machines: of what is local nothing is taken from them, and what the run fixes is put in.

@@ -166,7 +166,9 @@ class FederatedRun:
         packed = given.packed if start is given.adapter else pack(start)
         form = self._config.train.shared_moments
         moments = SharedMoments(moments_in(before.state), form) if form and number > 1 else None
-        starts = Starts(start, packed, request, method=self._method, former=_former_of(before), moments=moments)
+        starts = Starts(
+            start, packed, request, method=self._method, former=_former_of(before, federation.link), moments=moments
+        )
         collected = self._collector.collect(federation, number, starts, needed=self._needed)
         trained = time.perf_counter()
         announce("aggregate")
@@ -303,11 +305,12 @@ class FederatedRun:
         return moved.bytes_down - self._traffic.bytes_down, moved.bytes_up - self._traffic.bytes_up
 
 
-def _former_of(before: _Ended) -> Former | None:
+def _former_of(before: _Ended, sites: Sites) -> Former | None:
     """Return what the last round started from, where this one's clients need it."""
     if before.former is None:
         return None
-    return Former(before.former.adapter, before.former.packed, sent_to=before.report.cohort)
+    sent_to = before.report.cohort if sites.keep_adapters else ()
+    return Former(before.former.adapter, before.former.packed, sent_to)
 
 
 def _why_over(last: int, config: RunConfig) -> str:

@@ -44,7 +44,7 @@ class SharedMoments:
 
 @dataclass(frozen=True, eq=False)
 class Former:
-    """What the round before started from, where clients need it: the adapter, its packed form, and who was sent it."""
+    """What the round before started from, where clients need it: the adapter, its packed form, and who has it still."""
 
     adapter: Adapter
     packed: Packed

@@ -3,11 +3,11 @@
 from flwr.serverapp import Grid
 
 from fedlora.server.sites.contract import Reply, Sites, Traffic
-from fedlora.server.sites.flower import FlowerSites
+from fedlora.server.sites.flower import FlowerSites, ForgetfulGrid
 from fedlora.server.sites.lasting import LastingSites
 from fedlora.server.sites.lasting_grid import LastingGrid
 
-__all__ = ["FlowerSites", "LastingSites", "Reply", "Sites", "Traffic", "sites_behind"]
+__all__ = ["FlowerSites", "ForgetfulGrid", "LastingSites", "Reply", "Sites", "Traffic", "sites_behind"]
 
 
 def sites_behind(grid: Grid, *, num_sites: int) -> Sites:

@@ -36,9 +36,13 @@ class Sites(Protocol):
     Attributes:
         are_fixed: whether those of the start are the same, with the same data, as long as the run lasts: nobody comes
             later, and who does not answer will not come back.
+        keep_adapters: whether they have what they were sent in the round before, which then does not travel again.
     """
 
     are_fixed: bool
+
+    @property
+    def keep_adapters(self) -> bool: ...
 
     def descriptions(self) -> Mapping[str, SiteDescription]:
         """Return by name what the sites that can be asked now say of themselves.

@@ -27,6 +27,10 @@ _WAIT_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 
 
+class ForgetfulGrid(Grid):
+    """A Grid whose nodes keep nothing from one message to the next: each message carries all that it takes."""
+
+
 class FlowerSites:
     """The sites of a Grid whose nodes are all there at the start and stay; nothing is acknowledged or counted."""
 
@@ -39,6 +43,11 @@ class FlowerSites:
         self._nodes: dict[str, int] = dict(nodes or {})
         self._descriptions: dict[str, SiteDescription] = {}
         self._questions = Questions(with_files=False)
+
+    @property
+    def keep_adapters(self) -> bool:
+        """Whether they would, in the deployment that a simulation stands for; those of a `ForgetfulGrid` do not."""
+        return not isinstance(self._grid, ForgetfulGrid)
 
     def descriptions(self) -> Mapping[str, SiteDescription]:
         if not self._descriptions:

@@ -12,6 +12,7 @@ class LastingSites:
     """The sites of a lasting Grid, by name."""
 
     are_fixed = False
+    keep_adapters = True
 
     def __init__(self, grid: LastingGrid) -> None:
         self._grid = grid
