@@ -2,9 +2,12 @@
 
 import os
 import signal
+import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
 from fedlora.common.config import RunConfig
@@ -14,6 +17,8 @@ from fedlora.comparison.grid import Grid, final_cells
 from fedlora.comparison.running import Progress, run_all
 from fedlora.comparison.work import begin, chosen, result, work_or_say_why
 from fedlora.server.disk.store import RunFolder
+from fedlora.simulation import ray_engine
+from fedlora.simulation.ray_engine import require_reachable
 
 MakeRun = Callable[..., RunConfig]
 
@@ -51,11 +56,29 @@ def test_a_machine_that_does_not_see_the_folder_is_named(tmp_path: Path) -> None
     assert "share" in said
 
 
+@pytest.mark.parametrize("address", ["auto", "closed", "silent", "ray://silent"])
 def test_a_cluster_that_is_not_there_is_named(
-    vision_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vision_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
+    """Where nothing listens, and where what listens says nothing, which Ray would try again for minutes."""
     pytest.importorskip("ray")
     begin(tmp_path / "out", vision_run(), GRID)
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
-    with pytest.raises(ConfigError, match="RAY_ADDRESS is 'auto', and no Ray answers there"):
-        run_all(tmp_path / "out", num_workers=1, listener=print, engine="ray")
+    monkeypatch.setattr(ray_engine, "_REACH_SECONDS", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as closed:
+        for name, server in (("silent", silent), ("closed", closed)):
+            address = address.replace(name, f"127.0.0.1:{server.getsockname()[1]}")
+        closed.close()
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ConfigError, match=f"RAY_ADDRESS is '{address}', and no Ray answers there"):
+            run_all(tmp_path / "out", num_workers=1, listener=print, engine="ray")
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_what_speaks_grpc_may_be_a_cluster(scheme: str) -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        require_reachable(f"{scheme}127.0.0.1:{port}")
+    finally:
+        server.stop(0)

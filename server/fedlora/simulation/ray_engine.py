@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import grpc
 from flwr.app import ConfigRecordValues, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
@@ -19,7 +20,7 @@ from flwr.serverapp import ServerApp
 from fedlora.common.errors import ConfigError, RunError, one_line
 from fedlora.models.bitsandbytes_door import spare_bitsandbytes
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS, _REACH_SECONDS = 0.5, 20.0
 
 # Flower and Ray otherwise report their use over the network, and Ray warns of what a later version will do.
 _ENVIRONMENT = {
@@ -151,6 +152,7 @@ def _start_ray(ray: Any, num_workers: int | None) -> int:
     Raises:
         ConfigError: there is no such cluster.
     """
+    require_reachable(os.environ.get("RAY_ADDRESS", ""))
     pythonpath = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
     own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": num_workers, "include_dashboard": False}
     variables = {**_ENVIRONMENT, "PYTHONPATH": pythonpath, "FLWR_LOG_LEVEL": "ERROR"}
@@ -160,3 +162,20 @@ def _start_ray(ray: Any, num_workers: int | None) -> int:
         address = os.environ.get("RAY_ADDRESS", "")
         raise ConfigError(f"RAY_ADDRESS is {address!r}, and no Ray answers there ({one_line(error)})") from error
     return int(ray.cluster_resources().get("GPU", 0))
+
+
+def require_reachable(address: str) -> None:
+    """Raise ConfigError where nothing speaks gRPC, as Ray's head does; Ray itself would go on trying for minutes."""
+    place = address.removeprefix("ray://")
+    if ":" not in place or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return
+    channel = grpc.insecure_channel(place, options=[("grpc.enable_http_proxy", 0)])
+    try:
+        grpc.channel_ready_future(channel).result(timeout=_REACH_SECONDS)
+    except grpc.FutureTimeoutError:
+        raise ConfigError(
+            f"RAY_ADDRESS is {address!r}, and no Ray answers there within {_REACH_SECONDS:g} seconds; expected "
+            "host:port of the head of a running cluster, or no RAY_ADDRESS for a Ray of this machine"
+        ) from None
+    finally:
+        channel.close()
