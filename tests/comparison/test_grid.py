@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from made_comparisons import run as made_run
 
 from fedlora.common.codec import Codec
 from fedlora.common.errors import ConfigError, StoreError
+from fedlora.comparison.gathered import gathered, write
 from fedlora.comparison.grid import Cell, Grid, final_cells, require_usable, tuning_cells
 from fedlora.comparison.results import RunResult
 from fedlora.comparison.work import begin, chosen, read, result, unfinished
@@ -127,6 +129,8 @@ def test_more_may_be_asked_for_and_what_there_is_has_its_place(tmp_path: Path) -
             {"over": {"lora.rank": ("4", "8"), "lora.alpha": ("8",)}},
             r"with --over lora\.rank, here lora\.rank, lora\.alpha",
         ),
+        ({"num_draws": 2}, "with --draws 3, here 2"),
+        ({"num_tuning_draws": 1}, "with --tuning-draws 2, here 1"),
         ({"tuned": {RATE: ("4e-3",)}}, r"with --tune train\.learning_rate=\S+: \S+ is not among those here"),
     ],
 )
@@ -145,3 +149,29 @@ def test_a_folder_is_of_one_run_file_and_of_nothing_else(tmp_path: Path) -> None
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(StoreError, match="something that is no comparison"):
         begin(tmp_path / "other", BASE, GRID)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "run.toml").write_text("mine")
+    with pytest.raises(StoreError, match="something that is no comparison"):
+        begin(tmp_path / "own", BASE, GRID)
+    assert [path.read_text() for path in (tmp_path / "own").iterdir()] == ["mine"]
+    with pytest.raises(StoreError, match=r"--out .*: cannot be read \(Not a directory\)"):
+        begin(tmp_path / "own" / "run.toml", BASE, GRID)
+
+
+def test_a_comparison_that_was_cut_off_when_it_began_begins(tmp_path: Path) -> None:
+    begin(tmp_path, BASE, GRID)
+    (tmp_path / "grid.json").rename(tmp_path / "grid.json.tmp")
+    begin(tmp_path, BASE, MORE)
+    assert read(tmp_path) == (BASE, MORE)
+
+
+def test_commands_that_begin_and_end_at_once_do_not_meet(tmp_path: Path) -> None:
+    def command(folder: Path) -> None:
+        begin(folder, BASE, GRID)
+        write(gathered(folder, command=""), folder)
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(5):
+            list(pool.map(command, [tmp_path / str(number)] * 8))
+            assert not list((tmp_path / str(number)).glob("*.tmp"))
+            assert read(tmp_path / str(number)) == (BASE, GRID)

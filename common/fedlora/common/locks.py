@@ -5,10 +5,13 @@ Ids are given to others after a process's end, and mean nothing outside its cont
 
 import fcntl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from fedlora.common.errors import StoreError
+from fedlora.common.files import unwritable
 
 # Whoever asks holds the lock for a moment as well.
 _PATIENCE_SECONDS = 0.5
@@ -30,6 +33,26 @@ def hold(file: IO[bytes]) -> None:
             time.sleep(0.02)
         else:
             return
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the file at `path` meanwhile, which is made if need be; whoever else holds it is waited for.
+
+    Raises:
+        StoreError: it cannot be made, or its disk knows no locks.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "wb")  # noqa: SIM115 (it is closed below)
+    except OSError as error:
+        raise unwritable(path, 0, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise unwritable(path, 0, error) from error
+        yield
 
 
 def is_held(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """One run of a comparison, from its run file to its result; the references too, which are no federations."""
 
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,8 @@ class HeadOnly(FedIT):
 def run_cell(cell: Cell, base: RunConfig, folder: Path, *, read: ReadParts = read_parts) -> RunResult:
     """Do the run of a cell, or what is left of it, and return its result; one that cannot end has a fault.
 
-    All of it happens in this process, which may keep for the next run what both need.
+    All of it happens in this process, which may keep for the next run what both need. An error that is none of ours is
+    a fault too, for it would end every worker in turn; its traceback goes to stderr.
 
     Args:
         folder: the comparison's.
@@ -69,8 +71,15 @@ def run_cell(cell: Cell, base: RunConfig, folder: Path, *, read: ReadParts = rea
     except StoreError:
         raise
     except FedloraError as error:
-        return RunResult(cell.variant.name, cell.draw, cell.folder, Course(*[()] * 6), fault=one_line(error))
+        return _failed(cell, one_line(error))
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(cell, f"{type(error).__name__}: {one_line(error)}")
     return result_of(reports, variant=cell.variant.name, draw=cell.draw, folder=cell.folder)
+
+
+def _failed(cell: Cell, why: str) -> RunResult:
+    return RunResult(cell.variant.name, cell.draw, cell.folder, Course(*[()] * 6), fault=why)
 
 
 def pooled(data: FederatedData) -> FederatedData:
@@ -152,8 +161,13 @@ def _joined(parts: Sequence[Examples]) -> Examples:
 
 
 def _mean_course(courses: Sequence[Course]) -> Course:
+    """Return the mean by round; a course that ended before others stays where it ended."""
+    num_rounds = max(len(course.metric) for course in courses)
+
     def mean(name: str) -> tuple[float, ...]:
-        return tuple(fmean(values) for values in zip(*(getattr(course, name) for course in courses), strict=True))
+        found = [getattr(course, name) for course in courses]
+        whole = [(*values, *values[-1:] * (num_rounds - len(values))) for values in found]
+        return tuple(map(fmean, zip(*whole, strict=True)))
 
     shown: Mapping[str, tuple[float, ...]] = {name: mean(name) for name in ("metric", "loss", "validation")}
     nothing = tuple(0.0 for _ in shown["metric"])

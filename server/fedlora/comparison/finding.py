@@ -129,7 +129,7 @@ def left_out(evaluation: Evaluation) -> list[str]:
     """Return the runs that count for nothing, and the draws that a variant lacks, in a sentence each."""
     comparison = evaluation.comparison
     notes = [
-        f"{run.variant}, draw {run.draw}, counts for nothing: {run.fault.removesuffix('.')}."
+        f"{run.variant}, draw {run.draw}, counts for nothing: {_why(run.fault, is_tried_again=run.has_failed)}."
         for run in evaluation.broken
     ]
     notes += [
@@ -143,10 +143,24 @@ def left_out(evaluation: Evaluation) -> list[str]:
         for row in (*evaluation.methods, *evaluation.references)
         if row.missing
     ]
+    notes += [
+        f"{trial.variant}, draw {trial.draw}, says nothing of {_settings(trial.tried)}, which it tried to "
+        f"choose by: {_why(trial.why, is_tried_again=trial.has_failed)}."
+        for trial in comparison.idle_trials
+    ]
     begun = len({run.draw for run in comparison.runs})
     if begun < comparison.num_draws:
         notes.append(f"{begun} of the {count_text(comparison.num_draws, 'draw')} asked for have a run so far.")
     return notes
+
+
+def _why(fault: str, *, is_tried_again: bool) -> str:
+    again = "; the same command tries it again" if is_tried_again else ""
+    return f"{fault.removesuffix('.')}{again}"
+
+
+def _settings(settings: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def alike(evaluation: Evaluation) -> list[str]:

@@ -1,20 +1,21 @@
 """All that the runs of a comparison have given, as far as they are over; and the files that tell of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.common.files import write_file
+from fedlora.common.locks import held
 from fedlora.common.run_file import differences, load_run
 from fedlora.common.run_folder import RUN_FILE
 from fedlora.comparison import markdown, page
 from fedlora.comparison.federates import alike
-from fedlora.comparison.grid import Grid, final_cells, variant_name
+from fedlora.comparison.grid import Grid, final_cells, tuning_cells, variant_name
 from fedlora.comparison.measured import finished_reports, result_of
-from fedlora.comparison.results import CODEC, Comparison, RunResult, Variant
-from fedlora.comparison.work import chosen, read, result
+from fedlora.comparison.results import CODEC, Comparison, IdleTrial, RunResult, Variant
+from fedlora.comparison.work import LOCK_FILE, chosen, read, result, why_idle
 from fedlora.server.disk.store import RunFolder
 
 # What is another in each draw, and says nothing of what is compared.
@@ -36,7 +37,9 @@ def gathered(folder: Path, *, command: str) -> Comparison:
     runs = _without_likeness(variants, [run for run in found if run is not None])
     metric = next((RunFolder(folder / run.folder).metric_name for run in runs if not run.fault), "metric")
     baseline = grid.variants()[0].name
-    return Comparison(base.run.name, metric, baseline, grid.num_draws, variants, runs, command)
+    # What is compared and broken is named as such.
+    idle = _idle_trials(folder, grid, named={run.folder for run in runs if run.fault})
+    return Comparison(base.run.name, metric, baseline, grid.num_draws, variants, runs, command, idle)
 
 
 def gathered_from_runs(folders: Sequence[Path], *, command: str) -> Comparison:
@@ -79,10 +82,24 @@ def write(comparison: Comparison, folder: Path) -> None:
     Raises:
         StoreError: they cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / JSON_FILE, CODEC.dump(comparison) + "\n")
-    write_file(folder / MARKDOWN_FILE, markdown.render(comparison))
-    write_file(folder / PAGE_FILE, page.render(comparison))
+    rendered = {
+        JSON_FILE: CODEC.dump(comparison) + "\n",
+        MARKDOWN_FILE: markdown.render(comparison),
+        PAGE_FILE: page.render(comparison),
+    }
+    with held(folder / LOCK_FILE):
+        for name, text in rendered.items():
+            write_file(folder / name, text)
+
+
+def _idle_trials(folder: Path, grid: Grid, *, named: Collection[str]) -> tuple[IdleTrial, ...]:
+    """Return the runs to choose by that say nothing, but for those that are named elsewhere by their folder."""
+    found = []
+    for cell in tuning_cells(grid):
+        run = result(folder, cell)
+        if run is not None and cell.folder not in named and (why := why_idle(run)):
+            found.append(IdleTrial(cell.variant.name, cell.draw, cell.chosen, why, run.has_failed))
+    return tuple(found)
 
 
 def _varying(configs: Sequence[RunConfig]) -> dict[str, list[str]]:

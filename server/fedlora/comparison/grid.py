@@ -89,11 +89,8 @@ class Cell:
 
 def tuning_cells(grid: Grid) -> Iterator[Cell]:
     """Yield the runs by which values are chosen; none where nothing is tuned."""
-    if grid.tuned:
-        for draw, variant, chosen in product(
-            range(min(grid.num_tuning_draws, grid.num_draws)), grid.variants(), combinations(grid.tuned)
-        ):
-            yield Cell(variant, chosen, draw)
+    for draw, variant, chosen in product(range(_num_tuning_draws(grid)), grid.variants(), combinations(grid.tuned)):
+        yield Cell(variant, chosen, draw)
 
 
 def final_cells(grid: Grid, chosen: Mapping[str, Mapping[str, str]]) -> Iterator[Cell]:
@@ -116,7 +113,17 @@ def what_lacks(grid: Grid, before: Grid) -> str:
         for key, values in of_keys.items():
             if missing := [value for value in values if value not in here_of[key]]:
                 return f"with {option} {key}={','.join(values)}: {missing[0]} is not among those here"
+    for option, num_there, num_here in (
+        ("--draws", before.num_draws, grid.num_draws),
+        ("--tuning-draws", _num_tuning_draws(before), _num_tuning_draws(grid)),
+    ):
+        if num_here < num_there:
+            return f"with {option} {num_there}, here {num_here}"
     return ""
+
+
+def _num_tuning_draws(grid: Grid) -> int:
+    return min(grid.num_tuning_draws, grid.num_draws) if grid.tuned else 0
 
 
 def _keys(values: Mapping[str, Sequence[str]]) -> str:

@@ -57,6 +57,29 @@ class RunResult:
     second_losses: Mapping[str, float] = field(default_factory=dict)
     fault: str = ""
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether an error ended it, perhaps one that passes: the same command tries it again."""
+        return bool(self.fault) and not self.course.metric
+
+
+@dataclass(frozen=True)
+class IdleTrial:
+    """A run to choose by that says nothing of the values it tried, which are then chosen last.
+
+    Attributes:
+        variant, draw: of the run.
+        tried: its values by key.
+        why: what is wrong with it.
+        has_failed: as of a run.
+    """
+
+    variant: str
+    draw: int
+    tried: Mapping[str, str]
+    why: str
+    has_failed: bool = False
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -87,6 +110,7 @@ class Comparison:
         baseline: the variant that the others are compared with.
         num_draws: as asked for; `runs` may have fewer as long as it is not over.
         command: makes it again.
+        idle_trials: of the runs to choose by, those by which nothing can be chosen.
     """
 
     title: str
@@ -96,6 +120,7 @@ class Comparison:
     variants: tuple[Variant, ...]
     runs: tuple[RunResult, ...]
     command: str = ""
+    idle_trials: tuple[IdleTrial, ...] = ()
 
 
 CODEC = Codec(Comparison)

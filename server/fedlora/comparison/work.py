@@ -1,6 +1,7 @@
 """Whoever works on a comparison takes one run after another that nobody else has: python -m fedlora.comparison.work DIR
 
 DIR/run.toml, grid.json       what was asked for
+DIR/comparison.lock           held by who writes these, or the files that tell what was found
 DIR/runs/VARIANT/draw-NN/     a run's folder; beside it
 DIR/runs/VARIANT/draw-NN.lock     held by who does it
 DIR/runs/VARIANT/draw-NN.json     what it gave, once it is over
@@ -16,7 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -24,8 +25,8 @@ from statistics import fmean
 from fedlora.common.codec import Codec
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import FedloraError, StoreError, one_line
-from fedlora.common.files import write_file
-from fedlora.common.locks import hold, is_held
+from fedlora.common.files import TEMPORARY_SUFFIX, write_file
+from fedlora.common.locks import held, hold, is_held
 from fedlora.common.run_file import differences, load_run, to_toml
 from fedlora.common.run_folder import RUN_FILE
 from fedlora.comparison.grid import CODEC as GRIDS
@@ -34,6 +35,7 @@ from fedlora.comparison.results import RunResult
 from fedlora.models.bitsandbytes_door import spare_bitsandbytes
 
 GRID_FILE = "grid.json"
+LOCK_FILE = "comparison.lock"
 _PAUSE_SECONDS = 1.0
 
 _RESULTS = Codec(RunResult)
@@ -43,25 +45,46 @@ Chosen = Mapping[str, Mapping[str, str]]
 
 
 def begin(folder: Path, base: RunConfig, grid: Grid) -> None:
-    """Write what is asked for into a folder, unless it stands there.
+    """Write what is asked for into a folder, unless it stands there; what an error ended there is tried again.
 
     More may be asked for later, in which all has its place that is there: draws, methods, references, values.
 
     Raises:
-        StoreError: the folder holds something else, or another comparison.
+        StoreError: the folder holds something else, or another comparison, or cannot be written.
     """
-    if (folder / GRID_FILE).is_file():
-        before_base, before = read(folder)
-        if found := differences(before_base, base):
-            key, (one, other) = next(iter(found.items()))
-            raise StoreError(f"{folder} holds another comparison: {key} is {one!r} there, {other!r} here; choose --out")
-        if lacking := what_lacks(grid, before):
-            raise StoreError(f"{folder} holds another comparison, {lacking}; ask for that too, or choose --out")
-    elif folder.exists() and any(folder.iterdir()):
+    _require_own(folder)
+    with held(folder / LOCK_FILE):
+        _require_own(folder)
+        if (folder / GRID_FILE).is_file():
+            before_base, before = read(folder)
+            if found := differences(before_base, base):
+                key, (one, other) = next(iter(found.items()))
+                raise StoreError(
+                    f"{folder} holds another comparison: {key} is {one!r} there, {other!r} here; choose --out"
+                )
+            if lacking := what_lacks(grid, before):
+                raise StoreError(f"{folder} holds another comparison, {lacking}; ask for that too, or choose --out")
+            forget_failures(folder)
+        write_file(folder / RUN_FILE, to_toml(base))
+        write_file(folder / GRID_FILE, GRIDS.dump(grid) + "\n")
+
+
+def _require_own(folder: Path) -> None:
+    """Check that a folder holds a comparison, or what one left that was cut off when it began, or nothing.
+
+    Raises:
+        StoreError: it holds something else.
+    """
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreError(f"--out {folder}: cannot be read ({error.strerror}); choose another folder") from error
+    # Without the lock, which comes first, a run file is somebody's own.
+    left = {RUN_FILE, LOCK_FILE} if LOCK_FILE in names else set()
+    if GRID_FILE not in names and {name for name in names if not name.endswith(TEMPORARY_SUFFIX)} - left:
         raise StoreError(f"{folder} holds something that is no comparison; choose a new folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / RUN_FILE, to_toml(base))
-    write_file(folder / GRID_FILE, GRIDS.dump(grid) + "\n")
 
 
 def read(folder: Path) -> tuple[RunConfig, Grid]:
@@ -80,10 +103,22 @@ def read(folder: Path) -> tuple[RunConfig, Grid]:
 
 def result(folder: Path, cell: Cell) -> RunResult | None:
     """Return what a cell has given; None while it is not over."""
+    path = _beside(folder, cell, ".json")
     try:
-        return _given(_beside(folder, cell, ".json"))
+        return _given(path, path.stat().st_mtime_ns)
     except (OSError, ValueError):
         return None
+
+
+def forget_failures(folder: Path) -> None:
+    """Have the runs that an error ended be done again, by whoever works on the comparison in a folder."""
+    for path in (folder / "runs").glob("*/draw-*.json"):
+        try:
+            has_failed = _given(path, path.stat().st_mtime_ns).has_failed
+        except (OSError, ValueError):
+            continue
+        if has_failed:
+            path.unlink(missing_ok=True)
 
 
 def unfinished(folder: Path, grid: Grid) -> list[Cell]:
@@ -97,7 +132,7 @@ def unfinished(folder: Path, grid: Grid) -> list[Cell]:
 def chosen(folder: Path, grid: Grid) -> Chosen:
     """Return what each variant has chosen: the lowest mean loss on the clients' validation, the first of equals.
 
-    A run with a fault, or a loss that is not finite, is worse than all others.
+    A run that says nothing is worse than all others.
     """
     values = combinations(grid.tuned)
     losses: dict[str, list[list[float]]] = {}
@@ -107,6 +142,13 @@ def chosen(folder: Path, grid: Grid) -> Chosen:
     return {
         name: min(zip(found, values, strict=True), key=lambda pair: fmean(pair[0]))[1] for name, found in losses.items()
     }
+
+
+def why_idle(run: RunResult) -> str:
+    """Return why nothing can be chosen by a run, else nothing."""
+    if run.fault or math.isfinite(run.course.validation[-1]):
+        return run.fault
+    return "its last loss on the clients' validation is not a finite number"
 
 
 def work(folder: Path) -> None:
@@ -142,8 +184,13 @@ def work_or_say_why(folder: Path, directory: Path) -> str:
         directory: in which the command was given; paths of the run file may start there.
     """
     spare_bitsandbytes()
-    with suppress(OSError):
+    try:
         os.chdir(directory)
+    except OSError as error:
+        return (
+            f"{directory}: a worker of Ray's on {platform.node()} cannot go there ({error.strerror}); give the command "
+            "in a folder that all machines of the cluster share, under one path"
+        )
     if not (folder / GRID_FILE).is_file():
         return (
             f"{folder}: a worker of Ray's on {platform.node()} sees no comparison there; give --out a folder that all "
@@ -156,15 +203,13 @@ def work_or_say_why(folder: Path, directory: Path) -> str:
     return ""
 
 
-@cache  # What is written stays; what is not there yet is no value, and is looked for again.
-def _given(path: Path) -> RunResult:
+@cache  # What is written stays, but for failures: what is tried again is written at another time.
+def _given(path: Path, _written_ns: int) -> RunResult:
     return _RESULTS.load(path.read_bytes())
 
 
 def _validation_loss(found: RunResult | None) -> float:
-    if found is None or found.fault or not math.isfinite(found.course.validation[-1]):
-        return math.inf
-    return found.course.validation[-1]
+    return math.inf if found is None or why_idle(found) else found.course.validation[-1]
 
 
 def _beside(folder: Path, cell: Cell, suffix: str) -> Path:
