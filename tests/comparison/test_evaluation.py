@@ -123,7 +123,14 @@ def test_a_baseline_that_is_not_compared_is_refused() -> None:
             {"flora": -0.1, "rolora": 0.0}, 10, "accuracy",
             "Nothing is shown to be ahead of fedit; flora is behind by 10.0 points [9.4, 10.6], 10 draws.",
         ),
-        ({"flora": 0.0}, 10, "accuracy", "No difference from fedit that 10 draws could show (1.0 points)."),
+        (
+            {"flora": 0.0}, 10, "accuracy",
+            "No difference from fedit is shown in 10 draws; flora's is +0.0 points, p 1.",
+        ),
+        (
+            {"flora": 0.001, "rolora": -0.004}, 10, "accuracy",
+            "No difference from fedit is shown in 10 draws; the largest is rolora's, -0.4 points, p 0.48 by Holm.",
+        ),
         (
             {"flora": 0.1}, 5, "accuracy",
             "flora is 10.0 points ahead of fedit on the mean of 5 draws, but 5 draws cannot show a difference.",
@@ -148,16 +155,24 @@ def test_the_headline_says_no_more_than_the_draws_carry(
 @pytest.mark.parametrize(
     ("leads", "num_draws", "said"),
     [
-        ({"flora": 0.1}, 2, "2 draws can show no difference of whatever size: no p is below 0.5."),
+        ({"flora": 0.1}, 2, "2 draws can show no difference of whatever size: no p is below 0.5, or 0.5 by Holm's"),
         (
             {"flora": 0.1},
             5,
-            "no p of 5 draws is below 0.0625, or 0.0625 by Holm's correction for 1 comparison, so none",
+            "5 draws can show no difference of whatever size: no p is below 0.0625, or 0.0625 by Holm's correction for "
+            "1 comparison, and 0.05 is called significant.",
         ),
         (
             {"flora": 0.1, "rolora": 0.1},
             6,
-            "no p of 6 draws is below 0.0312, or 0.0625 by Holm's correction for 2 comp",
+            "6 draws can show no difference of whatever size: no p is below 0.0312, or 0.0625 by Holm's correction for "
+            "2 comparisons",
+        ),
+        ({"flora": 0.1}, 10, "10 draws show (5 %, power 80 %, corrected for 1 comparison) is 1.0 points; the smal"),
+        (
+            {"flora": 0.1, "rolora": 0.1},
+            10,
+            "10 draws show (5 %, power 80 %, corrected for 2 comparisons) is 1.2 points; the smal",
         ),
         ({"flora": 0.1}, 10, "points; the smallest p that 10 can reach is 0.00195."),
     ],
@@ -202,3 +217,14 @@ def test_two_methods_that_do_the_same_to_the_last_digit_are_named() -> None:
 def test_less_of_a_loss_is_better(name: str) -> None:
     assert is_lower_better(name)
     assert not is_lower_better("token accuracy")
+
+
+def test_a_difference_that_no_size_would_show_has_no_smallest_one() -> None:
+    """Six draws show a single difference, and not two at once; nor without an interval, which takes a spread."""
+    alone, two = (
+        evaluate(comparison(leads, num_draws=6)).differences for leads in ({"flora": 0.1}, {"flora": 0.1, "rolora": 0})
+    )
+    assert alone["flora"].smallest is not None
+    assert [each.smallest for each in two.values()] == [None, None]
+    same = evaluate(comparison({"flora": 0.1}, spread=1e-12)).differences["flora"]
+    assert (same.interval, same.smallest) == (None, None)

@@ -175,3 +175,29 @@ def test_commands_that_begin_and_end_at_once_do_not_meet(tmp_path: Path) -> None
             list(pool.map(command, [tmp_path / str(number)] * 8))
             assert not list((tmp_path / str(number)).glob("*.tmp"))
             assert read(tmp_path / str(number)) == (BASE, GRID)
+
+
+def test_a_value_is_one_however_it_is_spelled_and_keeps_the_folders_spelling_and_order(tmp_path: Path) -> None:
+    begin(tmp_path, BASE, replace(GRID, over={"lora.rank": ("4", "8"), "train.schedule": ("cosine",)}))
+    before = {cell.folder for cell in (*tuning_cells(read(tmp_path)[1]), *final_cells(read(tmp_path)[1], {}))}
+    again = replace(
+        GRID,
+        over={"train.schedule": ('"cosine"', "constant"), "lora.rank": ("8.0", "4")},
+        tuned={RATE: ("0.004", "0.001", "0.01")},
+    )
+    begin(tmp_path, BASE, again)
+    _, grid = read(tmp_path)
+    assert grid.over == {"lora.rank": ("8", "4"), "train.schedule": ("cosine", "constant")}
+    assert list(grid.over) == ["lora.rank", "train.schedule"]
+    assert grid.tuned == {RATE: ("4e-3", "1e-3", "0.01")}
+    assert before < {cell.folder for cell in (*tuning_cells(grid), *final_cells(grid, {}))}
+
+
+def test_a_folder_has_a_name_of_its_own_however_many_settings_there_are(tmp_path: Path) -> None:
+    over = {f"train.{'x' * 40}_{number}": ("1",) for number in range(6)}
+    cells = [next(final_cells(Grid(("fedit",), {**over, "lora.rank": (rank,)}), {})) for rank in ("4", "8")]
+    names = {Path(cell.folder).parent.name for cell in cells}
+    assert len(names) == 2
+    for name in names:
+        assert len(name) < 255
+        (tmp_path / name).mkdir()

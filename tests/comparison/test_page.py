@@ -15,8 +15,11 @@ from report_pages import Page
 
 from fedlora.comparison import cost_charts, markdown, page, tables
 from fedlora.comparison.evaluation import evaluate
+from fedlora.comparison.grid import variant_name
 from fedlora.comparison.results import CODEC, Comparison, Variant
 from fedlora.comparison.variant_rows import variant_label
+from fedlora.comparison.wording import variant_lines
+from fedlora.server.report.drawing import short
 
 TUNED = "lora_fair, train.learning_rate=0.002"
 MADE = comparison(
@@ -51,8 +54,9 @@ def cells(text: str, first: str) -> list[str]:
 
 def test_markdown_has_each_difference_with_what_can_be_said_of_it() -> None:
     text = markdown.render(MADE)
-    assert cells(text, TUNED) == [TUNED, "10", "+10.0", "1.1", "[+9.4, +10.6]", "0.002", "0.0039", "1.0", "yes"]
+    assert cells(text, TUNED) == [TUNED, "10", "+10.0", "1.1", "[+9.4, +10.6]", "0.002", "0.0039", "1.2", "yes"]
     assert cells(text, "local_only")[:4] == ["local_only", "10", "30.4 %", "4.6"]
+    assert "local_only trains every client in every round" in text
     assert text.count("The smallest difference that 10 draws show") == text.count("\n| ---") - 2
     for words in ("multiple comparisons", "corrected by Holm for 2 comparisons", "[+9.4, +10.6]", MADE.command):
         assert words in text
@@ -144,8 +148,15 @@ def test_layers_show_what_is_left_and_what_was_before() -> None:
 
 
 def test_a_variant_is_named_beside_a_chart_on_short_lines() -> None:
-    name = 'fedit, train.optimizer_state="kept", train.learning_rate=0.002'
-    assert variant_label(Variant(name, "fedit")) == "fedit\noptimizer_state kept\nlearning_rate 0.002"
+    settings = {
+        "train.optimizer_state": '"keep"',
+        "lora.target_modules": "['query', 'value']",
+        "train.learning_rate": "0.002",
+    }
+    variant = Variant(variant_name("fedit", settings), "fedit", settings, {"train.learning_rate": ("0.001", "0.002")})
+    lines = ["fedit", "optimizer_state keep", "target_modules ['query', 'value']"]
+    assert variant_lines(variant) == lines
+    assert variant_label(variant).splitlines() == [short(line, length=22) for line in lines]
 
 
 def test_names_beside_lines_that_end_together_are_not_on_each_other() -> None:

@@ -120,18 +120,20 @@ def test_students_quantiles_are_those_of_the_tables(share: float, freedom: int, 
     assert student_quantile(share, freedom) == pytest.approx(quantile, abs=5e-4)
 
 
-@pytest.mark.parametrize("num", [5, 10, 20])
-def test_the_smallest_difference_is_found_by_four_tests_of_five(num: int) -> None:
-    difference = smallest_difference(2.0, num)
+@pytest.mark.parametrize(("num", "num_tests"), [(6, 1), (10, 1), (10, 5), (20, 3)])
+def test_the_smallest_difference_is_found_by_four_tests_of_five(num: int, num_tests: int) -> None:
+    difference = smallest_difference(2.0, num, num_tests=num_tests)
     assert difference is not None
     draws = np.random.default_rng(num).normal(difference, 2.0, size=(20_000, num))
     t = draws.mean(axis=1) / (draws.std(axis=1, ddof=1) / math.sqrt(num))
-    assert np.mean(np.abs(t) > student_quantile(0.975, num - 1)) == pytest.approx(0.8, abs=0.02)
+    assert np.mean(np.abs(t) > student_quantile(1 - 0.025 / num_tests, num - 1)) == pytest.approx(0.8, abs=0.02)
 
 
-@pytest.mark.parametrize(("deviation", "num"), [(1.0, 2), (0.0, 10), (math.nan, 1)])
-def test_no_smallest_difference_is_made_up(deviation: float, num: int) -> None:
-    assert smallest_difference(deviation, num) is None
+@pytest.mark.parametrize(
+    ("deviation", "num", "num_tests"), [(1.0, 2, 1), (0.0, 10, 1), (math.nan, 1, 1), (1.0, 5, 1), (1.0, 6, 2)]
+)
+def test_no_smallest_difference_is_made_up(deviation: float, num: int, num_tests: int) -> None:
+    assert smallest_difference(deviation, num, num_tests=num_tests) is None
 
 
 @few

@@ -141,7 +141,7 @@ def _apply(table: Table, override: str) -> None:
     values = table.setdefault(section, {})
     if not isinstance(values, dict):
         raise ConfigError(f"--set {override}: {section} is not a section")
-    value = _value(text.strip())
+    value = toml_value(text.strip())
     if _CHOICES.get(section) == key and values.get(key) != value:
         values.clear()
     if other := _EXCLUSIVE.get(f"{section}.{key}"):
@@ -149,7 +149,7 @@ def _apply(table: Table, override: str) -> None:
     values[key] = value
 
 
-def _value(text: str) -> object:
+def toml_value(text: str) -> object:
     """Return `text` as a TOML value; what is no TOML value is a string without its quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]

@@ -132,7 +132,8 @@ def compare(
     Several commands with one --out share the runs. A key is tuned on the clients' validation examples, never on the
     test set.
     """
-    from fedlora.cli.compare import Options, run_compare
+    from fedlora.cli.compare import run_compare
+    from fedlora.cli.compare_options import Options
 
     run_compare(
         Options(

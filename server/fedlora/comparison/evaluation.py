@@ -27,7 +27,8 @@ class Difference:
         values: their mean and spread.
         interval: BCa, of the mean.
         p, corrected_p: of sign flips, alone and by Holm's correction over all differences of the comparison.
-        smallest: that so many draws with such a spread show with a power of 80 %.
+        smallest: that so many draws with such a spread show with a power of 80 %, corrected for all differences of the
+            comparison; None where they can show none, or have no interval.
     """
 
     by_draw: Mapping[int, float]
@@ -179,7 +180,8 @@ def _differences(
     for name, p in p_values.items():
         differences = list(by_variant[name].values())
         if (values := sample(differences)) is not None:
-            interval, smallest = bca_interval(differences), smallest_difference(values.deviation, values.num)
+            interval = bca_interval(differences)
+            smallest = smallest_difference(values.deviation, values.num, num_tests=len(p_values)) if interval else None
             found[name] = Difference(by_variant[name], values, interval, p, corrected[name], smallest)
     return found
 

@@ -33,7 +33,7 @@ def alike(variants: Sequence[Variant], runs: Sequence[RunResult]) -> Mapping[tup
     """Return what is wrong with runs, by variant and draw, whose method should make a difference and makes none.
 
     That is where two methods with the same settings and draw give one adapter after round 1 although its average had an
-    error to differ in, or where all clients train to the same losses in round 2.
+    error to differ in, or where all clients train to the same losses in round 2 and the runs do not part later either.
     """
     by_place = {(run.variant, run.draw): run for run in runs if not run.fault}
     methods = [variant for variant in variants if variant.kind == "method"]
@@ -56,6 +56,9 @@ def _likeness(one: RunResult, other: RunResult) -> str:
     # Where one factor was trained alone, as by FFA-LoRA and in RoLoRA's first round, every method's average is exact.
     is_exact = max(one.course.error_before[1], other.course.error_before[1]) < _ROUNDING
     is_one_course = one.second_losses == other.second_losses
+    if is_one_adapter and is_exact:
+        # With a single local step, the losses of round 2 are all of that one adapter, and only what follows tells.
+        is_one_course = is_one_course and one.course.loss == other.course.loss
     if is_one_adapter and (is_one_course or not is_exact):
         return "round 1 ends in the same adapter"
     if is_one_course:

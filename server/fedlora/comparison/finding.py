@@ -5,8 +5,16 @@ from itertools import combinations
 
 from fedlora.comparison.evaluation import Difference, Evaluation, Row
 from fedlora.comparison.results import Variant
-from fedlora.comparison.statistics import LEAST_DRAWS, Interval, can_show, smallest_p
-from fedlora.comparison.wording import amount_text, better_if, interval_text, is_lower_better, with_unit
+from fedlora.comparison.statistics import Interval, can_show, smallest_p
+from fedlora.comparison.wording import (
+    amount_text,
+    better_if,
+    interval_text,
+    is_lower_better,
+    p_text,
+    signed_text,
+    with_unit,
+)
 from fedlora.server.report.wording import capital, count_text, is_percentage, list_text, ranges_text, score_text
 
 
@@ -32,8 +40,12 @@ def headline(evaluation: Evaluation) -> str:
     if not any(can_show(each.values.num, num_tests=len(differences)) for each in differences.values()):
         best = max(leads, key=leads.__getitem__)
         return f"{_lead(best, evaluation)}, but {draws} cannot show a difference."
-    smallest = _smallest(evaluation)
-    return f"No difference from {baseline} that {draws} could show{f' ({smallest})' if smallest else ''}."
+    largest = max(differences, key=lambda name: abs(differences[name].values.mean))
+    each = differences[largest]
+    size = with_unit(signed_text(each.values.mean, metric_name), metric_name)
+    what = f"{size}, p {p_text(each.corrected_p)}"
+    which = f"the largest is {largest}'s, {what} by Holm" if len(differences) > 1 else f"{largest}'s is {what}"
+    return f"No difference from {baseline} is shown in {draws}; {which}."
 
 
 def about_power(evaluation: Evaluation) -> str:
@@ -42,22 +54,21 @@ def about_power(evaluation: Evaluation) -> str:
     if not differences:
         return "Without a common draw no difference can be shown."
     draws, smallest = _draws(differences), _smallest(evaluation)
-    size = (
-        f"The smallest difference that {draws} show (5 %, power 80 %, each for itself) is {smallest}"
-        if smallest
-        else f"What difference could be shown is not known: that takes {LEAST_DRAWS} draws that are not all alike"
-    )
+    tests = count_text(len(differences), "comparison")
     most = max(each.values.num for each in differences.values())
     lowest = f"{smallest_p(most):.3g}"
-    if most < LEAST_DRAWS:
-        return f"{capital(draws)} can show no difference of whatever size: no p is below {lowest}."
-    if can_show(most, num_tests=len(differences)):
-        return f"{size}; the smallest p that {most} can reach is {lowest}."
-    corrected = f"{min(1.0, len(differences) * smallest_p(most)):.3g}"
-    return (
-        f"{size}; but no p of {count_text(most, 'draw')} is below {lowest}, or {corrected} by Holm's correction for "
-        f"{count_text(len(differences), 'comparison')}, so none can be significant at 5 %."
+    if not can_show(most, num_tests=len(differences)):
+        corrected = f"{min(1.0, len(differences) * smallest_p(most)):.3g}"
+        return (
+            f"{capital(draws)} can show no difference of whatever size: no p is below {lowest}, or {corrected} by "
+            f"Holm's correction for {tests}, and 0.05 is called significant."
+        )
+    size = (
+        f"The smallest difference that {draws} show (5 %, power 80 %, corrected for {tests}) is {smallest}"
+        if smallest
+        else "What difference could be shown is not known: that takes draws that are not all alike"
     )
+    return f"{size}; the smallest p that {most} can reach is {lowest}."
 
 
 def about_tests(evaluation: Evaluation) -> str:
@@ -67,7 +78,8 @@ def about_tests(evaluation: Evaluation) -> str:
         "Differences are paired: runs of one draw have the same partition, first adapter and batches. p is that of the "
         "two-sided sign-flip test. These are multiple comparisons: beside each p stands the one corrected by Holm for "
         f"{count} with the baseline. A difference is called shown where the corrected p is at most 0.05 and the "
-        "interval of 95 % (BCa bootstrap, of that difference alone) does not hold zero. The largest of several "
+        "interval of 95 % (BCa bootstrap, of that difference alone) does not hold zero. Whoever looks, and asks "
+        "for more draws because of what was seen, gets a smaller p than there should be. The largest of several "
         "differences tends to overstate itself, and intervals of fewer than about ten draws are too narrow."
     )
 
@@ -78,6 +90,14 @@ def about_metric(evaluation: Evaluation) -> str:
     unit = "; differences and spreads (standard deviations) are in points" if is_percentage(metric_name) else ""
     which = f"{metric_name} on the held-out test set after the last round, {better_if(metric_name)} is better"
     return f"The metric is {which}{unit}."
+
+
+def about_references() -> str:
+    """Return how much the references train, beside which the methods' scores are to be read."""
+    return (
+        "local_only trains every client in every round, whatever share of them takes part in the methods' rounds; each "
+        "step of centralised has the batches of all clients of a round together."
+    )
 
 
 def about_costs(evaluation: Evaluation) -> str:

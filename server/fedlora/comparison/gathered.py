@@ -49,7 +49,7 @@ def gathered_from_runs(folders: Sequence[Path], *, command: str) -> Comparison:
     differ. Runs of one pair of seeds are of one draw. The first folder's variant is the baseline.
 
     Raises:
-        ConfigError: a folder holds no run, or one that is not over, or one twice.
+        ConfigError: a folder holds no run, or one that is not over or is judged by another metric, or one twice.
     """
     configs = {path: load_run(path / RUN_FILE, aggregates_elsewhere=True) for path in folders}
     first = configs[folders[0]]
@@ -57,10 +57,13 @@ def gathered_from_runs(folders: Sequence[Path], *, command: str) -> Comparison:
     seeds = sorted({(config.data_seed, config.run.seed) for config in configs.values()})
     variants: dict[str, Variant] = {}
     runs: list[RunResult] = []
+    metric = RunFolder(folders[0]).metric_name
     for path, config in configs.items():
         reports = finished_reports(path, config)
         if not reports:
             raise ConfigError(f"{path}: the run is not over; fedlora simulate --resume --out {path} goes on with it")
+        if (own := RunFolder(path).metric_name) != metric:
+            raise ConfigError(f"{path} is judged by {own}, and {folders[0]} by {metric}; expected runs of one metric")
         told = config.model_dump(mode="json")
         settings = {key: str(_value(told, key)) for key in varying[config.method_name]}
         name = variant_name(config.method_name, settings)
@@ -69,7 +72,6 @@ def gathered_from_runs(folders: Sequence[Path], *, command: str) -> Comparison:
         if any(run.variant == name and run.draw == draw for run in runs):
             raise ConfigError(f"{path}: a run of {name} with the same seeds was given before; expected each once")
         runs.append(result_of(reports, variant=name, draw=draw, folder=str(path)))
-    metric = RunFolder(folders[0]).metric_name
     found = tuple(variants.values())
     return Comparison(
         first.run.name, metric, found[0].name, len(seeds), found, _without_likeness(found, runs), command

@@ -4,8 +4,9 @@ Pure, but for the reading of settings as the run file's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import sha256
 from itertools import product
 from urllib.parse import quote
 
@@ -13,11 +14,14 @@ from fedlora.common.codec import Codec
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.common.method_names import method_points
-from fedlora.common.run_file import parse_run
+from fedlora.common.run_file import parse_run, toml_value
 from fedlora.comparison.results import Variant
 
 CENTRALISED, LOCAL_ONLY, HEAD_ONLY = "centralised", "local_only", "head_only"
 REFERENCES = (CENTRALISED, LOCAL_ONLY, HEAD_ONLY)
+
+# No disk takes names of more than 255 bytes.
+_MOST_NAME = 200
 
 # What a comparison itself sets for each run.
 _OWN_KEYS = ("aggregation.method", "partition.seed", "run.seed", "run.name")
@@ -71,7 +75,10 @@ class Cell:
     def folder(self) -> str:
         """Where it lies, relative to the comparison's folder."""
         parts = [self.variant.name.replace(", ", "+"), *(f"{key}={value}" for key, value in self.chosen.items())]
-        return f"runs/{quote('+'.join(parts), safe='+=., _-')}/draw-{self.draw:02d}"
+        name = quote("+".join(parts), safe="+=., _-")
+        if len(name) > _MOST_NAME:
+            name = f"{name[:_MOST_NAME]}-{sha256(name.encode()).hexdigest()[:16]}"
+        return f"runs/{name}/draw-{self.draw:02d}"
 
     def config(self, base: RunConfig) -> RunConfig:
         """Return the run file of this cell.
@@ -111,7 +118,7 @@ def what_lacks(grid: Grid, before: Grid) -> str:
         if of_keys.keys() != here_of.keys():
             return f"with {option} {_keys(of_keys)}, here {_keys(here_of)}"
         for key, values in of_keys.items():
-            if missing := [value for value in values if value not in here_of[key]]:
+            if missing := [value for value in values if not _spellings(value, here_of[key])]:
                 return f"with {option} {key}={','.join(values)}: {missing[0]} is not among those here"
     for option, num_there, num_here in (
         ("--draws", before.num_draws, grid.num_draws),
@@ -124,6 +131,26 @@ def what_lacks(grid: Grid, before: Grid) -> str:
 
 def _num_tuning_draws(grid: Grid) -> int:
     return min(grid.num_tuning_draws, grid.num_draws) if grid.tuned else 0
+
+
+def spelled_as(grid: Grid, before: Grid) -> Grid:
+    """Return a grid that has all that `before` has, with keys in its order and values in its words: so are folders."""
+    return replace(grid, over=_spelled_as(grid.over, before.over), tuned=_spelled_as(grid.tuned, before.tuned))
+
+
+def _spelled_as(
+    values: Mapping[str, tuple[str, ...]], before: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+    return {key: tuple(next(iter(_spellings(value, before[key])), value) for value in values[key]) for key in before}
+
+
+def is_one_value(one: str, other: str) -> bool:
+    """Return whether two texts of a value, as they would be typed, give a key the same."""
+    return toml_value(one) == toml_value(other)
+
+
+def _spellings(value: str, among: Sequence[str]) -> list[str]:
+    return [other for other in among if is_one_value(value, other)]
 
 
 def _keys(values: Mapping[str, Sequence[str]]) -> str:

@@ -59,7 +59,8 @@ def _facts(evaluation: Evaluation) -> list[Fact]:
         if smallest := [each.smallest for each in differences.values() if each.smallest is not None]:
             low, high = (amount_text(value, name) for value in (min(smallest), max(smallest)))
             text = low if low == high else f"{low} to {high}"
-            found.append(Fact("smallest that can be shown", text, f"{unit_of(name)}, power 80 %"))
+            about = f"{unit_of(name)}, power 80 %, corrected for as many"
+            found.append(Fact("smallest that can be shown", text, about))
     return found
 
 
@@ -82,6 +83,7 @@ def _scores(evaluation: Evaluation) -> Section:
     parts = _tables(evaluation, tables.scores(evaluation))
     if evaluation.references:
         parts.append(Section(table=tables.scores(evaluation, of_references=True)))
+        parts.append(Section(paragraphs=[[finding.about_references()]]))
     return Section("Scores", parts=parts)
 
 

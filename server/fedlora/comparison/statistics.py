@@ -134,19 +134,22 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: corrected[name] for name in p_values}
 
 
-def smallest_difference(deviation: float, num: int) -> float | None:
-    """Return the difference that a two-sided paired t test at 5 % finds with a power of 80 %.
+def smallest_difference(deviation: float, num: int, *, num_tests: int) -> float | None:
+    """Return the difference that a two-sided paired t test finds with a power of 80 %, corrected for several tests.
 
-    (t(0.975) + t(0.8)) times the standard error, with quantiles of n - 1 degrees of freedom (H. S. Bloom, Minimum
-    Detectable Effects, Evaluation Review 19, 1995): that of a test alone, not one of several.
+    (t(1 - 0.025 / tests) + t(0.8)) times the standard error, with quantiles of n - 1 degrees of freedom (H. S. Bloom,
+    Minimum Detectable Effects, Evaluation Review 19, 1995). 5 % divided by the number of tests is Bonferroni's level,
+    the strictest of Holm's, which the smallest p has to meet.
 
     Args:
         deviation: of the differences.
-        num: how many there are; nothing is returned for fewer than three or without a spread.
+        num: how many there are; nothing is returned without a spread, or where so many can show no difference.
+        num_tests: how many are corrected for at once, this one among them.
     """
-    if num < LEAST_DRAWS or not deviation > 0:
+    if num < LEAST_DRAWS or not deviation > 0 or not can_show(num, num_tests=num_tests):
         return None
-    factor = student_quantile(1 - SIGNIFICANCE / 2, num - 1) + student_quantile(POWER, num - 1)
+    level = SIGNIFICANCE / num_tests
+    factor = student_quantile(1 - level / 2, num - 1) + student_quantile(POWER, num - 1)
     return factor * deviation / math.sqrt(num)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fedlora.comparison.results import Variant
+from fedlora.comparison.wording import variant_lines
 from fedlora.server.report.drawing import Colour, short
 
 if TYPE_CHECKING:
@@ -18,12 +19,8 @@ _LABEL_LENGTH = 22
 
 
 def variant_label(variant: Variant) -> str:
-    """Return a variant's name for the side of a chart: the method, and each setting on a line without its section."""
-    method, *settings = variant.name.split(", ")
-    names = [setting.rpartition("=")[0].rpartition(".")[2] for setting in settings]
-    values = [setting.rpartition("=")[2].strip('"') for setting in settings]
-    lines = [method, *(f"{key} {value}".strip() for key, value in zip(names, values, strict=True))]
-    return "\n".join(short(line, length=_LABEL_LENGTH) for line in lines)
+    """Return a variant's name for the side of a chart."""
+    return "\n".join(short(line, length=_LABEL_LENGTH) for line in variant_lines(variant))
 
 
 def name_rows(axes: "Axes", variants: Sequence[Variant]) -> list[float]:

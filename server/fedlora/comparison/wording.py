@@ -2,10 +2,24 @@
 
 import math
 
+from fedlora.comparison.results import Variant
 from fedlora.comparison.statistics import Interval, Sample
 from fedlora.server.report.wording import PERPLEXITY, UNKNOWN, is_percentage, score_text, significant
 
 _LOWER_IS_BETTER = ("loss", "perplexity", "error")
+
+
+def variant_lines(variant: Variant) -> list[str]:
+    """Return a variant's name for a narrow place: the method, then a line for each setting, without its section.
+
+    Settings that it has chosen are in no name.
+    """
+    lines = [variant.method]
+    for key, value in variant.settings.items():
+        if key not in variant.chosen:
+            without_quotes = value.strip('"')
+            lines.append(f"{key.partition('.')[2]} {without_quotes}")
+    return lines
 
 
 def is_lower_better(metric_name: str) -> bool:

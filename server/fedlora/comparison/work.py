@@ -30,7 +30,7 @@ from fedlora.common.locks import held, hold, is_held
 from fedlora.common.run_file import differences, load_run, to_toml
 from fedlora.common.run_folder import RUN_FILE
 from fedlora.comparison.grid import CODEC as GRIDS
-from fedlora.comparison.grid import Cell, Grid, combinations, final_cells, tuning_cells, what_lacks
+from fedlora.comparison.grid import Cell, Grid, combinations, final_cells, spelled_as, tuning_cells, what_lacks
 from fedlora.comparison.results import RunResult
 from fedlora.models.bitsandbytes_door import spare_bitsandbytes
 
@@ -64,6 +64,7 @@ def begin(folder: Path, base: RunConfig, grid: Grid) -> None:
                 )
             if lacking := what_lacks(grid, before):
                 raise StoreError(f"{folder} holds another comparison, {lacking}; ask for that too, or choose --out")
+            grid = spelled_as(grid, before)
             forget_failures(folder)
         write_file(folder / RUN_FILE, to_toml(base))
         write_file(folder / GRID_FILE, GRIDS.dump(grid) + "\n")

@@ -163,7 +163,7 @@ def simulate_over(
     """
     config = with_found_range(config, data)
     _require_known(config.lora.client_ranks, data)
-    notes = idle_settings(config, _occasion(data, has_given_data=is_own_data))
+    notes = idle_settings(config, occasion_of(data, has_given_data=is_own_data))
     source = WorkbenchSource(
         key=uuid.uuid4().hex,
         config=config,
@@ -201,7 +201,8 @@ def _with_method(config: RunConfig, method: "Method | None") -> RunConfig:
     return naming(method or method_of(config), config)
 
 
-def _occasion(data: FederatedData, *, has_given_data: bool) -> Occasion:
+def occasion_of(data: FederatedData, *, has_given_data: bool) -> Occasion:
+    """Return what is known of a simulation over these data, given in Python or named in its run file."""
     return Occasion(
         "simulation",
         num_test=len(data.test),
