@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from itertools import product
 
-from fedlora.common.config import RunConfig, idle_settings
+from fedlora.common.config import Occasion, RunConfig, idle_settings
 from fedlora.common.errors import ConfigError
 from fedlora.comparison.grid import Cell, Grid, combinations
 from fedlora.comparison.results import Variant
 from fedlora.server.report.wording import list_text
 from fedlora.simulation.simulate import occasion_of
-from fedlora.training.data import FederatedData, KeptParts, load_federated_data
+from fedlora.training.data import KeptParts, load_federated_data
 
 
 def notes_beforehand(grid: Grid, base: RunConfig) -> tuple[str, ...]:
@@ -22,39 +22,40 @@ def notes_beforehand(grid: Grid, base: RunConfig) -> tuple[str, ...]:
         DataError: data that cannot be used.
     """
     read = KeptParts()
-    loaded: dict[str, FederatedData] = {}
+    occasions: dict[str, Occasion] = {}
     said: dict[str, None] = {}
     idle: dict[str, dict[str, None]] = {}
     for variant, chosen in product(grid.variants(), combinations(grid.tuned)):
         config = Cell(variant, chosen, 0).config(base)
         asked = repr((config.data, config.task, config.partition))
-        if asked not in loaded:
-            loaded[asked] = load_federated_data(config, read=read)
-        data = loaded[asked]
-        said |= dict.fromkeys(note.text for note in data.notes)
+        if asked not in occasions:
+            data = load_federated_data(config, read=read)
+            said |= dict.fromkeys(note.text for note in data.notes)
+            occasions[asked] = occasion_of(data, has_given_data=False)
+        occasion = occasions[asked]
         where = _where({**variant.settings, **chosen})
-        _require_test(data, where)
+        _require_test(occasion, where)
         if grid.tuned:
-            _require_validation(data, config, where)
+            _require_validation(occasion, config, where)
         if variant.kind == "method":  # A reference has a method and settings of its own.
-            for note in idle_settings(config, occasion_of(data, has_given_data=False)):
+            for note in idle_settings(config, occasion):
                 idle.setdefault(note, {})[variant.name] = None
     return *said, *_by_variant(idle, grid.variants())
 
 
-def _require_test(data: FederatedData, where: str) -> None:
-    if not len(data.test):
+def _require_test(occasion: Occasion, where: str) -> None:
+    if not occasion.num_test:
         raise ConfigError(
             f"{where}no test examples are held out, and methods are compared by the metric on them; set data.test to "
             "the share to hold out, such as data.test=0.2, or to a file of them"
         )
 
 
-def _require_validation(data: FederatedData, config: RunConfig, where: str) -> None:
+def _require_validation(occasion: Occasion, config: RunConfig, where: str) -> None:
     found = ""
     if config.evaluation.client_examples == 0:
         found = "evaluation.client_examples is 0"
-    elif not any(len(held.validation) for held in data.clients.values()):
+    elif not occasion.num_validation:
         found = f"data.validation = {config.data.validation:g} leaves no client any"
     if found:
         raise ConfigError(
