@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parent))
 from made_comparisons import BASELINE, comparison, run
 
 from fedlora.comparison.evaluation import evaluate
-from fedlora.comparison.finding import about_power, about_tuning, alike, headline, left_out
+from fedlora.comparison.finding import about_power, about_references, about_tuning, alike, headline, left_out
 from fedlora.comparison.results import Variant
 from fedlora.comparison.wording import is_lower_better
 
@@ -95,6 +95,9 @@ def test_references_are_beside_the_others_and_not_tested() -> None:
     )
     found = evaluate(comparison({"flora": 0.1, "local_only": -0.2}, variants=variants))
     assert [row.variant.name for row in found.references] == ["local_only"]
+    assert "every client in every round" in about_references(found)
+    assert "centralised" not in about_references(found)
+    assert about_references(evaluate(comparison({"flora": 0.1}))) == ""
     assert list(found.differences) == ["flora"]
     assert found.differences["flora"].corrected_p == found.differences["flora"].p
 

@@ -92,12 +92,14 @@ def about_metric(evaluation: Evaluation) -> str:
     return f"The metric is {which}{unit}."
 
 
-def about_references() -> str:
-    """Return how much the references train, beside which the methods' scores are to be read."""
-    return (
-        "local_only trains every client in every round, whatever share of them takes part in the methods' rounds; each "
-        "step of centralised has the batches of all clients of a round together."
-    )
+def about_references(evaluation: Evaluation) -> str:
+    """Return how much more the references train than the methods beside them; nothing where none does."""
+    said = {
+        "local_only": "local_only trains every client in every round, whatever share of them takes part elsewhere.",
+        "centralised": "Each step of centralised has the batches of all clients of a round together.",
+    }
+    names = {row.variant.method for row in evaluation.references}
+    return " ".join(text for name, text in said.items() if name in names)
 
 
 def about_costs(evaluation: Evaluation) -> str:

@@ -27,7 +27,9 @@ def render(comparison: Comparison, *, target: float | None = None) -> str:
         parts.append(_list(same))
     parts += _section("Scores", evaluation, tables.scores(evaluation))
     if evaluation.references:
-        parts += [_table(tables.scores(evaluation, of_references=True)), _words(finding.about_references())]
+        parts.append(_table(tables.scores(evaluation, of_references=True)))
+        if about := finding.about_references(evaluation):
+            parts.append(_words(about))
     parts += _section("Cost", evaluation, tables.costs(evaluation), about=finding.about_costs(evaluation))
     parts += _section("Groups and clients", evaluation, tables.groups(evaluation), tables.clients(evaluation))
     parts += _section("Error of the average", evaluation, tables.errors(evaluation))

@@ -83,7 +83,8 @@ def _scores(evaluation: Evaluation) -> Section:
     parts = _tables(evaluation, tables.scores(evaluation))
     if evaluation.references:
         parts.append(Section(table=tables.scores(evaluation, of_references=True)))
-        parts.append(Section(paragraphs=[[finding.about_references()]]))
+        if about := finding.about_references(evaluation):
+            parts.append(Section(paragraphs=[[about]]))
     return Section("Scores", parts=parts)
 
 
