@@ -17,6 +17,7 @@ from fedlora.client.worker.workbench import Workbench
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import AdapterError, ConfigError, DataError, RunError
 from fedlora.common.messages import LOSS_NOT_FINITE, OK, EvaluateRequest, InitialiseRequest, TrainRequest
+from fedlora.methods import Method
 from fedlora.models.base_model import BaseModel, fingerprint_of
 from fedlora.training.data import Examples, FederatedData, federated_data_from, load_federated_data
 from fedlora.training.data.examples import ClientData
@@ -73,6 +74,21 @@ def test_moments_that_are_on_another_machine_are_missed_aloud(
     assert not caplog.records
     there.train("chalk", training(initial_of(there), number=2))
     assert "there has no client's moments from before round 2, and optimisers start afresh" in caplog.text
+
+
+def test_a_factor_that_a_round_does_not_train_keeps_its_moments(vision_run: MakeRun, tmp_path: Path) -> None:
+    config = vision_run(aggregation={"method": "rolora"}, train={"optimizer_state": "keep", "steps": 2})
+    moments = MomentsFolder(tmp_path)
+    bench = Workbench(config, load_federated_data(config), moments=moments)
+    assert isinstance(config.aggregation, Method)
+    for number in (1, 2, 3):
+        trains = config.aggregation.plan(number).trains
+        assert bench.train("chalk", replace(training(initial_of(bench), number=number), trains=trains)).status == OK
+    kept = moments.before("run", "chalk", 4)
+    steps = {
+        factor: {float(kept[key]) for key in kept if key.endswith(f"lora_{factor}.weight/step")} for factor in "AB"
+    }
+    assert steps == {"A": {2.0}, "B": {4.0}}
 
 
 def test_a_sites_own_test_set_that_is_emptied_is_counted_and_not_refused(chat_run: MakeRun) -> None:

@@ -16,7 +16,7 @@ from fedlora.adapters import pack, unpack
 from fedlora.aggregation import FedIT
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
-from fedlora.common.messages import TrainRequest
+from fedlora.common.messages import OK, TrainReceipt, TrainRequest
 from fedlora.server.disk.store import Checkpoint, RunFolder
 from fedlora.server.rounds.federated_run import FederatedRun
 from fedlora.server.rounds.starts import Former, Starts, for_rank
@@ -110,6 +110,23 @@ def test_a_round_whose_adapter_is_damaged_is_done_again_from_the_two_before(tmp_
     again = Ran(tmp_path, rounds=3)
     assert again.sent == {3: before.sent[3]}
     assert again.checkpoint.stored.sha256 == before.checkpoint.stored.sha256
+
+
+def test_what_was_accepted_after_a_round_that_is_done_again_counts_no_more(tmp_path: Path) -> None:
+    """It was trained from an adapter that this round need not end in."""
+    whole = Ran(tmp_path / "whole", rounds=4)
+    Ran(tmp_path / "parts", rounds=3)
+    folder = RunFolder(tmp_path / "parts")
+    client = sorted(whole.asked[4])[0]
+    run = str((folder.manifest() or {})["run_id"])
+    update = pack(small_adapter(7))
+    folder.write_accepted(
+        4, TrainReceipt(run, 4, 0, client, OK, num_examples=10, num_steps=1, loss=0.5, adapter=update)
+    )
+    damage(folder.path, 3)
+    again = Ran(tmp_path / "parts", rounds=4)
+    assert again.asked == {number: whole.asked[number] for number in (3, 4)}
+    assert again.checkpoint.stored.sha256 == whole.checkpoint.stored.sha256
 
 
 def test_a_run_without_its_last_adapter_but_one_says_so_in_a_line(tmp_path: Path) -> None:

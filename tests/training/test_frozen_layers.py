@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,11 @@ def test_outputs_and_gradients_are_those_of_the_whole_model(model: Held) -> None
 
 
 def frozen_calls(model: Held, kept: FrozenLayersKept) -> list[int]:
-    """Return a list that grows by one whenever the frozen blocks of `model` run."""
+    """Return a list that grows whenever the frozen blocks of `model` run, by the number of their examples."""
     calls: list[int] = []
     blocks = next(part for part in model.resident.peft_model.modules() if isinstance(part, nn.ModuleList))
     frozen = next(part for part in blocks[kept.num_blocks - 1].modules() if isinstance(part, nn.Linear))
-    frozen.register_forward_hook(lambda *_: calls.append(1))
+    frozen.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
     return calls
 
 
@@ -125,13 +126,53 @@ def test_what_a_batch_lacks_is_computed_with_what_is_to_come(model: Held) -> Non
         expected = [output(one(**batch.inputs)) for batch in batches]
         other(**batches[0].inputs)
         calls = frozen_calls(model, other)
-        other.look_ahead(batch.inputs for batch in batches)
+        other.look_ahead(len(batches), lambda place: batches[place].inputs)
         found = [output(other(**batch.inputs)) for batch in batches]
     for given, wanted in zip(found, expected, strict=True):
         assert torch.equal(given, wanted)
     masks = [batch.inputs["attention_mask"] for batch in batches if "attention_mask" in batch.inputs]
     num_shapes = max(1, len({-(-mask.shape[1] // 16) for mask in masks}))
     assert 0 < len(calls) <= -(-len(places) // 8) * num_shapes < len(places) - 1
+
+
+def test_so_many_are_computed_at_once_as_a_step_takes(model: Held) -> None:
+    kept = model.kept(chunk=3)
+    kept(**model.batch(0, 1).inputs)
+    sizes = frozen_calls(model, kept)
+    with torch.no_grad():
+        kept.look_ahead(2, lambda _: model.batch(6, 7, 8, 9).inputs)
+        kept(**model.batch(2, 3, 4, 5).inputs)
+    assert set(sizes) == {3}
+
+
+def test_without_room_what_was_computed_ahead_is_there_once_it_is_asked_for(model: Held) -> None:
+    places = list(range(min(20, len(model.prepared))))
+    batches = [model.batch(place) for place in places]
+    outputs = KeptOutputs()
+    one, other = model.kept(), model.kept(outputs, max_megabytes=0)
+    with torch.no_grad():
+        expected = [output(one(**batch.inputs)) for batch in batches]
+        other(**batches[0].inputs)
+        calls = frozen_calls(model, other)
+        other.look_ahead(len(batches), lambda place: batches[place].inputs)
+        found = [output(other(**batch.inputs)) for batch in batches]
+    for given, wanted in zip(found, expected, strict=True):
+        assert torch.equal(given, wanted)
+    assert len(calls) < len(batches) / 2
+    assert len(outputs) == 0
+
+
+def test_blocks_with_a_forward_of_their_own_have_it_again(model: Held) -> None:
+    """As accelerate puts in the place of a class's, to move tensors between devices."""
+    blocks = next(part for part in model.resident.peft_model.modules() if isinstance(part, nn.ModuleList))
+    own, blocks[0].forward = blocks[0].forward, partial(blocks[0].forward)
+    given = blocks[0].forward
+    kept = model.kept()
+    with torch.no_grad():
+        kept(**model.batch(0, 1).inputs)
+        kept(**model.batch(0, 1).inputs)
+    assert blocks[0].forward is given
+    assert given.func == own
 
 
 def test_what_is_kept_depends_on_the_example_alone(model: Held) -> None:

@@ -13,6 +13,7 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.models.base_model import load_base_model
 from fedlora.models.devices import choose_device
+from fedlora.training import trainer as trainer_module
 from fedlora.training.data import load_federated_data
 from fedlora.training.peft_bridge import add_lora
 from fedlora.training.schedule import learning_rate_factor
@@ -422,3 +423,16 @@ def test_a_compiled_model_trains_as_the_plain_one(bench: Callable[..., Bench]) -
     expected, result = plain.train(), compiled.train()
     assert result.loss == pytest.approx(expected.loss, rel=1e-4)
     assert distance(plain.resident.read(), compiled.resident.read()) < 1e-3
+
+
+def test_the_loss_scale_of_float16_is_each_rounds_own(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that which steps are left out as too large says nothing of who was trained here before."""
+    monkeypatch.setattr(trainer_module, "_FIRST_LOSS_SCALE", 2.0**18)
+    ours = bench(train={"steps": 6, "precision": "float16"})
+    first = ours.train()
+    before = ours.resident.read()
+    assert ours.train().loss == first.loss
+    assert distance(before, ours.resident.read()) == 0.0
+    assert distance(before, ours.initial) > 0.0

@@ -10,7 +10,6 @@ worker or run asks first. Where a batch lacks fewer than that, examples of the b
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -24,10 +23,10 @@ from fedlora.training.kept_outputs import KeptOutputs
 
 _SETTING = "train.frozen_cache_megabytes"
 _REMEDY = f"set {_SETTING} to 0"
-# So many examples are computed at once, of so many tokens or a multiple.
-_CHUNK, _TOKENS = 16, 16
-# In so many batches to come examples are looked for that fill up what is computed at once.
-_BATCHES_AHEAD = 8
+# So many examples are computed at once at most, and they are of so many tokens or a multiple.
+MOST_AT_ONCE, _TOKENS = 16, 16
+# So many examples to come wait at most until others of their shape are computed, or until they are asked for.
+_MOST_WAITING = 128
 # The one input that is not by example: the places of which the head is to give logits.
 _ABOVE = "logits_to_keep"
 # Relative to the largest output, between the frozen blocks' own batches and that of a step.
@@ -45,12 +44,21 @@ class FrozenLayersKept:
         num_blocks: how many blocks are below the first one that is trained.
     """
 
-    def __init__(self, model: nn.Module, *, kept: KeptOutputs, origin: str, max_megabytes: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        kept: KeptOutputs,
+        origin: str,
+        max_megabytes: int,
+        chunk: int = MOST_AT_ONCE,
+    ) -> None:
         """Find the blocks of `model`, in which all is marked that may be trained.
 
         Args:
             origin: equal for equal frozen weights; what is kept for others is kept apart.
             max_megabytes: of all that the process keeps, in 10^6 bytes.
+            chunk: how many examples the frozen blocks compute at once, always.
 
         Raises:
             ModelError: there are no blocks in a row, or the first is trained.
@@ -65,11 +73,14 @@ class FrozenLayersKept:
                 f"{_SETTING}: {path}.0, the first of {len(self._blocks)} blocks, is trained, so that nothing below it "
                 f"can be kept; leave lower blocks out with lora.exclude_modules, or {_REMEDY}"
             )
-        self._origin = f"{origin} {path} {self.num_blocks}".encode()
+        self._chunk = chunk
+        self._origin = f"{origin} {path} {self.num_blocks} {chunk}".encode()
         self._gives_tuples = False
         self._is_checked = False
-        self._to_come: Iterator[Mapping[str, Tensor]] = iter(())
         self._waiting: dict[_Shapes, dict[bytes, _Row]] = {}
+        # Computed before they were asked for, where there is no room to keep them.
+        self._spare: dict[bytes, Tensor] = {}
+        self.look_ahead(0, lambda _: {})
 
     def __call__(self, **inputs: Tensor) -> object:
         """Return the model's output for a batch.
@@ -77,20 +88,24 @@ class FrozenLayersKept:
         Raises:
             ModelError: the model gives something else in this way than in its own.
         """
+        self._num_asked += 1
         hidden = self._hidden(inputs)
         if not self._is_checked:
             self._check(inputs, hidden)
             self._is_checked = True
         return self._above(inputs, hidden)
 
-    def look_ahead(self, to_come: Iterator[Mapping[str, Tensor]]) -> None:
+    def look_ahead(self, num_batches: int, inputs_of: Callable[[int], Mapping[str, Tensor]]) -> None:
         """From here on compute with what a batch lacks, as far as there is room, examples of the batches to come.
 
         Args:
-            to_come: their inputs, of which as many are taken as are needed.
+            num_batches: that this is called with from here on.
+            inputs_of: the n-th of them, from 0.
         """
-        self._to_come = to_come
+        self._num_batches, self._inputs_of = num_batches, inputs_of
+        self._num_asked = self._num_seen = 0
         self._waiting.clear()
+        self._spare.clear()
 
     def _above(self, inputs: Mapping[str, Tensor], hidden: Tensor) -> object:
         """Return the output for what enters the first trained block: `hidden` (batch_size, tokens, width)."""
@@ -102,11 +117,17 @@ class FrozenLayersKept:
         mask = inputs.get("attention_mask")
         rows = _rows(inputs)
         keys = [self._key(row) for row in rows]
-        found = {key: self._kept.get(key) for key in keys}
+        found = {key: self._at_hand(key) for key in keys}
         missing = {key: row for key, row in zip(keys, rows, strict=True) if found[key] is None}
+        for waiting in self._waiting.values():
+            for key in waiting.keys() & missing.keys():
+                del waiting[key]
         for key, hidden in self._computed(missing):
-            found[key] = hidden
-            self._kept.keep(key, hidden, max_bytes=self._max_bytes)
+            is_kept = self._kept.keep(key, hidden, max_bytes=self._max_bytes)
+            if key in found:
+                found[key] = hidden
+            elif not is_kept:
+                self._spare[key] = hidden.clone()
         of_rows = [cast(Tensor, found[key]) for key in keys]
         if mask is None:
             return torch.stack(of_rows).to(rows[0][next(iter(rows[0]))].device)
@@ -115,38 +136,45 @@ class FrozenLayersKept:
             whole[place, mask[place].bool().cpu()] = hidden
         return whole.to(mask.device)
 
+    def _at_hand(self, key: bytes) -> Tensor | None:
+        kept = self._kept.get(key)
+        return self._spare.pop(key, None) if kept is None else kept
+
     def _computed(self, rows: Mapping[bytes, _Row]) -> Iterator[tuple[bytes, Tensor]]:
         """Yield what each example gives (tokens, width) on the CPU, and what is computed with it; by key."""
         alike: dict[_Shapes, list[bytes]] = {}
         for key, row in rows.items():
             alike.setdefault(_shapes(_padded(row)), []).append(key)
         for shapes, keys in alike.items():
-            for begin in range(0, len(keys), _CHUNK):
-                part = {key: rows[key] for key in keys[begin : begin + _CHUNK]}
-                part |= self._to_come_of(shapes, _CHUNK - len(part), besides=part)
+            for begin in range(0, len(keys), self._chunk):
+                part = {key: rows[key] for key in keys[begin : begin + self._chunk]}
+                part |= self._to_come_of(shapes, self._chunk - len(part), besides=rows)
                 padded = [_padded(row) for row in part.values()]
                 # Always as many: how a row of a product is computed may depend on how many there are.
-                padded += padded[:1] * (_CHUNK - len(part))
+                padded += padded[:1] * (self._chunk - len(part))
                 batch = {name: torch.cat([row[name] for row in padded]) for name in padded[0]}
                 for (key, row), hidden in zip(part.items(), self._below(batch).cpu(), strict=False):
                     yield key, self._without_padding(hidden, row, batch)
 
     def _to_come_of(self, shapes: _Shapes, num_most: int, *, besides: Mapping[bytes, _Row]) -> dict[bytes, _Row]:
         """Return examples of batches to come that are not kept yet, with such shapes when padded; by their keys."""
-        if num_most == 0 or self._kept.is_full:
-            return {}
+        num_most = min(num_most, 2 * self._chunk - len(self._spare))
         waiting = self._waiting.setdefault(shapes, {})
-        for inputs in islice(self._to_come, _BATCHES_AHEAD):
-            for row in _rows(inputs):
-                if self._kept.get(key := self._key(row)) is None:
-                    self._waiting.setdefault(_shapes(_padded(row)), {})[key] = row
-            if len(waiting) >= num_most + len(besides):
+        while len(waiting) < num_most and sum(map(len, self._waiting.values())) < _MOST_WAITING:
+            place = max(self._num_seen, self._num_asked)
+            if place >= self._num_batches:
                 break
+            self._num_seen = place + 1
+            for row in _rows(self._inputs_of(place)):
+                key = self._key(row)
+                if key not in besides and key not in self._spare and self._kept.get(key) is None:
+                    # Of its own, and no view that holds the whole batch.
+                    own = {name: tensor.clone() for name, tensor in row.items()}
+                    self._waiting.setdefault(_shapes(_padded(row)), {})[key] = own
         found: dict[bytes, _Row] = {}
         while waiting and len(found) < num_most:
-            key, row = waiting.popitem()
-            if key not in besides and self._kept.get(key) is None:
-                found[key] = row
+            key = next(iter(waiting))
+            found[key] = waiting.pop(key)
         return found
 
     def _without_padding(self, hidden: Tensor, row: _Row, padded: _Row) -> Tensor:
@@ -193,6 +221,8 @@ class FrozenLayersKept:
             if expected.shape[:2] == judged.shape:
                 expected, found = expected[judged.bool()], found[judged.bool()]
         difference = float((expected - found).abs().max())
+        # Weights that were cast without a graph are no weights for the step that comes.
+        torch.clear_autocast_cache()
         if not difference <= tolerance * float(expected.abs().max()):
             raise ModelError(
                 f"{_SETTING}: {name} gives outputs that differ by up to {difference:.2g} when its {self.num_blocks} "
@@ -217,14 +247,17 @@ class FrozenLayersKept:
             hidden = arguments[0] if arguments else named["hidden_states"]
             return (hidden,) if self._gives_tuples else hidden
 
-        skipped = self._blocks[: self.num_blocks]
-        for block in skipped:
+        # A forward of the block's own, such as accelerate's, which moves tensors between devices, is its again after.
+        skipped = [(block, vars(block).get("forward")) for block in self._blocks[: self.num_blocks]]
+        for block, _ in skipped:
             block.forward = pass_on
         try:
             yield
         finally:
-            for block in skipped:
+            for block, own in skipped:
                 del block.forward
+                if own is not None:
+                    block.forward = own
 
     @contextmanager
     def _noting_tuples(self) -> Iterator[None]:

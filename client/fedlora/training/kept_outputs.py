@@ -15,18 +15,14 @@ logger = logging.getLogger(__name__)
 
 
 class KeptOutputs:
-    """What enters the first trained block, by model and example, as long as there is room; for all of a process.
-
-    Attributes:
-        is_full: whether there was no room for something.
-    """
+    """What enters the first trained block, by model and example, as long as there is room; for all of a process."""
 
     def __init__(self) -> None:
         self._kept: dict[bytes, Tensor] = {}
         self._block = torch.empty(0, dtype=torch.uint8)
         self._num_used = 0
         self._num_bytes = 0
-        self.is_full = False
+        self._has_told = False
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -35,20 +31,22 @@ class KeptOutputs:
         """Return what is kept under `key`, if anything is."""
         return self._kept.get(key)
 
-    def keep(self, key: bytes, hidden: Tensor, *, max_bytes: int) -> None:
-        """Keep `hidden`, unless all that is kept would be more than `max_bytes`, which is said once."""
+    def keep(self, key: bytes, hidden: Tensor, *, max_bytes: int) -> bool:
+        """Keep `hidden`, unless all that is kept would be more than `max_bytes`, which is said once; return whether."""
         size = hidden.nbytes
         if self._num_bytes + size <= max_bytes:
             self._kept[key] = self._copied(hidden)
             self._num_bytes += size
-        elif not self.is_full:
-            self.is_full = True
+            return True
+        if not self._has_told:
+            self._has_told = True
             logger.warning(
                 "train.frozen_cache_megabytes are used up after %d examples of about %.0f kB: the others are computed "
                 "again each time",
                 len(self._kept),
                 size / 1000,
             )
+        return False
 
     def _copied(self, hidden: Tensor) -> Tensor:
         """Return a copy of `hidden` in the block that is being filled, or in a new one."""

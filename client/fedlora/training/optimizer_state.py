@@ -15,11 +15,12 @@ from fedlora.common.files import client_file_name, write_file
 
 logger = logging.getLogger(__name__)
 
-_KEPT_ROUNDS = 2
+# A server that finds its last round damaged does it again, when clients have done the one after it too.
+_KEPT_ROUNDS = 3
 
 
 class MomentsFolder:
-    """The moments of each client of a run, after each of its last two rounds.
+    """The moments of each client of a run, after each of its last three rounds.
 
     A round that is done again, because the one who asked for it was killed, starts from the same moments.
     """
@@ -46,11 +47,17 @@ class MomentsFolder:
         return {}
 
     def write(self, run: str, client: str, number: int, moments: Moments) -> None:
-        """Record the moments after round `number`, and forget those that no repeated round can need."""
+        """Record the moments after round `number`, and forget those that no repeated round can need.
+
+        Those of later rounds go first: the run has gone back behind them.
+        """
         folder = self._of_client(run, client)
+        rounds = sorted(_rounds(folder))
+        for abandoned in (found for found in rounds if found > number):
+            _file(folder, abandoned).unlink(missing_ok=True)
         write_file(_file(folder, number), save(dict(moments)))
-        for found in sorted(_rounds(folder))[:-_KEPT_ROUNDS]:
-            _file(folder, found).unlink(missing_ok=True)
+        for old in sorted({found for found in rounds if found <= number} | {number})[:-_KEPT_ROUNDS]:
+            _file(folder, old).unlink(missing_ok=True)
 
     def _of_client(self, run: str, client: str) -> Path:
         return self.folder / run / client_file_name(client)
@@ -72,6 +79,11 @@ def read_moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.P
         for key, value in optimizer.state.get(parameter, {}).items()
         if value is not None
     }
+
+
+def of_others(moments: Moments, parameters: Mapping[str, nn.Parameter]) -> Moments:
+    """Return the moments but for those of `parameters`: what a round does not train keeps its own."""
+    return {key: value for key, value in moments.items() if owner_and_name(key)[0] not in parameters}
 
 
 def without_factors(moments: Moments) -> Moments:

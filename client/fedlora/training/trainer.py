@@ -18,7 +18,7 @@ from fedlora.common.config import TrainSection
 from fedlora.common.errors import FedloraError
 from fedlora.common.messages import INTERRUPTED
 from fedlora.models.reach import is_routed, logits_of
-from fedlora.training.frozen_layers import FrozenLayersKept
+from fedlora.training.frozen_layers import MOST_AT_ONCE, FrozenLayersKept
 from fedlora.training.kept_outputs import kept_by_process
 from fedlora.training.local_optimizer import local_optimizer, move_on, set_rate
 from fedlora.training.memory import is_out_of_memory
@@ -28,6 +28,9 @@ from fedlora.training.schedule import learning_rate_factor, steps_of_round
 from fedlora.training.tasks import Batch, Prepared, Task
 
 logger = logging.getLogger(__name__)
+
+# In float16: torch's own is 64 times that, and a round's first steps would be lost on lowering it.
+_FIRST_LOSS_SCALE = 1024.0
 
 
 class TrainingInterrupted(FedloraError):  # noqa: N818 (no error: it was asked for)
@@ -109,13 +112,17 @@ class LocalTrainer(Generic[P]):
         self._micro_batch_size = settings.micro_batch_size or settings.batch_size
         self._asked_micro_batch_size = self._micro_batch_size
         self._autocast = _autocast_dtype(settings.precision, device, weights=model.base_dtype)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=self._autocast == torch.float16)
+        self._scaler = self._new_scaler()
         self._has_told = False
         self._forward: Callable[..., object] = model.peft_model
         self._frozen: FrozenLayersKept | None = None
         if megabytes := settings.frozen_cache_megabytes:
             self._frozen = FrozenLayersKept(
-                model.peft_model, kept=kept_by_process(), origin=origin, max_megabytes=megabytes
+                model.peft_model,
+                kept=kept_by_process(),
+                origin=origin,
+                max_megabytes=megabytes,
+                chunk=min(MOST_AT_ONCE, self._micro_batch_size),
             )
             self._forward = self._frozen
         self._judged = self._forward
@@ -166,11 +173,16 @@ class LocalTrainer(Generic[P]):
         start_values = (
             [parameter.detach().clone() for parameter in self.model.parameters] if settings.proximal_mu > 0 else []
         )
+        # Who trained here before says nothing of which steps are too large for float16.
+        self._scaler = self._new_scaler()
         # A step that an error cut off, such as one for want of memory, leaves its gradients behind.
         optimizer.zero_grad(set_to_none=True)
         batches = _batch_indices(len(prepared), settings.batch_size, np.random.default_rng(batch_seed))
         of_steps = list(islice(batches, num_steps))
-        self._look_ahead(prepared, of_steps)
+        size = self._micro_batch_size
+        self._look_ahead(
+            prepared, [step[place : place + size] for step in of_steps for place in range(0, len(step), size)]
+        )
         torch.manual_seed(dropout_seed)
         self.model.set_training(True)
         losses: list[Tensor] = []
@@ -199,6 +211,7 @@ class LocalTrainer(Generic[P]):
             move_on(self.model.parameters, changes, momentum / num_steps)
             optimizer.zero_grad(set_to_none=True)
             self._seconds["optimizer"] += time.perf_counter() - started
+        self._look_ahead(prepared, [])
         stacked = torch.stack(losses).cpu()
         is_finite = bool(torch.isfinite(stacked).all()) and self.model.is_finite()
         self._tell_of(silent, num_trained=len(trained))
@@ -216,7 +229,9 @@ class LocalTrainer(Generic[P]):
     def _look_ahead(self, prepared: P, batches: Sequence[np.ndarray]) -> None:
         """Tell the frozen layers, where their outputs are kept, which examples are to come."""
         if self._frozen is not None:
-            self._frozen.look_ahead(self.task.collate(prepared, part, device=self.device).inputs for part in batches)
+            self._frozen.look_ahead(
+                len(batches), lambda place: self.task.collate(prepared, batches[place], device=self.device).inputs
+            )
 
     def _tell_of(self, silent: Sequence[str], *, num_trained: int) -> None:
         """Say once what got no gradient in any step: a model of the user's own may have parts that nothing reaches."""
@@ -296,6 +311,7 @@ class LocalTrainer(Generic[P]):
                 batch_size = (batch_size + 1) // 2
             logger.warning("out of memory: %d examples a forward pass are judged from here on", batch_size)
             _free_memory(self.device)
+        self._look_ahead(prepared, [])
         if not judged:
             return Evaluation(np.empty(0), np.empty(0), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
         columns = ("losses", "metrics", "predictions", "token_counts")
@@ -316,6 +332,10 @@ class LocalTrainer(Generic[P]):
         overall = progress[0] + (progress[1] - progress[0]) * share
         factor = learning_rate_factor(overall, schedule=self.settings.schedule, warmup=self.settings.warmup)
         return self.settings.learning_rate * factor
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        is_needed = self._autocast == torch.float16
+        return torch.amp.GradScaler(self.device.type, init_scale=_FIRST_LOSS_SCALE, enabled=is_needed)
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:
         if self._autocast is not None:

@@ -80,6 +80,16 @@ def open_channel(address: str, credentials: Credentials | None) -> grpc.Channel:
     )
 
 
+def speaks_grpc(address: str, *, seconds: float) -> bool:
+    """Return whether somebody who speaks gRPC, in plain text, answers at HOST:PORT within so many seconds."""
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=seconds)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
+
+
 def _through_proxy(address: str) -> Options:
     """Return the options that lead through the proxy on the way, which gRPC itself reads less strictly than we do."""
     proxy = proxy_for(split_address(address)[0])

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import grpc
 from flwr.app import ConfigRecordValues, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from fedlora.common.channels import speaks_grpc
 from fedlora.common.errors import ConfigError, RunError, one_line
 from fedlora.models.bitsandbytes_door import spare_bitsandbytes
 
@@ -169,13 +169,8 @@ def require_reachable(address: str) -> None:
     place = address.removeprefix("ray://")
     if ":" not in place or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
         return
-    channel = grpc.insecure_channel(place, options=[("grpc.enable_http_proxy", 0)])
-    try:
-        grpc.channel_ready_future(channel).result(timeout=_REACH_SECONDS)
-    except grpc.FutureTimeoutError:
+    if not speaks_grpc(place, seconds=_REACH_SECONDS):
         raise ConfigError(
             f"RAY_ADDRESS is {address!r}, and no Ray answers there within {_REACH_SECONDS:g} seconds; expected "
             "host:port of the head of a running cluster, or no RAY_ADDRESS for a Ray of this machine"
-        ) from None
-    finally:
-        channel.close()
+        )

@@ -6,7 +6,7 @@ the requests of `fedlora.common.messages` and knows nothing of Flower.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, cast
@@ -16,6 +16,7 @@ import torch
 
 from fedlora.adapters import Adapter, pack, unpack
 from fedlora.adapters.keys import to_state_dict
+from fedlora.adapters.moments import Moments
 from fedlora.client.worker import interruption
 from fedlora.client.worker.own_site import OwnSite
 from fedlora.common.config import BASE_CHANGING_INITS, RunConfig
@@ -44,7 +45,7 @@ from fedlora.models.base_model import BaseModel, load_base_model
 from fedlora.models.devices import ALL_GPUS, choose_device
 from fedlora.training.data import Examples, FederatedData, equal_parts
 from fedlora.training.data.examples import Conversation
-from fedlora.training.optimizer_state import MomentsFolder, without_factors
+from fedlora.training.optimizer_state import MomentsFolder, of_others, without_factors
 from fedlora.training.peft_bridge import add_lora
 from fedlora.training.shared_moments import SharedMoments, shared_moments
 from fedlora.training.tasks import CausalLm, Prepared
@@ -174,18 +175,20 @@ class Workbench:
         shared = self._shared(given, request)
         indices = self._sample("validation", client, request.validation_examples)
         before, seconds_before = self._judge(client, indices)
+        moments = self._moments_before(client, request, shared)
         result = trainer.train(
             training,
             progress=((request.round - 1) / request.num_rounds, request.round / request.num_rounds),
             batch_seed=stream_seed(request.seed, round=request.round, client=client, purpose="batches"),
             dropout_seed=stream_seed(request.seed, round=request.round, client=client, purpose="dropout"),
             is_unwanted=interruption.is_unwanted,
-            moments=self._moments_before(client, request, shared),
+            moments=moments,
             changes=self._changes(request),
         )
         if self._moments is not None and result.is_finite:
-            self._moments.write(request.run, client, request.round, result.moments)
-        moments = shared.condensed(result.moments) if shared is not None else None
+            untouched = of_others(moments, trainer.model.trained())
+            self._moments.write(request.run, client, request.round, {**untouched, **result.moments})
+        condensed = shared.condensed(result.moments) if shared is not None else None
         after, seconds_after = self._judge(client, indices) if result.is_finite else (None, 0.0)
         measured = same_fields(result, TrainReceipt)
         measured["seconds"] = {**result.seconds, "validation": seconds_before + seconds_after}
@@ -198,7 +201,7 @@ class Workbench:
             num_examples=len(training),
             before=before,
             after=after,
-            adapter=pack(trainer.model.read(), without=request.frozen_factor, moments=moments)
+            adapter=pack(trainer.model.read(), without=request.frozen_factor, moments=condensed)
             if result.is_finite
             else b"",
             **measured,
@@ -221,14 +224,12 @@ class Workbench:
         trained, tensors = self._trainer.model.trained(), to_state_dict(replace(adapter, base_change={}))
         return shared_moments(packed_bytes(request.moments), {key: tensors[key] for key in trained}, form)
 
-    def _moments_before(
-        self, client: str, request: TrainRequest, shared: SharedMoments | None
-    ) -> Mapping[str, torch.Tensor] | None:
+    def _moments_before(self, client: str, request: TrainRequest, shared: SharedMoments | None) -> Moments:
         """Return the moments that the client's optimiser goes on with: the federation's, its own, or none."""
         if shared is not None:
             return shared.expanded(self._trainer.model.trained())
         if self._moments is None:
-            return None
+            return {}
         if request.round > 1 and not self._is_site and not self._moments.holds_any(request.run):
             logger.warning(
                 "%s has no client's moments from before round %d, and optimisers start afresh: all machines of a run "

@@ -219,6 +219,12 @@ class RunFolder:
                 receipts[receipt.client] = dataclasses.replace(receipt, adapter=PackedFile(tensors, receipt.wire_bytes))
         return receipts
 
+    def forget_accepted_after(self, number: int) -> None:
+        """Remove what was accepted in rounds after `number`, which is done again and need not end in the same bytes."""
+        for folder in (self.path / "rounds").glob("*/updates"):
+            if folder.parent.name.isdecimal() and int(folder.parent.name) > number:
+                shutil.rmtree(folder, ignore_errors=True)
+
     @patiently
     def write_accepted(self, number: int, receipt: TrainReceipt) -> None:
         """Record an update accepted in a round: its tensors first, then the receipt that makes it count."""

@@ -125,6 +125,7 @@ class FederatedRun:
         """Return the newest round of a run that goes on; what a crash may have cut off after it is done again."""
         federation.identify(config=self._config, command=self._command)
         self._folder.publish(checkpoint.stored, checkpoint.round)
+        self._folder.forget_accepted_after(checkpoint.round + 1)
         reports = checkpoint.reports
         for report in reports:
             self._learn(report)
