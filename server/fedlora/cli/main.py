@@ -116,7 +116,7 @@ def compare(
     draws: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each: other partitions and seeds.")] = 10,
     tuning_draws: Annotated[
         int, typer.Option(min=1, metavar="N", help="The draws by which values are chosen (--tune).")
-    ] = 1,
+    ] = 2,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs, tables and the report go.")] = Path(
         "comparison"
     ),
