@@ -113,7 +113,8 @@ def about_costs(evaluation: Evaluation) -> str:
     )
     return (
         "Megabytes are of adapters, down and up, to all clients together; the gain is from the start to the last round."
-        f"{reached} Times are means of a run, all clients' training together."
+        f"{reached} Times are means of a run, all clients' training together. They hold what else the machine did, and "
+        "frozen layers (train.frozen_cache_megabytes) are computed by the first runs for all."
     )
 
 
