@@ -171,11 +171,15 @@ def test_the_headline_says_no_more_than_the_draws_carry(
             "6 draws can show no difference of whatever size: no p is below 0.0312, or 0.0625 by Holm's correction for "
             "2 comparisons",
         ),
-        ({"flora": 0.1}, 10, "10 draws show (5 %, power 80 %, corrected for 1 comparison) is 1.0 points; the smal"),
+        (
+            {"flora": 0.1},
+            10,
+            "over the whole test set (5 %, power 80 %, corrected for 1 comparison) is 1.0 points; the smal",
+        ),
         (
             {"flora": 0.1, "rolora": 0.1},
             10,
-            "10 draws show (5 %, power 80 %, corrected for 2 comparisons) is 1.2 points; the smal",
+            "over the whole test set (5 %, power 80 %, corrected for 2 comparisons) is 1.2 points; the smal",
         ),
         ({"flora": 0.1}, 10, "points; the smallest p that 10 can reach is 0.00195."),
     ],

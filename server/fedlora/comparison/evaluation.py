@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from fedlora.comparison.results import Comparison, RunResult, Variant
 from fedlora.comparison.statistics import (
@@ -52,15 +53,16 @@ class Cost:
         megabytes: sent in all.
         rounds_to_target, megabytes_to_target: of those runs that reach it.
         gain_per_megabyte: what the metric became better by from the start to the end, per megabyte sent.
-        client_seconds, server_seconds: of all clients' training, and of aggregation and storing.
+        client_seconds, server_seconds: of all clients' training, and of aggregation and storing; medians, which a
+            machine that was busy for a while moves less.
     """
 
     megabytes: Sample | None
     rounds_to_target: Sample | None
     megabytes_to_target: Sample | None
     gain_per_megabyte: Sample | None
-    client_seconds: Sample | None
-    server_seconds: Sample | None
+    client_seconds: float | None
+    server_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -225,8 +227,8 @@ def _cost(runs: Sequence[RunResult], target: float | None, *, is_lower: bool) ->
         sample([at for _, at in reached if at is not None]),
         sample([run.course.megabytes[at] for run, at in reached if at is not None and at < len(run.course.megabytes)]),
         sample([sign * (last_metric(run) - run.course.metric[0]) / total for run, total in totals if total > 0]),
-        sample([run.client_seconds for run in runs]),
-        sample([run.server_seconds for run in runs]),
+        median([run.client_seconds for run in runs]) if runs else None,
+        median([run.server_seconds for run in runs]) if runs else None,
     )
 
 

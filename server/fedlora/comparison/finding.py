@@ -64,7 +64,8 @@ def about_power(evaluation: Evaluation) -> str:
             f"Holm's correction for {tests}, and 0.05 is called significant."
         )
     size = (
-        f"The smallest difference that {draws} show (5 %, power 80 %, corrected for {tests}) is {smallest}"
+        f"The smallest difference that {draws} show in {evaluation.comparison.metric_name} over the whole test set "
+        f"(5 %, power 80 %, corrected for {tests}) is {smallest}"
         if smallest
         else "What difference could be shown is not known: that takes draws that are not all alike"
     )
@@ -106,16 +107,23 @@ def about_costs(evaluation: Evaluation) -> str:
     """Return what megabytes, target and time are of."""
     name, target = evaluation.comparison.metric_name, evaluation.target
     reached = (
-        f" The target is {name} {score_text(target, name)}, reached with the first round that is judged as good. Where "
-        "not every run reaches it, the mean is over those that do, which flatters it."
+        f" The target is {name} {score_text(target, name)}, the first variant's in the end, reached with the first "
+        "round whose score is no worse. Rounds before the last may be judged on a part of the test set "
+        "(evaluation.round_examples), the same for all, so that all may reach it too early or too late. Where not "
+        "every run reaches it, the mean is over those that do, which flatters it."
         if target is not None
         else ""
     )
     return (
         "Megabytes are of adapters, down and up, to all clients together; the gain is from the start to the last round."
-        f"{reached} Times are means of a run, all clients' training together. They hold what else the machine did, and "
-        "frozen layers (train.frozen_cache_megabytes) are computed by the first runs for all."
+        f"{reached} Times are of a run, all clients' training together, the median of all runs. They hold what else "
+        "the machine did, and frozen layers (train.frozen_cache_megabytes) are computed by the first runs for all."
     )
+
+
+def about_parts() -> str:
+    """Return why nothing is tested of groups and clients."""
+    return "Not tested: a part of the test set, or one client's examples, differ by chance more than the whole set."
 
 
 def about_tuning(evaluation: Evaluation) -> str:
@@ -130,7 +138,7 @@ def about_tuning(evaluation: Evaluation) -> str:
         else "not from equally many values for each variant: more values are a better chance"
     )
     at_ends = [f"{row.variant.name} ({end})" for row in evaluation.methods if (end := _at_an_end(row.variant))]
-    beyond = f" What lies beyond might be better still for {list_text(at_ends)}." if at_ends else ""
+    beyond = f" What lies beyond might be better still for {'; '.join(at_ends)}." if at_ends else ""
     return f"Chosen on the clients' own validation, never on the test set: {list_text(keys)}, {budget}.{beyond}"
 
 

@@ -31,7 +31,8 @@ def render(comparison: Comparison, *, target: float | None = None) -> str:
         if about := finding.about_references(evaluation):
             parts.append(_words(about))
     parts += _section("Cost", evaluation, tables.costs(evaluation), about=finding.about_costs(evaluation))
-    parts += _section("Groups and clients", evaluation, tables.groups(evaluation), tables.clients(evaluation))
+    of_parts = tables.groups(evaluation), tables.clients(evaluation)
+    parts += _section("Groups and clients", evaluation, *of_parts, about=finding.about_parts())
     parts += _section("Error of the average", evaluation, tables.errors(evaluation))
     parts += _section("Every run", evaluation, tables.draws(evaluation))
     if notes := finding.left_out(evaluation):

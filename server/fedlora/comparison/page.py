@@ -108,7 +108,7 @@ def _costs(evaluation: Evaluation) -> Section:
 
 def _groups_and_clients(evaluation: Evaluation) -> Section | None:
     found = _tables(evaluation, tables.groups(evaluation), tables.clients(evaluation))
-    return Section("Groups and clients", parts=found) if found else None
+    return Section("Groups and clients", [[finding.about_parts()]], parts=found) if found else None
 
 
 def _errors(evaluation: Evaluation) -> Section | None:

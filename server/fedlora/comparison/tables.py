@@ -17,6 +17,9 @@ from fedlora.server.report.wording import (
     significant,
 )
 
+# So small a share of an error is float32's.
+_ROUNDING = 1e-6
+
 
 def scores(evaluation: Evaluation, *, of_references: bool = False) -> Table:
     """Return each variant's last metric: mean, spread, worst group and worst client; or each reference's."""
@@ -161,14 +164,15 @@ def _mean(values: Sample | None, *, factor: float = 1) -> str:
     return UNKNOWN if values is None else significant(factor * values.mean, 3)
 
 
-def _duration(values: Sample | None) -> str:
-    return duration_text(values.mean) if values is not None and values.mean > 0 else UNKNOWN
+def _duration(seconds: float | None) -> str:
+    return duration_text(seconds) if seconds else UNKNOWN
 
 
 def _removed(row: Row) -> str:
     if row.error_before is None or row.error_after is None or not row.error_before.mean > 0:
         return UNKNOWN
-    return percent_text(1 - row.error_after.mean / row.error_before.mean)
+    removed = 1 - row.error_after.mean / row.error_before.mean
+    return percent_text(removed if abs(removed) > _ROUNDING else 0.0)
 
 
 def _before_and_after(errors: tuple[float, float] | None) -> str:
