@@ -209,6 +209,7 @@ def test_a_choice_at_an_end_of_what_there_was_is_said(taken: str, end: str) -> N
         ),
     )
     said = about_tuning(evaluate(comparison({"flora": 0.1}, variants=variants)))
+    assert "Other values than fedit have chosen, so that their differences are of both: flora." in said
     assert said.endswith(f"What lies beyond might be better still for flora ({end} train.learning_rate).")
 
 

@@ -137,9 +137,21 @@ def about_tuning(evaluation: Evaluation) -> str:
         if all(each == chosen[0] for each in chosen)
         else "not from equally many values for each variant: more values are a better chance"
     )
+    taken = {row.variant.name: _choice(row.variant) for row in evaluation.methods}
+    baseline = evaluation.baseline.variant.name
+    others = [name for name, choice in taken.items() if choice != taken[baseline]]
+    apart = ""
+    if others:
+        apart = (
+            f" Other values than {baseline} have chosen, so that their differences are of both: {'; '.join(others)}."
+        )
     at_ends = [f"{row.variant.name} ({end})" for row in evaluation.methods if (end := _at_an_end(row.variant))]
     beyond = f" What lies beyond might be better still for {'; '.join(at_ends)}." if at_ends else ""
-    return f"Chosen on the clients' own validation, never on the test set: {list_text(keys)}, {budget}.{beyond}"
+    return f"Chosen on the clients' own validation, never on the test set: {list_text(keys)}, {budget}.{apart}{beyond}"
+
+
+def _choice(variant: Variant) -> dict[str, str]:
+    return {key: variant.settings[key] for key in variant.chosen}
 
 
 def _at_an_end(variant: Variant) -> str:

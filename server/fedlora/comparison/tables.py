@@ -32,6 +32,8 @@ def scores(evaluation: Evaluation, *, of_references: bool = False) -> Table:
         ("worst group", lambda row: mean_text(row.worst_group, name)),
         ("worst client", lambda row: mean_text(row.worst_client, name)),
     )
+    if any(row.variant.chosen for row in evaluation.methods):
+        columns = (*columns, ("chosen", lambda row: _chosen(row.variant)))
     rows = evaluation.references if of_references else evaluation.methods
     caption = f"{capital(name)} after the last round"
     return table(f"References: {name}, for scale and not tested" if of_references else caption, columns, rows)
@@ -162,6 +164,10 @@ def _by_name(
 
 def _mean(values: Sample | None, *, factor: float = 1) -> str:
     return UNKNOWN if values is None else significant(factor * values.mean, 3)
+
+
+def _chosen(variant: Variant) -> str:
+    return _joined(f"{key.rpartition('.')[2]} {variant.settings[key]}" for key in variant.chosen)
 
 
 def _duration(seconds: float | None) -> str:
