@@ -147,7 +147,7 @@ def test_a_run_that_was_cut_off_goes_on_and_one_that_others_do_is_left_to_them(
     }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_worker_that_is_told_to_end_does_so_in_the_middle_of_a_run_and_leaves_what_is_over(
     compared: Path, base: RunConfig, tmp_path: Path, number: signal.Signals
 ) -> None:

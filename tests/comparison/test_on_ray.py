@@ -25,6 +25,7 @@ MakeRun = Callable[..., RunConfig]
 GRID = Grid(("fedit",), tuned={"train.learning_rate": ("0.01", "0.02")}, num_draws=2)
 
 
+@pytest.mark.slow  # Two starts of Ray; another test of the default run has one.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 def test_a_run_on_ray_is_the_same_and_what_stops_it_is_said(vision_run: MakeRun, tmp_path: Path) -> None:
     pytest.importorskip("ray")
