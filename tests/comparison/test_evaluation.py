@@ -128,11 +128,11 @@ def test_a_baseline_that_is_not_compared_is_refused() -> None:
         ),
         (
             {"flora": 0.0}, 10, "accuracy",
-            "No difference from fedit is shown in 10 draws; flora's is +0.0 points, p 1.",
+            "No difference from fedit is shown in 10 draws; flora: +0.0 points (p = 1).",
         ),
         (
             {"flora": 0.001, "rolora": -0.004}, 10, "accuracy",
-            "No difference from fedit is shown in 10 draws; the largest is rolora's, -0.4 points, p 0.48 by Holm.",
+            "No difference from fedit is shown in 10 draws; the largest is -0.4 points (p = 0.48 by Holm), of rolora.",
         ),
         (
             {"flora": 0.1}, 5, "accuracy",

@@ -43,8 +43,8 @@ def headline(evaluation: Evaluation) -> str:
     largest = max(differences, key=lambda name: abs(differences[name].values.mean))
     each = differences[largest]
     size = with_unit(signed_text(each.values.mean, metric_name), metric_name)
-    what = f"{size}, p {p_text(each.corrected_p)}"
-    which = f"the largest is {largest}'s, {what} by Holm" if len(differences) > 1 else f"{largest}'s is {what}"
+    p = f"p = {p_text(each.corrected_p)}"
+    which = f"the largest is {size} ({p} by Holm), of {largest}" if len(differences) > 1 else f"{largest}: {size} ({p})"
     return f"No difference from {baseline} is shown in {draws}; {which}."
 
 
