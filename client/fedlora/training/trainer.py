@@ -179,10 +179,7 @@ class LocalTrainer(Generic[P]):
         optimizer.zero_grad(set_to_none=True)
         batches = _batch_indices(len(prepared), settings.batch_size, np.random.default_rng(batch_seed))
         of_steps = list(islice(batches, num_steps))
-        size = self._micro_batch_size
-        self._look_ahead(
-            prepared, [step[place : place + size] for step in of_steps for place in range(0, len(step), size)]
-        )
+        self._look_ahead(prepared, [part for step in of_steps for part in _parts(step, self._micro_batch_size)])
         torch.manual_seed(dropout_seed)
         self.model.set_training(True)
         losses: list[Tensor] = []
@@ -253,9 +250,7 @@ class LocalTrainer(Generic[P]):
         while True:
             size = self._micro_batch_size
             try:
-                return self._accumulate(
-                    prepared, [indices[place : place + size] for place in range(0, len(indices), size)]
-                )
+                return self._accumulate(prepared, _parts(indices, size))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -295,9 +290,7 @@ class LocalTrainer(Generic[P]):
     def evaluate(self, prepared: P, indices: np.ndarray, *, batch_size: int) -> Evaluation:
         """Return how the model's adapter does on the examples at `indices`, in their order."""
         self.model.set_training(False)
-        self._look_ahead(
-            prepared, [indices[place : place + batch_size] for place in range(0, len(indices), batch_size)]
-        )
+        self._look_ahead(prepared, _parts(indices, batch_size))
         judged: list[Evaluation] = []
         begin = 0
         while begin < len(indices):
@@ -363,6 +356,10 @@ def _add_pull(parameters: Sequence[torch.nn.Parameter], starts: Sequence[Tensor]
             parameter.grad.add_(change, alpha=mu)
         elif change.any():
             parameter.grad = change.mul_(mu)
+
+
+def _parts(indices: np.ndarray, size: int) -> list[np.ndarray]:
+    return [indices[place : place + size] for place in range(0, len(indices), size)]
 
 
 def _free_memory(device: torch.device) -> None:

@@ -23,7 +23,7 @@ from fedlora.comparison.gathered import JSON_FILE, MARKDOWN_FILE, PAGE_FILE, gat
 from fedlora.comparison.grid import require_usable
 from fedlora.comparison.results import Comparison, Variant
 from fedlora.comparison.running import Progress, run_all
-from fedlora.comparison.wording import variant_lines
+from fedlora.comparison.wording import settings_text, variant_lines
 from fedlora.comparison.work import begin
 from fedlora.server.report.content import Table as Shown
 from fedlora.server.report.wording import duration_text
@@ -77,7 +77,7 @@ class _Lines:
         left = passed / num_own * (progress.num_all - progress.num_done) if num_own else 0.0
         said = found.fault or f"{found.course.metric[-1]:.4f}"
         about = f", about {duration_text(left)} left" if left else ""
-        tried = ", ".join(f"{key}={value}" for key, value in progress.tried.items())
+        tried = settings_text(progress.tried)
         what = f"{found.variant}, draw {found.draw}{f' (to choose: {tried})' if tried else ''}: {said}"
         line = f"{progress.num_done:>4}/{progress.num_all}  {what}{about}"
         self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)

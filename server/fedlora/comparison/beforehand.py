@@ -7,6 +7,7 @@ from fedlora.common.config import Occasion, RunConfig, idle_settings
 from fedlora.common.errors import ConfigError
 from fedlora.comparison.grid import Cell, Grid, combinations
 from fedlora.comparison.results import Variant
+from fedlora.comparison.wording import settings_text
 from fedlora.server.report.wording import list_text
 from fedlora.simulation.simulate import occasion_of
 from fedlora.training.data import KeptParts, load_federated_data
@@ -65,7 +66,7 @@ def _require_validation(occasion: Occasion, config: RunConfig, where: str) -> No
 
 
 def _where(settings: Mapping[str, str]) -> str:
-    return f"{', '.join(f'{key}={value}' for key, value in settings.items())}: " if settings else ""
+    return f"{settings_text(settings)}: " if settings else ""
 
 
 def _by_variant(idle: Mapping[str, Mapping[str, None]], variants: list[Variant]) -> list[str]:

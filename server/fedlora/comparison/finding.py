@@ -12,6 +12,7 @@ from fedlora.comparison.wording import (
     interval_text,
     is_lower_better,
     p_text,
+    settings_text,
     signed_text,
     with_unit,
 )
@@ -187,7 +188,7 @@ def left_out(evaluation: Evaluation) -> list[str]:
         if row.missing
     ]
     notes += [
-        f"{trial.variant}, draw {trial.draw}, says nothing of {_settings(trial.tried)}, which it tried to "
+        f"{trial.variant}, draw {trial.draw}, says nothing of {settings_text(trial.tried)}, which it tried to "
         f"choose by: {_why(trial.why, is_tried_again=trial.has_failed)}."
         for trial in comparison.idle_trials
     ]
@@ -200,10 +201,6 @@ def left_out(evaluation: Evaluation) -> list[str]:
 def _why(fault: str, *, is_tried_again: bool) -> str:
     again = "; the same command tries it again" if is_tried_again else ""
     return f"{fault.removesuffix('.')}{again}"
-
-
-def _settings(settings: Mapping[str, str]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def alike(evaluation: Evaluation) -> list[str]:

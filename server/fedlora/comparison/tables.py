@@ -5,7 +5,16 @@ from collections.abc import Callable, Iterable, Mapping
 from fedlora.comparison.evaluation import Difference, Evaluation, Row, last_metric
 from fedlora.comparison.results import Variant
 from fedlora.comparison.statistics import Sample, sample
-from fedlora.comparison.wording import amount_text, interval_text, mean_text, of_runs_text, p_text, signed_text, unit_of
+from fedlora.comparison.wording import (
+    amount_text,
+    interval_text,
+    mean_text,
+    of_runs_text,
+    p_text,
+    settings_text,
+    signed_text,
+    unit_of,
+)
 from fedlora.server.report.content import Columns, Table, table
 from fedlora.server.report.wording import (
     UNKNOWN,
@@ -129,7 +138,7 @@ def settings(evaluation: Evaluation) -> Table:
     columns: Columns[Variant] = (
         ("variant", lambda variant: variant.name),
         ("method", lambda variant: variant.method),
-        ("settings", lambda variant: _joined(f"{key}={value}" for key, value in variant.settings.items())),
+        ("settings", lambda variant: settings_text(variant.settings) or UNKNOWN),
         ("chosen", lambda variant: _joined(f"{key} of {', '.join(values)}" for key, values in variant.chosen.items())),
     )
     return table("Variants", columns, evaluation.comparison.variants, num_text_columns=4)

@@ -1,12 +1,18 @@
 """Differences, intervals and p values as people read them; ASCII, for a terminal shows them too."""
 
 import math
+from collections.abc import Mapping
 
 from fedlora.comparison.results import Variant
 from fedlora.comparison.statistics import Interval, Sample
 from fedlora.server.report.wording import PERPLEXITY, UNKNOWN, is_percentage, score_text, significant
 
 _LOWER_IS_BETTER = ("loss", "perplexity", "error")
+
+
+def settings_text(settings: Mapping[str, str]) -> str:
+    """Return settings as they would be typed, one after another."""
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def variant_lines(variant: Variant) -> list[str]:
