@@ -61,6 +61,12 @@ def test_what_is_given_twice_is_refused_however_it_is_spelled(texts: list[str], 
     assert said in str(refused.value)
 
 
+def test_draws_to_choose_by_are_refused_where_nothing_is_chosen(fedlora: Callable[..., "Done"], tmp_path: Path) -> None:
+    done = fedlora("compare", "--tuning-draws", "3", "--out", tmp_path / "out")
+    assert (done.code, (tmp_path / "out").exists()) == (1, False)
+    assert "--tuning-draws does nothing without --tune" in done.err
+
+
 @pytest.mark.parametrize(
     ("changes", "grid", "said"),
     [
@@ -123,7 +129,8 @@ def test_folders_of_runs_go_with_no_option_of_runs_to_be_done(
     }
     for option, value in (
         ("--methods", "fedit"), ("--references", "head_only"), ("--over", "lora.rank=4"), ("--tune", "lora.rank=4"),
-        ("--set", "lora.rank=4"), ("--preset", "digits"),
+        ("--set", "lora.rank=4"), ("--preset", "digits"), ("--draws", "10"), ("--tuning-draws", "2"),
+        ("--engine", "inprocess"), ("--workers", "1"),
     ):  # fmt: skip
         refusals["run", option, value] = f"{option} does nothing with folders of finished runs"
     for arguments, said in refusals.items():

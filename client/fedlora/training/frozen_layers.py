@@ -7,34 +7,29 @@ many at a time in tensors of the same shapes: what is kept depends on nothing bu
 worker or run asks first. Where a batch lacks fewer than that, examples of the batches to come are computed with them.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedlora.common.errors import ModelError
 from fedlora.models.checkpoint import UNREADABLE
 from fedlora.models.reach import logits_of
+from fedlora.training.example_rows import ABOVE, Row, Shapes, key_of, padded_row, rows_of, shapes_of
 from fedlora.training.kept_outputs import KeptOutputs
+from fedlora.training.model_blocks import blocks_of, entered, evaluating, trained_parts
 
 _SETTING = "train.frozen_cache_megabytes"
 _REMEDY = f"set {_SETTING} to 0"
-# So many examples are computed at once at most, and they are of so many tokens or a multiple.
-MOST_AT_ONCE, _TOKENS = 16, 16
+# So many examples are computed at once at most.
+MOST_AT_ONCE = 16
 # So many examples to come wait at most until others of their shape are computed, or until they are asked for.
 _MOST_WAITING = 128
-# The one input that is not by example: the places of which the head is to give logits.
-_ABOVE = "logits_to_keep"
 # Relative to the largest output, between the frozen blocks' own batches and that of a step.
 _TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-9}
 _COARSE_TOLERANCE = 0.05
-
-_Row = dict[str, Tensor]
-_Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class FrozenLayersKept:
@@ -64,9 +59,11 @@ class FrozenLayersKept:
             ModelError: there are no blocks in a row, or the first is trained.
         """
         self._model, self._kept, self._max_bytes = model, kept, max_megabytes * 1_000_000
-        path, self._blocks = _blocks(model)
-        trained = [place for place, block in enumerate(self._blocks) if _trained_parts(block)]
-        self._trained = _trained_parts(model)
+        path, self._blocks = blocks_of(model)
+        if len(self._blocks) < 2:
+            raise ModelError(f"{_SETTING}: {type(model).__name__} has no blocks in a row; {_REMEDY}")
+        trained = [place for place, block in enumerate(self._blocks) if trained_parts(block)]
+        self._trained = trained_parts(model)
         self.num_blocks = trained[0] if trained else len(self._blocks) - 1
         if self.num_blocks == 0:
             raise ModelError(
@@ -77,7 +74,7 @@ class FrozenLayersKept:
         self._origin = f"{origin} {path} {self.num_blocks} {chunk}".encode()
         self._gives_tuples = False
         self._is_checked = False
-        self._waiting: dict[_Shapes, dict[bytes, _Row]] = {}
+        self._waiting: dict[Shapes, dict[bytes, Row]] = {}
         # Computed before they were asked for, where there is no room to keep them.
         self._spare: dict[bytes, Tensor] = {}
         self.look_ahead(0, lambda _: {})
@@ -109,14 +106,14 @@ class FrozenLayersKept:
 
     def _above(self, inputs: Mapping[str, Tensor], hidden: Tensor) -> object:
         """Return the output for what enters the first trained block: `hidden` (batch_size, tokens, width)."""
-        with self._passed_over(), _entered(self._blocks[self.num_blocks], lambda _: hidden):
+        with self._passed_over(), entered(self._blocks[self.num_blocks], lambda _: hidden):
             return self._model(**inputs)
 
     def _hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return what enters the first trained block (batch_size, tokens, width), zero where there is padding."""
         mask = inputs.get("attention_mask")
-        rows = _rows(inputs)
-        keys = [self._key(row) for row in rows]
+        rows = rows_of(inputs)
+        keys = [key_of(row, self._origin) for row in rows]
         found = {key: self._at_hand(key) for key in keys}
         missing = {key: row for key, row in zip(keys, rows, strict=True) if found[key] is None}
         for waiting in self._waiting.values():
@@ -140,23 +137,23 @@ class FrozenLayersKept:
         kept = self._kept.get(key)
         return self._spare.pop(key, None) if kept is None else kept
 
-    def _computed(self, rows: Mapping[bytes, _Row]) -> Iterator[tuple[bytes, Tensor]]:
+    def _computed(self, rows: Mapping[bytes, Row]) -> Iterator[tuple[bytes, Tensor]]:
         """Yield what each example gives (tokens, width) on the CPU, and what is computed with it; by key."""
-        alike: dict[_Shapes, list[bytes]] = {}
+        alike: dict[Shapes, list[bytes]] = {}
         for key, row in rows.items():
-            alike.setdefault(_shapes(_padded(row)), []).append(key)
+            alike.setdefault(shapes_of(padded_row(row)), []).append(key)
         for shapes, keys in alike.items():
             for begin in range(0, len(keys), self._chunk):
                 part = {key: rows[key] for key in keys[begin : begin + self._chunk]}
                 part |= self._to_come_of(shapes, self._chunk - len(part), besides=rows)
-                padded = [_padded(row) for row in part.values()]
+                padded = [padded_row(row) for row in part.values()]
                 # Always as many: how a row of a product is computed may depend on how many there are.
                 padded += padded[:1] * (self._chunk - len(part))
                 batch = {name: torch.cat([row[name] for row in padded]) for name in padded[0]}
                 for (key, row), hidden in zip(part.items(), self._below(batch).cpu(), strict=False):
                     yield key, self._without_padding(hidden, row, batch)
 
-    def _to_come_of(self, shapes: _Shapes, num_most: int, *, besides: Mapping[bytes, _Row]) -> dict[bytes, _Row]:
+    def _to_come_of(self, shapes: Shapes, num_most: int, *, besides: Mapping[bytes, Row]) -> dict[bytes, Row]:
         """Return examples of batches to come that are not kept yet, with such shapes when padded; by their keys."""
         num_most = min(num_most, 2 * self._chunk - len(self._spare))
         waiting = self._waiting.setdefault(shapes, {})
@@ -165,19 +162,19 @@ class FrozenLayersKept:
             if place >= self._num_batches:
                 break
             self._num_seen = place + 1
-            for row in _rows(self._inputs_of(place)):
-                key = self._key(row)
+            for row in rows_of(self._inputs_of(place)):
+                key = key_of(row, self._origin)
                 if key not in besides and key not in self._spare and self._kept.get(key) is None:
                     # Of its own, and no view that holds the whole batch.
                     own = {name: tensor.clone() for name, tensor in row.items()}
-                    self._waiting.setdefault(_shapes(_padded(row)), {})[key] = own
-        found: dict[bytes, _Row] = {}
+                    self._waiting.setdefault(shapes_of(padded_row(row)), {})[key] = own
+        found: dict[bytes, Row] = {}
         while waiting and len(found) < num_most:
             key = next(iter(waiting))
             found[key] = waiting.pop(key)
         return found
 
-    def _without_padding(self, hidden: Tensor, row: _Row, padded: _Row) -> Tensor:
+    def _without_padding(self, hidden: Tensor, row: Row, padded: Row) -> Tensor:
         if "attention_mask" not in row:
             return hidden
         num_tokens, num_padded = row["attention_mask"].shape[1], padded["attention_mask"].shape[1]
@@ -196,9 +193,9 @@ class FrozenLayersKept:
             raise _Reached(hidden)
 
         with ExitStack() as undo:
-            undo.enter_context(_evaluating(self._model))
+            undo.enter_context(evaluating(self._model))
             undo.enter_context(self._noting_tuples())
-            undo.enter_context(_entered(self._blocks[self.num_blocks], leave))
+            undo.enter_context(entered(self._blocks[self.num_blocks], leave))
             undo.enter_context(self._nothing_trained_before())
             try:
                 self._model(**inputs)
@@ -209,7 +206,7 @@ class FrozenLayersKept:
     def _check(self, inputs: Mapping[str, Tensor], hidden: Tensor) -> None:
         """Compute a batch both ways, without dropout."""
         name = type(self._model).__name__
-        with _evaluating(self._model), torch.no_grad():
+        with evaluating(self._model), torch.no_grad():
             expected = logits_of(self._model(**inputs))
             try:
                 found = logits_of(self._above(inputs, hidden))
@@ -217,7 +214,7 @@ class FrozenLayersKept:
                 raise ModelError(f"{_SETTING}: {name} does not run without its lower blocks; {_REMEDY}") from error
         tolerance = _TOLERANCES.get(hidden.dtype, _COARSE_TOLERANCE)
         if (mask := inputs.get("attention_mask")) is not None:
-            judged = mask[:, inputs[_ABOVE]] if _ABOVE in inputs else mask
+            judged = mask[:, inputs[ABOVE]] if ABOVE in inputs else mask
             if expected.shape[:2] == judged.shape:
                 expected, found = expected[judged.bool()], found[judged.bool()]
         difference = float((expected - found).abs().max())
@@ -228,16 +225,6 @@ class FrozenLayersKept:
                 f"{_SETTING}: {name} gives outputs that differ by up to {difference:.2g} when its {self.num_blocks} "
                 f"lower blocks are left out, so that more of them is used than what the next one is given; {_REMEDY}"
             )
-
-    def _key(self, inputs: Mapping[str, Tensor]) -> bytes:
-        digest = hashlib.blake2b(self._origin, digest_size=16)
-        device_type = next(iter(inputs.values())).device.type
-        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else "whole"
-        digest.update(f" {device_type} {dtype}".encode())
-        for name, tensor in sorted(inputs.items()):
-            digest.update(f" {name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-            digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
-        return digest.digest()
 
     @contextmanager
     def _passed_over(self) -> Iterator[None]:
@@ -294,79 +281,3 @@ class _Reached(Exception):  # noqa: N818 (no error: the rest is not wanted)
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self.hidden = hidden
-
-
-def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the longest row of blocks in `model`, two at least, and its path."""
-    rows = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    path, longest = max(rows, key=lambda row: len(row[1]), default=("", nn.ModuleList()))
-    if len(longest) < 2:
-        raise ModelError(f"{_SETTING}: {type(model).__name__} has no blocks in a row; {_REMEDY}")
-    return path, longest
-
-
-def _trained_parts(module: nn.Module) -> dict[str, nn.Module]:
-    """Return by path what has parameters of its own that are trained."""
-    return {
-        path: part
-        for path, part in module.named_modules()
-        if any(parameter.requires_grad for parameter in part.parameters(recurse=False))
-    }
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Have `model` in evaluation mode meanwhile, and each part in its own mode again after that."""
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-@contextmanager
-def _entered(block: nn.Module, replaced: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Have `block` be given something else than the hidden states that come to it."""
-
-    def enter(_block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if arguments:
-            return (replaced(arguments[0]), *arguments[1:]), named
-        return arguments, {**named, "hidden_states": replaced(named["hidden_states"])}
-
-    hook = block.register_forward_pre_hook(enter, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _rows(inputs: Mapping[str, Tensor]) -> list[_Row]:
-    """Return each example of a batch, as a batch of its own without padding."""
-    mask = inputs.get("attention_mask")
-    return [_row(inputs, place, mask) for place in range(len(next(iter(inputs.values()))))]
-
-
-def _row(inputs: Mapping[str, Tensor], place: int, mask: Tensor | None) -> _Row:
-    row = {name: tensor[place : place + 1] for name, tensor in inputs.items() if name != _ABOVE}
-    if mask is None:
-        return row
-    is_token = mask[place].bool()
-    return {name: part[:, is_token] if inputs[name].shape[:2] == mask.shape else part for name, part in row.items()}
-
-
-def _shapes(row: _Row) -> _Shapes:
-    return tuple((name, tuple(tensor.shape)) for name, tensor in row.items())
-
-
-def _padded(row: _Row) -> _Row:
-    """Return an example's tokens filled up with masked ones to a multiple, so that many have one shape."""
-    mask = row.get("attention_mask")
-    if mask is None:
-        return dict(row)
-    missing = -mask.shape[1] % _TOKENS
-    return {
-        name: functional.pad(tensor, (0, missing)) if tensor.shape == mask.shape else tensor
-        for name, tensor in row.items()
-    }

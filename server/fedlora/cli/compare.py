@@ -45,7 +45,7 @@ def run_compare(options: Options) -> None:
         require_runs(options)
         _show(gathered_from_runs(options.paths, command=command), options.out, console)
         return
-    engine = engine_named(options.engine)
+    engine = engine_named(options.engine or "inprocess")
     base, grid = base_of(options), grid_of(options)
     require_usable(grid, base)
     log_to(console)

@@ -17,6 +17,7 @@ from fedlora.comparison.work import GRID_FILE
 from fedlora.simulation import preset
 
 _DEFAULT_PRESET = "digits"
+_DEFAULT_DRAWS, _DEFAULT_TUNING_DRAWS = 10, 2
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class Options:
     references: str
     over: tuple[str, ...]
     tune: tuple[str, ...]
-    draws: int
-    tuning_draws: int
+    draws: int | None
+    tuning_draws: int | None
     out: Path
-    engine: str
+    engine: str | None
     workers: int | None
 
     @property
@@ -63,6 +64,10 @@ def require_runs(options: Options) -> None:
         ("--tune", options.tune),
         ("--set", options.overrides),
         ("--preset", options.preset),
+        ("--draws", options.draws),
+        ("--tuning-draws", options.tuning_draws),
+        ("--engine", options.engine),
+        ("--workers", options.workers),
     ):
         if given:
             raise ConfigError(f"{option} does nothing with folders of finished runs; leave it out, or give a RUN.toml")
@@ -89,13 +94,15 @@ def grid_of(options: Options) -> Grid:
     Raises:
         ConfigError: an option cannot be read.
     """
+    if options.tuning_draws and not options.tune:
+        raise ConfigError("--tuning-draws does nothing without --tune; say what is to be chosen, or leave it out")
     return Grid(
         _names(options.methods) or (FedIT.name, DEFAULT),
         values_of(options.over, option="--over"),
         values_of(options.tune, option="--tune"),
         _names(options.references),
-        options.draws,
-        options.tuning_draws,
+        options.draws or _DEFAULT_DRAWS,
+        options.tuning_draws or _DEFAULT_TUNING_DRAWS,
     )
 
 

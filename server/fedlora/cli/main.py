@@ -113,16 +113,25 @@ def compare(
             help="Of these values each method takes what is best on the clients' validation; may be repeated.",
         ),
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each: other partitions and seeds.")] = 10,
+    draws: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", show_default="10", help="Runs of each: other partitions and seeds."),
+    ] = None,
     tuning_draws: Annotated[
-        int, typer.Option(min=1, metavar="N", help="The draws by which values are chosen (--tune).")
-    ] = 2,
+        int | None,
+        typer.Option(min=1, metavar="N", show_default="2", help="The draws by which values are chosen (--tune)."),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs, tables and the report go.")] = Path(
         "comparison"
     ),
     engine: Annotated[
-        str, typer.Option(metavar="NAME", help="inprocess, or ray (processes of Ray's, with RAY_ADDRESS of a cluster).")
-    ] = "inprocess",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default="inprocess",
+            help="inprocess, or ray (processes of Ray's, with RAY_ADDRESS of a cluster).",
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Runs at a time. Default: one per core, or per GPU.")
     ] = None,
