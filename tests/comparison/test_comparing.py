@@ -98,6 +98,8 @@ def test_files_of_a_comparison_are_written_and_the_same_from_its_runs_folders(co
     assert "| fedit |" in (tmp_path / "comparison.md").read_text()
     assert "lora_fair" in (tmp_path / "report.html").read_text()
     other = gathered_from_runs([compared / run.folder for run in comparison.runs], command="fedlora compare A B")
+    assert comparison.names_clients
+    assert other.names_clients
     assert {(run.variant, run.draw): run.course.metric for run in other.runs} == {
         (run.variant, run.draw): run.course.metric for run in comparison.runs
     }

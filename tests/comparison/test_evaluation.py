@@ -13,6 +13,7 @@ from made_comparisons import BASELINE, comparison, run
 from fedlora.comparison.evaluation import evaluate
 from fedlora.comparison.finding import about_power, about_references, about_tuning, alike, headline, left_out
 from fedlora.comparison.results import Variant
+from fedlora.comparison.tables import clients
 from fedlora.comparison.wording import is_lower_better
 
 
@@ -55,6 +56,23 @@ def test_the_worst_is_each_runs_and_then_the_mean() -> None:
     assert flora.worst_group.mean == pytest.approx(0.3)
     assert flora.groups["a"].mean == pytest.approx(0.5)
     assert flora.worst_client is None
+
+
+def test_clients_that_other_draws_do_not_have_are_told_by_their_places() -> None:
+    scores = ({"client-0": 0.2, "client-1": 0.9, "client-2": 0.6}, {"client-0": 0.8, "client-1": 0.4})
+    extra = [run("flora", draw, 0.5, clients=of_draw) for draw, of_draw in enumerate(scores)]
+    for metric_name, worst, best in (("accuracy", 0.3, 0.85), ("log loss", 0.85, 0.3)):
+        made = comparison(
+            {"flora": 0.0}, num_draws=2, extra=extra, names_clients=False, metric_name=metric_name
+        )  # fmt: skip
+        flora = evaluate(made).methods[1]
+        found = {place: values.mean for place, values in flora.clients.items()}
+        assert found == pytest.approx({"the worst": worst, "the middle one": 0.6, "the best": best})
+        assert flora.worst_client is not None
+        assert flora.worst_client.mean == pytest.approx(worst)
+    shown = clients(evaluate(made))
+    assert shown is not None
+    assert [row[0] for row in shown.rows] == ["the worst", "the middle one", "the best"]
 
 
 def test_of_a_loss_the_worst_is_the_highest_and_the_target_is_reached_from_above() -> None:

@@ -74,7 +74,8 @@ class Row:
         missing: the draws that others have and this has not, or only with a fault or without a score.
         metric: of the last round.
         worst_group, worst_client: each run's worst, averaged over the runs.
-        groups, clients: by name.
+        groups: by name.
+        clients: by name, or by their places from the worst to the best where names say nothing.
         error_before, error_after: of the average, each run's mean over its rounds.
         difference: to the baseline; none for the baseline itself, a reference, and without a common draw.
     """
@@ -151,7 +152,10 @@ def evaluate(comparison: Comparison, *, target: float | None = None) -> Evaluati
     def row(variant: Variant) -> Row:
         runs = by_variant[variant.name]
         missing = tuple(sorted(draws - set(runs)))
-        return _row(variant, list(runs.values()), missing, target, differences.get(variant.name), is_lower=is_lower)
+        return _row(
+            variant, list(runs.values()), missing, target, differences.get(variant.name),
+            is_lower=is_lower, names_clients=comparison.names_clients,
+        )  # fmt: skip
 
     rows = [row(variant) for variant in variants]
     return Evaluation(
@@ -196,6 +200,7 @@ def _row(
     difference: Difference | None,
     *,
     is_lower: bool,
+    names_clients: bool,
 ) -> Row:
     worst = max if is_lower else min
     return Row(
@@ -206,7 +211,7 @@ def _row(
         sample([worst(scores) for run in runs if (scores := _finite(run.groups.values()))]),
         sample([worst(scores) for run in runs if (scores := _finite(run.clients.values()))]),
         _by_name(runs, lambda run: run.groups),
-        _by_name(runs, lambda run: run.clients),
+        _by_name(runs, lambda run: run.clients) if names_clients else _by_place(runs, is_lower=is_lower),
         _cost(runs, target, is_lower=is_lower),
         _mean_over_rounds(runs, lambda run: run.course.error_before),
         _mean_over_rounds(runs, lambda run: run.course.error_after),
@@ -240,6 +245,18 @@ def _mean_over_rounds(runs: Sequence[RunResult], errors: Callable[[RunResult], S
 def _by_name(runs: Sequence[RunResult], scores: Callable[[RunResult], Mapping[str, float]]) -> dict[str, Sample]:
     names = sorted({name for run in runs for name in scores(run)})
     found = {name: sample([scores(run)[name] for run in runs if name in scores(run)]) for name in names}
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _by_place(runs: Sequence[RunResult], *, is_lower: bool) -> dict[str, Sample]:
+    """Return the worst, the middle and the best of each run's clients, averaged over the runs."""
+    of_runs = [sorted(scores, reverse=is_lower) for run in runs if (scores := _finite(run.clients.values()))]
+    places: dict[str, Callable[[list[float]], float]] = {
+        "the worst": lambda scores: scores[0],
+        "the middle one": median,
+        "the best": lambda scores: scores[-1],
+    }
+    found = {name: sample([of(scores) for scores in of_runs]) for name, of in places.items()}
     return {name: values for name, values in found.items() if values is not None}
 
 

@@ -1,6 +1,6 @@
 """All that the runs of a comparison have given, as far as they are over; and the files that tell of it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +39,8 @@ def gathered(folder: Path, *, command: str) -> Comparison:
     baseline = grid.variants()[0].name
     # What is compared and broken is named as such.
     idle = _idle_trials(folder, grid, named={run.folder for run in runs if run.fault})
-    return Comparison(base.run.name, metric, baseline, grid.num_draws, variants, runs, command, idle)
+    names_clients = _names_clients([cell.config(base) for cell in final_cells(grid, values) if cell.draw == 0])
+    return Comparison(base.run.name, metric, baseline, grid.num_draws, variants, runs, command, idle, names_clients)
 
 
 def gathered_from_runs(folders: Sequence[Path], *, command: str) -> Comparison:
@@ -74,7 +75,8 @@ def gathered_from_runs(folders: Sequence[Path], *, command: str) -> Comparison:
         runs.append(result_of(reports, variant=name, draw=draw, folder=str(path)))
     found = tuple(variants.values())
     return Comparison(
-        first.run.name, metric, found[0].name, len(seeds), found, _without_likeness(found, runs), command
+        first.run.name, metric, found[0].name, len(seeds), found, _without_likeness(found, runs), command,
+        names_clients=_names_clients(configs.values()),
     )  # fmt: skip
 
 
@@ -92,6 +94,10 @@ def write(comparison: Comparison, folder: Path) -> None:
     with held(folder / LOCK_FILE):
         for name, text in rendered.items():
             write_file(folder / name, text)
+
+
+def _names_clients(configs: Iterable[RunConfig]) -> bool:
+    return all(config.partition.by == "group" for config in configs)
 
 
 def _idle_trials(folder: Path, grid: Grid, *, named: Collection[str]) -> tuple[IdleTrial, ...]:

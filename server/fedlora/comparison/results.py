@@ -111,6 +111,8 @@ class Comparison:
         num_draws: as asked for; `runs` may have fewer as long as it is not over.
         command: makes it again.
         idle_trials: of the runs to choose by, those by which nothing can be chosen.
+        names_clients: whether a client of one name has the same examples in every draw, as where each has a group of
+            the data; else a name says nothing, and clients are told by their places from the worst to the best.
     """
 
     title: str
@@ -121,6 +123,7 @@ class Comparison:
     runs: tuple[RunResult, ...]
     command: str = ""
     idle_trials: tuple[IdleTrial, ...] = ()
+    names_clients: bool = True
 
 
 CODEC = Codec(Comparison)

@@ -115,8 +115,13 @@ def groups(evaluation: Evaluation) -> Table | None:
 
 
 def clients(evaluation: Evaluation) -> Table | None:
-    """Return each variant's mean metric by client, on the client's own validation; nothing where there is none."""
-    return _by_name("client", "on each client's own validation examples", evaluation, lambda row: row.clients)
+    """Return each variant's mean metric by client, on the client's own validation; nothing where there is none.
+
+    Where other draws have other clients, a run's are told by their places.
+    """
+    which = "" if evaluation.comparison.names_clients else ", of each run's clients by their places"
+    what = f"on each client's own validation examples{which}"
+    return _by_name("client", what, evaluation, lambda row: row.clients)
 
 
 def draws(evaluation: Evaluation) -> Table:
@@ -161,7 +166,7 @@ def _by_name(
 ) -> Table | None:
     """Return a row for each name and a column for each variant, references among them."""
     rows = [row for row in (*evaluation.methods, *evaluation.references) if scores(row)]
-    names = sorted({name for row in rows for name in scores(row)})
+    names = list(dict.fromkeys(name for row in rows for name in scores(row)))
     metric_name = evaluation.comparison.metric_name
 
     def texts(row: Row) -> Callable[[str], str]:
