@@ -52,7 +52,7 @@ EVERYTHING = ("fedlora",)
 WITH_FLOWER = (
     "fedlora.common.flower_privates", "fedlora.common.records",
     "fedlora.flower", "fedlora.simulation",
-    "fedlora.server.app", "fedlora.server.deployment", "fedlora.server.sites", "fedlora.server.superlink_app",
+    "fedlora.server.app", "fedlora.server.run_services", "fedlora.server.sites", "fedlora.server.superlink_app",
     "fedlora.server.whole_run",
     "fedlora.client.worker", "fedlora.client.site.tasks", "fedlora.client.supernode_app",
 )  # fmt: skip
@@ -60,7 +60,7 @@ WITH_GRPC = (
     "fedlora.v1",
     "fedlora.common.channels",
     "fedlora.doctor.network",
-    "fedlora.server.deployment", "fedlora.server.sites.grpc",
+    "fedlora.server.deployment", "fedlora.server.door", "fedlora.server.run_queue.serving", "fedlora.server.sites.grpc",
     "fedlora.client.registry_client", "fedlora.client.site.joining", "fedlora.client.site.line",
     "fedlora.client.site.participation", "fedlora.client.site.session", "fedlora.client.site.transfer",
 )  # fmt: skip

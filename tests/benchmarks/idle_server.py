@@ -16,8 +16,9 @@ from event_log import EventLog
 
 from fedlora.common.run_file import load_run
 from fedlora.finished.resident_check import ResidentCheck
-from fedlora.server.deployment import Door, serve
+from fedlora.server.deployment import serve
 from fedlora.server.disk.status_file import StatusFile
+from fedlora.server.door import Door
 from fedlora.server.record.events import Event, Listener, RoundEnded
 from fedlora.server.record.running_summary import Summarised
 from fedlora.server.whole_run import Run, whole_run

@@ -37,7 +37,7 @@ from fedlora.server.record.events import RoundEnded
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.sites.grpc.gate import Gate
 from fedlora.server.sites.grpc.port import Port, ServerCertificates
-from fedlora.server.sites.grpc.registry import RegistryService
+from fedlora.server.sites.grpc.registry import RegistryService, one_run
 from fedlora.v1 import registry_pb2
 from fedlora.v1.registry_pb2_grpc import RegistryServiceStub, add_RegistryServiceServicer_to_server
 
@@ -88,7 +88,8 @@ def new_folder(path: Path, run_id: str = "abc") -> Path:
 
 def port_of(registry: Registry, address: str = "127.0.0.1:0", authority: Authority | None = None) -> Port:
     def add_services(server: grpc.aio.Server) -> None:
-        service = RegistryService(registry, Gate(authority, run="digits"))
+        gate = Gate(authority, run="digits")
+        service = RegistryService(one_run(registry, gate, run="digits"), gate)
         add_RegistryServiceServicer_to_server(service, server)
 
     return Port(address, ServerCertificates(authority, None).credentials() if authority else None, add_services)

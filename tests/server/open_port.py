@@ -44,7 +44,7 @@ from fedlora.server.sites.grpc.enrolment import EnrolmentService
 from fedlora.server.sites.grpc.gate import Gate
 from fedlora.server.sites.grpc.grid import GrpcGrid
 from fedlora.server.sites.grpc.port import ExternalPair, Port, ServerCertificates
-from fedlora.server.sites.grpc.registry import RegistryService
+from fedlora.server.sites.grpc.registry import RegistryService, one_run
 from fedlora.server.sites.grpc.session import SessionService
 from fedlora.server.sites.grpc.transfer import TransferService
 from fedlora.v1 import messages_pb2, session_pb2
@@ -125,7 +125,7 @@ def open_port(
         add_SessionServiceServicer_to_server(SessionService(grid, exchange, gate, run), server)
         transfer = TransferService(exchange, tickets, grid, gate, chunk_seconds=chunk_seconds)
         add_AdapterExchangeServiceServicer_to_server(transfer, server)
-        add_RegistryServiceServicer_to_server(RegistryService(registry, gate), server)
+        add_RegistryServiceServicer_to_server(RegistryService(one_run(registry, gate, run=run.run.name), gate), server)
         add_EnrolmentServiceServicer_to_server(EnrolmentService(gate), server)
 
     credentials = None if authority is None else ServerCertificates(authority, pair).credentials()

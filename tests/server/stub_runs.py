@@ -19,8 +19,9 @@ from stub_site import StubSite
 from fedlora.aggregation import FedIT
 from fedlora.common.config import RunConfig
 from fedlora.methods import Method
-from fedlora.server.deployment import Door, serve
+from fedlora.server.deployment import serve
 from fedlora.server.disk.store import RunFolder
+from fedlora.server.door import Door
 from fedlora.server.record.events import Event, Listener, Noted, Waiting
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.rounds.federated_run import FederatedRun

@@ -54,6 +54,8 @@ _REFUSALS = {
     "revoked": "this site was revoked; ask for a new invitation",
 }
 
+_NO_RUN = "no_run"
+
 Handle = Callable[[Path, Published], None]
 
 
@@ -75,9 +77,11 @@ _WATCHED = Codec(_Watched)
 class RegistryClient:
     """One server's registry, over a connection that stands."""
 
-    def __init__(self, channel: grpc.Channel, name: str) -> None:
+    def __init__(self, channel: grpc.Channel, name: str, *, run: str = "") -> None:
+        """Ask for the adapters of a run, by its name; without one for those of the run at present, or else the last."""
         self._stub = RegistryServiceStub(channel)
         self._metadata: Metadata = ((SITE_METADATA, name),)
+        self._run = run
 
     def adapters(self, *, page_size: int = _PAGE_SIZE) -> Iterator[Published]:
         """Yield what is published, newest first.
@@ -88,7 +92,7 @@ class RegistryClient:
         """
         token = ""
         while True:
-            request = registry_pb2.ListAdaptersRequest(page_size=page_size, page_token=token)
+            request = registry_pb2.ListAdaptersRequest(page_size=page_size, page_token=token, run=self._run)
             response = self._stub.ListAdapters(request, metadata=self._metadata, timeout=_SECONDS)
             yield from map(from_message, response.adapters)
             if not (token := response.next_page_token):
@@ -101,7 +105,7 @@ class RegistryClient:
             grpc.RpcError, ConnectionError: the connection broke or ended, or the server refuses.
             RunError: the server describes an adapter that makes no sense.
         """
-        request = registry_pb2.WatchAdaptersRequest(after_version=after_version)
+        request = registry_pb2.WatchAdaptersRequest(after_version=after_version, run=self._run)
         call = self._stub.WatchAdapters(request, metadata=self._metadata)
         try:
             for response in call:
@@ -158,7 +162,9 @@ class RegistryClient:
         """Fetch what is not there of a file, and check the whole."""
 
         def read(offset: int) -> Iterator[bytes]:
-            request = registry_pb2.ReadFileRequest(version=published.version, file=file.name, offset=offset)
+            request = registry_pb2.ReadFileRequest(
+                version=published.version, file=file.name, offset=offset, run=self._run
+            )
             return (response.data for response in self._stub.ReadFile(request, metadata=self._metadata))
 
         blob = messages_pb2.Blob(sha256=bytes.fromhex(file.sha256), size_bytes=file.size_bytes)
@@ -187,14 +193,17 @@ def chosen(adapters: Iterable[Published], name: str) -> Published:
 
 
 @contextmanager
-def connect(address: str, name: str, credentials: Credentials | None) -> Iterator[RegistryClient]:
+def connect(address: str, name: str, credentials: Credentials | None, *, run: str = "") -> Iterator[RegistryClient]:
     """Give a client of the registry at `address`; without credentials the caller says its name, on loopback.
+
+    Args:
+        run: whose adapters are asked for; "" for the run at present, or else the last.
 
     Raises:
         ConfigError: no address, or plain text to another machine.
     """
     with open_channel(address, credentials) as channel:
-        yield RegistryClient(channel, name)
+        yield RegistryClient(channel, name, run=run)
 
 
 @contextmanager
@@ -213,6 +222,8 @@ def as_run_errors(address: str) -> Iterator[None]:
 
 def raise_if_refused(error: grpc.RpcError) -> None:
     """Raise a RunError if waiting does not cure an error."""
+    if error.code() is grpc.StatusCode.NOT_FOUND and details_of(error) == _NO_RUN:
+        raise RunError("the server has no such run, or has not begun any; look at --run") from error
     refusals = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED)
     if error.code() in refusals:
         code = details_of(error)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fedlora.v1 import messages_pb2 as fedlora_dot_v1_dot_messages__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x65\x64lora/v1/registry.proto\x12\nfedlora.v1\x1a\x19\x66\x65\x64lora/v1/messages.proto\"=\n\rPublishedFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x10.fedlora.v1.Blob\"\xdb\x01\n\x10PublishedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x19\n\x11published_seconds\x18\x05 \x01(\x03\x12\x13\n\x0bmetric_name\x18\x06 \x01(\t\x12\x13\n\x06metric\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nbase_model\x18\x08 \x01(\t\x12(\n\x05\x66iles\x18\t \x03(\x0b\x32\x19.fedlora.v1.PublishedFileB\t\n\x07_metric\"<\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x14ListAdaptersResponse\x12.\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1c.fedlora.v1.PublishedAdapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x0fReadFileRequest\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\" \n\x10ReadFileResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"-\n\x14WatchAdaptersRequest\x12\x15\n\rafter_version\x18\x01 \x01(\r\"W\n\x15WatchAdaptersResponse\x12-\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1c.fedlora.v1.PublishedAdapter\x12\x0f\n\x07is_over\x18\x02 \x01(\x08\x32\x85\x02\n\x0fRegistryService\x12Q\n\x0cListAdapters\x12\x1f.fedlora.v1.ListAdaptersRequest\x1a .fedlora.v1.ListAdaptersResponse\x12G\n\x08ReadFile\x12\x1b.fedlora.v1.ReadFileRequest\x1a\x1c.fedlora.v1.ReadFileResponse0\x01\x12V\n\rWatchAdapters\x12 .fedlora.v1.WatchAdaptersRequest\x1a!.fedlora.v1.WatchAdaptersResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x65\x64lora/v1/registry.proto\x12\nfedlora.v1\x1a\x19\x66\x65\x64lora/v1/messages.proto\"=\n\rPublishedFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x10.fedlora.v1.Blob\"\xdb\x01\n\x10PublishedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x19\n\x11published_seconds\x18\x05 \x01(\x03\x12\x13\n\x0bmetric_name\x18\x06 \x01(\t\x12\x13\n\x06metric\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nbase_model\x18\x08 \x01(\t\x12(\n\x05\x66iles\x18\t \x03(\x0b\x32\x19.fedlora.v1.PublishedFileB\t\n\x07_metric\"I\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\"_\n\x14ListAdaptersResponse\x12.\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1c.fedlora.v1.PublishedAdapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x0fReadFileRequest\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0b\n\x03run\x18\x04 \x01(\t\" \n\x10ReadFileResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\":\n\x14WatchAdaptersRequest\x12\x15\n\rafter_version\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\"W\n\x15WatchAdaptersResponse\x12-\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1c.fedlora.v1.PublishedAdapter\x12\x0f\n\x07is_over\x18\x02 \x01(\x08\x32\x85\x02\n\x0fRegistryService\x12Q\n\x0cListAdapters\x12\x1f.fedlora.v1.ListAdaptersRequest\x1a .fedlora.v1.ListAdaptersResponse\x12G\n\x08ReadFile\x12\x1b.fedlora.v1.ReadFileRequest\x1a\x1c.fedlora.v1.ReadFileResponse0\x01\x12V\n\rWatchAdapters\x12 .fedlora.v1.WatchAdaptersRequest\x1a!.fedlora.v1.WatchAdaptersResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,17 +37,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHEDADAPTER']._serialized_start=132
   _globals['_PUBLISHEDADAPTER']._serialized_end=351
   _globals['_LISTADAPTERSREQUEST']._serialized_start=353
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=413
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=415
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=510
-  _globals['_READFILEREQUEST']._serialized_start=512
-  _globals['_READFILEREQUEST']._serialized_end=576
-  _globals['_READFILERESPONSE']._serialized_start=578
-  _globals['_READFILERESPONSE']._serialized_end=610
-  _globals['_WATCHADAPTERSREQUEST']._serialized_start=612
-  _globals['_WATCHADAPTERSREQUEST']._serialized_end=657
-  _globals['_WATCHADAPTERSRESPONSE']._serialized_start=659
-  _globals['_WATCHADAPTERSRESPONSE']._serialized_end=746
-  _globals['_REGISTRYSERVICE']._serialized_start=749
-  _globals['_REGISTRYSERVICE']._serialized_end=1010
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=426
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=428
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=523
+  _globals['_READFILEREQUEST']._serialized_start=525
+  _globals['_READFILEREQUEST']._serialized_end=602
+  _globals['_READFILERESPONSE']._serialized_start=604
+  _globals['_READFILERESPONSE']._serialized_end=636
+  _globals['_WATCHADAPTERSREQUEST']._serialized_start=638
+  _globals['_WATCHADAPTERSREQUEST']._serialized_end=696
+  _globals['_WATCHADAPTERSRESPONSE']._serialized_start=698
+  _globals['_WATCHADAPTERSRESPONSE']._serialized_end=785
+  _globals['_REGISTRYSERVICE']._serialized_start=788
+  _globals['_REGISTRYSERVICE']._serialized_end=1049
 # @@protoc_insertion_point(module_scope)

@@ -38,12 +38,14 @@ class PublishedAdapter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., published_seconds: _Optional[int] = ..., metric_name: _Optional[str] = ..., metric: _Optional[float] = ..., base_model: _Optional[str] = ..., files: _Optional[_Iterable[_Union[PublishedFile, _Mapping]]] = ...) -> None: ...
 
 class ListAdaptersRequest(_message.Message):
-    __slots__ = ("page_size", "page_token")
+    __slots__ = ("page_size", "page_token", "run")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    run: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., run: _Optional[str] = ...) -> None: ...
 
 class ListAdaptersResponse(_message.Message):
     __slots__ = ("adapters", "next_page_token")
@@ -54,14 +56,16 @@ class ListAdaptersResponse(_message.Message):
     def __init__(self, adapters: _Optional[_Iterable[_Union[PublishedAdapter, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class ReadFileRequest(_message.Message):
-    __slots__ = ("version", "file", "offset")
+    __slots__ = ("version", "file", "offset", "run")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     version: int
     file: str
     offset: int
-    def __init__(self, version: _Optional[int] = ..., file: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+    run: str
+    def __init__(self, version: _Optional[int] = ..., file: _Optional[str] = ..., offset: _Optional[int] = ..., run: _Optional[str] = ...) -> None: ...
 
 class ReadFileResponse(_message.Message):
     __slots__ = ("data",)
@@ -70,10 +74,12 @@ class ReadFileResponse(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class WatchAdaptersRequest(_message.Message):
-    __slots__ = ("after_version",)
+    __slots__ = ("after_version", "run")
     AFTER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     after_version: int
-    def __init__(self, after_version: _Optional[int] = ...) -> None: ...
+    run: str
+    def __init__(self, after_version: _Optional[int] = ..., run: _Optional[str] = ...) -> None: ...
 
 class WatchAdaptersResponse(_message.Message):
     __slots__ = ("adapter", "is_over")

@@ -17,20 +17,22 @@ class ConnectRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., readiness: _Optional[_Union[Readiness, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
 
 class ConnectResponse(_message.Message):
-    __slots__ = ("welcome", "request", "cancellation", "acknowledgement", "drain", "turned_away")
+    __slots__ = ("welcome", "request", "cancellation", "acknowledgement", "drain", "turned_away", "no_run")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     CANCELLATION_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGEMENT_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     TURNED_AWAY_FIELD_NUMBER: _ClassVar[int]
+    NO_RUN_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     request: Request
     cancellation: Cancellation
     acknowledgement: Acknowledgement
     drain: Drain
     turned_away: TurnedAway
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., cancellation: _Optional[_Union[Cancellation, _Mapping]] = ..., acknowledgement: _Optional[_Union[Acknowledgement, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., turned_away: _Optional[_Union[TurnedAway, _Mapping]] = ...) -> None: ...
+    no_run: NoRun
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., cancellation: _Optional[_Union[Cancellation, _Mapping]] = ..., acknowledgement: _Optional[_Union[Acknowledgement, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., turned_away: _Optional[_Union[TurnedAway, _Mapping]] = ..., no_run: _Optional[_Union[NoRun, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "version")
@@ -133,7 +135,15 @@ class TurnedAway(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Drain(_message.Message):
-    __slots__ = ("is_finished",)
+    __slots__ = ("is_finished", "more_to_come")
     IS_FINISHED_FIELD_NUMBER: _ClassVar[int]
+    MORE_TO_COME_FIELD_NUMBER: _ClassVar[int]
     is_finished: bool
-    def __init__(self, is_finished: _Optional[bool] = ...) -> None: ...
+    more_to_come: bool
+    def __init__(self, is_finished: _Optional[bool] = ..., more_to_come: _Optional[bool] = ...) -> None: ...
+
+class NoRun(_message.Message):
+    __slots__ = ("unix_seconds",)
+    UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    unix_seconds: int
+    def __init__(self, unix_seconds: _Optional[int] = ...) -> None: ...

@@ -34,6 +34,10 @@ Insecure = Annotated[
     bool, typer.Option("--insecure", help="Plain text without certificates, to a server on this machine; needs --name.")
 ]
 Name = Annotated[str, typer.Option(metavar="NAME", help="Who calls, with --insecure.")]
+RunName = Annotated[
+    str,
+    typer.Option("--run", metavar="NAME", help="Of a server of many. Default: the one at work, or the last."),
+]
 Ca = Annotated[Path | None, typer.Option(metavar="FILE", help="PEM: an authority of your own; needs --cert and --key.")]
 Cert = Annotated[Path | None, typer.Option(metavar="FILE", help="PEM: the certificate from that authority.")]
 Key = Annotated[Path | None, typer.Option(metavar="FILE", help="PEM: its key.")]
@@ -48,6 +52,7 @@ class Caller:
     is_insecure: bool
     name: str
     files: tuple[Path | None, Path | None, Path | None]
+    run: str = ""
 
     def connects(self) -> "Callable[[], AbstractContextManager[RegistryClient]]":
         """Return what makes a connection; it reads the certificate each time, for that may have been renewed.
@@ -72,7 +77,7 @@ class Caller:
             raise ConfigError("--insecure and --name go together: without certificates, a caller says its name")
         files = pem_files(*self.files)
         self._credentials(files)
-        return lambda: connect(self.address, self.name, self._credentials(files))
+        return lambda: connect(self.address, self.name, self._credentials(files), run=self.run)
 
     def _credentials(self, files: "PemFiles | None") -> "Credentials | None":
         from fedlora.client.site.credentials import identity_from
@@ -92,6 +97,7 @@ def list_adapters(
     site: SiteOption = None,
     insecure: Insecure = False,
     name: Name = "",
+    run: RunName = "",
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
@@ -100,7 +106,7 @@ def list_adapters(
     from fedlora.client.registry_client import as_run_errors
     from fedlora.common.published import CODEC
 
-    connects = Caller(address, site, insecure, name, (ca, cert, key)).connects()
+    connects = Caller(address, site, insecure, name, (ca, cert, key), run).connects()
     with as_run_errors(address), connects() as client:
         adapters = list(client.adapters())
     if as_json:
@@ -120,6 +126,7 @@ def download(
     site: SiteOption = None,
     insecure: Insecure = False,
     name: Name = "",
+    run: RunName = "",
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
@@ -127,7 +134,7 @@ def download(
     """Fetch one adapter as a PEFT folder, and print where it is; a download that was cut off goes on."""
     from fedlora.client.registry_client import as_run_errors, chosen
 
-    connects = Caller(address, site, insecure, name, (ca, cert, key)).connects()
+    connects = Caller(address, site, insecure, name, (ca, cert, key), run).connects()
     with terminated_as_interrupted():
         try:
             with as_run_errors(address), connects() as client:
@@ -154,6 +161,7 @@ def watch(
     site: SiteOption = None,
     insecure: Insecure = False,
     name: Name = "",
+    run: RunName = "",
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
@@ -162,7 +170,7 @@ def watch(
     from fedlora.cli.logs import Log, logging_to
     from fedlora.client.registry_client import watch as follow
 
-    connects = Caller(address, site, insecure, name, (ca, cert, key)).connects()
+    connects = Caller(address, site, insecure, name, (ca, cert, key), run).connects()
     handle = announcer(words_of(command))
     with logging_to(Log()), terminated_as_interrupted():
         try:

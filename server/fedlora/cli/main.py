@@ -10,7 +10,9 @@ from fedlora.cli.adapters import adapters_app
 from fedlora.cli.client import client_app
 from fedlora.cli.data import data_app
 from fedlora.cli.outlets import prepare_outlets
-from fedlora.cli.server import server_app, sites_app
+from fedlora.cli.runs import runs_app
+from fedlora.cli.server import server_app
+from fedlora.cli.sites import sites_app
 from fedlora.common.method_names import DEFAULT, method_points
 from fedlora.models.bitsandbytes_door import bitsandbytes_spared
 
@@ -31,6 +33,7 @@ app = typer.Typer(
 
 app.add_typer(server_app, name="server")
 app.add_typer(sites_app, name="sites")
+app.add_typer(runs_app, name="runs")
 app.add_typer(client_app, name="client")
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(data_app, name="data")

@@ -16,6 +16,10 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class LimitsSection(Section):
+    runs: Names = Field(
+        (),
+        description="the runs to take part in, by name, where * stands for any letters; if empty, all of the server's",
+    )
     base_models: Names = Field(
         (),
         description="base models that may be loaded or fetched, as runs name them; NAME@REVISION pins one, sha256:... "

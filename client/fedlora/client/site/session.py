@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from enum import Enum, auto
 from importlib.metadata import version
 
 import grpc
@@ -45,6 +46,15 @@ _FINAL = {
     "no_certificate": "the server asks for a certificate; leave out --insecure",
 }
 
+
+class _End(Enum):
+    """What has ended with a connection."""
+
+    CONNECTION = auto()
+    RUN_OVER = auto()
+    ALL_OVER = auto()
+
+
 Outgoing = queue.SimpleQueue[session_pb2.ConnectRequest | None]
 
 
@@ -72,7 +82,7 @@ class Session:
         self._welcomed: float | None = None
 
     def run(self) -> None:
-        """Stay connected until the run is over or the site leaves.
+        """Stay connected until the run is over, at a server that has no others, or the site leaves.
 
         Raises:
             RunError: the server refuses this site, for a reason that waiting does not cure.
@@ -82,12 +92,17 @@ class Session:
             while not self._leaves():
                 began = time.monotonic()
                 try:
-                    if self._connection():
-                        return
+                    end = self._connection()
                 except grpc.RpcError as error:
                     _raise_if_final(error)
                     what = _one_line(error)
                 else:
+                    if end is _End.ALL_OVER:
+                        return
+                    if end is _End.RUN_OVER:
+                        outage.over()
+                        self._wait(backoff.next_pause(time.monotonic() - began))
+                        continue
                     what = "the connection ended"
                 if self._welcomed is not None and time.monotonic() - self._welcomed > _LONGEST_PAUSE_SECONDS:
                     outage.over()
@@ -98,8 +113,8 @@ class Session:
             if self._site is not None:
                 self._site.close()
 
-    def _connection(self) -> bool:
-        """Serve one connection to its end, and return whether the run is over."""
+    def _connection(self) -> "_End":
+        """Serve one connection to its end, and return what has ended."""
         metadata: Metadata = ((SITE_METADATA, self._name),)
         outgoing: Outgoing = queue.SimpleQueue()
         hello = session_pb2.Hello(protocol=PROTOCOL, version=version("fedlora"))
@@ -122,9 +137,18 @@ class Session:
                                 response.welcome,
                                 Line(outgoing.put, AdapterExchangeServiceStub(channel), metadata),
                             )
+                        case "no_run":
+                            self._welcomed = time.monotonic()
+                            _compare_clocks(response.no_run.unix_seconds)
+                            logger.info(
+                                "connected to %s: no run there for this site at present; waiting for one", self._address
+                            )
+                        case "drain" if response.drain.more_to_come:
+                            self._leave_run(is_finished=response.drain.is_finished)
+                            return _End.RUN_OVER
                         case "drain" if response.drain.is_finished:
                             logger.info("the run is over")
-                            return True
+                            return _End.ALL_OVER
                         case "drain":
                             logger.info("the server goes away")
                         case _:
@@ -139,15 +163,24 @@ class Session:
                 if self._site is not None:
                     self._site.disconnected()
                 call.cancel()
-        return False
+        return _End.CONNECTION
+
+    def _leave_run(self, *, is_finished: bool) -> None:
+        """Give up the worker of a run that is over, at a server that stays for others."""
+        what = "is over" if is_finished else "was stopped"
+        logger.info("the run %s; waiting for the server's next one", what)
+        if self._site is not None:
+            self._site.disconnected()
+            self._site.close()
+        self._site = self._run = None
 
     def _watch(self, call: "grpc.Future[object]", is_over: threading.Event, end: float) -> None:
         """Look after the site's standing while a connection stands, and end it in time or when the site leaves."""
         while not is_over.wait(_LOOK_SECONDS):
             if self._leaves() or time.monotonic() >= end:
                 call.cancel()
-            elif self._site is not None:
-                self._site.look()
+            elif (site := self._site) is not None:
+                site.look()
 
     def _welcome(self, welcome: session_pb2.Welcome, line: Line) -> None:
         self._welcomed = time.monotonic()

@@ -8,6 +8,7 @@ owner has not named is looked at here; where the data lie, the device and the te
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from fedlora.client.site.site_file import SiteConfig
 from fedlora.common.config import CausalLm, DataSection, ImageClassification, OwnTask, RunConfig, SequenceClassification
@@ -30,7 +31,7 @@ class Objection:
 def objection_to(run: RunConfig, site: SiteConfig) -> Objection | None:
     """Return what speaks against a run, None if nothing does."""
     checks: Sequence[Callable[[RunConfig, SiteConfig], Objection | None]] = (
-        _to_model, _to_task, _to_columns, _to_layers, _to_sizes
+        _to_run, _to_model, _to_task, _to_columns, _to_layers, _to_sizes
     )  # fmt: skip
     return next((found for check in checks if (found := check(run, site)) is not None), None)
 
@@ -52,6 +53,16 @@ def objection_to_what_was_loaded(run: RunConfig, site: SiteConfig, description: 
             f"expected at least limits.least_examples = {limits.least_examples}",
         )
     return None
+
+
+def _to_run(run: RunConfig, site: SiteConfig) -> Objection | None:
+    runs = site.limits.runs
+    if not runs or any(fnmatchcase(run.run.name, pattern) for pattern in runs):
+        return None
+    return Objection(
+        "run_not_allowed",
+        f"the run is {run.run.name!r}, and limits.runs = {list(runs)}; to take part in it, name it there",
+    )
 
 
 def _to_model(run: RunConfig, site: SiteConfig) -> Objection | None:

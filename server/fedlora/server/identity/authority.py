@@ -261,7 +261,7 @@ class Authority:
             raise AccessRefused("revoked", f"{name}: the certificate was revoked, or replaced by a new enrolment")
         if end <= now:
             raise AccessRefused("expired", f"{name}: the certificate expired on {end:%Y-%m-%d %H:%M} UTC")
-        if run is not None and run not in record.runs:
+        if run is not None and not record.may_use(run):
             raise AccessRefused("other_run", f"{name}: may not use {run}; it is invited to {', '.join(record.runs)}")
         return name
 

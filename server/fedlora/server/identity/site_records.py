@@ -16,6 +16,9 @@ from fedlora.common.open_files import require_descriptors
 
 logger = logging.getLogger(__name__)
 
+ANY_RUN = "*"
+"""Among a site's runs: it may take part in every one of the server's."""
+
 # A site whose enrolment was answered into a broken connection asks again.
 _REPEAT = timedelta(minutes=10)
 # Each renewal adds one for 90 days, and a lost answer costs one more.
@@ -47,6 +50,10 @@ class SiteRecord:
     # Who took up the invitation, as the public key's sha256, and when: the same key may ask again for a while.
     enrolled_key: str = ""
     enrolled_at: datetime | None = None
+
+    def may_use(self, run: str) -> bool:
+        """Return whether the site is invited to a run."""
+        return run in self.runs or ANY_RUN in self.runs
 
     @property
     def not_after(self) -> datetime | None:

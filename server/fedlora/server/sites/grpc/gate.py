@@ -30,12 +30,23 @@ class Gate:
         calls: those in progress of callers that are known by name.
     """
 
-    def __init__(self, authority: Authority | None, *, run: str, refusals: Refusals | None = None) -> None:
-        """`refusals` are told of whoever is not let in."""
+    def __init__(
+        self,
+        authority: Authority | None,
+        *,
+        run: str | None,
+        refusals: Refusals | None = None,
+        calls: Calls | None = None,
+    ) -> None:
+        """Without a `run` all who may use any are let in; `refusals` are told of whoever is not."""
         self._authority = authority
         self._run = run
-        self.calls = Calls()
+        self.calls = calls or Calls()
         self._refusals = refusals or Refusals()
+
+    def for_run(self, run: str) -> "Gate":
+        """Return the same gate to one run."""
+        return Gate(self._authority, run=run, refusals=self._refusals, calls=self.calls)
 
     async def site(self, context: Context) -> str:
         """Return the name of the calling site, which may use this run; anybody else's call ends here.
@@ -98,7 +109,7 @@ class Gate:
         record = self._authority.invited_site(certificate, datetime.now(UTC))
         if record is None:
             await self.turn_down(context, grpc.StatusCode.PERMISSION_DENIED, "not_invited", site=_claimed(certificate))
-        if self._run not in record.runs:
+        if self._run is not None and not record.may_use(self._run):
             await self.turn_down(context, grpc.StatusCode.PERMISSION_DENIED, "other_run", site=record.name)
         return self._authority, record, certificate
 

@@ -79,6 +79,7 @@ class GrpcGrid(PolledGrid):
         self._told: dict[str, tuple[str, str]] = {}
         self._bytes_down = self._bytes_up = 0
         self._is_stopping = False
+        self._drain = session_pb2.Drain()
         self._prefix = secrets.token_hex(4)
         self._num_messages = 0
         assume_identity()
@@ -96,6 +97,8 @@ class GrpcGrid(PolledGrid):
             for outstanding in known.outstanding.values():
                 outstanding.is_delivered = False
             self._send_taken_back(known)
+            if self._is_stopping:
+                self._send_away(send)
             self._tell(known)
 
     def disconnect(self, site: str, send: Send) -> None:
@@ -181,15 +184,14 @@ class GrpcGrid(PolledGrid):
         with self._changed:
             return sum(site.is_ready for site in self._sites.values()), len(self._sites)
 
-    def stop(self, *, is_finished: bool) -> None:
-        """Let the run stop at its next look, and tell all sites."""
+    def stop(self, *, is_finished: bool, more_to_come: bool = False) -> None:
+        """Let the run stop at its next look, and tell all sites, also whether the server stays for other runs."""
         with self._changed:
             self._is_stopping = True
+            self._drain = session_pb2.Drain(is_finished=is_finished, more_to_come=more_to_come)
             for site in self._sites.values():
                 if site.send is not None:
-                    drain = session_pb2.Drain(is_finished=is_finished)
-                    site.send(session_pb2.ConnectResponse(drain=drain))
-                    site.send("drained")
+                    self._send_away(site.send)
             self._changed.notify_all()
 
     # -- LastingGrid, for the rounds
@@ -331,6 +333,10 @@ class GrpcGrid(PolledGrid):
         name = self._answered.pop(message_id, None)
         if name is not None and (send := self._site(name).send) is not None:
             send(acknowledgement(message_id, refusal))
+
+    def _send_away(self, send: Send) -> None:
+        send(session_pb2.ConnectResponse(drain=self._drain))
+        send("drained")
 
     def _send_taken_back(self, site: KnownSite) -> None:
         if site.send is not None and site.taken_back is not None:

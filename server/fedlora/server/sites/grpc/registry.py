@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 
@@ -21,21 +21,26 @@ _LOOK_SECONDS = 5.0
 _KEPT_TOLD = 100
 
 
-class RegistryService(RegistryServiceServicer):
-    """Lists the adapters of a registry, sends their files, and tells watchers of new ones."""
+Shelf = Callable[[str], tuple[Registry, Gate] | None]
+"""Gives by a run's name, empty for the one at present or else the last, its registry and who may use it."""
 
-    def __init__(self, registry: Registry, gate: Gate, listener: Listener = ignore) -> None:
-        self._registry = registry
+
+class RegistryService(RegistryServiceServicer):
+    """Lists the adapters of runs, sends their files, and tells watchers of new ones."""
+
+    def __init__(self, shelf: Shelf, gate: Gate, listener: Listener = ignore) -> None:
+        """`gate` lets in whoever asks for a run that there is not."""
+        self._shelf = shelf
         self._gate = gate
         self._listener = listener
-        self._told: set[tuple[str, int]] = set()
+        self._told: set[tuple[str, str, int]] = set()
 
     async def ListAdapters(
         self, request: registry_pb2.ListAdaptersRequest, context: Context
     ) -> registry_pb2.ListAdaptersResponse:
         """Send one page of the adapters."""
-        await self._gate.site(context)
-        left = self._registry.adapters()
+        _, registry, _ = await self._at(request.run, context)
+        left = registry.adapters()
         if request.page_token:
             token = _TOKEN.fullmatch(request.page_token)
             if token is None:
@@ -51,8 +56,8 @@ class RegistryService(RegistryServiceServicer):
         self, request: registry_pb2.ReadFileRequest, context: Context
     ) -> AsyncIterator[registry_pb2.ReadFileResponse]:
         """Send a file of an adapter from an offset on; one that is removed meanwhile is sent to its end."""
-        site = await self._gate.site(context)
-        path = self._registry.find(request.version, request.file)
+        site, registry, _ = await self._at(request.run, context)
+        path = registry.find(request.version, request.file)
         if path is None:
             await refuse(context, grpc.StatusCode.NOT_FOUND, "not_published")
         try:
@@ -63,10 +68,11 @@ class RegistryService(RegistryServiceServicer):
             if request.offset > file.seek(0, 2):
                 await refuse(context, grpc.StatusCode.OUT_OF_RANGE, "offset")
             file.seek(request.offset)
-            if request.file == TENSOR_FILE and (site, request.version) not in self._told:
+            told = request.run, site, request.version
+            if request.file == TENSOR_FILE and told not in self._told:
                 # Of one that is read in many pieces, once; of versions long gone nothing is kept.
-                self._told = {told for told in self._told if told[1] > request.version - _KEPT_TOLD}
-                self._told.add((site, request.version))
+                self._told = {each for each in self._told if each[2] > request.version - _KEPT_TOLD}
+                self._told.add(told)
                 await asyncio.to_thread(self._listener, AdapterFetched(site, path.parent.name))
             while chunk := file.read(CHUNK_BYTES):
                 yield registry_pb2.ReadFileResponse(data=chunk)
@@ -75,19 +81,19 @@ class RegistryService(RegistryServiceServicer):
         self, request: registry_pb2.WatchAdaptersRequest, context: Context
     ) -> AsyncIterator[registry_pb2.WatchAdaptersResponse]:
         """Send each adapter after a version as long as the run lasts, and at its end that it is over."""
-        await self._gate.site(context)
-        is_allowed = self._gate.still_allowed(context)
+        _, registry, gate = await self._at(request.run, context)
+        is_allowed = gate.still_allowed(context)
         loop, changed, sent = asyncio.get_running_loop(), asyncio.Event(), request.after_version
 
         def wake() -> None:
             loop.call_soon_threadsafe(changed.set)
 
-        with self._registry.watching(wake):
+        with registry.watching(wake):
             while is_allowed():
                 changed.clear()
                 # Asked in this order: after the close nothing is published.
-                is_finished = self._registry.is_finished
-                for published in reversed(self._registry.adapters()):
+                is_finished = registry.is_finished
+                for published in reversed(registry.adapters()):
                     if published.version > sent:
                         yield registry_pb2.WatchAdaptersResponse(adapter=to_message(published))
                         sent = published.version
@@ -104,3 +110,16 @@ class RegistryService(RegistryServiceServicer):
             yield registry_pb2.WatchAdaptersResponse(is_over=True)
             # The watcher may still fetch what it was told of, and then hangs up.
             await asyncio.sleep(LINGER_SECONDS)
+
+    async def _at(self, run: str, context: Context) -> tuple[str, Registry, Gate]:
+        """Return who calls, and the registry of a run and its gate, through which the caller has come."""
+        if (found := self._shelf(run)) is None:
+            await self._gate.site(context)
+            await refuse(context, grpc.StatusCode.NOT_FOUND, "no_run")
+        registry, gate = found
+        return await gate.site(context), registry, gate
+
+
+def one_run(registry: Registry, gate: Gate, *, run: str) -> Shelf:
+    """Return the shelf of a server that has one run alone."""
+    return lambda name: (registry, gate) if name in ("", run) else None

@@ -56,8 +56,15 @@ class SessionService(SessionServiceServicer):
     ) -> AsyncIterator[session_pb2.ConnectResponse]:
         """Serve one connection of a site for as long as it stands."""
         site = await self._gate.site(context)
+        await greet(self._gate, site, request_iterator, context)
+        async for response in self.serve(site, request_iterator, context):
+            yield response
+
+    async def serve(
+        self, site: str, request_iterator: AsyncIterator[session_pb2.ConnectRequest], context: Context
+    ) -> AsyncIterator[session_pb2.ConnectResponse]:
+        """Serve the connection of a site that has said its Hello, from the run's Welcome on."""
         standing = self._gate.standing(context)
-        await self._greet(site, request_iterator, context)
         outgoing = Outgoing()
         self._grid.connect(site, outgoing.send)
         listening = asyncio.create_task(self._listen(site, request_iterator, outgoing, context))
@@ -91,17 +98,6 @@ class SessionService(SessionServiceServicer):
         finally:
             listening.cancel()
             self._grid.disconnect(site, outgoing.send)
-
-    async def _greet(self, site: str, stream: AsyncIterator[session_pb2.ConnectRequest], context: Context) -> None:
-        try:
-            first = await asyncio.wait_for(anext(stream), _HELLO_SECONDS)
-        except (TimeoutError, StopAsyncIteration):
-            await self._gate.turn_down(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no_hello", site=site)
-        if not first.HasField("hello"):
-            await self._gate.turn_down(context, grpc.StatusCode.FAILED_PRECONDITION, "no_hello", site=site)
-        if first.hello.protocol != PROTOCOL:
-            self._gate.note(context, "version", site=site)
-        await refuse_another_version(context, protocol=first.hello.protocol, other_version=first.hello.version)
 
     async def _listen(
         self, site: str, stream: AsyncIterator[session_pb2.ConnectRequest], outgoing: Outgoing, context: Context
@@ -205,6 +201,19 @@ class SessionService(SessionServiceServicer):
             return PackedFile(upload, upload.stat().st_size)
         except (AdapterError, OSError):
             return b""
+
+
+async def greet(gate: Gate, site: str, stream: AsyncIterator[session_pb2.ConnectRequest], context: Context) -> None:
+    """Take the Hello with which a connection begins; one of another protocol ends here, named."""
+    try:
+        first = await asyncio.wait_for(anext(stream), _HELLO_SECONDS)
+    except (TimeoutError, StopAsyncIteration):
+        await gate.turn_down(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no_hello", site=site)
+    if not first.HasField("hello"):
+        await gate.turn_down(context, grpc.StatusCode.FAILED_PRECONDITION, "no_hello", site=site)
+    if first.hello.protocol != PROTOCOL:
+        gate.note(context, "version", site=site)
+    await refuse_another_version(context, protocol=first.hello.protocol, other_version=first.hello.version)
 
 
 def _require_short(said: Message) -> None:

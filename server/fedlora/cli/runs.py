@@ -1,0 +1,136 @@
+"""`fedlora runs submit | list | show | stop`: the runs of a server's store. Heavy imports stay inside."""
+
+import json
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedlora.common.errors import StoreError
+from fedlora.common.printable import printable
+
+if TYPE_CHECKING:
+    from fedlora.server.run_queue.queue import QueuedRun
+
+runs_app = typer.Typer(
+    help="The runs of a server that lasts (server start --store): submit, list, show, stop.", no_args_is_help=True
+)
+
+Store = Annotated[Path, typer.Option("--store", metavar="DIR", help="The folder given to server start --store.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The run's name, as its file has it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print it as JSON, and nothing else.")]
+
+_STOP_SECONDS, _LOOK_SECONDS = 60.0, 0.1
+
+
+@runs_app.command()
+def submit(
+    run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")],
+    store: Store,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the run file; may be repeated."),
+    ] = None,
+) -> None:
+    """Put a run at the end of the queue; it begins once those before it are over.
+
+    One that was stopped or has failed goes on where it stood, and with more rounds one that is finished.
+    """
+    from fedlora.common.config import Occasion, idle_settings
+    from fedlora.common.run_file import load_run
+    from fedlora.server.run_queue.store import RunStore
+
+    config = load_run(run, overrides or ())
+    found = RunStore.existing(store)
+    for note in (*found.submit(config), *idle_settings(config, Occasion("server"))):
+        print(f"note: {printable(note)}")
+    before = sum(run.state in ("running", "waiting") for run in found.queue().runs) - 1
+    print(f"{config.run.name} is submitted; {before} before it" if before else f"{config.run.name} is submitted")
+    if not found.is_served:
+        print(f"no server is at work there; to start one: fedlora server start --store {shlex.quote(str(store))}")
+
+
+@runs_app.command("list")
+def list_runs(store: Store, as_json: Json = False) -> None:
+    """List the runs: what waits, what runs, what is over and how it ended."""
+    print_runs(store, as_json=as_json)
+
+
+@runs_app.command()
+def show(name: Name, store: Store, as_json: Json = False) -> None:
+    """Say how a run is doing, or how it ended, and where its results lie."""
+    from fedlora.cli.server_view import status_lines
+    from fedlora.common.run_folder import STATUS_FILE
+    from fedlora.server.disk.status_file import read_status
+    from fedlora.server.run_queue.store import RunStore
+
+    found = RunStore.existing(store)
+    run, folder = found.queue().find(name), found.run_folder(name)
+    status = read_status(folder) if (folder / STATUS_FILE).exists() else None
+    if as_json:
+        print(json.dumps(_told(run) | {"folder": str(folder), "status": status}, indent=2))
+        return
+    print(printable(_line(run)))
+    for line in status_lines(status) if status is not None else ():
+        print(printable(line))
+    if folder.is_dir():
+        print(f"  folder    {folder}")
+
+
+@runs_app.command()
+def stop(name: Name, store: Store) -> None:
+    """End a run in good order, or take it out of the queue; submitted again, it goes on. The next one begins."""
+    from fedlora.common.locks import is_held
+    from fedlora.common.run_folder import LOCK_FILE, STOP_FILE
+    from fedlora.server.run_queue.queue import RunQueue
+    from fedlora.server.run_queue.store import RunStore
+
+    found = RunStore.existing(store)
+    folder = found.run_folder(name)
+
+    def stopped(queue: RunQueue) -> RunQueue:
+        state = queue.find(name).state
+        if state not in ("waiting", "running"):
+            raise StoreError(f"{name} is {state} already")
+        # One at which a server works is that one's to note.
+        is_at_work = state == "running" and found.is_served
+        return queue if is_at_work else queue.with_state(name, "stopped")
+
+    deadline = time.monotonic() + _STOP_SECONDS
+    while found.change(stopped).find(name).state == "running":
+        if is_held(folder / LOCK_FILE):
+            (folder / STOP_FILE).touch()
+        if time.monotonic() > deadline:
+            raise StoreError(f"{name}: asked to stop, it has not ended in {_STOP_SECONDS:.0f} s; it will when it can")
+        time.sleep(_LOOK_SECONDS)
+        if found.queue().find(name).state not in ("waiting", "running"):
+            break
+    print(f"{name} is {found.queue().find(name).state}")
+
+
+def print_runs(store: Path, *, as_json: bool) -> None:
+    """Print the runs of a store and who serves it."""
+    from fedlora.server.run_queue.store import RunStore
+
+    found = RunStore.existing(store)
+    runs, server, is_served = found.queue().runs, found.server(), found.is_served
+    if as_json:
+        print(json.dumps({"is_served": is_served, "server": server, "runs": [_told(run) for run in runs]}, indent=2))
+        return
+    where = f"served at {server.get('address', '')}, process {server.get('pid', '')}"
+    print(printable(where) if is_served else "no server is at work")
+    if not runs:
+        print(f"no run yet; to submit one: fedlora runs submit RUN.toml --store {shlex.quote(str(store))}")
+    for run in runs:
+        print(printable(_line(run)))
+
+
+def _line(run: "QueuedRun") -> str:
+    why = f": {run.detail}" if run.detail else ""
+    return f"{run.name}: {run.state}{why}, submitted {run.submitted}"
+
+
+def _told(run: "QueuedRun") -> dict[str, str]:
+    return {"name": run.name, "state": run.state, "detail": run.detail, "submitted": run.submitted}

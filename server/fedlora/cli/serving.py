@@ -1,0 +1,166 @@
+"""What `fedlora server start` does: one run's rounds, or the runs of a store. Heavy imports stay inside."""
+
+import logging
+import shlex
+import sys
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from fedlora.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    from rich.console import Console
+
+    from fedlora.common.config import RunConfig
+    from fedlora.server.disk.status_file import StatusFile
+    from fedlora.server.door import Door
+    from fedlora.server.record.events import Listener
+
+logger = logging.getLogger(__name__)
+
+_STOPPED = 0
+
+
+def serve_run(
+    run: Path, out: Path, overrides: tuple[str, ...], door: "Door", *, console: "Console", is_live: bool
+) -> None:
+    """Do the rounds of one run that are left, and print what they have led to.
+
+    Raises:
+        FedloraError: the run, the folder or the port cannot be used.
+        typer.Exit: it was stopped.
+    """
+    from fedlora.cli.live import metric_name_in, print_outcome
+    from fedlora.common.config import Occasion, idle_settings
+    from fedlora.common.run_file import load_run
+    from fedlora.server.disk.account import seconds_worked
+    from fedlora.server.whole_run import Rounds, Run, whole_run
+
+    config = load_run(run, overrides)
+    status_file = _status_file(config, out, door)
+
+    def opened(port: int) -> None:
+        status_file.listening(port, address=_address(door, port))
+        _say_where(door, port, out)
+
+    def served(rounds: Rounds) -> None:
+        logger.info("%s: loading", config.run.name)
+        from fedlora.finished.resident_check import ResidentCheck
+        from fedlora.server.deployment import serve
+        from fedlora.server.sites.grpc.grid import RunStopped
+
+        try:
+            with ResidentCheck() as check:
+                serve(rounds, door, check=check, opened=opened)
+        except RunStopped as error:
+            logger.info("stopped: %s", error)
+            raise typer.Exit(_STOPPED) from None
+
+    notes = idle_settings(config, Occasion("server"))
+    shown = _shown(config, out, status_file, console=console if is_live else None)
+    reached = whole_run(Run(config, out, config.federation.sites, shlex.join(sys.argv), notes), served, shown=shown)
+    from fedlora.server.disk.audit import AuditLog
+    from fedlora.server.run_report import load_code
+
+    print_outcome(
+        console,
+        reports=() if reached is None else reached.reports,
+        metric_name=metric_name_in(out),
+        out_dir=out,
+        load_code=load_code(out, config),
+        worked=seconds_worked(out),
+    )
+    head = AuditLog(out).head()
+    said = f"audit log     {head.num_lines:,} lines, the last with the sha256 {head.sha256}"
+    console.print(said, highlight=False, soft_wrap=True)
+
+
+def serve_runs(folder: Path, door: "Door") -> None:
+    """Do the runs of a store as they come, until it is stopped.
+
+    Raises:
+        FedloraError: the store or the port cannot be used.
+    """
+    logger.info("loading")
+    from fedlora.finished.resident_check import ResidentCheck
+    from fedlora.server.run_queue.serving import serve_store
+    from fedlora.server.run_queue.store import RunStore
+
+    store = RunStore.opened(folder)
+    identity = None if door.is_insecure else door.identity_folder(folder)
+
+    def shown(config: "RunConfig", out: Path, port: int) -> "AbstractContextManager[Listener]":
+        status_file = _status_file(config, out, replace(door, identity=identity))
+        status_file.listening(port, address=_address(door, port))
+        return _shown(config, out, status_file, console=None)
+
+    def opened(port: int) -> None:
+        store.write_server(address=_address(door, port), identity=identity)
+        _say_where(door, port, folder)
+
+    with ResidentCheck() as check:
+        serve_store(store, door, check=check, shown=shown, command=shlex.join(sys.argv), opened=opened)
+
+
+@contextmanager
+def _shown(
+    config: "RunConfig", out: Path, status_file: "StatusFile", *, console: "Console | None"
+) -> "Iterator[Listener]":
+    """Give a listener that tells log and status file what happens in a run, and a live view on `console`."""
+    from fedlora.cli.live import logged_events, metric_name_in, progress_view
+    from fedlora.server.disk.recorded_rounds import recorded_rounds
+    from fedlora.server.record.running_summary import Summarised, after_rounds
+
+    known = after_rounds(recorded_rounds(out))
+    title, metric_name = config.run.name, partial(metric_name_in, out)
+    view = nullcontext() if console is None else progress_view(title=title, metric_name=metric_name, console=console)
+    with view as picture, status_file:
+        logged = logged_events(title=title, metric_name=metric_name)
+        yield Summarised([status_file.show, logged, *([picture] if picture is not None else [])], known=known)
+
+
+def _status_file(config: "RunConfig", out: Path, door: "Door") -> "StatusFile":
+    from fedlora.server.disk.recorded_rounds import recorded_rounds
+    from fedlora.server.disk.status_file import StatusFile
+    from fedlora.server.record.running_summary import after_rounds
+
+    identity = None if door.is_insecure else door.identity_folder(out)
+    return StatusFile(out, config, known=after_rounds(recorded_rounds(out)), identity=identity)
+
+
+def _address(door: "Door", port: int) -> str:
+    return f"{door.address.rpartition(':')[0]}:{port}"
+
+
+def _say_where(door: "Door", port: int, folder: Path) -> None:
+    logger.info("listening on %s", _address(door, port))
+    if not door.is_insecure:
+        logger.info("to let a site in: fedlora sites invite NAME --out %s", shlex.quote(str(folder)))
+
+
+def door_of(
+    listen: str, insecure: bool, identity: Path | None, typed: tuple[Path | None, Path | None, Path | None]
+) -> "Door":
+    """Return the door that was typed: address, certificates, authority.
+
+    Raises:
+        ConfigError: options contradict each other, or files are missing.
+    """
+    from fedlora.cli.pem_options import pem_files
+    from fedlora.server.door import Door
+    from fedlora.server.sites.grpc.port import ExternalPair
+
+    if insecure and (any(typed) or identity):
+        raise ConfigError("--insecure needs no certificates; leave out --identity, --ca, --cert and --key")
+    files = pem_files(*typed)
+    if files is None:
+        return Door(listen, insecure, identity)
+    return Door(listen, False, identity, files.ca, ExternalPair(files.certificate, files.key))

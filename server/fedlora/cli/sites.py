@@ -1,0 +1,158 @@
+"""`fedlora sites invite | list | revoke`. Heavy imports stay inside."""
+
+import shlex
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedlora.cli.server_options import DEFAULT_PORT, Identity, Out
+from fedlora.common.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fedlora.server.disk.audit import Entry
+    from fedlora.server.identity.authority import Authority
+
+sites_app = typer.Typer(help="Who may take part: invite sites, list them, revoke them.", no_args_is_help=True)
+
+
+@sites_app.command()
+def invite(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The site's name.")],
+    out: Out,
+    runs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--run",
+            metavar="NAME",
+            help="A run it may take part in; may be repeated. Default: all of the folder's.",
+        ),
+    ] = None,
+    hours: Annotated[float, typer.Option(min=0.01, help="How long the token is good.")] = 24.0,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="How the site reaches the server, for the line to type. Default: where it listens, as far as known.",
+        ),
+    ] = None,
+    identity: Identity = None,
+    ca: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="With a PKI of your own: its authority. No token is needed then.")
+    ] = None,
+) -> None:
+    """Let a site take part: print a token for it, good once, and the line to type there.
+
+    A site that has enrolled keeps the runs that it may take part in; this adds to them.
+    """
+    from fedlora.common.addresses import split_address
+
+    if address is not None:
+        split_address(address)
+    names = tuple(runs or (_run_of(out),))
+    authority = _authority(out, identity, ca)
+    join = f"fedlora client join {address or _reached_at(out)} --site SITE.toml"
+    if authority.is_external:
+        authority.allow(name, names)
+        _note(out, {"event": "allowed", "site": name, "runs": list(names)})
+        print(f"{name} may take part in {_runs_text(names)} with its certificate; at the site:\n")
+        print(f"  {join} --ca CA.pem --cert CERT.pem --key KEY.pem")
+        return
+    token = authority.invite(name, names, timedelta(hours=hours), datetime.now(UTC))
+    _note(out, {"event": "invited", "site": name, "runs": list(names), "hours": hours})
+    print(f"{name} is invited to {_runs_text(names)}. The token is good once, for {hours:g} hours:\n")
+    print(f"  {token}\n")
+    print("At the site, where this asks for it; --token-file FILE and FEDLORA_TOKEN are ways without a question:\n")
+    print(f"  {join} --token -")
+
+
+@sites_app.command("list")
+def list_sites(out: Out, identity: Identity = None) -> None:
+    """List the sites: who is invited, enrolled or revoked, and until when."""
+    from rich.console import Console
+
+    from fedlora.cli.server_view import sites_table
+
+    records = _authority(out, identity, None).sites()
+    if not records:
+        print(f"no site yet; invite one with: fedlora sites invite NAME --out {shlex.quote(str(out))}")
+        return
+    Console().print(sites_table(records, datetime.now(UTC)))
+
+
+@sites_app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The site's name.")], out: Out, identity: Identity = None
+) -> None:
+    """End a site's certificates and its invitation, at once and for good; it can be invited anew."""
+    _authority(out, identity, None).revoke(name)
+    _note(out, {"event": "revoked", "site": name})
+    print(f"{name} is revoked")
+
+
+def _authority(out: Path, identity: Path | None, ca: Path | None) -> "Authority":
+    from fedlora.server.identity.authority import Authority
+
+    folder = identity or _identity_of(out)
+    if ca is not None:
+        try:
+            return Authority.external(folder, ca.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"{ca}: cannot be read ({error.strerror}); expected a file in PEM") from error
+    return Authority.kept(folder, datetime.now(UTC))
+
+
+def _identity_of(out: Path) -> Path:
+    """Return where the authority of a folder's server lies, which may be elsewhere than in that folder."""
+    from fedlora.common.run_folder import IDENTITY_FOLDER
+
+    recorded = _status_of(out).get("identity")
+    return Path(str(recorded)) if recorded else out / IDENTITY_FOLDER
+
+
+def _reached_at(out: Path) -> str:
+    """Return the address of a folder's server as far as it is known, with HOST for one that listens everywhere."""
+    host, _, port = str(_status_of(out).get("address") or "").rpartition(":")
+    return f"{'HOST' if host in ('', '[::]', '0.0.0.0') else host}:{port or DEFAULT_PORT}"
+
+
+def _status_of(out: Path) -> dict[str, object]:
+    from fedlora.server.disk.status_reading import checked_status
+    from fedlora.server.run_queue.store import RunStore, is_store
+
+    if is_store(out):
+        return RunStore(out).server()
+    try:
+        return checked_status(out)
+    except StoreError:
+        return {}  # Before the first start, or damaged: what is usual holds.
+
+
+def _note(out: Path, entry: "Entry") -> None:
+    """Write an entry to the run's audit log."""
+    from fedlora.server.disk.audit import AuditLog
+
+    if out.is_dir():
+        AuditLog(out).append(entry)
+
+
+def _run_of(out: Path) -> str:
+    from fedlora.common.run_file import load_run
+    from fedlora.common.run_folder import RUN_FILE
+    from fedlora.server.identity.site_records import ANY_RUN
+    from fedlora.server.run_queue.store import is_store
+
+    if is_store(out):
+        return ANY_RUN
+    if not (out / RUN_FILE).is_file():
+        raise StoreError(f"{out} holds no run; start the server first, or name the run with --run")
+    return load_run(out / RUN_FILE, aggregates_elsewhere=True).run.name
+
+
+def _runs_text(names: "Sequence[str]") -> str:
+    from fedlora.server.identity.site_records import ANY_RUN
+
+    return "every run of this server" if ANY_RUN in names else ", ".join(names)

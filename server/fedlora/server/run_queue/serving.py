@@ -1,0 +1,235 @@
+"""A server that lasts: one port and one identity over the runs of a store, one after another, until it is stopped."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import grpc.aio
+
+from fedlora.common.config import Occasion, RunConfig, idle_settings
+from fedlora.common.errors import FedloraError, StoreError, one_line
+from fedlora.common.locks import hold
+from fedlora.common.repeatedly import repeatedly
+from fedlora.common.run_folder import LOCK_FILE, STOP_FILE
+from fedlora.server.deployment import WATCH_SECONDS, raise_open_files, signals_heeded, started_entry
+from fedlora.server.disk.audited import audited
+from fedlora.server.disk.registry import Registry
+from fedlora.server.disk.stop_request import stop_requests_heeded
+from fedlora.server.door import Door, authority_of, credentials_of
+from fedlora.server.record.events import Event, Listener, ignore
+from fedlora.server.run_queue.queue import QueuedRun
+from fedlora.server.run_queue.store import RunStore, config_of
+from fedlora.server.run_services import Check, RunServices
+from fedlora.server.sites.grpc.enrolment import EnrolmentService
+from fedlora.server.sites.grpc.gate import Gate
+from fedlora.server.sites.grpc.grid import RunStopped
+from fedlora.server.sites.grpc.hall import Hall, PresentRun
+from fedlora.server.sites.grpc.port import Port
+from fedlora.server.sites.grpc.refusals import Refusals
+from fedlora.server.sites.grpc.registry import RegistryService
+from fedlora.server.whole_run import Rounds, Run, whole_run
+from fedlora.v1.enrolment_pb2_grpc import add_EnrolmentServiceServicer_to_server
+from fedlora.v1.exchange_pb2_grpc import add_AdapterExchangeServiceServicer_to_server
+from fedlora.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
+from fedlora.v1.session_pb2_grpc import add_SessionServiceServicer_to_server
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.3
+
+Shown = Callable[[RunConfig, Path, int], AbstractContextManager[Listener]]
+"""Gives what tells whoever looks on what happens in a run, by its run file, its folder and the port's number."""
+
+
+def serve_store(
+    store: RunStore, door: Door, *, check: Check, shown: Shown, command: str, opened: Callable[[int], None]
+) -> None:
+    """Do the runs of a store as they come, until SIGTERM, SIGINT or `server stop`; the same call goes on.
+
+    Args:
+        command: goes into the manifests.
+        opened: called with the port's number once sites can connect.
+
+    Raises:
+        FedloraError: the store or the port cannot be used, or another server is at work on it.
+    """
+    raise_open_files()
+    with _claimed(store.folder), audited(store.folder, ignore) as (listener, note):
+        authority = authority_of(door, store.folder)
+        credentials = credentials_of(door, authority)
+        server = _StoreServer(store, check=check, shown=shown, command=command, listener=listener)
+        refusals = Refusals(server.heard)
+        gate = Gate(authority, run=None, refusals=refusals)
+        hall = Hall(gate)
+
+        def add_services(port: grpc.aio.Server) -> None:
+            add_SessionServiceServicer_to_server(hall, port)
+            add_AdapterExchangeServiceServicer_to_server(hall.exchange, port)
+            add_RegistryServiceServicer_to_server(RegistryService(server.shelf(gate), gate, server.heard), port)
+            add_EnrolmentServiceServicer_to_server(EnrolmentService(gate, server.heard), port)
+
+        def watch() -> None:
+            server.look()
+            refusals.tell()
+
+        try:
+            with (
+                repeatedly(watch, seconds=WATCH_SECONDS),
+                Port(door.address, credentials, add_services, gate=gate) as port,
+                signals_heeded(server.stop),
+                stop_requests_heeded(store.folder, server.stop),
+            ):
+                note(started_entry(door, port.number))
+                opened(port.number)
+                server.do_runs(hall, gate, port.number)
+        finally:
+            refusals.tell(is_over=True)
+            note({"event": "stopped"})
+
+
+class _StoreServer:
+    """Takes one run after another, and knows which is at work."""
+
+    def __init__(self, store: RunStore, *, check: Check, shown: Shown, command: str, listener: Listener) -> None:
+        self._store = store
+        self._check = check
+        self._shown = shown
+        self._command = command
+        self._listener = listener
+        self._is_stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._at_work: tuple[RunServices, Listener] | None = None
+        self._registries: dict[str, Registry] = {}
+
+    def heard(self, event: Event) -> None:
+        """Tell the store's own listener, and the run's at work, what happens at the port."""
+        self._listener(event)
+        if (at_work := self._at_work) is not None:
+            at_work[1](event)
+
+    def look(self) -> None:
+        """Look after the run at work."""
+        if (at_work := self._at_work) is not None:
+            at_work[0].disk.look()
+
+    def stop(self) -> None:
+        """End the run at work at its next look, and take no more."""
+        self._is_stopping.set()
+        if (at_work := self._at_work) is not None:
+            at_work[0].stop()
+
+    def do_runs(self, hall: Hall, gate: Gate, port: int) -> None:
+        """Do the runs of the queue as they come, until `stop`."""
+        is_idle = False
+        while not self._is_stopping.is_set():
+            run = self._store.queue().next()
+            if run is None:
+                if not is_idle:
+                    logger.info("no run waits; fedlora runs submit RUN.toml --store %s", self._store.folder)
+                is_idle = True
+                self._is_stopping.wait(_LOOK_SECONDS)
+                continue
+            is_idle = False
+            self._do(run, hall, gate, port)
+
+    def _do(self, queued: QueuedRun, hall: Hall, gate: Gate, port: int) -> None:
+        """Do one run to its end, whatever that is, and note it."""
+        name = queued.name
+        self._store.change(lambda queue: queue.with_state(name, "running"))
+        logger.info("%s begins", name)
+        try:
+            config = config_of(queued)
+            folder = self._store.run_folder(name)
+            notes = idle_settings(config, Occasion("server"))
+            whole_run(
+                Run(config, folder, config.federation.sites, self._command, notes),
+                lambda rounds: self._engine(rounds, hall, gate.for_run(name)),
+                shown=self._shown(config, folder, port),
+            )
+        except RunStopped:
+            if self._is_stopping.is_set():
+                logger.info("%s is cut off; the same start command goes on with it", name)
+                return
+            logger.info("%s is stopped; submitted again, it goes on", name)
+            self._store.change(lambda queue: queue.with_state(name, "stopped"))
+        except FedloraError as error:
+            reason = one_line(error)
+            logger.error("%s has failed: %s", name, reason)
+            self._store.change(lambda queue: queue.with_state(name, "failed", detail=reason))
+        except Exception:
+            # A bug in one run must not keep the others from being done.
+            logger.exception("%s has failed; this is a bug in fedlora", name)
+            self._store.change(lambda queue: queue.with_state(name, "failed", detail="a bug in fedlora; see the log"))
+        else:
+            logger.info("%s is finished", name)
+            self._store.change(lambda queue: queue.with_state(name, "finished"))
+
+    def _engine(self, rounds: Rounds, hall: Hall, gate: Gate) -> None:
+        """Do the rounds of the run that is claimed, over the sites that are in the hall."""
+        config, folder = rounds.run.config, rounds.run.folder
+        with audited(folder, rounds.listener) as (listener, note):
+            services = RunServices(replace(rounds, listener=listener), gate, check=self._check)
+            self._registries[config.run.name] = services.registry
+            services.disk.look()
+            note({"event": "run begins", "run": config.run.name})
+            self._at_work = services, listener
+            if self._is_stopping.is_set():
+                services.stop()
+            hall.present = PresentRun(gate, services.session, services.transfer)
+
+            def leave_the_hall() -> bool:
+                # Before the sites hear of it: they come back at once.
+                hall.present = None
+                return not self._is_stopping.is_set()
+
+            try:
+                with stop_requests_heeded(folder, lambda: services.stop(more_to_come=True)):
+                    services.do_rounds(at_end=leave_the_hall)
+                services.clear()
+            finally:
+                self._at_work = None
+                services.disk.look()
+                note({"event": "run ends", "run": config.run.name})
+
+    def shelf(self, gate: Gate) -> Callable[[str], tuple[Registry, Gate] | None]:
+        """Return what gives the registries of the store's runs, also of those that are over."""
+
+        def find(name: str) -> tuple[Registry, Gate] | None:
+            runs = {run.name: run for run in self._store.queue().runs if run.state != "waiting"}
+            at_work = next((run.name for run in runs.values() if run.state == "running"), "")
+            taken = name or at_work or next(reversed(runs), "")
+            if taken not in runs:
+                return None
+            with self._lock:
+                if taken not in self._registries:
+                    registry = Registry(self._store.run_folder(taken), check=self._check)
+                    registry.close(is_finished=runs[taken].state == "finished", linger_seconds=0.0)
+                    self._registries[taken] = registry
+                return self._registries[taken], gate.for_run(taken)
+
+        return find
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Hold a store meanwhile.
+
+    Raises:
+        StoreError: another server is at work on it, or it cannot be written.
+    """
+    try:
+        file = open(folder / LOCK_FILE, "wb")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be used ({error.strerror}); choose another --store") from error
+    with file:
+        try:
+            hold(file)
+        except BlockingIOError as error:
+            raise StoreError(
+                f"{folder}: another server is at work on it; stop it first, or choose another --store"
+            ) from error
+        (folder / STOP_FILE).unlink(missing_ok=True)
+        yield

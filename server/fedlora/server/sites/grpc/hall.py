@@ -1,0 +1,107 @@
+"""Where sites wait between runs: a server that lasts holds their connections, and hands them to whichever run is there.
+
+Each run has services of its own, which know nothing of others; the hall is in front of them.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+import grpc
+
+from fedlora.server.sites.grpc.gate import Context, Gate, refuse
+from fedlora.server.sites.grpc.session import SessionService, greet
+from fedlora.server.sites.grpc.transfer import TransferService
+from fedlora.v1 import exchange_pb2, session_pb2
+from fedlora.v1.exchange_pb2_grpc import AdapterExchangeServiceServicer
+from fedlora.v1.session_pb2_grpc import SessionServiceServicer
+
+_LOOK_SECONDS = 0.2
+# Between looks at the certificate of a site that waits.
+_STANDING_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class PresentRun:
+    """The services of the run that a server is at, and who may use it."""
+
+    gate: Gate
+    session: SessionService
+    transfer: TransferService
+
+
+class Hall(SessionServiceServicer):
+    """The session service of a server with runs one after another.
+
+    Attributes:
+        present: the run that the server is at; None between runs. It may be set from any thread.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        """`gate` lets in who may use any run."""
+        self._gate = gate
+        self.present: PresentRun | None = None
+        self.exchange = HallExchange(self, gate)
+
+    async def Connect(
+        self, request_iterator: AsyncIterator[session_pb2.ConnectRequest], context: Context
+    ) -> AsyncIterator[session_pb2.ConnectResponse]:
+        """Hold the connection of a site until there is a run that it may take part in, and hand it over."""
+        site = await self._gate.site(context)
+        await greet(self._gate, site, request_iterator, context)
+        standing, is_told, looked = self._gate.standing(context), False, time.monotonic()
+        while (present := self._open_to(context)) is None:
+            if not is_told:
+                yield session_pb2.ConnectResponse(no_run=session_pb2.NoRun(unix_seconds=int(time.time())))
+                is_told = True
+            await asyncio.sleep(_LOOK_SECONDS)
+            if time.monotonic() - looked > _STANDING_SECONDS:
+                looked = time.monotonic()
+                if code := standing():
+                    await self._refuse(context, site, code)
+        async for response in present.session.serve(site, request_iterator, context):
+            yield response
+
+    def _open_to(self, context: Context) -> PresentRun | None:
+        """Return the run at present if the caller may take part in it."""
+        present = self.present
+        return present if present is not None and not present.gate.standing(context)() else None
+
+    async def _refuse(self, context: Context, site: str, code: str) -> NoReturn:
+        if code == "expired":
+            # The site may have renewed it long ago: it comes back with the one that it has now.
+            await refuse(context, grpc.StatusCode.ABORTED, "connect_again")
+        await self._gate.turn_down(context, grpc.StatusCode.PERMISSION_DENIED, code, site=site)
+
+
+class HallExchange(AdapterExchangeServiceServicer):
+    """The exchange of the run that is there."""
+
+    def __init__(self, hall: "Hall", gate: Gate) -> None:
+        self._hall = hall
+        self._gate = gate
+
+    async def Read(
+        self, request: exchange_pb2.ReadRequest, context: Context
+    ) -> AsyncIterator[exchange_pb2.ReadResponse]:
+        async for response in (await self._transfer(context)).Read(request, context):
+            yield response
+
+    async def QueryWriteStatus(
+        self, request: exchange_pb2.QueryWriteStatusRequest, context: Context
+    ) -> exchange_pb2.QueryWriteStatusResponse:
+        return await (await self._transfer(context)).QueryWriteStatus(request, context)
+
+    async def Write(
+        self, request_iterator: AsyncIterator[exchange_pb2.WriteRequest], context: Context
+    ) -> exchange_pb2.WriteResponse:
+        return await (await self._transfer(context)).Write(request_iterator, context)
+
+    async def _transfer(self, context: Context) -> TransferService:
+        present = self._hall.present
+        if present is None:
+            await self._gate.site(context)
+            await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "not_expected")
+        return present.transfer

@@ -1,0 +1,102 @@
+"""A server with many runs: one port, one identity, and sites that stay from run to run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from deployment import Deployment
+from ended_runs import adapter_sha256
+from test_deployment import site_file
+
+from fedlora.server.run_queue.store import RunStore
+
+RunFile = Callable[..., Path]
+
+SITES = ("chalk", "pencil")
+SECONDS = 300.0
+
+
+@pytest.fixture
+def run(run_file: RunFile) -> Callable[..., Path]:
+    """Return a function that writes the small run for a deployment, exact on the wire, with overrides."""
+
+    def write(*overrides: str) -> Path:
+        exact = "exchange.precision=float32"
+        return run_file("federation.sites=2", 'data.labels=["0","1","2"]', exact, *overrides)
+
+    return write
+
+
+@pytest.fixture
+def server(run: Callable[..., Path], tmp_path: Path) -> Deployment:
+    """Return a deployment whose server is one of many runs; nothing is started."""
+    deployment = Deployment(tmp_path, run())
+    store = ["--store", str(deployment.out), "--listen", deployment.address]
+    deployment.server.arguments = ["server", "start", *store]
+    return deployment
+
+
+def runs(deployment: Deployment, *arguments: str) -> str:
+    """Return what `fedlora runs` prints of the deployment's store."""
+    done = deployment.command("runs", *arguments, "--store", str(deployment.out))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def states(deployment: Deployment) -> dict[str, str]:
+    return {run["name"]: run["state"] for run in json.loads(runs(deployment, "list", "--json"))["runs"]}
+
+
+def test_sites_stay_from_run_to_run_and_each_run_is_what_it_would_be_alone(
+    server: Deployment, run: Callable[..., Path], tmp_path: Path, tiny_digits: Path
+) -> None:
+    files = {name: site_file(tmp_path, name, tiny_digits, 'runs = ["first", "sec*"]') for name in SITES}
+    store = RunStore(server.out)
+    with server:
+        server.server.start()
+        server.server.wait_for("no run waits")
+        sites = [server.enrol(name, file) for name, file in files.items()]
+        for site in sites:
+            site.wait_for("no run there for this site at present")
+        for name in ("first", "second", "third"):
+            runs(server, "submit", str(run(f"run.name={name}")))
+        server.server.wait_for("second is finished", SECONDS)
+        for site in sites:
+            site.wait_for("takes no part in this run: the run is 'third', and limits.runs")
+        # Of equal run files under two names, the second is not another for what the first has left behind.
+        first, second = (store.run_folder(name) for name in ("first", "second"))
+        assert adapter_sha256(first) == adapter_sha256(second)
+        assert states(server) == {"first": "finished", "second": "finished", "third": "running"}
+        assert "third: waiting" in runs(server, "show", "third")
+        found = server.command("adapters", "list", server.address, "--site", str(files["chalk"]), "--run", "first")
+        assert "first-v0001" in found.stdout, found.stderr
+        none = server.command("adapters", "list", server.address, "--site", str(files["chalk"]), "--run", "fourth")
+        assert (none.returncode, "has no such run" in none.stderr) == (1, True), none.stderr
+        assert "third is stopped" in runs(server, "stop", "third")
+        assert server.command("server", "stop", "--out", str(server.out)).returncode == 0
+        assert server.server.wait(SECONDS) == 0
+    assert states(server)["third"] == "stopped"
+    assert "is not enrolled" not in sites[0].text
+    assert sites[0].text.count("enrolled as") == 1
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_goes_on_with_its_run_and_then_with_the_others(
+    server: Deployment, run: Callable[..., Path], tmp_path: Path, tiny_digits: Path
+) -> None:
+    with server:
+        server.server.start()
+        server.server.wait_for("no run waits")
+        for name in SITES:
+            server.enrol(name, site_file(tmp_path, name, tiny_digits))
+        for name in ("first", "second"):
+            runs(server, "submit", str(run(f"run.name={name}", "federation.rounds=6")))
+        server.server.wait_for(r"round +2/6  acc", SECONDS)
+        server.server.kill()
+        assert states(server) == {"first": "running", "second": "waiting"}
+        server.server.start()
+        server.server.wait_for("second is finished", SECONDS)
+        store = RunStore(server.out)
+        assert adapter_sha256(store.run_folder("first")) == adapter_sha256(store.run_folder("second"))
+        assert server.server.stop() == 0
