@@ -69,6 +69,7 @@ def test_a_copy_of_ones_own_is_loaded_for_a_run_that_names_another_place(tmp_pat
 @pytest.mark.parametrize(
     ("run", "limits", "expected", "mended"),
     [
+        ({"run": {"name": "ward"}}, {"runs": ["war", "*x"]}, "run_not_allowed", {"runs": ["war", "*d"]}),
         ({"lora": {"rank": 257}}, {}, "over_a_limit", {"max_rank": 257}),
         ({"lora": {"rank_pattern": {"q_proj": 512}}}, {}, "over_a_limit", {"max_rank": 512}),
         ({"train": {"epochs": 101.0}}, {}, "over_a_limit", {"max_epochs": 101.0}),

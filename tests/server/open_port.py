@@ -43,6 +43,7 @@ from fedlora.server.record.events import Event, SiteChanged
 from fedlora.server.sites.grpc.enrolment import EnrolmentService
 from fedlora.server.sites.grpc.gate import Gate
 from fedlora.server.sites.grpc.grid import GrpcGrid
+from fedlora.server.sites.grpc.hall import Hall, PresentRun
 from fedlora.server.sites.grpc.port import ExternalPair, Port, ServerCertificates
 from fedlora.server.sites.grpc.registry import RegistryService, one_run
 from fedlora.server.sites.grpc.session import SessionService
@@ -80,6 +81,10 @@ class OpenPort:
     registry: Registry
     address: str
     number: int
+    gate: Gate
+    hall: Hall | None = None
+    present: PresentRun | None = None
+    """The run of the port; where there is a hall it is put there and taken away."""
     asked: list[str] = field(default_factory=list)
     """The ids of the requests so far."""
     states: dict[str, str] = field(default_factory=dict)
@@ -106,7 +111,9 @@ def open_port(
     precision: Precision = "float32",
     chunk_seconds: float = DEADLINE_SECONDS,
     run: RunConfig = RUN,
+    has_hall: bool = False,
 ) -> Iterator[OpenPort]:
+    """Give an open port; with a hall it is that of a server with many runs, which is at this one."""
     RunFolder(folder / "run").write_manifest({"run_id": "abc", "metric": "accuracy"})
     identity = TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id
     exchange = ExchangeStore(folder / "run" / "exchange", precision=precision)
@@ -118,14 +125,21 @@ def open_port(
             states[event.site] = event.state
 
     grid = GrpcGrid(exchange, tickets, max_start_bytes=1 << 20, listener=listen)
-    gate = Gate(authority, run=run.run.name)
+    gate = Gate(authority, run=None if has_hall else run.run.name)
+    to_run = gate.for_run(run.run.name)
     registry = Registry(folder / "run", check=lambda _folder: "")
 
+    session = SessionService(grid, exchange, to_run, run)
+    transfer = TransferService(exchange, tickets, grid, to_run, chunk_seconds=chunk_seconds)
+    present, hall = PresentRun(to_run, session, transfer), Hall(gate) if has_hall else None
+    if hall is not None:
+        hall.present = present
+
     def add_services(server: grpc.aio.Server) -> None:
-        add_SessionServiceServicer_to_server(SessionService(grid, exchange, gate, run), server)
-        transfer = TransferService(exchange, tickets, grid, gate, chunk_seconds=chunk_seconds)
-        add_AdapterExchangeServiceServicer_to_server(transfer, server)
-        add_RegistryServiceServicer_to_server(RegistryService(one_run(registry, gate, run=run.run.name), gate), server)
+        add_SessionServiceServicer_to_server(session if hall is None else hall, server)
+        add_AdapterExchangeServiceServicer_to_server(transfer if hall is None else hall.exchange, server)
+        shelf = one_run(registry, to_run, run=run.run.name)
+        add_RegistryServiceServicer_to_server(RegistryService(shelf, gate), server)
         add_EnrolmentServiceServicer_to_server(EnrolmentService(gate), server)
 
     credentials = None if authority is None else ServerCertificates(authority, pair).credentials()
@@ -133,7 +147,10 @@ def open_port(
     try:
         with Port(address, credentials, add_services, gate=gate) as port:
             at = f"{host}:{port.number}"
-            yield OpenPort(folder / "run", authority, exchange, tickets, grid, registry, at, port.number, states=states)
+            yield OpenPort(
+                folder / "run", authority, exchange, tickets, grid, registry, at, port.number, gate, hall, present,
+                states=states,
+            )  # fmt: skip
             registry.close(is_finished=False)
     finally:
         TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = identity

@@ -48,6 +48,8 @@ class RunStore:
         """
         if is_store(folder):
             return cls(folder)
+        if folder.exists() and not folder.is_dir():
+            raise StoreError(f"--store {folder} is a file; expected a folder of its own for a server's runs")
         ours = (QUEUE_FILE, SERVER_FILE, IDENTITY_FOLDER, LOCK_FILE, _QUEUE_LOCK)
         try:
             if folder.is_dir() and any(entry.name not in ours for entry in folder.iterdir()):
