@@ -1,5 +1,6 @@
 """The moments that clients keep: which round starts from which, and what is damaged or forgotten."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,14 @@ def test_the_moments_of_what_is_no_factor_are_told_apart() -> None:
     beside = {"base_model.model.head.weight/exp_avg": torch.ones(2), "l.lora_magnitude_vector/step": torch.tensor(1.0)}
     factors = {"l.lora_A.weight/exp_avg": torch.ones(2, 2), "e.lora_embedding_B/exp_avg_sq": torch.ones(2, 2)}
     assert without_factors({**beside, **factors}) == beside
+
+
+def test_moments_of_the_runs_that_were_here_last_stay_and_those_of_older_ones_go(tmp_path: Path) -> None:
+    folder = MomentsFolder(tmp_path)
+    for number in range(8):
+        folder.write(f"run-{number}", "north", 1, moments(0.0))
+        os.utime(next((tmp_path / f"run-{number}").glob("*/*")), ns=(number, number))
+    folder.write("run-0", "north", 2, moments(0.0))
+    folder.write("run-8", "north", 1, moments(0.0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"run-{number}" for number in (0, *range(2, 9)))
+    assert value_of(folder, "north", 3, run="run-0") == 0

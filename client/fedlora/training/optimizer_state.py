@@ -1,6 +1,7 @@
 """An optimiser's moments, which a client may keep from round to round: as values, and in a file of its own."""
 
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,10 +18,12 @@ logger = logging.getLogger(__name__)
 
 # A server that finds its last round damaged does it again, when clients have done the one after it too.
 _KEPT_ROUNDS = 3
+# A site takes part in run after run, and a run that is over is hardly ever prolonged.
+_KEPT_RUNS = 8
 
 
 class MomentsFolder:
-    """The moments of each client of a run, after each of its last three rounds.
+    """The moments of each client of a run, after each of its last three rounds; of the eight runs that were last here.
 
     A round that is done again, because the one who asked for it was killed, starts from the same moments.
     """
@@ -51,6 +54,8 @@ class MomentsFolder:
 
         Those of later rounds go first: the run has gone back behind them.
         """
+        if not self.holds_any(run):
+            self._forget_old_runs()
         folder = self._of_client(run, client)
         rounds = sorted(_rounds(folder))
         for abandoned in (found for found in rounds if found > number):
@@ -59,8 +64,19 @@ class MomentsFolder:
         for old in sorted({found for found in rounds if found <= number} | {number})[:-_KEPT_ROUNDS]:
             _file(folder, old).unlink(missing_ok=True)
 
+    def _forget_old_runs(self) -> None:
+        """Make place for one run more."""
+        runs = {path: _last_written(path) for path in self.folder.iterdir()} if self.folder.is_dir() else {}
+        for path in sorted(runs, key=runs.__getitem__, reverse=True)[_KEPT_RUNS - 1 :]:
+            logger.info("the optimiser's moments of a former run are removed: %s", path)
+            shutil.rmtree(path, ignore_errors=True)
+
     def _of_client(self, run: str, client: str) -> Path:
         return self.folder / run / client_file_name(client)
+
+
+def _last_written(run: Path) -> int:
+    return max((path.stat().st_mtime_ns for path in run.glob("*/*.safetensors")), default=0)
 
 
 def _rounds(folder: Path) -> list[int]:
