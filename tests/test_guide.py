@@ -1,0 +1,84 @@
+"""The pages: what is generated is what it would be anew, and each command on them is one that there is."""
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import pytest
+import typer.main
+
+from fedlora.cli.main import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "deploy").rglob("*.md")])
+GUIDE = ROOT / "deploy" / "guide"
+# What stands for something of the reader's own.
+_OPEN = ("...", "…")
+
+
+def reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_reference", GUIDE / "make_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_references_are_those_of_the_code() -> None:
+    found = reference()
+    for name, expected in (("run-file.md", found.run_file_page()), ("site-file.md", found.site_file_page())):
+        assert (GUIDE / name).read_text() == expected, f"run python deploy/guide/make_reference.py: {name} is another"
+
+
+def test_the_references_say_what_every_key_is() -> None:
+    found = reference()
+    for page in (found.run_file_page(), found.site_file_page()):
+        assert page.count("\n| `") >= 40
+        assert not re.findall(r"^\| .*\|\s*\|$", page, flags=re.MULTILINE), "a key without a description"
+        assert "| any |" not in page
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Yield the words of each command of ours in the blocks of a page, without `fedlora`, a pipe or a redirection."""
+    text = page.read_text()
+    fenced = re.findall(r"^ *```(?:console|sh|bash|shell)\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    indented = re.findall(r"^    fedlora .*(?:\\\n.*)*", text, flags=re.MULTILINE)
+    for line in re.sub(r"\\\n\s*", " ", "\n".join([*fenced, *indented])).splitlines():
+        found = re.match(r"\s*(?:\$ )?(?:\S*/)?fedlora (.*)", line)
+        if found and not any(mark in found[1] for mark in _OPEN):
+            words = shlex.split(found[1], comments=True)
+            end = min([words.index(mark) for mark in ("|", ">", "&&") if mark in words], default=len(words))
+            yield words[:end]
+
+
+def accept(words: list[str]) -> None:
+    """Raise click's error if there is no such command, or its options are unknown or lack their value."""
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "get_command"):
+        name, *words = words
+        found = command.get_command(click.Context(command), name)
+        assert found is not None, f"there is no {name} in fedlora {command.name}"
+        command = found
+    command.make_context(command.name, words).close()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_of_a_page_is_one_that_there_is(page: Path) -> None:
+    for words in commands(page):
+        accept(words)
+
+
+@pytest.mark.parametrize("typed", ["simulat", "simulate --sett a=1", "server start run.toml --out", "server begin"])
+def test_a_command_that_there_is_not_would_be_found(typed: str) -> None:
+    with pytest.raises((click.UsageError, AssertionError)):
+        accept(typed.split())
+
+
+def test_the_pages_have_commands_to_look_at() -> None:
+    assert sum(1 for page in PAGES for _ in commands(page)) >= 15
