@@ -82,3 +82,35 @@ def test_a_command_that_there_is_not_would_be_found(typed: str) -> None:
 
 def test_the_pages_have_commands_to_look_at() -> None:
     assert sum(1 for page in PAGES for _ in commands(page)) >= 15
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        led_to = (page.parent / path) if path else page
+        assert led_to.exists(), target
+        assert not anchor or anchor in anchors(led_to), target
+
+
+def test_every_page_is_two_clicks_from_the_readme() -> None:
+    seen, ahead = set[Path](), {ROOT / "README.md"}
+    for _ in range(3):
+        seen |= ahead
+        links = {
+            (page.parent / target.partition("#")[0]).resolve()
+            for page in ahead
+            for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+            if "://" not in target
+        }
+        ahead = {path for path in links if path.suffix == ".md"}
+    results = ROOT / "deploy" / "runs" / "compare" / "results"
+    assert {page for page in PAGES if results not in page.parents} <= seen

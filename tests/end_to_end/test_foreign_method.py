@@ -1,4 +1,4 @@
-"""The README's own method, as it stands there: installed, found by its entry point, used wherever a method is."""
+"""The guide's own method, as it stands there: installed, found by its entry point, used wherever a method is."""
 
 import hashlib
 import json
@@ -26,17 +26,17 @@ from fedlora.server.record.events import Event, RoundEnded
 from fedlora.server.run_method import naming
 from fedlora.simulation import simulate
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "deploy" / "guide" / "extending.md"
 MakeRun = Callable[..., RunConfig]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @contextmanager
 def installation(site: Path) -> Iterator[None]:
-    """Put the README's method where pip would have put it, for as long as the context lasts."""
+    """Put the guide's method where pip would have put it, for as long as the context lasts."""
     (example,) = (
         code
-        for code in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+        for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
         if "class Momentum" in code
     )
     information = site / "momentum-1.0.dist-info"

@@ -1,4 +1,4 @@
-"""The README's Flower app, as it stands there: run by itself, and taken by Flower's own command."""
+"""The guide's Flower app, as it stands there: run by itself, and taken by Flower's own command."""
 
 import os
 import re
@@ -11,13 +11,13 @@ import pytest
 
 from fedlora.adapters import load_adapter
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "deploy" / "guide" / "flower.md"
 
 
 @pytest.fixture
 def example(tmp_path: Path) -> Path:
-    """Return a folder with the README's app.py and pyproject.toml."""
-    text = README.read_text(encoding="utf-8")
+    """Return a folder with the guide's app.py and pyproject.toml."""
+    text = PAGE.read_text(encoding="utf-8")
     (app,) = (code for code in _blocks(text, "python") if "LoraFairStrategy(" in code)
     (project,) = (code for code in _blocks(text, "toml") if "app:server_app" in code)
     folder = tmp_path / "example"

@@ -1,4 +1,4 @@
-"""The README's own task, as it stands there: installed, found by its entry point, trained in a federation."""
+"""The guide's own task, as it stands there: installed, found by its entry point, trained in a federation."""
 
 import re
 import sys
@@ -13,15 +13,15 @@ from fedlora.models.base_model import load_base_model
 from fedlora.simulation import simulate
 
 MakeRun = Callable[..., RunConfig]
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "deploy" / "guide" / "extending.md"
 
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put the README's task, and one that is broken, where pip would have put them; workers find them there too."""
+    """Put the guide's task, and one that is broken, where pip would have put them; workers find them there too."""
     (example,) = (
         code
-        for code in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+        for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
         if "class Stars" in code
     )
     site = tmp_path / "site-packages"
