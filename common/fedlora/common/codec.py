@@ -26,7 +26,7 @@ class Codec(Generic[T]):
         if isinstance(leave_out, Mapping):
             without = {name: set(parts) for name, parts in leave_out.items()}
         fields = self._adapter.dump_python(value, exclude=without)
-        return json.dumps(_finite(fields), ensure_ascii=False, allow_nan=False)
+        return json.dumps(finite(fields), ensure_ascii=False, allow_nan=False)
 
     def load(self, text: str | bytes) -> T:
         """Return the value in one line of JSON.
@@ -37,11 +37,12 @@ class Codec(Generic[T]):
         return self._adapter.validate_json(text)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a JSON value with what JSON does not have of numbers as strings: "NaN", "Infinity", "-Infinity"."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

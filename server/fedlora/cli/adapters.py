@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
+from fedlora.cli.json_output import Json, print_json, print_json_line, print_json_list
+from fedlora.cli.outputs import Downloaded
 
 if TYPE_CHECKING:
     from fedlora.client.registry_client import Handle, RegistryClient
@@ -93,7 +95,7 @@ class Caller:
 @adapters_app.command("list")
 def list_adapters(
     address: Address,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the adapter.json of each, as one array.")] = False,
+    as_json: Json = False,
     site: SiteOption = None,
     insecure: Insecure = False,
     name: Name = "",
@@ -104,13 +106,12 @@ def list_adapters(
 ) -> None:
     """List the adapters that a server keeps, newest first."""
     from fedlora.client.registry_client import as_run_errors
-    from fedlora.common.published import CODEC
 
     connects = Caller(address, site, insecure, name, (ca, cert, key), run).connects()
     with as_run_errors(address), connects() as client:
         adapters = list(client.adapters())
     if as_json:
-        print(f"[{', '.join(map(CODEC.dump, adapters))}]")
+        print_json_list(adapters)
     elif adapters:
         _print_table(adapters)
     else:
@@ -130,6 +131,7 @@ def download(
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
+    as_json: Json = False,
 ) -> None:
     """Fetch one adapter as a PEFT folder, and print where it is; a download that was cut off goes on."""
     from fedlora.client.registry_client import as_run_errors, chosen
@@ -139,7 +141,11 @@ def download(
         try:
             with as_run_errors(address), connects() as client:
                 found = chosen(client.adapters(), adapter)
-                print(client.download(found, out, most_bytes=max_megabytes * 10**6))
+                folder = client.download(found, out, most_bytes=max_megabytes * 10**6)
+            if as_json:
+                print_json(Downloaded(str(folder), found.name, found.version))
+            else:
+                print(folder)
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(exit_status(interrupt)) from None
 
@@ -165,13 +171,14 @@ def watch(
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
+    as_json: Json = False,
 ) -> None:
     """Fetch each adapter as it is published, until the run is over; so an inference server can follow a run."""
     from fedlora.cli.logs import Log, logging_to
     from fedlora.client.registry_client import watch as follow
 
     connects = Caller(address, site, insecure, name, (ca, cert, key), run).connects()
-    handle = announcer(words_of(command))
+    handle = announcer(words_of(command), as_json=as_json)
     with logging_to(Log()), terminated_as_interrupted():
         try:
             follow(connects, out, handle, most_bytes=max_megabytes * 10**6)
@@ -199,7 +206,7 @@ def words_of(command: str) -> list[str]:
     return words
 
 
-def announcer(words: Sequence[str]) -> "Handle":
+def announcer(words: Sequence[str], *, as_json: bool = False) -> "Handle":
     """Return what prints the folder of a new adapter, and runs a command for it, whose failure it reports."""
     import os
     import subprocess
@@ -207,7 +214,10 @@ def announcer(words: Sequence[str]) -> "Handle":
 
     def handle(folder: Path, published: "Published") -> None:
         path = str(folder.resolve())
-        print(path, flush=True)
+        if as_json:
+            print_json_line(Downloaded(path, published.name, published.version))
+        else:
+            print(path, flush=True)
         if not words:
             return
         told = {

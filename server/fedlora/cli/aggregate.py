@@ -19,8 +19,8 @@ from fedlora.aggregation.rank_limit import RankLimit, limit_rank
 from fedlora.aggregation.updates import shares_of
 from fedlora.cli.aggregation_options import clients_of, method_from, settings_of, settings_text, weights_from
 from fedlora.cli.aggregation_view import diagnostics_table, explanations
+from fedlora.cli.json_output import print_json
 from fedlora.common.aggregation_report import AggregationReport
-from fedlora.common.codec import Codec
 from fedlora.common.errors import AdapterError
 from fedlora.common.files import require_free
 from fedlora.methods import Method
@@ -115,7 +115,7 @@ def run_aggregate(options: Options) -> None:
         base_model=options.base_model,
     )
     if options.as_json:
-        print(Codec(Aggregated).dump(outcome))
+        print_json(outcome)
     else:
         _print_outcome(outcome, method)
 

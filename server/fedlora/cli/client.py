@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
+from fedlora.cli.json_output import Json, print_json
 from fedlora.cli.log_options import FileOption, FormatOption, LogFormat
+from fedlora.cli.outputs import Said
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ def join(
             "--print-site", callback=_print_site_file, is_eager=True, help="Print a commented site file, and end."
         ),
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Take part until the run is over. It reconnects by itself; the same command goes on after a crash."""
     from fedlora.cli.logs import Log, logging_to
@@ -67,6 +70,8 @@ def join(
         except KeyboardInterrupt as interrupt:
             logger.info("interrupted; the same command goes on")
             raise typer.Exit(exit_status(interrupt)) from None
+    if as_json:
+        print_json(Said("the run is over, or this site has left", str(site)))
 
 
 def _join(
@@ -107,26 +112,31 @@ def _join(
 
 
 @client_app.command()
-def pause(site: SiteFile) -> None:
+def pause(site: SiteFile, as_json: Json = False) -> None:
     """Take no part for now; what is being trained is finished first."""
-    _control(site, "paused", f"paused; go on with: fedlora client resume --site {shlex.quote(str(site))}")
+    go_on = f"; go on with: fedlora client resume --site {shlex.quote(str(site))}"
+    _control(site, "paused", "paused", go_on, as_json=as_json)
 
 
 @client_app.command()
-def resume(site: SiteFile) -> None:
+def resume(site: SiteFile, as_json: Json = False) -> None:
     """Take part again."""
-    _control(site, "", "resumed")
+    _control(site, "", "resumed", as_json=as_json)
 
 
 @client_app.command()
-def leave(site: SiteFile) -> None:
+def leave(site: SiteFile, as_json: Json = False) -> None:
     """End the site's client. It can join again."""
-    _control(site, "leave", "leaving")
+    _control(site, "leave", "leaving", as_json=as_json)
 
 
-def _control(path: Path, wish: str, done: str) -> None:
+def _control(path: Path, wish: str, done: str, more: str = "", *, as_json: bool) -> None:
     from fedlora.client.site.site_file import load_site, state_folder
     from fedlora.client.site.state import SiteState
 
-    SiteState(state_folder(path, load_site(path))).control(wish)
-    print(done)
+    config = load_site(path)
+    SiteState(state_folder(path, config)).control(wish)
+    if as_json:
+        print_json(Said(done, config.site.name))
+    else:
+        print(f"{done}{more}")

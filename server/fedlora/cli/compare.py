@@ -4,7 +4,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -14,7 +13,9 @@ from rich.text import Text
 
 from fedlora.cli.compare_options import Options, base_of, grid_of, require_runs
 from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
+from fedlora.cli.json_output import print_json
 from fedlora.cli.logs import log_to
+from fedlora.cli.outputs import ComparisonWritten
 from fedlora.common.printable import printable
 from fedlora.comparison import finding, tables
 from fedlora.comparison.beforehand import notes_beforehand
@@ -39,11 +40,12 @@ def run_compare(options: Options) -> None:
     Raises:
         FedloraError: it cannot work; the caller prints why.
     """
-    console = Console()
+    # What is told on the way is not for who reads the outcome.
+    console = Console(stderr=options.as_json)
     command = shlex.join(["fedlora", *sys.argv[1:]])
     if options.are_of_runs:
         require_runs(options)
-        _show(gathered_from_runs(options.paths, command=command), options.out, console)
+        _show(gathered_from_runs(options.paths, command=command), options, console)
         return
     engine = engine_named(options.engine or "inprocess")
     base, grid = base_of(options), grid_of(options)
@@ -59,7 +61,7 @@ def run_compare(options: Options) -> None:
     except KeyboardInterrupt as interrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         raise typer.Exit(exit_status(interrupt)) from None
-    _show(gathered(options.out, command=command), options.out, console)
+    _show(gathered(options.out, command=command), options, console)
 
 
 class _Lines:
@@ -83,9 +85,16 @@ class _Lines:
         self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
-def _show(comparison: Comparison, out: Path, console: Console) -> None:
+def _show(comparison: Comparison, options: Options, console: Console) -> None:
+    out = options.out
     write(comparison, out)
     evaluation = evaluate(comparison)
+    if options.as_json:
+        headline, notes = finding.headline(evaluation), tuple(finding.left_out(evaluation))
+        print_json(
+            ComparisonWritten(headline, notes, *(str(out / name) for name in (JSON_FILE, MARKDOWN_FILE, PAGE_FILE)))
+        )
+        return
     console.print()
     console.print(printable(finding.headline(evaluation)), markup=False, highlight=False, style="bold")
     for shown in (tables.scores(evaluation), tables.differences(evaluation)):

@@ -36,6 +36,7 @@ class Options:
     out: Path
     engine: str | None
     workers: int | None
+    as_json: bool = False
 
     @property
     def are_of_runs(self) -> bool:

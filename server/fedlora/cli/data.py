@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fedlora.cli.json_output import Json, print_json
+
 data_app = typer.Typer(
     help="The data of a run, before it runs.",
     no_args_is_help=True,
@@ -28,6 +30,7 @@ def preview(
         str | None, typer.Option(metavar="NAME", help="Whose examples to look at. Default: everyone's.")
     ] = None,
     examples: Annotated[int, typer.Option(min=0, metavar="N", help="How many examples to show.")] = 3,
+    as_json: Json = False,
 ) -> None:
     """Show examples as the model will read them, how long they are, and how many each client has.
 
@@ -41,5 +44,8 @@ def preview(
     from fedlora.training.data_preview import preview_data
 
     config = load_run(run, tuple(overrides or ()))
-    console = Console(highlight=False, soft_wrap=True)
-    print_preview(console, preview_data(config, client=client, num_examples=examples), client=client)
+    preview = preview_data(config, client=client, num_examples=examples)
+    if as_json:
+        print_json(preview)
+    else:
+        print_preview(Console(highlight=False, soft_wrap=True), preview, client=client)

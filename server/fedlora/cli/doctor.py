@@ -1,7 +1,5 @@
 """`fedlora doctor`: one line for each thing that was looked at, and for each problem the command that cures it."""
 
-import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from fedlora.cli.json_output import print_json_list
 from fedlora.common.printable import printable
 from fedlora.doctor.examination import examined
 from fedlora.doctor.finding import Finding
@@ -36,7 +35,7 @@ def run_doctor(options: Options) -> None:
     """
     findings = examined(options.path, server=options.server, listen=options.listen)
     if options.as_json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+        print_json_list(findings)
     else:
         _print(findings)
     if any(finding.status == "problem" for finding in findings):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from fedlora.cli.json_output import print_json
+from fedlora.cli.outputs import FolderWritten
 from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.run_folder import BEST_RECORD, MANIFEST_FILE, ROUNDS_FILE
 from fedlora.finished.export import Exported, export_run
@@ -26,6 +28,7 @@ class Options:
     out: Path
     is_merged: bool
     adapter: str
+    as_json: bool = False
 
 
 def run_export(options: Options) -> None:
@@ -38,7 +41,16 @@ def run_export(options: Options) -> None:
         raise ConfigError(f"--adapter is {options.adapter!r}; expected newest or best")
     run = open_finished(options.run_folder, cast(Choice, options.adapter))
     exported = export_run(run, options.out, history_of(run), merge=options.is_merged)
-    _print(exported)
+    if options.as_json:
+        check = exported.check
+        print_json(
+            FolderWritten(
+                str(exported.folder), exported.base_model, check is not None, exported.size_bytes,
+                None if check is None else float(check.saved),
+            )
+        )  # fmt: skip
+    else:
+        _print(exported)
 
 
 def history_of(run: FinishedRun) -> History:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_INTERRUPTED, _TERMINATED = 130, 143
+INTERRUPTED, TERMINATED = 130, 143
 
 
 class Terminated(KeyboardInterrupt):
@@ -28,4 +28,4 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 def exit_status(interrupt: KeyboardInterrupt) -> int:
     """Return the exit status of a command that was interrupted, as a shell has it: 128 and the signal's number."""
-    return _TERMINATED if isinstance(interrupt, Terminated) else _INTERRUPTED
+    return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED

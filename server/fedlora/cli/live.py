@@ -18,7 +18,7 @@ from fedlora.cli.logs import VIEWED, terminal_to_ourselves
 from fedlora.cli.notes_view import note_lines
 from fedlora.cli.run_view import RunView, advance, plain_lines, run_panel
 from fedlora.common.printable import printable
-from fedlora.common.run_folder import BEST_FOLDER
+from fedlora.common.run_folder import BEST_FOLDER, REPORT_FILE
 from fedlora.server.record.events import Event, RunStarted, SiteChanged
 from fedlora.server.record.hourly import Hourly
 from fedlora.server.record.round_report import RoundReport
@@ -91,7 +91,7 @@ def print_outcome(
         *outcome_lines(reports),
         ("time", f"{count_text(len(trained(reports)), 'round')} in {duration_text(run_seconds(reports, worked))}"),
         *refusal_lines(reports),
-        ("report", str(out_dir / "report.html")),
+        ("report", str(out_dir / REPORT_FILE)),
         ("adapter", str(out_dir / "adapter")),
         *([("best round's", str(out_dir / BEST_FOLDER))] if (out_dir / BEST_FOLDER).is_dir() else []),
         ("to load it", ""),

@@ -9,6 +9,8 @@ import typer
 from fedlora.cli.adapters import adapters_app
 from fedlora.cli.client import client_app
 from fedlora.cli.data import data_app
+from fedlora.cli.interrupts import INTERRUPTED, TERMINATED
+from fedlora.cli.json_output import Json, is_asked_for, print_error
 from fedlora.cli.outlets import prepare_outlets
 from fedlora.cli.runs import runs_app
 from fedlora.cli.server import server_app
@@ -51,6 +53,23 @@ def fedlora(
 
 
 @app.command()
+def init(
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: run.toml, or NAME.toml of a site.")] = None,
+    site: Annotated[str | None, typer.Option(metavar="NAME", help="Write the file of this site, and no run's.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="The run's name.")] = None,
+    kind: Annotated[str | None, typer.Option(metavar="KIND", help="pictures, texts or conversations.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="PATH", help="Where the data lie.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="The base model: a folder or a hub id.")] = None,
+    clients: Annotated[int | None, typer.Option(min=1, metavar="N", help="Deal the data out to so many.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run file to begin with, or with --site a site file; what is not given is asked for."""
+    from fedlora.cli.init import Options, run_init
+
+    run_init(Options(out, site, name, kind, data, model, clients, as_json))
+
+
+@app.command()
 def simulate(
     run: Annotated[
         Path | None,
@@ -74,12 +93,14 @@ def simulate(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Write the run as commented TOML to start from, and exit.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Run federated rounds on this machine: every client trains in turn, real models on real data."""
     from fedlora.cli.simulate import Options, run_simulate
 
     run_simulate(
-        Options(run, tuple(overrides or ()), preset, out, engine, workers, resume), only_print_config=print_config
+        Options(run, tuple(overrides or ()), preset, out, engine, workers, resume, as_json),
+        only_print_config=print_config,
     )
 
 
@@ -138,6 +159,7 @@ def compare(
     workers: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Runs at a time. Default: one per core, or per GPU.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Run methods side by side on the same draws, and say which differences they show; the same command goes on.
 
@@ -150,7 +172,7 @@ def compare(
     run_compare(
         Options(
             tuple(paths or ()), tuple(overrides or ()), preset, methods, references, tuple(over or ()),
-            tuple(tune or ()), draws, tuning_draws, out, engine, workers,
+            tuple(tune or ()), draws, tuning_draws, out, engine, workers, as_json,
         )
     )  # fmt: skip
 
@@ -159,7 +181,7 @@ def compare(
 def plan(
     run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")],
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Say what a run would take, memory, bytes and seconds, without its weights; and refuse what cannot work.
 
@@ -199,9 +221,7 @@ def aggregate(
         int | None,
         typer.Option(min=1, metavar="R", help="Cut the result to the best of this rank, and say what that loses."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the diagnostics of all layers as JSON, and nothing else.")
-    ] = False,
+    as_json: Json = False,
     base_model: Annotated[
         str | None,
         typer.Option(
@@ -219,11 +239,11 @@ def aggregate(
 
 
 @app.command()
-def methods() -> None:
+def methods(as_json: Json = False) -> None:
     """List the aggregation methods, of other packages too, with their settings and what they allow."""
     from fedlora.cli.methods_view import print_methods
 
-    print_methods()
+    print_methods(as_json=as_json)
 
 
 @app.command()
@@ -236,6 +256,7 @@ def export(
     adapter: Annotated[
         str, typer.Option(metavar="WHICH", help="The run's newest adapter, or that of its best round: newest or best.")
     ] = "newest",
+    as_json: Json = False,
 ) -> None:
     """Write a run's adapter as a folder for PEFT, or with --merge the whole model for transformers.
 
@@ -244,7 +265,7 @@ def export(
     """
     from fedlora.cli.export import Options, run_export
 
-    run_export(Options(run_folder, out, merge, adapter))
+    run_export(Options(run_folder, out, merge, adapter, as_json))
 
 
 @app.command()
@@ -257,7 +278,7 @@ def doctor(
         str | None, typer.Option(metavar="HOST:PORT", help="Try the way to this server too, as the site of SITE.toml.")
     ] = None,
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where a server would listen here.")] = "[::]:8470",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Look at what runs need of this machine: packages, GPU, disks, certificates, the way to the server.
 
@@ -268,21 +289,55 @@ def doctor(
     run_doctor(Options(path, server, listen, as_json))
 
 
+@app.command()
+def schema(
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="[COMMAND]", help="Such as: runs list. Without it: all of them.")
+    ] = None,
+) -> None:
+    """Print the JSON Schema of what a command prints with --json, and of its errors."""
+    from fedlora.cli.schema import print_schema
+
+    print_schema(" ".join(command or ()))
+
+
 def main() -> None:
-    """Run the command: exit 1 with one line for what a user can mend, a traceback for a bug."""
+    """Run the command: exit 1 with one line for what a user can mend, a traceback for a bug.
+
+    With --json an error is an object, too.
+    """
     if sys.platform == "win32":
         print("error: fedlora does not run on Windows, where it cannot lock its folders; use WSL 2", file=sys.stderr)
         sys.exit(1)
     prepare_outlets()
     try:
         with bitsandbytes_spared():
-            app()
+            _run()
     except Exception as error:
         from fedlora.common.errors import FedloraError
         from fedlora.common.printable import printable
 
         if not isinstance(error, FedloraError):
             raise
+        if is_asked_for():
+            print_error(error.code, printable(" ".join(str(error).splitlines())))
         for line in str(error).splitlines():
             print(f"error: {printable(line)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _run() -> None:
+    """Run what was typed; what is wrong with the words themselves is said in JSON where that was asked for."""
+    if not is_asked_for():
+        app()
+    import click
+
+    try:
+        status = typer.main.get_command(app).main(standalone_mode=False)
+    except click.UsageError as error:
+        print_error("usage", error.format_message())
+        error.show()
+        status = error.exit_code
+    if status in (INTERRUPTED, TERMINATED):
+        print_error("interrupted", "interrupted; the same command goes on")
+    sys.exit(status if isinstance(status, int) else 0)

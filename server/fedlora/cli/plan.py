@@ -1,11 +1,10 @@
 """`fedlora plan`: what a run would take, printed."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
+from fedlora.cli.json_output import print_json
 from fedlora.cli.plan_view import print_plan
 from fedlora.common.run_file import load_run
 from fedlora.planning import plan_of
@@ -19,6 +18,6 @@ def run_plan(run: Path, overrides: tuple[str, ...], *, as_json: bool) -> None:
     """
     plan = plan_of(load_run(run, overrides))
     if as_json:
-        print(json.dumps(asdict(plan), indent=2))
+        print_json(plan)
     else:
         print_plan(plan, Console())

@@ -1,6 +1,5 @@
 """`fedlora runs submit | list | show | stop`: the runs of a server's store. Heavy imports stay inside."""
 
-import json
 import shlex
 import time
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.cli.json_output import Json, print_json
+from fedlora.cli.outputs import RunShown, RunsTold, RunTold, Submitted
 from fedlora.common.errors import StoreError
 from fedlora.common.printable import printable
 
@@ -20,7 +21,6 @@ runs_app = typer.Typer(
 
 Store = Annotated[Path, typer.Option("--store", metavar="DIR", help="The folder given to server start --store.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The run's name, as its file has it.")]
-Json = Annotated[bool, typer.Option("--json", help="Print it as JSON, and nothing else.")]
 
 _STOP_SECONDS, _LOOK_SECONDS = 60.0, 0.1
 
@@ -33,6 +33,7 @@ def submit(
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the run file; may be repeated."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Put a run at the end of the queue; it begins once those before it are over.
 
@@ -44,9 +45,13 @@ def submit(
 
     config = load_run(run, overrides or ())
     found = RunStore.existing(store)
-    for note in (*found.submit(config), *idle_settings(config, Occasion("server"))):
-        print(f"note: {printable(note)}")
+    notes = (*found.submit(config), *idle_settings(config, Occasion("server")))
     before = sum(run.state in ("running", "waiting") for run in found.queue().runs) - 1
+    if as_json:
+        print_json(Submitted(config.run.name, before, found.is_served, notes))
+        return
+    for note in notes:
+        print(f"note: {printable(note)}")
     print(f"{config.run.name} is submitted; {before} before it" if before else f"{config.run.name} is submitted")
     if not found.is_served:
         print(f"no server is at work there; to start one: fedlora server start --store {shlex.quote(str(store))}")
@@ -70,7 +75,7 @@ def show(name: Name, store: Store, as_json: Json = False) -> None:
     run, folder = found.queue().find(name), found.run_folder(name)
     status = read_status(folder) if (folder / STATUS_FILE).exists() else None
     if as_json:
-        print(json.dumps(_told(run) | {"folder": str(folder), "status": status}, indent=2))
+        print_json(RunShown(_told(run), str(folder), status))
         return
     print(printable(_line(run)))
     for line in status_lines(status) if status is not None else ():
@@ -80,7 +85,7 @@ def show(name: Name, store: Store, as_json: Json = False) -> None:
 
 
 @runs_app.command()
-def stop(name: Name, store: Store) -> None:
+def stop(name: Name, store: Store, as_json: Json = False) -> None:
     """End a run in good order, or take it out of the queue; submitted again, it goes on. The next one begins."""
     from fedlora.common.locks import is_held
     from fedlora.common.run_folder import LOCK_FILE, STOP_FILE
@@ -107,7 +112,11 @@ def stop(name: Name, store: Store) -> None:
         time.sleep(_LOOK_SECONDS)
         if found.queue().find(name).state not in ("waiting", "running"):
             break
-    print(f"{name} is {found.queue().find(name).state}")
+    run = found.queue().find(name)
+    if as_json:
+        print_json(_told(run))
+    else:
+        print(f"{name} is {run.state}")
 
 
 def print_runs(store: Path, *, as_json: bool) -> None:
@@ -117,7 +126,7 @@ def print_runs(store: Path, *, as_json: bool) -> None:
     found = RunStore.existing(store)
     runs, server, is_served = found.queue().runs, found.server(), found.is_served
     if as_json:
-        print(json.dumps({"is_served": is_served, "server": server, "runs": [_told(run) for run in runs]}, indent=2))
+        print_json(RunsTold(is_served, server, tuple(map(_told, runs))))
         return
     where = f"served at {server.get('address', '')}, process {server.get('pid', '')}"
     print(printable(where) if is_served else "no server is at work")
@@ -132,5 +141,5 @@ def _line(run: "QueuedRun") -> str:
     return f"{run.name}: {run.state}{why}, submitted {run.submitted}"
 
 
-def _told(run: "QueuedRun") -> dict[str, str]:
-    return {"name": run.name, "state": run.state, "detail": run.detail, "submitted": run.submitted}
+def _told(run: "QueuedRun") -> RunTold:
+    return RunTold(run.name, run.state, run.detail, run.submitted)

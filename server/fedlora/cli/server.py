@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
+from fedlora.cli.json_output import Json, print_json
 from fedlora.cli.log_options import FileOption, FormatOption, LogFormat
+from fedlora.cli.outputs import Said
 from fedlora.cli.server_options import DEFAULT_PORT, Identity, Out
 from fedlora.common.errors import StoreError
 from fedlora.common.printable import printable
@@ -46,6 +48,7 @@ def start(
     key: Annotated[Path | None, typer.Option(metavar="PEM", help="... and its key.")] = None,
     log_format: FormatOption = LogFormat.TEXT,
     log_file: FileOption = None,
+    as_json: Json = False,
 ) -> None:
     """Run the rounds of RUN.toml over the sites that join. The same command goes on with a run that was cut off.
 
@@ -63,24 +66,25 @@ def start(
     from fedlora.cli.logs import Log, logging_to
     from fedlora.cli.serving import door_of, serve_run, serve_runs
 
-    console = Console()
+    # What is told on the way is not for who reads the outcome.
+    console = Console(stderr=as_json)
     is_live = store is None and log_format is LogFormat.TEXT and has_live_view(console)
     with logging_to(Log(log_format, log_file, console if is_live else None)), terminated_as_interrupted():
         door = door_of(listen, insecure, identity, (ca, cert, key))
         try:
             if store is not None:
                 serve_runs(store, door)
+                if as_json:
+                    print_json(Said("stopped", str(store)))
             elif run is not None and out is not None:
-                serve_run(run, out, tuple(overrides or ()), door, console=console, is_live=is_live)
+                serve_run(run, out, tuple(overrides or ()), door, console=console, is_live=is_live, as_json=as_json)
         except KeyboardInterrupt as interrupt:
             logger.info("interrupted; the same command goes on")
             raise typer.Exit(exit_status(interrupt)) from None
 
 
 @server_app.command()
-def status(
-    out: Out, as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, and nothing else.")] = False
-) -> None:
+def status(out: Out, as_json: Json = False) -> None:
     """Say how a server is doing, or how it ended: round, sites, updates, bytes, scores; of a store, its runs."""
     from fedlora.cli.runs import print_runs
     from fedlora.cli.server_view import status_lines
@@ -92,19 +96,22 @@ def status(
         return
     found = read_status(out)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
         return
     for line in status_lines(found):
         print(printable(line))
 
 
 @server_app.command()
-def stop(out: Out) -> None:
+def stop(out: Out, as_json: Json = False) -> None:
     """End a server in good order; what was accepted is on disk, and the same start command goes on."""
     from fedlora.server.disk.stop_request import stop_server
 
     stop_server(out)
-    print("stopped")
+    if as_json:
+        print_json(Said("stopped", str(out)))
+    else:
+        print("stopped")
 
 
 @server_app.command()

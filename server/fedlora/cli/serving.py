@@ -30,7 +30,7 @@ _STOPPED = 0
 
 
 def serve_run(
-    run: Path, out: Path, overrides: tuple[str, ...], door: "Door", *, console: "Console", is_live: bool
+    run: Path, out: Path, overrides: tuple[str, ...], door: "Door", *, console: "Console", is_live: bool, as_json: bool
 ) -> None:
     """Do the rounds of one run that are left, and print what they have led to.
 
@@ -38,10 +38,13 @@ def serve_run(
         FedloraError: the run, the folder or the port cannot be used.
         typer.Exit: it was stopped.
     """
+    from fedlora.cli.json_output import print_json
     from fedlora.cli.live import metric_name_in, print_outcome
+    from fedlora.cli.outcome import outcome_of
     from fedlora.common.config import Occasion, idle_settings
     from fedlora.common.run_file import load_run
     from fedlora.server.disk.account import seconds_worked
+    from fedlora.server.disk.recorded_rounds import recorded_rounds
     from fedlora.server.whole_run import Rounds, Run, whole_run
 
     config = load_run(run, overrides)
@@ -66,13 +69,23 @@ def serve_run(
 
     notes = idle_settings(config, Occasion("server"))
     shown = _shown(config, out, status_file, console=console if is_live else None)
-    reached = whole_run(Run(config, out, config.federation.sites, shlex.join(sys.argv), notes), served, shown=shown)
+    the_run = Run(config, out, config.federation.sites, shlex.join(sys.argv), notes)
+    try:
+        reached = whole_run(the_run, served, shown=shown)
+    except typer.Exit:
+        if as_json:
+            print_json(outcome_of(config.run.name, out, tuple(recorded_rounds(out)), metric_name_in(out)))
+        raise
+    reports = () if reached is None else reached.reports
+    if as_json:
+        print_json(outcome_of(config.run.name, out, reports, metric_name_in(out)))
+        return
     from fedlora.server.disk.audit import AuditLog
     from fedlora.server.run_report import load_code
 
     print_outcome(
         console,
-        reports=() if reached is None else reached.reports,
+        reports=reports,
         metric_name=metric_name_in(out),
         out_dir=out,
         load_code=load_code(out, config),

@@ -10,8 +10,10 @@ import typer
 from rich.console import Console
 
 from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
+from fedlora.cli.json_output import print_json
 from fedlora.cli.live import metric_name_in, print_outcome, progress_view
 from fedlora.cli.logs import log_to
+from fedlora.cli.outcome import outcome_of
 from fedlora.cli.outlets import toml_for
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
@@ -36,6 +38,7 @@ class Options:
     engine: str
     workers: int | None
     resume: bool
+    as_json: bool = False
 
 
 def run_simulate(options: Options, *, only_print_config: bool) -> None:
@@ -44,7 +47,8 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
     Raises:
         FedloraError: it cannot work; the caller prints why.
     """
-    console = Console()
+    # What is told on the way is not for who reads the outcome.
+    console = Console(stderr=options.as_json)
     config = _config(options)
     if only_print_config:
         print(toml_for(to_toml(config), getattr(sys.stdout, "encoding", None) or "utf-8"), end="")
@@ -69,6 +73,9 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
         remedy = f"go on with: fedlora simulate --resume --out {shlex.quote(str(out))}"
         print(f"interrupted; {remedy if has_begun else 'nothing was written yet'}", file=sys.stderr)
         raise typer.Exit(exit_status(interrupt)) from None
+    if options.as_json:
+        print_json(outcome_of(config.run.name, result.folder, result.reports, metric_name_in(result.folder)))
+        return
     from fedlora.server.run_report import load_code
 
     print_outcome(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.cli.json_output import Json, print_json, print_json_list
+from fedlora.cli.outputs import Invited, Said, SiteTold
 from fedlora.cli.server_options import DEFAULT_PORT, Identity, Out
 from fedlora.common.errors import ConfigError, StoreError
 
@@ -43,6 +45,7 @@ def invite(
     ca: Annotated[
         Path | None, typer.Option(metavar="PEM", help="With a PKI of your own: its authority. No token is needed then.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Let a site take part: print a token for it, good once, and the line to type there.
 
@@ -58,11 +61,17 @@ def invite(
     if authority.is_external:
         authority.allow(name, names)
         _note(out, {"event": "allowed", "site": name, "runs": list(names)})
+        if as_json:
+            print_json(Invited(name, names, None, None, f"{join} --ca CA.pem --cert CERT.pem --key KEY.pem"))
+            return
         print(f"{name} may take part in {_runs_text(names)} with its certificate; at the site:\n")
         print(f"  {join} --ca CA.pem --cert CERT.pem --key KEY.pem")
         return
     token = authority.invite(name, names, timedelta(hours=hours), datetime.now(UTC))
     _note(out, {"event": "invited", "site": name, "runs": list(names), "hours": hours})
+    if as_json:
+        print_json(Invited(name, names, token, hours, f"{join} --token -"))
+        return
     print(f"{name} is invited to {_runs_text(names)}. The token is good once, for {hours:g} hours:\n")
     print(f"  {token}\n")
     print("At the site, where this asks for it; --token-file FILE and FEDLORA_TOKEN are ways without a question:\n")
@@ -70,13 +79,19 @@ def invite(
 
 
 @sites_app.command("list")
-def list_sites(out: Out, identity: Identity = None) -> None:
+def list_sites(out: Out, identity: Identity = None, as_json: Json = False) -> None:
     """List the sites: who is invited, enrolled or revoked, and until when."""
     from rich.console import Console
 
     from fedlora.cli.server_view import sites_table
 
     records = _authority(out, identity, None).sites()
+    if as_json:
+        print_json_list(
+            SiteTold(site.name, site.runs, site.status, _iso(site.invitation_expires), _iso(site.not_after))
+            for site in records
+        )
+        return
     if not records:
         print(f"no site yet; invite one with: fedlora sites invite NAME --out {shlex.quote(str(out))}")
         return
@@ -85,12 +100,22 @@ def list_sites(out: Out, identity: Identity = None) -> None:
 
 @sites_app.command()
 def revoke(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The site's name.")], out: Out, identity: Identity = None
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The site's name.")],
+    out: Out,
+    identity: Identity = None,
+    as_json: Json = False,
 ) -> None:
     """End a site's certificates and its invitation, at once and for good; it can be invited anew."""
     _authority(out, identity, None).revoke(name)
     _note(out, {"event": "revoked", "site": name})
-    print(f"{name} is revoked")
+    if as_json:
+        print_json(Said("revoked", name))
+    else:
+        print(f"{name} is revoked")
+
+
+def _iso(when: datetime | None) -> str | None:
+    return None if when is None else when.isoformat(timespec="seconds")
 
 
 def _authority(out: Path, identity: Path | None, ca: Path | None) -> "Authority":

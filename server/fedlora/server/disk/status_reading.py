@@ -9,13 +9,15 @@ from fedlora.common.errors import StoreError
 from fedlora.common.run_folder import STATUS_FILE
 
 
-class _SiteStanding(BaseModel):
+class SiteStanding(BaseModel):
+    """Where a site stands: a state, and more about it."""
+
     state: str
     detail: str
 
 
-class _Readable(BaseModel):
-    """What whoever reads a status relies on; the file has more."""
+class StatusContent(BaseModel):
+    """What whoever reads a status relies on; the file has more, and server status adds whether it is running."""
 
     run: str
     pid: int
@@ -26,7 +28,7 @@ class _Readable(BaseModel):
     waiting_for: str
     round: int
     num_rounds: int
-    sites: dict[str, _SiteStanding]
+    sites: dict[str, SiteStanding]
     cohort: list[str]
     accepted: list[str]
     refused: dict[str, str]
@@ -47,7 +49,7 @@ def checked_status(folder: Path) -> dict[str, object]:
     path = folder / STATUS_FILE
     try:
         raw = path.read_bytes()
-        _Readable.model_validate_json(raw)
+        StatusContent.model_validate_json(raw)
     except FileNotFoundError as error:
         raise StoreError(f"{folder}: no server has run there; expected the folder given to server start") from error
     except OSError as error:

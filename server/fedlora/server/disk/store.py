@@ -47,6 +47,7 @@ from fedlora.common.run_folder import (
     BEST_RECORD,
     MANIFEST_FILE,
     QUARANTINE_FOLDER,
+    REPORT_FILE,
     ROUNDS_FILE,
     SITES_FILE,
 )
@@ -59,7 +60,6 @@ from fedlora.server.record.round_report import CODEC, RoundReport
 
 logger = logging.getLogger(__name__)
 
-REPORT_FILE = "report.html"
 _STATE_FILE = "state.safetensors"
 _KEPT_ADAPTERS = 2
 
