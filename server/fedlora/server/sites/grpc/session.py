@@ -21,7 +21,7 @@ from fedlora.common.run_file import to_toml
 from fedlora.common.schema import discard_local, to_proto
 from fedlora.common.wire import PROTOCOL, read_description, read_receipt, receipt_in
 from fedlora.server.disk.exchange import ExchangeStore
-from fedlora.server.sites.grpc.gate import Context, Gate, refuse, refuse_another_version
+from fedlora.server.sites.grpc.gate import Context, Gate, refuse
 from fedlora.server.sites.grpc.grid import GrpcGrid
 from fedlora.server.sites.grpc.known_site import Outstanding
 from fedlora.server.sites.grpc.outgoing import Outgoing
@@ -99,9 +99,7 @@ class SessionService(SessionServiceServicer):
             await self._gate.turn_down(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no_hello", site=site)
         if not first.HasField("hello"):
             await self._gate.turn_down(context, grpc.StatusCode.FAILED_PRECONDITION, "no_hello", site=site)
-        if first.hello.protocol != PROTOCOL:
-            self._gate.note(context, "version", site=site)
-        await refuse_another_version(context, protocol=first.hello.protocol, other_version=first.hello.version)
+        await self._gate.require_protocol(context, first.hello.protocol, first.hello.version, site=site)
 
     async def _listen(
         self, site: str, stream: AsyncIterator[session_pb2.ConnectRequest], outgoing: Outgoing, context: Context
