@@ -23,7 +23,7 @@ from typing import Literal
 from fedlora.common import certificates
 from fedlora.common.errors import ConfigError, FedloraError, StoreError
 from fedlora.common.files import open_replacing, write_file
-from fedlora.common.folder_version import AUTHORITY_FOLDER, bring_up_to_date
+from fedlora.common.folder_version import AUTHORITY_FOLDER, bring_up_to_date, version_of
 from fedlora.common.open_files import require_descriptors
 from fedlora.server.identity.site_records import SiteRecord, SiteRecords, with_certificate
 
@@ -88,6 +88,7 @@ class Authority:
         """
         if not folder.is_dir():
             raise StoreError(f"{folder}: there is no server's identity; start the server first")
+        version_of(folder, AUTHORITY_FOLDER)
         if (folder / "ca.key").exists() or (folder / "ca.pem").exists():
             return cls.open(folder, now)
         return cls(folder, b"", None)
