@@ -124,7 +124,13 @@ def _serve(
         credentials = ServerCertificates(authority, door.external_pair).credentials()
     refusals = Refusals(rounds.listener)
     gate = Gate(authority, run=config.run.name, refusals=refusals)
-    registry = Registry(folder, check=check, keep=config.exchange.published)
+    registry = Registry(
+        folder,
+        check=check,
+        keep=config.exchange.published,
+        margin=config.exchange.publish_margin,
+        listener=rounds.listener,
+    )
     disk = DiskWatch(
         folder,
         rounds.listener,
@@ -138,6 +144,7 @@ def _serve(
     def watch() -> None:
         disk.look()
         refusals.tell()
+        registry.look()
 
     def add_services(server: grpc.aio.Server) -> None:
         add_SessionServiceServicer_to_server(SessionService(grid, exchange, gate, config), server)
