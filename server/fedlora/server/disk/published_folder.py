@@ -123,9 +123,7 @@ def roll_back(run_folder: Path, name: str | None) -> Rollback:
         shown = offered(adapters, before)
         if name is None:
             if len(shown) < 2:
-                raise StoreError(
-                    f"{run_folder}: {len(shown)} adapter is offered; expected an earlier one to go back to"
-                )
+                raise StoreError(f"{run_folder}: {len(shown)} adapter is offered, and no earlier one")
             chosen = shown[1]
         else:
             chosen = _named(run_folder, adapters, name)

@@ -298,7 +298,9 @@ class Registry:
         """
         files = described_files(candidate.folder, (CONFIG_FILE, TENSOR_FILE))
         round = candidate.report.round
-        if any(known.round == round and known.files == files for known in self.adapters()):
+        with self._changed:
+            known = self._adapters
+        if any(published.round == round and published.files == files for published in known):
             return
         misfit = bad_value(named_tensors(open_adapter(candidate.folder)), most=math.inf)
         if why := misfit.found if misfit is not None else self._check(candidate.folder):
