@@ -219,24 +219,49 @@ def test_case_35_the_older_connection_is_told_that_it_was_replaced(port: OpenPor
             other.hear("drain")
 
 
-def test_case_38_a_peer_with_another_protocol_is_refused_and_both_versions_are_named(
-    port: OpenPort, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("step", "cure"), [(-1, "pip install fedlora-{}-py3-none-any.whl"), (1, "; or at the server: ")]
+)
+def test_case_38_a_site_of_another_protocol_is_told_in_a_line_what_to_install_and_so_is_the_server(
+    port: OpenPort, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: int, is_newer: bool
 ) -> None:
     ours = version("fedlora")
+    monkeypatch.setattr("fedlora.client.site.session.PROTOCOL", PROTOCOL + step)
+    with Client(port.address) as client:
+        client.wait_for_end()
+    said = str(client.error)
+    assert said.startswith(
+        f"the server is fedlora {ours} with protocol {PROTOCOL}, the site fedlora {ours} with protocol "
+        f"{PROTOCOL + step}; at the site: pip install fedlora-{ours}-py3-none-any.whl"
+    )
+    assert is_newer == ("; or at the server: pip install" in said)
+    assert f"refused north at 127.0.0.1: version ({said})" in caplog.text
+    assert client.site.num_connections == 0
+
+
+def test_a_site_of_another_release_is_named_by_it_and_one_of_the_same_protocol_is_welcome(
+    port: OpenPort,
+) -> None:
     with (
         open_channel(port.address, None) as channel,
-        Conversation(channel, NORTH, protocol=PROTOCOL + 1, version="9.8.7") as newer,
+        Conversation(channel, NORTH, protocol=PROTOCOL + 1, version="9.8.7\n") as newer,
     ):
         status, text = newer.hear_end()
     assert status is grpc.StatusCode.FAILED_PRECONDITION
-    assert f"fedlora {ours} with protocol {PROTOCOL}, the site fedlora 9.8.7 with protocol {PROTOCOL + 1}" in text
-    monkeypatch.setattr("fedlora.client.site.session.PROTOCOL", PROTOCOL + 1)
+    assert f"the site fedlora 9.8.7\\n with protocol {PROTOCOL + 1}; at the site: pip install fedlora-" in text
+    with open_channel(port.address, None) as channel, Conversation(channel, NORTH, version="9.8.7") as other:
+        assert other.hear("welcome").welcome.version == version("fedlora")
+
+
+@pytest.mark.parametrize("step", [-1, 1])
+def test_a_site_leaves_a_server_that_lets_another_protocol_in(
+    port: OpenPort, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """What a server says of itself is looked at as well: it need not be one that compares numbers."""
+    monkeypatch.setattr("fedlora.server.sites.grpc.session.PROTOCOL", PROTOCOL + step)
     with Client(port.address) as client:
         client.wait_for_end()
-    assert str(client.error) == (
-        f"the server is fedlora {ours} with protocol {PROTOCOL}, the site fedlora {ours} with protocol "
-        f"{PROTOCOL + 1}; update the older one"
-    )
+    assert f"with protocol {PROTOCOL + step}, the site fedlora" in str(client.error)
     assert client.site.num_connections == 0
 
 

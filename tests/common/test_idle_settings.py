@@ -115,6 +115,7 @@ def test_so_it_is_with_a_language_model(settings: list[str], cure: list[str] | N
     [
         ("exchange.precision=int8", (SIMULATION, SUPERLINK), (SERVER, None)),
         ("exchange.published=2", (SIMULATION, SUPERLINK), (SERVER, None)),
+        ("exchange.publish_margin=0.1", (SIMULATION, SUPERLINK, Occasion("server", 0, 0)), (SERVER, None)),
         ("federation.sites=4", (SIMULATION,), (SERVER, SUPERLINK, None)),
         ("federation.patience=5.0", (SIMULATION, SUPERLINK), (SERVER, None)),
         ("federation.late=next_round", (SIMULATION,), (SERVER, SUPERLINK, None)),

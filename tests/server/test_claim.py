@@ -59,7 +59,7 @@ def test_a_new_run_gets_its_folder_and_its_run_file(tmp_path: Path) -> None:
     with Claim(path, CONFIG, resume=False) as claim:
         assert claim.is_new
         assert load_run(path / "run.toml") == CONFIG
-    assert entries(path) == {"run.toml", ".lock"}
+    assert entries(path) == {"run.toml", "version.json", ".lock"}
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_what_a_run_killed_at_its_very_start_left_is_taken(tmp_path: Path) -> No
     (tmp_path / "run.toml.tmp").write_text("[ru")
     with Claim(tmp_path, CONFIG, resume=False) as claim:
         assert claim.is_new
-    assert entries(tmp_path) == {"run.toml", ".lock"}
+    assert entries(tmp_path) == {"run.toml", "version.json", ".lock"}
 
 
 def test_a_run_is_continued_when_that_is_asked_for(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_folder_in_use_by_another_process_is_refused_and_untouched(tmp_path: P
     with held_by_another_process(path):
         with pytest.raises(StoreError, match="in use by another process; wait for its end, or choose another folder"):
             Claim(path, CONFIG, resume=True)
-        assert entries(path) == {"run.toml", ".lock"}
+        assert entries(path) == {"run.toml", "version.json", ".lock"}
 
 
 def test_two_claims_of_one_process_exclude_each_other_too(tmp_path: Path) -> None:

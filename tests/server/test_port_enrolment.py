@@ -119,7 +119,7 @@ def test_a_site_of_another_version_or_of_another_run_does_not_use_its_invitation
     token = invitation(authority)
     with monkeypatch.context() as newer:
         newer.setattr("fedlora.client.site.joining.PROTOCOL", PROTOCOL + 1)
-        with pytest.raises(RunError, match=r"protocol \d+; update the older one; the token is not used up"):
+        with pytest.raises(RunError, match=r"protocol \d+; at the site: pip install .*\.whl; the token is not used up"):
             enrol(port.address, token, name="north", state=tmp_path / "north")
     assert is_let_in(port, enrol(port.address, token, name="north", state=tmp_path / "north"))
     elsewhere = authority.invite("south", ["another run"], DAY, datetime.now(UTC))

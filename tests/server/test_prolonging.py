@@ -20,6 +20,7 @@ OTHERS = {
     "evaluation.round_examples": 10,
     "evaluation.early_stopping": 2,
     "exchange.published": 9,
+    "exchange.publish_margin": 0.5,
 }
 
 

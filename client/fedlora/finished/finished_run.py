@@ -8,6 +8,7 @@ from typing import Literal
 from fedlora.adapters.peft_format import CONFIG_FILE
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import AdapterError, ModelError, StoreError
+from fedlora.common.folder_version import RUN_FOLDER, version_of
 from fedlora.common.run_file import load_run
 from fedlora.common.run_folder import ADAPTER_FOLDER, BEST_FOLDER, MANIFEST_FILE, RUN_FILE
 
@@ -56,6 +57,7 @@ def open_finished(folder: str | Path, adapter: Choice = "newest") -> FinishedRun
         FedloraError: the folder holds no run with such an adapter, or is damaged.
     """
     folder = Path(folder)
+    version_of(folder, RUN_FOLDER)
     chosen = folder / (BEST_FOLDER if adapter == "best" else ADAPTER_FOLDER)
     if not (chosen / CONFIG_FILE).is_file():
         if adapter == "best" and (folder / ADAPTER_FOLDER / CONFIG_FILE).is_file():

@@ -1,5 +1,6 @@
 """`fedlora adapters`: a server's finished adapters. What a verb needs is imported inside it, as in `main`."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from fedlora.common.published import Published
 
 adapters_app = typer.Typer(
-    help="The finished adapters of a server: list them, fetch one, or follow a run.",
+    help="The finished adapters of a server: list them, fetch one, follow a run, or go back to an earlier one.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -186,13 +187,49 @@ def watch(
             raise typer.Exit(exit_status(interrupt)) from None
 
 
+@adapters_app.command()
+def rollback(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder of the run's server, on this machine.")],
+    adapter: Annotated[
+        str,
+        typer.Argument(
+            metavar="[VERSION]", help="Such as digits-v0003, or 3. Default: the one before the newest that is offered."
+        ),
+    ] = "",
+    undo: Annotated[bool, typer.Option("--undo", help="Offer the newer adapters again.")] = False,
+) -> None:
+    """Offer an earlier adapter in place of newer ones, until a better one is published or this is undone.
+
+    Whoever watches gets it within seconds. The run trains on from its newest adapter.
+    """
+    from fedlora.common.errors import ConfigError
+    from fedlora.server.disk.audit import AuditLog
+    from fedlora.server.disk.published_folder import account_name, roll_back, undo_rollback
+
+    if undo:
+        if adapter:
+            raise ConfigError(f"--undo offers all adapters again; leave out {adapter}")
+        undo_rollback(out)
+        AuditLog(out).append({"event": "rollback undone", "by": account_name()})
+        print("all adapters are offered again")
+        return
+    done = roll_back(out, adapter or None)
+    withdrawn = list(done.withdrawn)
+    AuditLog(out).append({"event": "rolled back", "adapter": done.name, "withdrawn": withdrawn, "by": done.by})
+    versions = ", ".join(f"v{version:04d}" for version in withdrawn)
+    print(
+        f"{done.name} (round {done.round}) is offered in place of newer ones; withdrawn: {versions}\n"
+        "until a better one is published, or: fedlora adapters rollback --undo --out "
+        f"{shlex.quote(str(out))}"
+    )
+
+
 def words_of(command: str) -> list[str]:
     """Return the words of a command line; none of an empty one.
 
     Raises:
         ConfigError: its quotes do not close, or there is no such program.
     """
-    import shlex
     import shutil
 
     from fedlora.common.errors import ConfigError

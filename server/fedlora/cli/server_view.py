@@ -36,6 +36,11 @@ def status_lines(status: Status) -> Iterator[str]:
     if found["is_running"] and (disk := found.get("disk")):
         free, needed = bytes_text(disk["free_bytes"]), bytes_text(disk["needed_bytes"])
         yield f"  disk      too full: {free} free, {needed} needed; free some space on that of {disk['folder']}"
+    if rollback := found.get("rolled_back"):
+        since = f"since {rollback['at'][:16].replace('T', ' ')} UTC, by {rollback['by']}"
+        yield f"  rollback  {rollback['name']} is offered in place of newer ones, {since}"
+    for number, why in list(found.get("not_published", {}).items())[-1:]:
+        yield f"  withheld  round {number} is not published: {why}"
     if found["waiting_for"] and found["is_running"]:
         yield f"  waiting   {found['waiting_for']}"
     if found["is_running"]:

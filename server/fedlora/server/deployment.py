@@ -81,6 +81,7 @@ def _serve(
     def watch() -> None:
         run.disk.look()
         refusals.tell()
+        run.registry.look()
 
     def add_services(server: grpc.aio.Server) -> None:
         add_SessionServiceServicer_to_server(run.session, server)

@@ -41,7 +41,13 @@ class RunServices:
             num_moments=num_moments,
             listener=rounds.listener,
         )
-        self.registry = Registry(folder, check=check, keep=config.exchange.published)
+        self.registry = Registry(
+            folder,
+            check=check,
+            keep=config.exchange.published,
+            margin=config.exchange.publish_margin,
+            listener=rounds.listener,
+        )
         self.disk = DiskWatch(
             folder,
             rounds.listener,

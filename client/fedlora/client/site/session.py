@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import Enum, auto
-from importlib.metadata import version
 
 import grpc
 
@@ -22,6 +21,7 @@ from fedlora.common.channels import SITE_METADATA, Credentials, details_of, open
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError, one_line
 from fedlora.common.run_file import parse_toml
+from fedlora.common.versions import own_version, protocol_misfit
 from fedlora.common.wire import PROTOCOL
 from fedlora.v1 import session_pb2
 from fedlora.v1.exchange_pb2_grpc import AdapterExchangeServiceStub
@@ -117,7 +117,7 @@ class Session:
         """Serve one connection to its end, and return what has ended."""
         metadata: Metadata = ((SITE_METADATA, self._name),)
         outgoing: Outgoing = queue.SimpleQueue()
-        hello = session_pb2.Hello(protocol=PROTOCOL, version=version("fedlora"))
+        hello = session_pb2.Hello(protocol=PROTOCOL, version=own_version())
         outgoing.put(session_pb2.ConnectRequest(hello=hello))
         is_over, is_welcome = threading.Event(), False
         end = time.monotonic() + _LONGEST_CONNECTION_SECONDS
@@ -183,6 +183,8 @@ class Session:
                 site.look()
 
     def _welcome(self, welcome: session_pb2.Welcome, line: Line) -> None:
+        if welcome.protocol != PROTOCOL:
+            raise RunError(protocol_misfit(server=(welcome.version, welcome.protocol), site=(own_version(), PROTOCOL)))
         self._welcomed = time.monotonic()
         _compare_clocks(welcome.unix_seconds)
         if (size := len(welcome.run_toml)) > _MOST_RUN_FILE_CHARACTERS:

@@ -1,13 +1,17 @@
 """A site's folder: held by one client at a time, and where the operator's wishes are left for it."""
 
+import logging
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from fedlora.common.errors import StoreError
 from fedlora.common.files import write_file
+from fedlora.common.folder_version import SITE_FOLDER, bring_up_to_date
 from fedlora.common.locks import hold, is_held
 from fedlora.common.open_files import require_descriptors
+
+logger = logging.getLogger(__name__)
 
 _LOCK_FILE = ".lock"
 _WISH_FILE = "wish"
@@ -24,13 +28,14 @@ class SiteState:
         """Hold the folder.
 
         Raises:
-            StoreError: another client holds it, or it cannot be used.
+            StoreError: another client holds it, it is of a newer version, or it cannot be used.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.folder.chmod(0o700)
             self._lock = open(self.folder / _LOCK_FILE, "wb")
             hold(self._lock)
+            is_new = all(path.name == _LOCK_FILE for path in self.folder.iterdir())
         except BlockingIOError as error:
             raise StoreError(f"{self.folder}: this site's client is running already; end it first") from error
         except OSError as error:
@@ -38,6 +43,12 @@ class SiteState:
             raise StoreError(
                 f"{self.folder}: cannot be used ({error.strerror}); choose another [site] state"
             ) from error
+        try:
+            for line in bring_up_to_date(self.folder, SITE_FOLDER, is_new=is_new):
+                logger.info("%s", line)
+        except StoreError:
+            self._lock.close()
+            raise
         return self
 
     def __exit__(

@@ -126,7 +126,12 @@ def _reads_other_format(config: RunConfig, *formats: str) -> bool:
 
 
 _ALL_OF_PARTITION = ("partition.by", "partition.num_clients", "partition.alpha", "partition.shards_per_client")
-_ALL_OF_EXCHANGE = ("exchange.precision", "exchange.max_start_megabytes", "exchange.published")
+_ALL_OF_EXCHANGE = (
+    "exchange.precision",
+    "exchange.max_start_megabytes",
+    "exchange.published",
+    "exchange.publish_margin",
+)
 _NO_TEST = "no test examples are held out (data.test)"
 _NO_VALIDATION = "the clients judge no validation examples (data.validation, evaluation.client_examples)"
 
@@ -373,6 +378,14 @@ _RULES = (
         ("evaluation.batch_size",),
         "nothing is judged",
         lambda config, occasion: _has_no_test(config, occasion) and _validates_nothing(config, occasion),
+    ),
+    _Rule(
+        ("exchange.publish_margin",),
+        "nothing is judged",
+        lambda config, occasion: (
+            _validates_nothing(config, occasion)
+            and (_has_no_test(config, occasion) or config.evaluation.round_examples == 0)
+        ),
     ),
     _Rule(_ALL_OF_EXCHANGE, "a simulation sends nothing over a wire", _is_simulation),
     _Rule(

@@ -20,6 +20,7 @@ from fedlora.server.record.events import (
     Enrolled,
     Event,
     Listener,
+    NotPublished,
     RoundEnded,
     RoundStarted,
     RunStarted,
@@ -116,6 +117,8 @@ class Audited:
             case Enrolled():
                 name = "renewed" if event.is_renewal else "enrolled"
                 yield from self._bounded(event.site, {"event": name, "site": event.site, "address": event.address})
+            case NotPublished():
+                yield {"event": "not published", "round": event.round, "reason": event.why}
             case CallsRefused():
                 who = {"site": event.site, "address": event.address, "num": event.num}
                 yield from self._bounded(event.code, {"event": "refused", "reason": event.code, **who})

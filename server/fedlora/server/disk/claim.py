@@ -5,8 +5,9 @@ from pathlib import Path
 from types import TracebackType
 
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import StoreError
+from fedlora.common.errors import FedloraError, StoreError
 from fedlora.common.files import TEMPORARY_SUFFIX, write_file
+from fedlora.common.folder_version import RUN_FOLDER, VERSION_FILE, bring_up_to_date, version_of
 from fedlora.common.locks import hold
 from fedlora.common.open_files import require_descriptors
 from fedlora.common.run_file import load_run, to_toml
@@ -43,9 +44,8 @@ class Claim:
         self.path = path
         try:
             self._existed = path.exists()
-            recorded = _run_in(path, resume=resume)
-            self.is_new = recorded is None
-            self.notes = () if recorded is None else changes(path, recorded, config)
+            self.is_new = _is_free(path, resume=resume)
+            version_of(path, RUN_FOLDER)  # A newer one is not even locked.
             path.mkdir(parents=True, exist_ok=True)
             self._lock = open(path / LOCK_FILE, "wb")  # noqa: SIM115 (held until the end)
         except OSError as error:
@@ -60,14 +60,21 @@ class Claim:
             ) from error
         # It asked a former holder.
         (path / STOP_FILE).unlink(missing_ok=True)
-        if self.is_new or self.notes:
-            try:
-                write_file(path / RUN_FILE, to_toml(config))
-            except StoreError:
-                if self.is_new:
-                    self._give_back()
-                self._lock.close()
-                raise
+        try:
+            self.notes = self._written(config)
+        except FedloraError:
+            if self.is_new:
+                self._give_back()
+            self._lock.close()
+            raise
+
+    def _written(self, config: RunConfig) -> tuple[str, ...]:
+        """Have the folder in today's form, with the run in it, and return what is done otherwise than before."""
+        migrated = bring_up_to_date(self.path, RUN_FOLDER, is_new=self.is_new)
+        changed = () if self.is_new else changes(self.path, load_run(self.path / RUN_FILE), config)
+        if self.is_new or changed:
+            write_file(self.path / RUN_FILE, to_toml(config))
+        return (*migrated, *changed)
 
     def __enter__(self) -> "Claim":
         return self
@@ -82,6 +89,7 @@ class Claim:
     def _give_back(self) -> None:
         (self.path / RUN_FILE).unlink(missing_ok=True)
         (self.path / SITES_FILE).unlink(missing_ok=True)
+        (self.path / VERSION_FILE).unlink(missing_ok=True)
         (self.path / LOCK_FILE).unlink(missing_ok=True)
         if not self._existed:
             with suppress(OSError):  # Somebody else put something there.
@@ -89,8 +97,8 @@ class Claim:
         self._lock.close()
 
 
-def _run_in(path: Path, *, resume: bool) -> RunConfig | None:
-    """Return the run that `path` holds; None for a folder that is free.
+def _is_free(path: Path, *, resume: bool) -> bool:
+    """Return whether `path` holds no run.
 
     Raises:
         StoreError: it holds other files, or a run and `resume` is not asked for.
@@ -100,10 +108,10 @@ def _run_in(path: Path, *, resume: bool) -> RunConfig | None:
     if not (path / RUN_FILE).is_file():
         # A killed run may have left these, or a server that ended while it waited for its sites, which it may have let
         # in already.
-        ours = (RUN_FILE, LOCK_FILE, IDENTITY_FOLDER, EXCHANGE_FOLDER, STATUS_FILE, STOP_FILE, AUDIT_FILE)
+        ours = (RUN_FILE, LOCK_FILE, IDENTITY_FOLDER, EXCHANGE_FOLDER, STATUS_FILE, STOP_FILE, AUDIT_FILE, VERSION_FILE)
         if path.is_dir() and any(entry.name.removesuffix(TEMPORARY_SUFFIX) not in ours for entry in path.iterdir()):
             raise StoreError(f"{path} is not empty and holds no run; choose another folder with --out")
-        return None
+        return True
     if not resume:
         raise StoreError(f"{path} holds a run; continue it with --resume, or choose another folder with --out")
-    return load_run(path / RUN_FILE)
+    return False

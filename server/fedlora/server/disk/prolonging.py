@@ -20,6 +20,7 @@ CHANGEABLE = (
     "evaluation.round_examples",
     "evaluation.early_stopping",
     "exchange.published",
+    "exchange.publish_margin",
 )
 
 

@@ -2,16 +2,19 @@
 
     published/NAME-vNNNN/     fedlora.common.published says what is in it
 
-An adapter is published only when all its numbers are finite and the caller's check has nothing against it. No round
-waits for that: where rounds are faster, the newest wins. A folder is whole or absent, never changes, and is removed
-once so many newer ones are there.
+An adapter is published only when all its numbers are finite, the caller's check has nothing against it, and it is not
+worse than it may be (record.publish_gate): where that is asked for, it waits for its score, which the next round tells.
+No round waits for any of this: where rounds are faster, the newest wins. A folder is whole or absent, never changes,
+and is removed once so many newer ones are there.
+
+An operator may go back to an earlier adapter (published_folder): then newer ones are not offered, and none is published
+until it is better.
 """
 
 import itertools
 import logging
 import math
 import os
-import re
 import shutil
 import threading
 import time
@@ -33,13 +36,24 @@ from fedlora.common.published import (
     PublishedFile,
     described_files,
     move_folder,
-    read_published,
     versioned_name,
 )
 from fedlora.common.run_file import load_run
 from fedlora.common.run_folder import ADAPTER_FOLDER, PUBLISHED_FOLDER, RUN_FILE
+from fedlora.server.disk.published_folder import (
+    Rollback,
+    number_of,
+    offered,
+    published_held,
+    published_in,
+    read_rollback,
+    refused_rounds,
+    stands,
+    write_refused_rounds,
+)
 from fedlora.server.disk.store import RunFolder
-from fedlora.server.record.events import Event, RoundEnded, RunStarted
+from fedlora.server.record.events import Event, Listener, NotPublished, RoundEnded, RunStarted, ignore
+from fedlora.server.record.publish_gate import Losses, refusal
 from fedlora.server.record.round_report import RoundReport
 
 logger = logging.getLogger(__name__)
@@ -50,7 +64,6 @@ LINGER_SECONDS = 30.0
 LAST_CHECK_SECONDS, STOP_SECONDS = 120.0, 2.0
 
 _UNFINISHED = ".unfinished"
-_VERSION = re.compile(r".+-v(\d{4,})")
 
 
 @dataclass(frozen=True)
@@ -64,14 +77,32 @@ class _Candidate:
 class Registry:
     """Publishes the adapters of one run, and tells who watches. The caller holds the folder's `Claim`."""
 
-    def __init__(self, folder: Path, *, check: Callable[[Path], str], keep: int = 5) -> None:
-        """`folder` is the run's; `keep` versions stay, the newest; `check` says what is wrong with a PEFT folder."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        check: Callable[[Path], str],
+        keep: int = 5,
+        margin: float | None = None,
+        listener: Listener = ignore,
+    ) -> None:
+        """`folder` is the run's; `keep` versions stay, the newest; `check` says what is wrong with a PEFT folder.
+
+        `margin` is the gate's, and `listener` hears what is refused.
+
+        Raises:
+            StoreError: what is rolled back cannot be read.
+        """
         self._run_folder = folder
         self._folder = folder / PUBLISHED_FOLDER
         self._keep = keep
         self._check = check
+        self._margin = margin
+        self._listener = listener
         self._numbers = itertools.count()
         self._changed = threading.Condition()
+        self._losses = Losses()
+        self._unjudged: _Candidate | None = None
         self._waiting: _Candidate | None = None
         self._is_publishing = False
         self._end: bool | None = None
@@ -79,19 +110,41 @@ class Registry:
         self._wakes: list[Callable[[], None]] = []
         for leftover in self._folder.glob(f"*{_UNFINISHED}"):
             shutil.rmtree(leftover, ignore_errors=True)
-        self._adapters = _on_disk(self._folder)
+        self._adapters = published_in(folder)
+        self._refused = refused_rounds(folder)
+        self._rollback = read_rollback(folder)
 
     def heard(self, event: Event) -> None:
         """Publish the newest adapter after a round, and at a run's start what a crash kept from it; a Listener."""
         if isinstance(event, RoundEnded):
             self._take(event.report)
         elif isinstance(event, RunStarted) and event.reports:
+            for report in event.reports:
+                self._losses = self._losses.then(report)
             self._take(event.reports[-1])
 
     def adapters(self) -> tuple[Published, ...]:
-        """Return what is published, newest first."""
+        """Return what is offered, newest first."""
         with self._changed:
-            return self._adapters
+            return offered(self._adapters, self._rollback)
+
+    def is_withdrawn(self, version: int) -> bool:
+        """Return whether an operator has gone back from a version."""
+        with self._changed:
+            return self._rollback is not None and version in self._rollback.withdrawn
+
+    def look(self) -> None:
+        """Take note of what an operator has rolled back or undone since, and tell who watches."""
+        with self._changed:
+            before, self._rollback = self._rollback, self._read_rollback()
+            if self._rollback == before:
+                return
+            self._wake()
+            rollback = self._rollback
+        if rollback is None:
+            logger.warning("the rollback is undone: all adapters are offered again")
+        else:
+            logger.warning("rolled back to %s by %s: newer adapters are withdrawn", rollback.name, rollback.by)
 
     def find(self, version: int, file: str) -> Path | None:
         """Return where a file of a version lies, or None; by the time it is opened it may be gone."""
@@ -123,6 +176,8 @@ class Registry:
 
         What is not published by then is when the same command is given again.
         """
+        if is_finished and self._unjudged is not None:
+            self._refuse(self._unjudged, self._refusal(self._unjudged.report.round))
         most = LAST_CHECK_SECONDS if is_finished else STOP_SECONDS
         with self._changed:
             if not self._changed.wait_for(lambda: not self._is_publishing, most):
@@ -134,9 +189,34 @@ class Registry:
                 self._changed.wait_for(lambda: not self._wakes, linger_seconds)
 
     def _take(self, report: RoundReport) -> None:
-        """Hold on to the adapter of a round before the next one replaces it, and have it published."""
+        """Hold on to the adapter of a round before the next one replaces it, and have it published once it is judged.
+
+        With it may come the score of the one before, which has waited for it.
+        """
+        self.look()
+        self._losses = self._losses.then(report)
+        new = self._linked(report)
+        with self._changed:
+            judged, self._unjudged = self._unjudged, None
+            is_gated = self._margin is not None or stands(self._adapters, self._rollback)
+        if new is not None and is_gated and self._losses.of(report.round) is None:
+            self._unjudged, new = new, None
+        good: list[_Candidate] = []
+        for candidate in (judged, new):
+            if candidate is None:
+                continue
+            if why := self._refusal(candidate.report.round):
+                self._refuse(candidate, why)
+            else:
+                good.append(candidate)
+        for candidate in good[:-1]:
+            self._pass_over(candidate)
+        if good:
+            self._queue(good[-1])
+
+    def _linked(self, report: RoundReport) -> _Candidate | None:
         if report.round == 0:
-            return
+            return None
         candidate = _Candidate(report, self._folder / f"candidate-{next(self._numbers)}{_UNFINISHED}")
         try:
             for name in (CONFIG_FILE, TENSOR_FILE):
@@ -144,15 +224,53 @@ class Registry:
         except StoreError as error:
             logger.error("round %d is not published: %s", report.round, error)
             shutil.rmtree(candidate.folder, ignore_errors=True)
-            return
+            return None
+        return candidate
+
+    def _queue(self, candidate: _Candidate) -> None:
         with self._changed:
             passed_over, self._waiting = self._waiting, candidate
             if not self._is_publishing:
                 self._is_publishing = True
                 threading.Thread(target=self._publish_all, name="registry", daemon=True).start()
         if passed_over is not None:
-            logger.info("round %d is not published: a newer one was there first", passed_over.report.round)
-            shutil.rmtree(passed_over.folder, ignore_errors=True)
+            self._pass_over(passed_over)
+
+    def _pass_over(self, candidate: _Candidate) -> None:
+        logger.info("round %d is not published: a newer one was there first", candidate.report.round)
+        shutil.rmtree(candidate.folder, ignore_errors=True)
+
+    def _refusal(self, round: int) -> str:
+        """Return what speaks against a round's adapter by its score, with what is published and rolled back."""
+        with self._changed:
+            adapters, rollback = self._adapters, self._rollback
+        if any(published.round == round for published in adapters):
+            return ""  # It has passed before.
+        return refusal(
+            self._losses,
+            round,
+            margin=self._margin,
+            published=[published.round for published in offered(adapters, rollback)],
+            rolled_back_to=rollback.round if rollback is not None and stands(adapters, rollback) else None,
+        )
+
+    def _refuse(self, candidate: _Candidate, why: str) -> None:
+        """Say, once, that an adapter is not published, and keep the reason beside what is."""
+        shutil.rmtree(candidate.folder, ignore_errors=True)
+        round = candidate.report.round
+        if self._refused.get(round) == why:
+            return
+        logger.error("round %d is not published: %s", round, why)
+        self._record({**self._refused, round: why})
+        self._listener(NotPublished(round, why))
+
+    def _record(self, refused: dict[int, str]) -> None:
+        if refused != self._refused:
+            self._refused = refused
+            try:
+                write_refused_rounds(self._run_folder, refused)
+            except StoreError as error:
+                logger.error("%s", error)
 
     def _publish_all(self) -> None:
         while True:
@@ -180,30 +298,39 @@ class Registry:
         """
         files = described_files(candidate.folder, (CONFIG_FILE, TENSOR_FILE))
         round = candidate.report.round
-        if any(known.round == round and known.files == files for known in self.adapters()):
+        with self._changed:
+            known = self._adapters
+        if any(published.round == round and published.files == files for published in known):
             return
         misfit = bad_value(named_tensors(open_adapter(candidate.folder)), most=math.inf)
-        if refusal := misfit.found if misfit is not None else self._check(candidate.folder):
-            logger.error("round %d is not published: %s", round, refusal)
+        if why := misfit.found if misfit is not None else self._check(candidate.folder):
+            self._refuse(candidate, why)
             return
         if self._has_given_up:
             return  # Nobody waits for it any more, and the folder may be another process's.
-        published = self._described(candidate.report, files)
-        write_file(candidate.folder / METADATA_FILE, CODEC.dump(published) + "\n")
-        move_folder(candidate.folder, self._folder / published.name)
-        with self._changed:
-            everything = (published, *self._adapters)
-            self._adapters, gone = everything[: self._keep], everything[self._keep :]
-            self._wake()
+        with published_held(self._run_folder):
+            # While it was checked, an operator may have gone back.
+            self.look()
+            if why := self._refusal(round):
+                self._refuse(candidate, why)
+                return
+            published = self._described(candidate.report, files)
+            write_file(candidate.folder / METADATA_FILE, CODEC.dump(published) + "\n")
+            move_folder(candidate.folder, self._folder / published.name)
+            with self._changed:
+                everything = (published, *self._adapters)
+                self._adapters, gone = everything[: self._keep], everything[self._keep :]
+                self._wake()
+            for old in gone:
+                self._remove(old.name)
         logger.info("published %s", published.name)
-        for old in gone:
-            self._remove(old.name)
+        self._record({number: why for number, why in self._refused.items() if number != round})
 
     def _described(self, report: RoundReport, files: tuple[PublishedFile, ...]) -> Published:
         config = load_run(self._run_folder / RUN_FILE, aggregates_elsewhere=True)
         manifest = RunFolder(self._run_folder).manifest() or {}
         metric = None if report.held_out is None else report.held_out.overall.metric
-        version = 1 + max((int(found[1]) for found in map(_version_of, self._folder.iterdir()) if found), default=0)
+        version = 1 + max((number_of(path) or 0 for path in self._folder.iterdir()), default=0)
         return Published(
             name=versioned_name(config.run.name, version),
             version=version,
@@ -225,31 +352,13 @@ class Registry:
             logger.warning("%s cannot be removed (%s)", self._folder / name, error.strerror)
         shutil.rmtree(unfinished, ignore_errors=True)
 
+    def _read_rollback(self) -> Rollback | None:
+        try:
+            return read_rollback(self._run_folder)
+        except StoreError as error:
+            logger.error("%s; until then what was known of it holds", error)
+            return self._rollback
+
     def _wake(self) -> None:
         for wake in self._wakes:
             wake()
-
-
-def _version_of(folder: Path) -> re.Match[str] | None:
-    return _VERSION.fullmatch(folder.name)
-
-
-def _on_disk(folder: Path) -> tuple[Published, ...]:
-    """Return the adapters in the folder `published`, newest first; a damaged one is passed over, and said."""
-    found: list[Published] = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if _version_of(path) is None:
-            continue
-        published = read_published(path)
-        if published is None or published.name != path.name or not _is_whole(path, published):
-            logger.warning("%s is damaged, and not offered", path)
-        else:
-            found.append(published)
-    return tuple(sorted(found, key=lambda published: published.version, reverse=True))
-
-
-def _is_whole(folder: Path, published: Published) -> bool:
-    return all(
-        (folder / file.name).is_file() and (folder / file.name).stat().st_size == file.size_bytes
-        for file in published.files
-    )

@@ -19,6 +19,7 @@ from fedlora.common.locks import is_held
 from fedlora.common.run_folder import LOCK_FILE, MANIFEST_FILE, STATUS_FILE
 from fedlora.server.disk.account import process_records, seconds_worked
 from fedlora.server.disk.audit import AuditLog
+from fedlora.server.disk.published_folder import published_in, read_rollback, refused_rounds, stands
 from fedlora.server.disk.run_state import last_word, state_of
 from fedlora.server.disk.status_reading import checked_status
 from fedlora.server.record.events import Event, RunStarted
@@ -154,19 +155,23 @@ class StatusFile:
 def read_status(folder: Path) -> Status:
     """Return what the server of a run folder last wrote, with what it is from outside.
 
-    That is `is_running`, `state`, the time of its `last_word`, and `seconds_of_run`, the wall time of all processes.
+    That is `is_running`, `state`, the time of its `last_word`, and `seconds_of_run`, the wall time of all processes;
+    `rolled_back`, the adapter that is offered in place of newer ones, and `not_published`, by round why.
 
     Raises:
         StoreError: no server has run there, or the file is damaged.
     """
     content = checked_status(folder)
     is_running = is_held(folder / LOCK_FILE)
+    rollback = read_rollback(folder) if stands(published_in(folder), read_rollback(folder)) else None
     seen = max((record.last_seen for record in process_records(folder)), default=None)
     return content | {
         "is_running": is_running,
         "state": state_of(content, is_running=is_running),
         "last_word": last_word(content, seen),
         "seconds_of_run": seconds_worked(folder),
+        "rolled_back": None if rollback is None else dataclasses.asdict(rollback),
+        "not_published": {str(number): why for number, why in refused_rounds(folder).items()},
     }
 
 

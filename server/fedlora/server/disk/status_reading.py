@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from fedlora.common.errors import StoreError
+from fedlora.common.folder_version import RUN_FOLDER, version_of
 from fedlora.common.run_folder import STATUS_FILE
 
 
@@ -44,8 +45,9 @@ def checked_status(folder: Path) -> dict[str, object]:
     """Return what lies in the status file of a run folder.
 
     Raises:
-        StoreError: no server has run there, or the file is damaged.
+        StoreError: no server has run there, the file is damaged, or the folder is of a newer version.
     """
+    version_of(folder, RUN_FOLDER)
     path = folder / STATUS_FILE
     try:
         raw = path.read_bytes()

@@ -23,10 +23,13 @@ from typing import Literal
 from fedlora.common import certificates
 from fedlora.common.errors import ConfigError, FedloraError, StoreError
 from fedlora.common.files import open_replacing, write_file
+from fedlora.common.folder_version import AUTHORITY_FOLDER, bring_up_to_date, version_of
 from fedlora.common.open_files import require_descriptors
 from fedlora.server.identity.site_records import SiteRecord, SiteRecords, with_certificate
 
 logger = logging.getLogger(__name__)
+
+_LOCK_FILE = ".lock"
 
 AccessCode = Literal[
     "unknown_site", "revoked", "expired", "other_run", "not_a_site", "not_invited", "bad_request", "external"
@@ -85,6 +88,7 @@ class Authority:
         """
         if not folder.is_dir():
             raise StoreError(f"{folder}: there is no server's identity; start the server first")
+        version_of(folder, AUTHORITY_FOLDER)
         if (folder / "ca.key").exists() or (folder / "ca.pem").exists():
             return cls.open(folder, now)
         return cls(folder, b"", None)
@@ -305,18 +309,21 @@ def _locked(folder: Path) -> Iterator[None]:
     """Hold a folder, made if need be, against other processes and threads.
 
     Raises:
-        StoreError: it cannot be used.
+        StoreError: it cannot be used, or is of a newer version.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_mode & 0o077:
             folder.chmod(0o700)
-        lock = open(folder / ".lock", "wb")  # noqa: SIM115 (closed below)
+        lock = open(folder / _LOCK_FILE, "wb")  # noqa: SIM115 (closed below)
     except OSError as error:
         require_descriptors(error)
         raise StoreError(f"{folder}: cannot be used ({error.strerror})") from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        is_new = all(path.name == _LOCK_FILE for path in folder.iterdir())
+        for line in bring_up_to_date(folder, AUTHORITY_FOLDER, is_new=is_new):
+            logger.info("%s", line)
         yield
 
 

@@ -129,6 +129,14 @@ class AdapterFetched:
 
 
 @dataclass(frozen=True)
+class NotPublished:
+    """A round's adapter is not published, and why; it is the run's newest all the same."""
+
+    round: int
+    why: str
+
+
+@dataclass(frozen=True)
 class DiskSpace:
     """The run's disk has become too full, or has room again: what is free, and what the run needs."""
 
@@ -147,6 +155,7 @@ Event = (
     | Enrolled
     | CallsRefused
     | AdapterFetched
+    | NotPublished
     | DiskSpace
     | SitesDescribed
     | SiteChanged

@@ -18,6 +18,7 @@ from fedlora.server.record.events import (
     EvaluationStarted,
     Event,
     Noted,
+    NotPublished,
     RoundEnded,
     RoundStarted,
     RunStarted,
@@ -211,7 +212,7 @@ def updated(summary: RunningSummary, event: Event) -> RunningSummary:
             return replace(summary, waiting_for=event.what)
         case DiskSpace():
             return replace(summary, disk=event if event.is_short else None)
-        case Noted() | SitesDescribed() | Enrolled() | CallsRefused() | AdapterFetched():
+        case Noted() | SitesDescribed() | Enrolled() | CallsRefused() | AdapterFetched() | NotPublished():
             return summary
 
 

@@ -15,6 +15,7 @@ from fedlora.server.report.holdings import Holdings, who_holds_what
 from fedlora.server.report.learning import learning
 from fedlora.server.report.templating import template
 from fedlora.server.report.times import times
+from fedlora.server.report.withheld import not_published
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -58,6 +59,7 @@ def render_report(
     load_code: str = "",
     notes: Sequence[str] = (),
     versions: Mapping[str, str] | None = None,
+    unpublished: Mapping[int, str] | None = None,
 ) -> str:
     """Return the report as the text of one HTML file.
 
@@ -75,6 +77,7 @@ def render_report(
         load_code: the Python that loads the adapter.
         notes: on the run file, in a line each, such as settings that do nothing.
         versions: of the software, by name.
+        unpublished: by round, why its adapter is not published.
 
     Raises:
         ValueError: `reports` is empty.
@@ -96,6 +99,7 @@ def render_report(
         times=times(reports, worked),
         refused=refused(reports),
         flagged=flagged(reports),
+        unpublished=not_published(unpublished or {}),
         load_code=load_code,
         notes=notes,
         config_toml=config_toml,

@@ -111,9 +111,11 @@ class _StoreServer:
             at_work[1](event)
 
     def look(self) -> None:
-        """Look after the run at work."""
+        """Look after the run at work, and after what an operator has rolled back in any."""
         if (at_work := self._at_work) is not None:
             at_work[0].disk.look()
+        for registry in tuple(self._registries.values()):
+            registry.look()
 
     def stop(self) -> None:
         """End the run at work at its next look, and take no more."""

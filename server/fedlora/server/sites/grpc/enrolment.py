@@ -8,7 +8,7 @@ import grpc
 from fedlora.common.errors import StoreError
 from fedlora.server.identity.authority import AccessRefused
 from fedlora.server.record.events import Enrolled, Listener, ignore
-from fedlora.server.sites.grpc.gate import Context, Gate, refuse, refuse_another_version
+from fedlora.server.sites.grpc.gate import Context, Gate, refuse
 from fedlora.server.sites.grpc.refusals import address_of
 from fedlora.v1 import enrolment_pb2
 from fedlora.v1.enrolment_pb2_grpc import EnrolmentServiceServicer
@@ -27,7 +27,7 @@ class EnrolmentService(EnrolmentServiceServicer):
         What can be wrong is looked at first: the invitation is used up by the signature alone.
         """
         authority, record, _ = await self._gate.invited(context)
-        await refuse_another_version(context, protocol=request.protocol, other_version=request.version)
+        await self._gate.require_protocol(context, request.protocol, request.version, site=record.name)
         if request.site != record.name:
             await refuse(context, grpc.StatusCode.PERMISSION_DENIED, f"other_name: {record.name}")
         try:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any, NoReturn
 
 import grpc
@@ -11,7 +10,7 @@ from grpc.aio import ServicerContext
 from fedlora.common import certificates
 from fedlora.common.channels import SITE_METADATA
 from fedlora.common.errors import ConfigError, StoreError
-from fedlora.common.printable import printable
+from fedlora.common.versions import own_version, protocol_misfit
 from fedlora.common.wire import PROTOCOL
 from fedlora.server.identity.authority import AccessRefused, Authority
 from fedlora.server.identity.site_records import SiteRecord
@@ -113,6 +112,13 @@ class Gate:
             await self.turn_down(context, grpc.StatusCode.PERMISSION_DENIED, "other_run", site=record.name)
         return self._authority, record, certificate
 
+    async def require_protocol(self, context: Context, protocol: int, version: str, *, site: str) -> None:
+        """End the call of a site whose protocol is another, and say on both sides what is to be installed."""
+        if protocol != PROTOCOL:
+            why = protocol_misfit(server=(own_version(), PROTOCOL), site=(version, protocol))
+            self.note(context, "version", site=site, why=why)
+            await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, f"version: {why}")
+
     async def turn_down(self, context: Context, status: grpc.StatusCode, code: str, *, site: str = "") -> NoReturn:
         """End a call that the operator should know of: of a stranger, or of a site that does what it may not."""
         self.note(context, code, site=site)
@@ -138,17 +144,6 @@ async def refuse(context: Context, status: grpc.StatusCode, code: str) -> NoRetu
     """End the call with a status and a typed code."""
     await context.abort(status, code)
     raise AssertionError("abort has raised")
-
-
-async def refuse_another_version(context: Context, *, protocol: int, other_version: str) -> None:
-    """End the call of a site that speaks another protocol, and name both."""
-    if protocol != PROTOCOL:
-        await refuse(
-            context,
-            grpc.StatusCode.FAILED_PRECONDITION,
-            f"version: the server is fedlora {version('fedlora')} with protocol {PROTOCOL}, the site fedlora "
-            f"{printable(other_version, most=40)} with protocol {protocol}; update the older one",
-        )
 
 
 def _pem(context: Context) -> bytes | None:

@@ -80,7 +80,10 @@ class RegistryService(RegistryServiceServicer):
     async def WatchAdapters(
         self, request: registry_pb2.WatchAdaptersRequest, context: Context
     ) -> AsyncIterator[registry_pb2.WatchAdaptersResponse]:
-        """Send each adapter after a version as long as the run lasts, and at its end that it is over."""
+        """Send each adapter after a version as long as the run lasts, and at its end that it is over.
+
+        Where the version is withdrawn, an earlier one comes after it.
+        """
         _, registry, gate = await self._at(request.run, context)
         is_allowed = gate.still_allowed(context)
         loop, changed, sent = asyncio.get_running_loop(), asyncio.Event(), request.after_version
@@ -93,8 +96,11 @@ class RegistryService(RegistryServiceServicer):
                 changed.clear()
                 # Asked in this order: after the close nothing is published.
                 is_finished = registry.is_finished
-                for published in reversed(registry.adapters()):
-                    if published.version > sent:
+                offered = registry.adapters()
+                # Whoever has one that an operator has gone back from gets the one that he has gone back to.
+                back = offered[:1] if registry.is_withdrawn(sent) else ()
+                for published in (*back, *reversed(offered)):
+                    if published in back or published.version > sent:
                         yield registry_pb2.WatchAdaptersResponse(adapter=to_message(published))
                         sent = published.version
                 if is_finished is not None:

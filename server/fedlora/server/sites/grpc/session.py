@@ -21,7 +21,7 @@ from fedlora.common.run_file import to_toml
 from fedlora.common.schema import discard_local, to_proto
 from fedlora.common.wire import PROTOCOL, read_description, read_receipt, receipt_in
 from fedlora.server.disk.exchange import ExchangeStore
-from fedlora.server.sites.grpc.gate import Context, Gate, refuse, refuse_another_version
+from fedlora.server.sites.grpc.gate import Context, Gate, refuse
 from fedlora.server.sites.grpc.grid import GrpcGrid
 from fedlora.server.sites.grpc.known_site import Outstanding
 from fedlora.server.sites.grpc.outgoing import Outgoing
@@ -211,9 +211,7 @@ async def greet(gate: Gate, site: str, stream: AsyncIterator[session_pb2.Connect
         await gate.turn_down(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no_hello", site=site)
     if not first.HasField("hello"):
         await gate.turn_down(context, grpc.StatusCode.FAILED_PRECONDITION, "no_hello", site=site)
-    if first.hello.protocol != PROTOCOL:
-        gate.note(context, "version", site=site)
-    await refuse_another_version(context, protocol=first.hello.protocol, other_version=first.hello.version)
+    await gate.require_protocol(context, first.hello.protocol, first.hello.version, site=site)
 
 
 def _require_short(said: Message) -> None:
