@@ -120,6 +120,7 @@ FAILS: dict[str, tuple[str, ...]] = {
     "client leave": ("--site", "no-such.toml"),
     "adapters list": ("127.0.0.1:1", "--insecure"),
     "adapters download": ("127.0.0.1:1", "--insecure", "--out", "out"),
+    "adapters rollback": ("--out", "no-such-folder"),
     "adapters watch": ("127.0.0.1:1", "--insecure", "--out", "out"),
     "data preview": ("no-such.toml",),
 }

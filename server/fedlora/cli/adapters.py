@@ -11,7 +11,7 @@ import typer
 
 from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
 from fedlora.cli.json_output import Json, print_json, print_json_line, print_json_list
-from fedlora.cli.outputs import Downloaded
+from fedlora.cli.outputs import Downloaded, RolledBack
 
 if TYPE_CHECKING:
     from fedlora.client.registry_client import Handle, RegistryClient
@@ -197,6 +197,7 @@ def rollback(
         ),
     ] = "",
     undo: Annotated[bool, typer.Option("--undo", help="Offer the newer adapters again.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Offer an earlier adapter in place of newer ones, until a better one is published or this is undone.
 
@@ -211,11 +212,17 @@ def rollback(
             raise ConfigError(f"--undo offers all adapters again; leave out {adapter}")
         undo_rollback(out)
         AuditLog(out).append({"event": "rollback undone", "by": account_name()})
-        print("all adapters are offered again")
+        if as_json:
+            print_json(RolledBack(None, ()))
+        else:
+            print("all adapters are offered again")
         return
     done = roll_back(out, adapter or None)
     withdrawn = list(done.withdrawn)
     AuditLog(out).append({"event": "rolled back", "adapter": done.name, "withdrawn": withdrawn, "by": done.by})
+    if as_json:
+        print_json(RolledBack(done.name, tuple(withdrawn)))
+        return
     versions = ", ".join(f"v{version:04d}" for version in withdrawn)
     print(
         f"{done.name} (round {done.round}) is offered in place of newer ones; withdrawn: {versions}\n"

@@ -211,6 +211,14 @@ class Submitted:
 
 
 @dataclass(frozen=True)
+class RolledBack:
+    """Which adapter is offered in place of newer versions, which are withdrawn; None where all are offered again."""
+
+    offered: str | None
+    withdrawn: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Downloaded:
     """An adapter that is here."""
 

@@ -39,6 +39,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "client leave": (f"{_HERE}:Said", "one"),
     "adapters list": ("fedlora.common.published:Published", "list"),
     "adapters download": (f"{_HERE}:Downloaded", "one"),
+    "adapters rollback": (f"{_HERE}:RolledBack", "one"),
     "adapters watch": (f"{_HERE}:Downloaded", "lines"),
     "data preview": ("fedlora.training.data_preview:DataPreview", "one"),
 }
