@@ -67,7 +67,12 @@ def make_trainer_with_lora(client: str, run: RunConfig) -> Any:
 
 def with_lora(run: RunConfig, **changes: Any) -> Any:
     """Return the run's model with LoRA layers of the script's own, which are the run's but for the changes."""
-    given = {"r": run.lora.rank, "lora_alpha": run.lora.alpha, "target_modules": ["q_proj", "v_proj"]}
+    given = {
+        "r": run.lora.rank,
+        "lora_alpha": run.lora.alpha,
+        "lora_dropout": run.lora.dropout,
+        "target_modules": ["q_proj", "v_proj"],
+    }
     model = AutoModelForCausalLM.from_pretrained(run.model.name)
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **{**given, **changes}))
 
@@ -75,3 +80,8 @@ def with_lora(run: RunConfig, **changes: Any) -> Any:
 def checkpoints() -> list[Path]:
     """Return the checkpoints that the scripts have saved here."""
     return sorted(Path(os.environ["TRAINER_OUTPUT"]).glob("checkpoint-*"))
+
+
+def validation_of(client: str, run: RunConfig) -> list[dict[str, list[int]]]:
+    """Return a client's examples for validation."""
+    return examples(AutoTokenizer.from_pretrained(run.model.name), client, 25)
