@@ -14,8 +14,6 @@ The connection stays in the calling process, and is kept while the other one tra
 
 import logging
 import os
-import pickle
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +22,11 @@ from fedlora.client.site.credentials import site_credentials
 from fedlora.client.site.site_file import load_site, state_folder
 from fedlora.client.site.state import SiteState
 from fedlora.client.site.taking_part import take_part
+from fedlora.client.worker.importable import require_importable
 from fedlora.client.worker.process import is_starting_worker
 from fedlora.common.addresses import require_loopback, split_address
 from fedlora.common.certificates import parse_token
-from fedlora.common.errors import ConfigError, RunError
+from fedlora.common.errors import RunError
 from fedlora.common.pem_files import PemFiles
 
 if TYPE_CHECKING:
@@ -88,18 +87,3 @@ def join(
             credentials=known or (lambda: None),
             make_trainer=make_trainer,
         )
-
-
-def require_importable(make_trainer: "MakeTrainer") -> None:
-    """Check that another process can import the function.
-
-    Raises:
-        ConfigError: it is a lambda or an inner function, or was typed at a prompt.
-    """
-    remedy = "define it with def at the outermost level of a script or module: the process that trains imports it"
-    try:
-        pickle.dumps(make_trainer)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise ConfigError(f"make_trainer is {make_trainer!r}, which no other process can import; {remedy}") from error
-    if getattr(make_trainer, "__module__", "") == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
-        raise ConfigError(f"make_trainer was typed at a prompt, where no other process can import it; {remedy}")
