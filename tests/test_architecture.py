@@ -67,7 +67,8 @@ WITH_GRPC = (
 WITH_PEFT = (
     "fedlora.models", "fedlora.finished",
     "fedlora.training.data_preview", "fedlora.training.flower_round", "fedlora.training.footprint",
-    "fedlora.training.peft_bridge", "fedlora.training.tasks", "fedlora.training.trainer",
+    "fedlora.training.own_trainer", "fedlora.training.peft_bridge", "fedlora.training.tasks",
+    "fedlora.training.trainer",
 )  # fmt: skip
 _NAME_OF_A_MODULE = re.compile(r"fedlora(\.[a-z_0-9]+)+(:\w+)?")
 IMPURE = (
@@ -105,7 +106,8 @@ ORDERS = (
         "fedlora.training.trainer", "fedlora.finished",
     ),
     ("fedlora.models", "fedlora.finished", "fedlora.client.worker"),
-    ("fedlora.client.worker", "fedlora.client.site"),
+    ("fedlora.training.trainer", "fedlora.training.own_trainer", "fedlora.client.worker.trainer_bench"),
+    ("fedlora.client.worker", "fedlora.client.site", "fedlora.client.own_trainer"),
 )  # fmt: skip
 ENTRY_POINT_GROUPS = ("fedlora.methods", "fedlora.tasks")
 PUBLIC_NAMES = ("fedlora.training.trained",)

@@ -39,6 +39,7 @@ class Process:
         name: "server", or a site's.
         phases: those it has announced, since its first start.
         at_phase: called at each announced phase with the process and the phase, before it may go on.
+        program: what Python runs: a module or a script.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Process:
     at_phase: Callable[["Process", str], None] | None = None
     phases: list[str] = field(default_factory=list)
     popen: WarmProcess | None = None
+    program: Sequence[str] = ("-m", "fedlora.cli")
     _watcher: threading.Thread | None = None
 
     def start(self) -> None:
@@ -65,7 +67,7 @@ class Process:
             descriptors = (say, hear)
         with open(self.log, "ab") as log:
             self.popen = start_warm(
-                ["-m", "fedlora.cli", *self.arguments],
+                [*self.program, *self.arguments],
                 cwd=self.cwd,
                 output=log.fileno(),
                 environment=environment,

@@ -43,7 +43,7 @@ from fedlora.common.schema import to_proto
 from fedlora.models.bitsandbytes_door import spare_bitsandbytes
 
 if TYPE_CHECKING:
-    from fedlora.client.worker.workbench import Workbench
+    from fedlora.client.worker.app import Bench
 
 # Below Flower's own logger, which is what the SuperNode shows.
 logger = logging.getLogger(f"flwr.{__name__}")
@@ -135,7 +135,7 @@ def _run(message: Message) -> RunConfig:
     return parse_toml(str(record[RUN_FILE]), origin="the server's run", aggregates_elsewhere=True)
 
 
-def _load(run: RunConfig, site: SiteConfig, path: Path) -> "Workbench":
+def _load(run: RunConfig, site: SiteConfig, path: Path) -> "Bench":
     """Return the workbench of this site."""
     source = WorkbenchSource(
         key=str(path),

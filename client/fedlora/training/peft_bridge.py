@@ -53,7 +53,7 @@ class ResidentModel:
         self.notes = notes
         self.base_dtype = _base_dtype(peft_model)
         self._named = {
-            _saved_name(name): parameter for name, parameter in peft_model.named_parameters() if parameter.requires_grad
+            saved_name(name): parameter for name, parameter in peft_model.named_parameters() if parameter.requires_grad
         }
         self._shapes = {name: parameter.shape for name, parameter in self._named.items()}
         self.parameters = list(self._named.values())
@@ -345,7 +345,7 @@ def _base_dtype(peft_model: PeftModel) -> torch.dtype:
     return sizes.most_common(1)[0][0] if sizes else torch.float32
 
 
-def _saved_name(name: str) -> str:
+def saved_name(name: str) -> str:
     """Return a live parameter's name as PEFT saves it."""
     name = re.sub(r"\.(lora_(?:embedding_)?[AB])\.default(?=\.|$)", r".\1", name)
     name = name.replace(".lora_magnitude_vector.default.weight", ".lora_magnitude_vector")

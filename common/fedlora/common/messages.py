@@ -83,6 +83,7 @@ class SiteDescription:
     where all sites have the same, as in a simulation, or with `has_own_held_out` of the site's own. `fingerprints` are
     of what all sites must share beside the base weights: of a text model its tokenizer, added_tokens, chat_template.
     `adapter_bytes` are what the first adapter takes, packed, and `adapted_bytes` the weights that it is for in float32.
+    `step_examples` are those of an optimiser step, where a trainer of the site's own decides on that; else 0.
     """
 
     client: Name
@@ -102,6 +103,7 @@ class SiteDescription:
     notes: tuple[str, ...] = ()
     adapter_bytes: int = 0
     adapted_bytes: int = 0
+    step_examples: int = 0
 
     def num_used(self, part: str) -> int:
         """Return how many examples of "training", "validation" or "test" are used."""

@@ -62,7 +62,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, rehearse: _Optional[bool] = ...) -> None: ...
 
 class SiteDescription(_message.Message):
-    __slots__ = ("num_examples", "num_validation", "num_held_out", "metric_name", "base_model_fingerprint", "data_fingerprint", "version", "lora_rank", "fingerprints", "fates", "client", "has_own_held_out", "labels", "base_model", "notes", "adapter_bytes", "adapted_bytes")
+    __slots__ = ("num_examples", "num_validation", "num_held_out", "metric_name", "base_model_fingerprint", "data_fingerprint", "version", "lora_rank", "fingerprints", "fates", "client", "has_own_held_out", "labels", "base_model", "notes", "adapter_bytes", "adapted_bytes", "step_examples")
     class FingerprintsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +94,7 @@ class SiteDescription(_message.Message):
     NOTES_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_BYTES_FIELD_NUMBER: _ClassVar[int]
     ADAPTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STEP_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     num_examples: int
     num_validation: int
     num_held_out: int
@@ -111,7 +112,8 @@ class SiteDescription(_message.Message):
     notes: _containers.RepeatedScalarFieldContainer[str]
     adapter_bytes: int
     adapted_bytes: int
-    def __init__(self, num_examples: _Optional[int] = ..., num_validation: _Optional[int] = ..., num_held_out: _Optional[int] = ..., metric_name: _Optional[str] = ..., base_model_fingerprint: _Optional[str] = ..., data_fingerprint: _Optional[str] = ..., version: _Optional[str] = ..., lora_rank: _Optional[int] = ..., fingerprints: _Optional[_Mapping[str, str]] = ..., fates: _Optional[_Mapping[str, FatesOfPart]] = ..., client: _Optional[str] = ..., has_own_held_out: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., base_model: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ..., adapter_bytes: _Optional[int] = ..., adapted_bytes: _Optional[int] = ...) -> None: ...
+    step_examples: int
+    def __init__(self, num_examples: _Optional[int] = ..., num_validation: _Optional[int] = ..., num_held_out: _Optional[int] = ..., metric_name: _Optional[str] = ..., base_model_fingerprint: _Optional[str] = ..., data_fingerprint: _Optional[str] = ..., version: _Optional[str] = ..., lora_rank: _Optional[int] = ..., fingerprints: _Optional[_Mapping[str, str]] = ..., fates: _Optional[_Mapping[str, FatesOfPart]] = ..., client: _Optional[str] = ..., has_own_held_out: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., base_model: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ..., adapter_bytes: _Optional[int] = ..., adapted_bytes: _Optional[int] = ..., step_examples: _Optional[int] = ...) -> None: ...
 
 class FatesOfPart(_message.Message):
     __slots__ = ("num_examples",)

@@ -4,7 +4,6 @@ Flower's own simulation engine starts Ray. Here a message goes straight from the
 pipe of an idle worker, and no cost is paid per client or per round.
 """
 
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedlora.client.worker.process import WorkerProcess, WorkerStarter
+from fedlora.client.worker.process import WorkerProcess, WorkerStarter, is_starting_worker
 from fedlora.client.worker.resident import APP_DIED
 from fedlora.common.errors import RunError
 from fedlora.common.flower_privates import assume_identity, give_id
@@ -52,8 +51,7 @@ def run_in_process(
 
 def refuse_inside_a_starting_worker() -> None:
     """Raise RunError in a process that is importing its parent's main script, which would start everything again."""
-    # Python itself looks at this attribute for the same purpose.
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
+    if is_starting_worker():
         raise RunError(
             "a simulation was started while its own workers were starting; "
             'put the call under: if __name__ == "__main__":'

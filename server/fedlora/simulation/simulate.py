@@ -6,7 +6,7 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
@@ -22,6 +22,7 @@ from fedlora.server.record.round_report import RoundReport
 from fedlora.server.run_method import method_of, naming
 from fedlora.server.whole_run import Rounds, Run, whole_run
 from fedlora.simulation.inprocess import refuse_inside_a_starting_worker
+from fedlora.simulation.trainers import data_of_trainers
 from fedlora.training.data import FederatedData, federated_data_from, load_federated_data, with_found_range
 from fedlora.training.data.given_examples import Dataset
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from fedlora.methods import Method
     from fedlora.models.base_model import BaseModel
     from fedlora.server.disk.store import RunFolder
+    from fedlora.training.own_trainer.made import MakeTrainer
     from fedlora.training.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -78,12 +80,13 @@ def simulate(
     config: RunConfig | str | Path,
     *,
     out: str | Path | None = None,
-    clients: Mapping[str, Dataset] | None = None,
+    clients: Mapping[str, Dataset] | Sequence[str] | None = None,
     test: Dataset | Mapping[str, Dataset] = (),
     labels: Sequence[str] | None = None,
     model: "nn.Module | None" = None,
     heads: Sequence[str] = (),
     task: "Task[Any] | None" = None,
+    make_trainer: "MakeTrainer | None" = None,
     method: "Method | None" = None,
     engine: Engine = "inprocess",
     num_workers: int | None = None,
@@ -100,6 +103,8 @@ def simulate(
             `input_ids` and `attention_mask`) and returns logits. It is sent to the workers by pickle.
         heads: with `model`: paths of its modules that are trained whole, such as "classifier".
         task: with `model`: how examples become its inputs.
+        make_trainer: returns a client's own `transformers.Trainer` from its name and the run, as for a site that joins
+            with one; `clients` are their names then. It is a function of a script or module, which workers import.
         method: an aggregation method in place of the run's, one of ours or of one's own; run.toml, manifest and report
             name it, and only a run with the same one and the same settings is resumed.
         engine: "inprocess": worker processes of our own; "ray": Flower's simulation engine, on this machine or, with
@@ -117,7 +122,12 @@ def simulate(
         require_embeddings_by_files(config)
     if (model is None) != (task is None):
         raise ValueError("a model of one's own needs its task, and a task its model")
-    data = load_federated_data(config) if clients is None else _own_data(config, clients, test, labels)
+    if make_trainer is not None:
+        data = data_of_trainers(clients or (), make_trainer, is_other_given=bool(test or labels or model))
+    elif clients is None or isinstance(clients, Mapping):
+        data = load_federated_data(config) if clients is None else _own_data(config, clients, test, labels)
+    else:
+        raise ValueError(f"clients are the names {list(clients)}; expected a data set for each, or make_trainer")
     if listener is ignore:
         # With one, the notes come to it as what the clients say of themselves.
         for note in data.notes:
@@ -128,6 +138,7 @@ def simulate(
         out=choose_folder(config, out, resume=resume),
         is_own_data=clients is not None,
         base_model=None if model is None or task is None else _own_model(model, tuple(heads), task),
+        make_trainer=make_trainer,
         method=method,
         engine=engine,
         num_workers=num_workers,
@@ -143,6 +154,7 @@ def simulate_over(
     out: Path,
     is_own_data: bool = True,
     base_model: "BaseModel | None" = None,
+    make_trainer: "MakeTrainer | None" = None,
     method: "Method | None" = None,
     engine: Engine | EngineRunner = "inprocess",
     num_workers: int | None = None,
@@ -155,6 +167,7 @@ def simulate_over(
     Args:
         config: names the method, also one that is given; see `naming`.
         is_own_data: whether the data are others than those that the run file names.
+        make_trainer: makes each client's own trainer, which has the data; then `data` only says who the clients are.
         engine: one of ours by its name, or whatever runs the two apps.
         with_report: whether report.html is written.
 
@@ -163,14 +176,19 @@ def simulate_over(
     """
     config = with_found_range(config, data)
     _require_known(config.lora.client_ranks, data)
-    notes = idle_settings(config, occasion_of(data, has_given_data=is_own_data))
+    occasion = occasion_of(data, has_given_data=is_own_data)
+    if make_trainer is not None:
+        occasion = replace(occasion, num_test=None, num_validation=None)
+    notes = idle_settings(config, occasion)
     source = WorkbenchSource(
         key=uuid.uuid4().hex,
         config=config,
-        data=data if is_own_data else None,
+        data=data if is_own_data and make_trainer is None else None,
         base_model=base_model,
         explain_failures=True,
         moments_folder=out.resolve() / "optimizer",
+        make_trainer=make_trainer,
+        client_names=tuple(data.clients),
     )
     run = Run(config, out, len(data.clients), shlex.join(sys.argv), notes, method)
     run_engine = _engine(engine) if isinstance(engine, str) else engine
@@ -186,7 +204,9 @@ def simulate_over(
 
         write_simulation_report(folder, config, data, reports, sites=sites, notes=notes)
 
-    reached = whole_run(run, simulated, shown=nullcontext(listener), resume=resume, write_report=write_report)
+    reached = whole_run(
+        run, simulated, shown=nullcontext(listener), resume=resume, write_report=None if make_trainer else write_report
+    )
     if reached is None:
         raise RunError(f"{out}: the run ended without a round; this is a bug")
     return SimulationResult(out, reached.reports, reached.adapter)

@@ -17,7 +17,11 @@ def check_before_enrolling(config: SiteConfig, *, beside: Path) -> None:
         ConfigError: the data, or the folder of the base model, is missing.
     """
     name, model = config.data.path, config.model.path or ""
-    if not name.startswith((PACKAGE_PREFIX, DATASETS_PREFIX)) and not _is_there(name, beside):
+    if (
+        not config.brings_trainer
+        and not name.startswith((PACKAGE_PREFIX, DATASETS_PREFIX))
+        and not _is_there(name, beside)
+    ):
         raise ConfigError(f"data.path: {name!r} is not there; mend the site file first, a token is good once")
     # Anything else may be a name of a hub.
     if model.startswith(("/", ".", "~")) and not _is_there(model, beside):

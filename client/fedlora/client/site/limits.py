@@ -49,18 +49,21 @@ def own_site(run: RunConfig, site: SiteConfig) -> OwnSite:
 
 
 def allowed_training(
-    receipt: TrainReceipt, limits: LimitsSection, run: RunConfig, *, objection: str = ""
+    receipt: TrainReceipt, limits: LimitsSection, run: RunConfig, *, objection: str = "", step_examples: int = 0
 ) -> TrainReceipt:
     """Return a receipt with rounded numbers, without those that the site keeps to itself and names in `withheld`.
 
     Args:
         objection: why nothing was judged, where something was to be.
+        step_examples: of an optimiser step, where they are not the run's.
     """
     is_own = run.task.kind == "own"
     scores = [score for score in (receipt.before, receipt.after) if score is not None]
     is_kept = bool(objection) or any(not _is_enough(score, limits) for score in scores)
     keeps = {"loss": "loss" not in limits.metrics, "scores": "scores" not in limits.metrics or is_kept}
-    num_seen = receipt.num_tokens or receipt.num_steps * min(run.train.batch_size, receipt.num_examples)
+    num_seen = receipt.num_tokens or receipt.num_steps * min(
+        step_examples or run.train.batch_size, receipt.num_examples
+    )
     return replace(
         receipt,
         withheld=tuple(name for name, is_withheld in keeps.items() if is_withheld),

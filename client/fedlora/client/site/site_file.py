@@ -66,6 +66,10 @@ class WorkerSection(Section):
     )
 
 
+# Stands for the data of a site whose own trainer has them.
+_BROUGHT = "trainer:"
+
+
 class SiteConfig(Section):
     """One site, whole."""
 
@@ -75,9 +79,17 @@ class SiteConfig(Section):
     limits: LimitsSection = LimitsSection()
     worker: WorkerSection = WorkerSection()
 
+    @property
+    def brings_trainer(self) -> bool:
+        """Whether the site trains with a trainer of its own, which has the data."""
+        return self.data.path == _BROUGHT
 
-def load_site(path: Path) -> SiteConfig:
+
+def load_site(path: Path, *, brings_trainer: bool = False) -> SiteConfig:
     """Return the site in a TOML file.
+
+    Args:
+        brings_trainer: whether the data, and the device, are a trainer's, and the file does not name them.
 
     Raises:
         ConfigError: the file is missing or no TOML, or a key or value is wrong; one line for each finding.
@@ -90,11 +102,23 @@ def load_site(path: Path) -> SiteConfig:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    if brings_trainer:
+        table = _with_trainer(path, table)
     try:
         return SiteConfig.model_validate(table)
     except ValidationError as error:
         lines = [_finding(path, table, detail["loc"], detail["type"], detail["msg"]) for detail in error.errors()]
         raise ConfigError("\n".join(lines)) from error
+
+
+def _with_trainer(path: Path, table: dict[str, object]) -> dict[str, object]:
+    """Return a site's table with its trainer for its data."""
+    worker = table.get("worker")
+    is_device_set = isinstance(worker, dict) and "device" in worker
+    for is_set, key in (("data" in table, "[data]"), (is_device_set, "worker.device")):
+        if is_set:
+            raise ConfigError(f"{path}: {key} is set, and a trainer of one's own decides on that; remove it")
+    return {**table, "data": {"path": _BROUGHT}}
 
 
 def state_folder(path: Path, site: SiteConfig) -> Path:

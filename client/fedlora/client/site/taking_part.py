@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedlora.client.site.limits import own_site
 from fedlora.client.site.outbox import Outbox
@@ -15,9 +16,18 @@ from fedlora.client.worker.source import WorkbenchSource
 from fedlora.common.channels import Credentials
 from fedlora.common.config import RunConfig
 
+if TYPE_CHECKING:
+    from fedlora.training.own_trainer.made import MakeTrainer
+
 
 def take_part(
-    address: str, config: SiteConfig, *, beside: Path, state: SiteState, credentials: Callable[[], Credentials | None]
+    address: str,
+    config: SiteConfig,
+    *,
+    beside: Path,
+    state: SiteState,
+    credentials: Callable[[], Credentials | None],
+    make_trainer: "MakeTrainer | None" = None,
 ) -> None:
     """Take part until the run is over or the operator wishes to leave.
 
@@ -26,6 +36,7 @@ def take_part(
         beside: the folder that the site file's paths start from.
         state: the site's folder, which is held meanwhile.
         credentials: asked for at each connection.
+        make_trainer: makes the site's own trainer in its worker, so it must be picklable; None for fedlora's.
 
     Raises:
         RunError: the server does not let this site in.
@@ -34,18 +45,22 @@ def take_part(
         address,
         config.site.name,
         credentials=credentials,
-        make_site=lambda run: _site_of(run, config, beside=beside, state=state),
+        make_site=lambda run: _site_of(run, config, beside=beside, state=state, make_trainer=make_trainer),
         leaves=lambda: state.wish() == "leave",
     )
     session.run()
 
 
-def _site_of(run: RunConfig, config: SiteConfig, *, beside: Path, state: SiteState) -> Participation:
+def _site_of(
+    run: RunConfig, config: SiteConfig, *, beside: Path, state: SiteState, make_trainer: "MakeTrainer | None"
+) -> Participation:
     own = own_site(run, config)
     source = WorkbenchSource(
         key=uuid.uuid4().hex,
         config=for_site(run, config, beside=beside),
         site=own,
+        make_trainer=make_trainer,
+        client_names=(own.name,),
         moments_folder=state.folder / "optimizer",
         explain_failures=True,  # To this process, which logs it; only the code leaves the site.
     )

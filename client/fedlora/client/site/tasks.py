@@ -55,6 +55,7 @@ class Tasks:
         """`description` is the worker's after its rehearsal; `line` gives the connection for fetching adapters."""
         self._run = run
         self._site = site
+        self._step_examples = description.step_examples
         self._judging = Judging(run, site, description, outbox.judged_file)
         self._downloads = Downloads(run, description)
         self._seat = seat
@@ -123,7 +124,9 @@ class Tasks:
         if not isinstance(answer, TrainReceipt):
             return self._allowed_receipt(answer)
         announce("write")
-        receipt = allowed_training(answer, self._site.limits, self._run, objection=objection)
+        receipt = allowed_training(
+            answer, self._site.limits, self._run, objection=objection, step_examples=self._step_examples
+        )
         if receipt.withheld:
             why = objection or "by limits.metrics or limits.least_examples"
             logger.info("round %d: withheld: %s (%s)", request.round, ", ".join(receipt.withheld), why)

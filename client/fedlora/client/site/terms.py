@@ -43,7 +43,7 @@ def objection_to_what_was_loaded(run: RunConfig, site: SiteConfig, description: 
     if limits.base_models and names.isdisjoint(limits.base_models):
         return _model_objection(f"base model {run.model.name} ({fingerprint}) is not in limits.base_models")
     num, train = description.num_examples, run.train
-    batch = min(train.batch_size, num)
+    batch = min(description.step_examples or train.batch_size, num)
     steps = train.steps or max(1, round((train.epochs or 0) * num / max(1, batch)))
     seen = min(num, batch * min(steps, limits.max_steps or steps))
     if seen < limits.least_examples:
@@ -106,6 +106,8 @@ def _to_task(run: RunConfig, site: SiteConfig) -> Objection | None:
 
 
 def _to_columns(run: RunConfig, site: SiteConfig) -> Objection | None:
+    if site.brings_trainer:
+        return None  # No column is read by its name.
     known = {value for value in site.data.model_dump().values() if isinstance(value, str)} | {*site.limits.columns}
     named = {
         f"data.{key}": column

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -23,13 +24,18 @@ from fedlora.training.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
+if TYPE_CHECKING:
+    from fedlora.client.worker.trainer_bench import TrainerBench
+
+Bench: TypeAlias = "Workbench | TrainerBench"
+
 # The resident workbench. Flower's simulation engine unpickles the ClientApp anew for every message, so that only a
 # module outlives one.
-_resident: dict[str, Workbench] = {}
+_resident: dict[str, Bench] = {}
 
 
 def make_client_app(
-    load: Callable[[], Workbench], *, key: str, explain_failures: bool, mods: Sequence[Mod] = ()
+    load: Callable[[], Bench], *, key: str, explain_failures: bool, mods: Sequence[Mod] = ()
 ) -> ClientApp:
     """Return the ClientApp over the workbench that `load` gives, at the first message whose `key` is another.
 
@@ -39,7 +45,7 @@ def make_client_app(
     """
     app = ClientApp(mods=list(mods))
 
-    def answering(answer: Callable[[Workbench, str, Message], object]) -> Callable[[Message, Context], Message]:
+    def answering(answer: Callable[[Bench, str, Message], object]) -> Callable[[Message, Context], Message]:
         def handle(message: Message, context: Context) -> Message:
             try:
                 workbench = _resident_workbench(load, key)
@@ -62,25 +68,25 @@ def make_client_app(
     return app
 
 
-def _describe(workbench: Workbench, client: str, message: Message) -> object:
+def _describe(workbench: Bench, client: str, message: Message) -> object:
     if from_record(message.content, DescribeRequest).rehearse:
         workbench.rehearse(client)
     return workbench.describe(client)
 
 
-def _initialise(workbench: Workbench, _client: str, message: Message) -> object:
+def _initialise(workbench: Bench, _client: str, message: Message) -> object:
     return workbench.initialise(from_record(message.content, InitialiseRequest))
 
 
-def _train(workbench: Workbench, client: str, message: Message) -> object:
+def _train(workbench: Bench, client: str, message: Message) -> object:
     return workbench.train(client, from_record(message.content, TrainRequest))
 
 
-def _evaluate(workbench: Workbench, client: str, message: Message) -> object:
+def _evaluate(workbench: Bench, client: str, message: Message) -> object:
     return workbench.evaluate(client, from_record(message.content, EvaluateRequest))
 
 
-def _resident_workbench(load: Callable[[], Workbench], key: str) -> Workbench:
+def _resident_workbench(load: Callable[[], Bench], key: str) -> Bench:
     if key not in _resident:
         _resident.clear()
         _resident[key] = load()

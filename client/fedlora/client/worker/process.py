@@ -97,6 +97,12 @@ class WorkerStarter:
         return WorkerProcess(process, ours, WorkerOutput(name, written), num_lines_before)
 
 
+def is_starting_worker() -> bool:
+    """Return whether this is a worker that imports its parent's main script, which must start nothing meanwhile."""
+    # Python itself looks at this attribute for the same purpose.
+    return bool(getattr(multiprocessing.current_process(), "_inheriting", False))
+
+
 def _ensure_forkserver() -> None:
     """Start the process that workers are forked from; Ctrl-C is left to us."""
     # An own thread may write to the terminal at this very moment, so that its descriptors cannot be lent; and Python

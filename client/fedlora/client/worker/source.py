@@ -12,8 +12,9 @@ from fedlora.common.config import RunConfig
 from fedlora.training.data import FederatedData, load_federated_data, load_own_data
 
 if TYPE_CHECKING:
-    from fedlora.client.worker.workbench import Workbench
+    from fedlora.client.worker.app import Bench
     from fedlora.models.base_model import BaseModel
+    from fedlora.training.own_trainer.made import MakeTrainer
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,8 @@ class WorkbenchSource:
         site: the site whose own data these are; None in a simulation, where one workbench serves all clients.
         explain_failures: whether the server belongs to the same person and may be told the text of an error.
         moments_folder: where clients keep the moments of their optimisers, if the run asks for that.
+        make_trainer: makes each client's own trainer, which has its data; None for fedlora's.
+        client_names: with `make_trainer`, who the clients are.
     """
 
     key: str
@@ -35,6 +38,8 @@ class WorkbenchSource:
     site: OwnSite | None = None
     explain_failures: bool = False
     moments_folder: Path | None = None
+    make_trainer: "MakeTrainer | None" = None
+    client_names: tuple[str, ...] = ()
 
     def make_client_app(self) -> ClientApp:
         """Return the ClientApp over this source; the workbench is loaded at its first message."""
@@ -51,7 +56,7 @@ class WorkbenchSource:
             self.load, key=self.key, explain_failures=self.explain_failures, mods=[adapters_as_files]
         )
 
-    def load(self) -> "Workbench":
+    def load(self) -> "Bench":
         """Return the workbench: reads the data and the base model, which takes seconds."""
         import torch
 
@@ -61,6 +66,10 @@ class WorkbenchSource:
         # Small matrices gain nothing from a second thread, and cost double the CPU time.
         torch.set_num_threads(1)
         moments = None if self.moments_folder is None else MomentsFolder(self.moments_folder)
+        if self.make_trainer is not None:
+            from fedlora.client.worker.trainer_bench import TrainerBench
+
+            return TrainerBench(self.config, self.make_trainer, self.client_names, site=self.site, moments=moments)
         if self.site is not None:
             data = load_own_data(self.config, client=self.site.name, only_group=self.site.only_group)
             return Workbench(self.config, data, site=self.site, moments=moments)
