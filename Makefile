@@ -6,7 +6,7 @@ BIN := .venv/bin
 RUNTIME := .venv/.runtime
 DEVELOPMENT := .venv/.development
 
-.PHONY: simulate compare test bench check format clean
+.PHONY: simulate compare test bench check format wheel clean
 
 simulate: $(RUNTIME)   ## run federated rounds on this machine; ARGS="--preset emoji" for more
 	$(BIN)/fedlora simulate $(ARGS)
@@ -30,6 +30,12 @@ format: $(DEVELOPMENT) ## mend what can be mended by itself
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+wheel: $(DEVELOPMENT)  ## what is handed to operators, in dist/: the wheel, the sdist, the versions they were tested with
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
+	cp constraints.txt dist/
+
 clean:                 ## remove what the targets made; the runs stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist benchmarks.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -46,4 +52,5 @@ $(RUNTIME): pyproject.toml constraints.txt
 
 $(DEVELOPMENT): $(RUNTIME)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[text,ray,dev]"
+	$(BIN)/python tests/deploy/fetch_helm.py $(BIN)
 	@touch $@

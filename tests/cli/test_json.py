@@ -115,6 +115,7 @@ FAILS: dict[str, tuple[str, ...]] = {
     "runs show": ("digits", "--store", "no-such-folder"),
     "runs stop": ("digits", "--store", "no-such-folder"),
     "client join": ("127.0.0.1:1", "--site", "no-such.toml"),
+    "client status": ("--site", "no-such.toml"),
     "client pause": ("--site", "no-such.toml"),
     "client resume": ("--site", "no-such.toml"),
     "client leave": ("--site", "no-such.toml"),

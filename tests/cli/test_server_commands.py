@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,20 @@ import pytest
 from deployment import Deployment
 from warm_start import run_warm
 
+from fedlora.client.site.identity import SiteIdentity, identity_files
 from fedlora.client.site.printed_site import commented_site
 from fedlora.client.site.state import SiteState
+from fedlora.common.certificates import expiry, fingerprint_of, generate_key, parse_token, signing_request
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
 from fedlora.common.run_file import parse_run, to_toml
 from fedlora.server.disk.claim import Claim
 from fedlora.server.disk.stop_request import stop_server
+from fedlora.server.identity.authority import Authority
 
 LABELS = ["0", "1", "2"]
 TOKEN = "fl1-" + base64.urlsafe_b64encode(bytes(range(32))).rstrip(b"=").decode()
+NOW = datetime.now(UTC)
 LEAST = '[site]\nname = "north"\n[data]\npath = "north.csv"\n'
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -183,7 +188,7 @@ def test_join_prints_a_commented_site_file_and_needs_no_server_for_it(fedlora: C
     assert done.out == commented_site()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("command", [["join", "127.0.0.1:1"], ["pause"], ["resume"], ["leave"]])
+@pytest.mark.parametrize("command", [["join", "127.0.0.1:1"], ["status"], ["pause"], ["resume"], ["leave"]])
 def test_a_wrong_site_file_is_named_with_what_is_wrong(
     error_of: Callable[..., str], site: Path, command: list[str]
 ) -> None:
@@ -194,7 +199,7 @@ def test_a_wrong_site_file_is_named_with_what_is_wrong(
     assert entries(site.parent) == {"site.toml"}
 
 
-@pytest.mark.parametrize("verb", ["pause", "resume", "leave"])
+@pytest.mark.parametrize("verb", ["status", "pause", "resume", "leave"])
 def test_a_client_that_does_not_run_is_said(error_of: Callable[..., str], site: Path, verb: str) -> None:
     state = site.parent / "north.site"
     with SiteState(state):
@@ -221,7 +226,41 @@ def test_a_client_that_runs_is_paused_and_the_whole_command_to_go_on_is_printed(
         assert state.wish() == ""
 
 
-@pytest.mark.parametrize("verb", ["pause", "resume", "leave"])
+def test_a_client_that_runs_says_so_with_what_it_is_enrolled_for(fedlora: Callable[..., Any], site: Path) -> None:
+    with SiteState(site.parent / "north.site") as state:
+        authority = Authority.open(site.parent / "identity", NOW)
+        authority.invite("north", ["tiny"], timedelta(hours=1), NOW)
+        key = generate_key()
+        certificate = authority.enrol("north", signing_request(key, "north"), NOW)
+        SiteIdentity(key, certificate, authority.ca_pem, address="fl.example:8470").save(state.folder)
+        ends = f"{expiry(certificate):%Y-%m-%d}"
+        lines = ["north is at work", f"enrolled at fl.example:8470; the certificate is good until {ends}"]
+        assert fedlora("client", "status", "--site", site).out.splitlines() == lines
+        state.control("paused")
+        assert fedlora("client", "status", "--site", site).out.splitlines() == ["north is paused", lines[1]]
+        (file,) = identity_files(state.folder)
+        file.write_text("{}")
+        assert f"{file} is damaged" in fedlora("client", "status", "--site", site).out
+
+
+def test_a_token_is_handed_over_in_a_file_that_its_owner_alone_reads(
+    fedlora: Callable[..., Any], error_of: Callable[..., str], tmp_path: Path
+) -> None:
+    authority = Authority.open(tmp_path / "identity", NOW)
+    token_file = tmp_path / "tokens" / "north"
+    invite = ("sites", "invite", "north", "--run", "tiny", "--out", tmp_path, "--address", "fl.example:8470")
+    done = fedlora(*invite, "--token-file", token_file)
+    token = token_file.read_text()
+    assert parse_token(token).authority_fingerprint == fingerprint_of(authority.ca_pem)
+    assert token.strip() not in done.out
+    assert done.out.endswith("  fedlora client join fl.example:8470 --site SITE.toml --token-file FILE\n")
+    assert token_file.stat().st_mode & 0o777 == 0o600
+    (tmp_path / "ca.pem").write_bytes(authority.ca_pem)
+    line = error_of(*invite, "--token-file", token_file, "--ca", tmp_path / "ca.pem")
+    assert line == "with a PKI of your own there is no token; leave out --token-file"
+
+
+@pytest.mark.parametrize("verb", ["status", "pause", "resume", "leave"])
 def test_who_has_never_joined_cannot_be_controlled(error_of: Callable[..., str], site: Path, verb: str) -> None:
     assert "this site has never joined; join first" in error_of("client", verb, "--site", site)
     assert entries(site.parent) == {"site.toml"}

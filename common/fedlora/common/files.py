@@ -31,6 +31,17 @@ def write_file(path: Path, content: bytes | str) -> None:
         file.write(raw)
 
 
+def write_private_file(path: Path, content: bytes) -> None:
+    """Write `content` to `path` as `write_file` does, to be read by this user alone.
+
+    Raises:
+        StoreError: the disk is full or the folder cannot be written; the former file is untouched.
+    """
+    with open_replacing(path, size_bytes=len(content)) as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(content)
+
+
 @contextmanager
 def open_replacing(path: Path, *, size_bytes: int) -> Iterator[BinaryIO]:
     """Return a file to write into that takes the place of `path` when the block ends well, and is gone otherwise.

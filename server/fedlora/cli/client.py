@@ -1,4 +1,4 @@
-"""`fedlora client join | pause | resume | leave`. Heavy imports stay inside."""
+"""`fedlora client join | status | pause | resume | leave`. Heavy imports stay inside."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ import typer
 from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
 from fedlora.cli.json_output import Json, print_json
 from fedlora.cli.log_options import FileOption, FormatOption, LogFormat
-from fedlora.cli.outputs import Said
+from fedlora.cli.outputs import Said, ServerKnown, SiteStatus
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,29 @@ def _join(
         name = config.site.name
         known = None if insecure else site_credentials(address, name, state=state.folder, token=token, files=files)
         take_part(address, config, beside=site.parent, state=state, credentials=known or (lambda: None))
+
+
+@client_app.command()
+def status(site: SiteFile, as_json: Json = False) -> None:
+    """Say that this site's client is at work, and how long its certificates are good; an error if no client runs."""
+    from fedlora.client.site.identity import SiteIdentity
+    from fedlora.client.site.site_file import load_site, state_folder
+    from fedlora.client.site.state import SiteState
+
+    config = load_site(site)
+    state = SiteState(state_folder(site, config))
+    state.require_client()
+    standing = "paused" if state.wish() == "paused" else "at work"
+    identities, damaged = SiteIdentity.found_in(state.folder)
+    if as_json:
+        servers = tuple(ServerKnown(found.address, found.expiry.isoformat(timespec="seconds")) for found in identities)
+        print_json(SiteStatus(config.site.name, standing, servers, tuple(damaged)))
+        return
+    print(f"{config.site.name} is {standing}")
+    for identity in identities:
+        print(f"enrolled at {identity.address}; the certificate is good until {identity.expiry:%Y-%m-%d}")
+    for line in damaged:
+        print(line)
 
 
 @client_app.command()

@@ -141,15 +141,38 @@ class Invited:
     """A site that may take part.
 
     Attributes:
-        token: good once, for so many hours; None with a PKI of one's own.
+        token: good once, for so many hours; None where it is written to `token_file`, and with a PKI of one's own.
         join: the line to type at the site.
     """
 
     site: str
     runs: tuple[str, ...]
     token: str | None
+    token_file: str | None
     hours: float | None
     join: str
+
+
+@dataclass(frozen=True)
+class ServerKnown:
+    """A server that a site has enrolled with, and when its certificate ends, in UTC and ISO 8601."""
+
+    address: str
+    certificate_ends: str
+
+
+@dataclass(frozen=True)
+class SiteStatus:
+    """A site's client that is at work, or paused.
+
+    Attributes:
+        damaged: what of the site's identities cannot be read, in words.
+    """
+
+    name: str
+    state: str
+    servers: tuple[ServerKnown, ...]
+    damaged: tuple[str, ...]
 
 
 @dataclass(frozen=True)

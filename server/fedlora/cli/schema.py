@@ -34,6 +34,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "runs show": (f"{_HERE}:RunShown", "one"),
     "runs stop": (f"{_HERE}:RunTold", "one"),
     "client join": (f"{_HERE}:Said", "one"),
+    "client status": (f"{_HERE}:SiteStatus", "one"),
     "client pause": (f"{_HERE}:Said", "one"),
     "client resume": (f"{_HERE}:Said", "one"),
     "client leave": (f"{_HERE}:Said", "one"),

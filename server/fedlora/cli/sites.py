@@ -41,6 +41,10 @@ def invite(
             help="How the site reaches the server, for the line to type. Default: where it listens, as far as known.",
         ),
     ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the token there, for this user's eyes alone, and do not print it."),
+    ] = None,
     identity: Identity = None,
     ca: Annotated[
         Path | None, typer.Option(metavar="PEM", help="With a PKI of your own: its authority. No token is needed then.")
@@ -52,6 +56,7 @@ def invite(
     A site that has enrolled keeps the runs that it may take part in; this adds to them.
     """
     from fedlora.common.addresses import split_address
+    from fedlora.common.files import write_private_file
 
     if address is not None:
         split_address(address)
@@ -59,18 +64,28 @@ def invite(
     authority = _authority(out, identity, ca)
     join = f"fedlora client join {address or _reached_at(out)} --site SITE.toml"
     if authority.is_external:
+        if token_file is not None:
+            raise ConfigError("with a PKI of your own there is no token; leave out --token-file")
         authority.allow(name, names)
         _note(out, {"event": "allowed", "site": name, "runs": list(names)})
         if as_json:
-            print_json(Invited(name, names, None, None, f"{join} --ca CA.pem --cert CERT.pem --key KEY.pem"))
+            print_json(Invited(name, names, None, None, None, f"{join} --ca CA.pem --cert CERT.pem --key KEY.pem"))
             return
         print(f"{name} may take part in {_runs_text(names)} with its certificate; at the site:\n")
         print(f"  {join} --ca CA.pem --cert CERT.pem --key KEY.pem")
         return
     token = authority.invite(name, names, timedelta(hours=hours), datetime.now(UTC))
     _note(out, {"event": "invited", "site": name, "runs": list(names), "hours": hours})
+    if token_file is not None:
+        write_private_file(token_file, f"{token}\n".encode())
+        if as_json:
+            print_json(Invited(name, names, None, str(token_file), hours, f"{join} --token-file FILE"))
+            return
+        print(f"{name} is invited to {_runs_text(names)}. The token, good once and for {hours:g} hours, is in")
+        print(f"{token_file}; at the site, with that file:\n\n  {join} --token-file FILE")
+        return
     if as_json:
-        print_json(Invited(name, names, token, hours, f"{join} --token -"))
+        print_json(Invited(name, names, token, None, hours, f"{join} --token -"))
         return
     print(f"{name} is invited to {_runs_text(names)}. The token is good once, for {hours:g} hours:\n")
     print(f"  {token}\n")

@@ -4,7 +4,6 @@ All of it is one file in the site's folder, `identity-AUTHORITY.json` (mode 0600
 is renewed leaves the old pair or the new one. A site that takes part in the runs of several servers has one for each.
 """
 
-import os
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedlora.common import certificates
 from fedlora.common.errors import ConfigError, StoreError
-from fedlora.common.files import open_replacing
+from fedlora.common.files import write_private_file
 from fedlora.common.open_files import require_descriptors
 
 
@@ -127,9 +126,7 @@ class SiteIdentity:
             require_descriptors(error)
             raise StoreError(f"{folder}: cannot be used ({error.strerror})") from error
         name = f"identity-{certificates.fingerprint_of(self.ca_pem).hex()[:16]}.json"
-        with open_replacing(folder / name, size_bytes=len(content)) as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(content)
+        write_private_file(folder / name, content)
 
     def pair(self) -> tuple[bytes, bytes]:
         """Return key and certificate."""

@@ -3,7 +3,6 @@
 import hashlib
 import http.client
 import logging
-import os
 import ssl
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from fedlora.common import certificates
 from fedlora.common.addresses import split_address
 from fedlora.common.channels import Credentials, details_of, open_channel
 from fedlora.common.errors import ConfigError, FedloraError, RunError, StoreError, one_line
-from fedlora.common.files import open_replacing
+from fedlora.common.files import write_private_file
 from fedlora.common.open_files import require_descriptors
 from fedlora.common.proxies import proxy_for
 from fedlora.common.wire import PROTOCOL
@@ -139,9 +138,7 @@ def _own_key(path: Path) -> bytes:
         except OSError as error:
             require_descriptors(error)
             raise StoreError(f"{path.parent}: cannot be used ({error.strerror})") from error
-        with open_replacing(path, size_bytes=len(kept)) as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(kept)
+        write_private_file(path, kept)
     return kept
 
 

@@ -63,11 +63,19 @@ class SiteState:
         Raises:
             StoreError: no client is at work there, or the folder cannot be written.
         """
+        self.require_client()
+        self._wish(wish)
+
+    def require_client(self) -> None:
+        """Check that a client of this site is at work.
+
+        Raises:
+            StoreError: none is.
+        """
         if not self.folder.is_dir():
             raise StoreError(f"{self.folder}: this site has never joined; join first")
         if not is_held(self.folder / _LOCK_FILE):
             raise StoreError(f"{self.folder}: no client of this site is running")
-        self._wish(wish)
 
     def forget_wish(self) -> None:
         """Forget what was wished of a former client."""

@@ -13,7 +13,6 @@ import dataclasses
 import fcntl
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -22,7 +21,7 @@ from typing import Literal
 
 from fedlora.common import certificates
 from fedlora.common.errors import ConfigError, FedloraError, StoreError
-from fedlora.common.files import open_replacing, write_file
+from fedlora.common.files import write_file, write_private_file
 from fedlora.common.folder_version import AUTHORITY_FOLDER, bring_up_to_date, version_of
 from fedlora.common.open_files import require_descriptors
 from fedlora.server.identity.site_records import SiteRecord, SiteRecords, with_certificate
@@ -67,7 +66,7 @@ class Authority:
         key_path, certificate_path = folder / "ca.key", folder / "ca.pem"
         with _locked(folder):
             if not certificate_path.exists() and not key_path.exists():
-                _write_private(key_path, certificates.generate_key())
+                write_private_file(key_path, certificates.generate_key())
             key = _read(key_path)
             try:
                 if not certificate_path.exists():
@@ -126,7 +125,7 @@ class Authority:
                     return key, certificate + self.ca_pem
             key = certificates.generate_key()
             certificate = certificates.server_certificate(key, authority=signer, now=now)
-            _write_private(key_path, key)
+            write_private_file(key_path, key)
             write_file(certificate_path, certificate)
         return key, certificate + self.ca_pem
 
@@ -333,9 +332,3 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         require_descriptors(error)
         raise StoreError(f"{path}: cannot be read ({error.strerror}); restore it") from error
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    with open_replacing(path, size_bytes=len(content)) as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(content)
