@@ -179,7 +179,7 @@ def test_a_join_that_cannot_be_says_why_and_makes_no_key(
     assert line in error_of("client", "join", address, "--site", site, *options)
     # The state's folder with its lock is all that may be there.
     assert entries(site.parent) <= {"site.toml", "north.site"}
-    assert entries(site.parent / "north.site") <= {".lock", "wish"}
+    assert entries(site.parent / "north.site") <= {".lock", "wish", "version.json"}
 
 
 def test_join_prints_a_commented_site_file_and_needs_no_server_for_it(fedlora: Callable[..., object]) -> None:
@@ -205,7 +205,7 @@ def test_a_client_that_does_not_run_is_said(error_of: Callable[..., str], site: 
     with SiteState(state):
         pass
     assert error_of("client", verb, "--site", site) == f"{state}: no client of this site is running"
-    assert entries(state) == {".lock"}
+    assert entries(state) == {".lock", "version.json"}
 
 
 def test_a_client_that_runs_is_paused_and_the_whole_command_to_go_on_is_printed(
@@ -299,7 +299,7 @@ def test_a_folder_of_another_run_or_of_other_files_is_left_alone(run_file: Path,
     line = start_error(tmp_path, run_file, "--out", "thesis", "--insecure")
     assert line == "thesis is not empty and holds no run; choose another folder with --out"
     assert (other / "run.toml").read_bytes() == before
-    assert entries(other) <= {"run.toml", ".lock"}
+    assert entries(other) <= {"run.toml", ".lock", "version.json"}
     assert entries(thesis) == {"thesis.tex"}
 
 

@@ -117,6 +117,15 @@ def test_a_folder_that_is_something_else_is_no_store_and_is_left_alone(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_the_store_of_a_newer_version_is_refused_and_left_as_it_is(store: RunStore) -> None:
+    write_file(store.folder / "version.json", '{"kind": "store", "version": 9, "written_by": "9.0.0"}')
+    before = {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()}
+    for use in (RunStore.opened, RunStore.existing):
+        with pytest.raises(StoreError, match=r"is of version 9 \(a store folder, written by fedlora 9\.0\.0\)"):
+            use(store.folder)
+    assert {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()} == before
+
+
 def test_a_damaged_queue_is_said_and_not_written_over(store: RunStore) -> None:
     (store.folder / QUEUE_FILE).write_text("{")
     assert is_store(store.folder)

@@ -51,6 +51,7 @@ class Form:
 RUN_FOLDER = Form("run")
 SITE_FOLDER = Form("site")
 AUTHORITY_FOLDER = Form("authority")
+STORE_FOLDER = Form("store")
 
 
 def version_of(folder: Path, form: Form) -> int:

@@ -11,6 +11,7 @@ import grpc.aio
 
 from fedlora.common.config import Occasion, RunConfig, idle_settings
 from fedlora.common.errors import FedloraError, StoreError, one_line
+from fedlora.common.folder_version import STORE_FOLDER, bring_up_to_date
 from fedlora.common.locks import hold
 from fedlora.common.repeatedly import repeatedly
 from fedlora.common.run_folder import LOCK_FILE, STOP_FILE
@@ -234,4 +235,6 @@ def _claimed(folder: Path) -> Iterator[None]:
                 f"{folder}: another server is at work on it; stop it first, or choose another --store"
             ) from error
         (folder / STOP_FILE).unlink(missing_ok=True)
+        for line in bring_up_to_date(folder, STORE_FOLDER, is_new=False):
+            logger.warning("%s", line)
         yield

@@ -5,6 +5,7 @@
     STORE/identity/           the authority and the sites' records
     STORE/server.json         who serves it, and where; of the last server
     STORE/audit.jsonl         who was invited, enrolled and turned away
+    STORE/version.json        of the folder's form, see `folder_version`
     STORE/.lock               held by the server
     STORE/.queue.lock         held by who changes the queue
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.files import client_file_name, write_file
+from fedlora.common.folder_version import STORE_FOLDER, VERSION_FILE, version_of
 from fedlora.common.locks import held, is_held
 from fedlora.common.run_file import parse_toml, require_labels, to_toml
 from fedlora.common.run_folder import IDENTITY_FOLDER, LOCK_FILE, RUN_FILE, STATUS_FILE
@@ -47,10 +49,10 @@ class RunStore:
             StoreError: the folder holds something else, or cannot be used.
         """
         if is_store(folder):
-            return cls(folder)
+            return cls.existing(folder)
         if folder.exists() and not folder.is_dir():
             raise StoreError(f"--store {folder} is a file; expected a folder of its own for a server's runs")
-        ours = (QUEUE_FILE, SERVER_FILE, IDENTITY_FOLDER, LOCK_FILE, _QUEUE_LOCK)
+        ours = (QUEUE_FILE, SERVER_FILE, IDENTITY_FOLDER, LOCK_FILE, VERSION_FILE, _QUEUE_LOCK)
         try:
             if folder.is_dir() and any(entry.name not in ours for entry in folder.iterdir()):
                 what = "is the folder of a run" if (folder / RUN_FILE).is_file() else "holds something else"
@@ -66,10 +68,11 @@ class RunStore:
         """Return the store that is in a folder.
 
         Raises:
-            StoreError: there is none.
+            StoreError: there is none, or a newer version's.
         """
         if not is_store(folder):
             raise StoreError(f"{folder} is no store of runs; expected the folder given to fedlora server start --store")
+        version_of(folder, STORE_FOLDER)
         return cls(folder)
 
     def run_folder(self, name: str) -> Path:
