@@ -265,6 +265,22 @@ def doctor(
     run_doctor(Options(path, server, listen, as_json))
 
 
+@app.command()
+def dashboard(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or one with runs below it.")],
+    address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where the page is; any but loopback is open to that network.")
+    ] = "127.0.0.1:8471",
+) -> None:
+    """Show runs as a page in a browser, as they come: rounds, sites, curves, refusals, the audit log, adapters.
+
+    It reads what lies in the folder, of a run that is at work or over, and changes nothing.
+    """
+    from fedlora.cli.dashboard import run_dashboard
+
+    run_dashboard(folder, address)
+
+
 def main() -> None:
     """Run the command: exit 1 with one line for what a user can mend, a traceback for a bug."""
     if sys.platform == "win32":

@@ -63,6 +63,10 @@ def start(
     ca: Annotated[Path | None, typer.Option(metavar="PEM", help="The authority of a PKI of your own ...")] = None,
     cert: Annotated[Path | None, typer.Option(metavar="PEM", help="... the server's certificate from it ...")] = None,
     key: Annotated[Path | None, typer.Option(metavar="PEM", help="... and its key.")] = None,
+    dashboard: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Show the run as a page there, 127.0.0.1:8471 say; without a sign-in."),
+    ] = None,
     log_format: FormatOption = LogFormat.TEXT,
     log_file: FileOption = None,
 ) -> None:
@@ -80,7 +84,11 @@ def start(
 
     console = Console()
     is_live = log_format is LogFormat.TEXT and has_live_view(console)
-    with logging_to(Log(log_format, log_file, console if is_live else None)), terminated_as_interrupted():
+    with (
+        logging_to(Log(log_format, log_file, console if is_live else None)),
+        terminated_as_interrupted(),
+        _dashboard(dashboard, out),
+    ):
         door = _door(listen, insecure, identity, (ca, cert, key))
         try:
             _start(run, out, tuple(overrides or ()), door, console=console, is_live=is_live)
@@ -264,6 +272,21 @@ def _start(
     head = AuditLog(out).head()
     said = f"audit log     {head.num_lines:,} lines, the last with the sha256 {head.sha256}"
     console.print(said, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _dashboard(address: str | None, out: Path) -> "Iterator[None]":
+    """Show the run as a page at an address, where one is given, for as long as the block lasts."""
+    if address is None:
+        yield
+        return
+    from fedlora.dashboard.serving import dashboard_beside
+
+    with dashboard_beside(out, address) as dashboard:
+        logger.info("the run as a page: %s", dashboard.url)
+        for note in dashboard.notes:
+            logger.warning("%s", note)
+        yield
 
 
 def _door(
