@@ -16,8 +16,9 @@ from websockets.sync.client import ClientConnection, connect
 _FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--remote-debugging-port=0", "--remote-allow-origins=*",
+    "--window-size=1280,4000",  # Charts are drawn as they come into view.
 )  # fmt: skip
-_SECONDS = 60.0
+_SECONDS = 30.0
 
 
 def chromium() -> str | None:
@@ -55,7 +56,7 @@ class Tab:
     def open(self, address: str) -> None:
         """Open a page, and wait until it is loaded."""
         self.call("Page.navigate", url=address)
-        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.wait_for("document.readyState === 'complete'")
 
     def value(self, expression: str) -> Any:
         """Return the value of a JavaScript expression in the page."""

@@ -86,7 +86,10 @@ class _Dashboard:
             Route(f"/reports/{place}", self._report),
             Route("/static/{name}", self._static),
         ]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _said})
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _said})
+        # To an address that another request has named, nobody is sent.
+        app.router.redirect_slashes = False
+        return app
 
     def _front(self, _request: Request) -> Response:
         if is_run(self._root):

@@ -112,7 +112,7 @@ _COLUMNS: Columns[Entry] = (
     ("event", lambda entry: _text(entry.get("event", ""))),
     ("site", lambda entry: _text(entry.get("site", ""))),
     ("what", _others),
-    ("at", lambda entry: _text(entry.get("at", "")).replace("T", " ")[:19]),
+    ("at, UTC", lambda entry: _text(entry.get("at", "")).replace("T", " ")[:19]),
     ("round", lambda entry: _text(entry.get("round", ""))),
     ("line", lambda entry: _text(entry.get("line", ""))),
 )

@@ -3,7 +3,7 @@
 import os
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import BinaryIO
 from urllib.parse import quote
@@ -79,10 +79,13 @@ class AdapterResponse(StreamingResponse):
             self._archive.close()
 
 
-def tar_of(folder: PlainFolder, adapter: OfferedAdapter, *, name: str) -> TarStream | None:
+def tar_of(
+    folder: PlainFolder, adapter: OfferedAdapter, *, name: str, wait: Callable[[float], None] = time.sleep
+) -> TarStream | None:
     """Return an adapter's files as an archive with one folder `name`; None where they are gone.
 
-    The files are of one moment: where one was replaced while they were opened, all are opened again.
+    The files are of one moment: where one was replaced while they were opened, all are opened again. `wait` passes the
+    seconds in which that would show.
     """
     place = folder.below(*adapter.place)
     for _ in range(_NUM_TRIES):
@@ -92,7 +95,7 @@ def tar_of(folder: PlainFolder, adapter: OfferedAdapter, *, name: str) -> TarStr
                 opened = [(file, stack.enter_context(place.open(file))) for file in adapter.files]
             except OSError:
                 return None
-            time.sleep(_SETTLED_SECONDS)
+            wait(_SETTLED_SECONDS)
             if marks == [place.mark(file) for file in adapter.files]:
                 stack.pop_all()
                 return TarStream(name, opened)

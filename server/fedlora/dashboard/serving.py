@@ -55,7 +55,11 @@ class Dashboard:
         try:
             self._server.run(sockets=[self._socket])
         finally:
-            self._socket.close()
+            self.close()
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._socket.close()
 
     def stop(self) -> None:
         """Have `serve` return, in another thread, once those at work have their answer."""

@@ -14,7 +14,7 @@ from fedlora.dashboard.plain_folder import PlainFolder
 
 # Reports of so many runs are held in memory at a time.
 _MOST_READERS = 8
-# Between two makings of a part there is so many times what the last one took, and of looks at the disk so many seconds.
+# Between two makings of a part, or looks at the disk, there is so many times what the last one took.
 _TIMES_ITS_COST = 20.0
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -28,13 +28,19 @@ class _Look(Generic[Seen]):
 
     def __init__(self, look: Callable[[], Seen]) -> None:
         self._look = look
-        self._seen = look()
-        self._at = time.monotonic()
+        self._seen, self._until = self._looked()
 
     def seen(self) -> Seen:
-        if (now := time.monotonic()) - self._at >= _SECONDS_BETWEEN_LOOKS:
-            self._seen, self._at = self._look(), now
+        if time.monotonic() >= self._until:
+            self._seen, self._until = self._looked()
         return self._seen
+
+    def _looked(self) -> tuple[Seen, float]:
+        """Return what is seen, and until when that counts."""
+        began = time.monotonic()
+        seen = self._look()
+        ended = time.monotonic()
+        return seen, ended + max(_SECONDS_BETWEEN_LOOKS, _TIMES_ITS_COST * (ended - began))
 
 
 @dataclass(frozen=True)

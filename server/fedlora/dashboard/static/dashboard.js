@@ -89,8 +89,7 @@
   button.addEventListener("click", () => fedloraCharts.zoom(null));
   back.append(button);
   document.addEventListener("zoomed", ({ detail }) => {
-    const section = document.querySelector("#rounds section");
-    if (detail && section) section.insertBefore(back, section.children[1] || null);
+    if (detail) document.getElementById("rounds")?.before(back);
     else back.remove();
   });
 
