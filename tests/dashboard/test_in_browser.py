@@ -20,7 +20,7 @@ if chromium() is None:
     pytest.skip("Chromium is not installed: apt-get install chromium", allow_module_level=True)
 
 DRAWN = "[...document.querySelectorAll('.plot')].filter(each => each.querySelector('canvas')).length"
-SHOWN_ROUND = "document.querySelector('.plot .at').textContent"
+SHOWN_ROUND = "document.querySelector('.plot .at')?.textContent"
 
 
 @pytest.fixture(scope="module")

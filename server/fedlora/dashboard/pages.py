@@ -1,6 +1,7 @@
 """The pages and their parts as HTML: values in, text out; the templates are the report's and those of this folder."""
 
 import logging
+import re
 from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # A part that is larger, of a folder that holds something else than a run of ours, is not sent.
 _MOST_CHARACTERS = 24 << 20
+# Control characters, and what turns the direction of writing: a name with these looks like another.
+_UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def address(kind: str, place: str) -> str:
@@ -41,7 +44,7 @@ def run_part(reader: RunReader, place: str, part: str) -> str:
         return _unshown("Something in this folder cannot be shown; the log of this command says what.")
     if len(html) > _MOST_CHARACTERS:
         return _unshown("There is more in this folder than a page can show.")
-    return html
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), html)
 
 
 def run_page(run: WatchedRun, place: str, *, is_alone: bool) -> str:

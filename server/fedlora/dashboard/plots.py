@@ -4,12 +4,14 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 
+from fedlora.common.printable import printable
 from fedlora.server.report.content import Chart
 from fedlora.server.report.drawing import amount_axis, percent_axis
 from fedlora.server.report.series_chart import MOST_DOTS, Panel, Series, SeriesChart
 
 # More of them would be drawn over one another; of more rounds the last are shown.
-MOST_PLACES = 5_000
+_MOST_PLACES = 5_000
+_LONGEST_NAME = 120
 
 
 def plot(chart: Chart) -> str:
@@ -17,11 +19,11 @@ def plot(chart: Chart) -> str:
     if not isinstance(chart, SeriesChart):
         return ""
     found = {place for panel in chart.panels for series in panel.series for place in series.values}
-    places = sorted(found | set(chart.marked))[-MOST_PLACES:]
+    places = sorted(found | set(chart.marked))[-_MOST_PLACES:]
     return json.dumps(
         {
-            "title": chart.title,
-            "places": chart.places,
+            "title": printable(chart.title, most=_LONGEST_NAME),
+            "places": printable(chart.places, most=_LONGEST_NAME),
             "hasTicks": chart.has_ticks,
             "x": places,
             "marked": [[place, words] for place, words in sorted(chart.marked.items())],
@@ -51,7 +53,7 @@ def _panel(panel: Panel, places: Sequence[int], height: int) -> dict[str, object
 def _series(series: Series, places: Sequence[int]) -> dict[str, object]:
     bands = [series.band.get(place, (math.nan, math.nan)) for place in places]
     return {
-        "name": series.name,
+        "name": printable(series.name, most=_LONGEST_NAME),
         "colour": series.colour.style,
         "width": series.width,
         "dot": series.dot if not series.width or len(series.values) <= MOST_DOTS else 0,
