@@ -4,12 +4,13 @@ import http.client
 import signal
 import socket
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from deployment import free_port
+from deployment import Deployment, free_port
 from warm_start import start_warm
 
 from fedlora.common.run_file import parse_run, to_toml
@@ -63,6 +64,29 @@ def test_the_command_says_where_the_page_is_and_ends_in_good_order(
     finally:
         process.kill()
     assert log.read_text().splitlines() == [f"the runs in {tmp_path} are at http://{address}/", "Ctrl-C ends it."]
+
+
+def test_a_server_shows_its_own_run_and_ends_with_its_page_open(tmp_path: Path) -> None:
+    run = tmp_path / "run.toml"
+    run.write_text(to_toml(parse_run({"run": {"name": "tiny"}, "data": {"labels": ["0", "1"]}})))
+    address = f"127.0.0.1:{free_port()}"
+    with Deployment(tmp_path, run, is_insecure=True) as deployment:
+        deployment.server.arguments = [*deployment.server.arguments, "--dashboard", address]
+        deployment.server.start()
+        deployment.server.wait_for(f"the run as a page: http://{address}/")
+        deployment.server.wait_for("waiting: 0 of 2 sites are ready")
+        watching = http.client.HTTPConnection(address, timeout=30)
+        watching.request("GET", "/events/")
+        events = watching.getresponse()
+        page = ""
+        while "waiting: before its first round" not in page:  # As soon as the server has said so in its folder.
+            assert events.readline()
+            with urllib.request.urlopen(f"http://{address}/runs/") as answer:
+                page = answer.read().decode()
+        assert "Waiting: 0 of 2 sites are ready." in page
+        assert deployment.command("server", "stop", "--out", str(deployment.out)).returncode == 0
+        assert deployment.server.wait(30) == 0
+        watching.close()
 
 
 def answered(address: str) -> int:
