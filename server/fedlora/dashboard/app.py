@@ -96,13 +96,13 @@ class _Dashboard:
             return RedirectResponse("/runs/")
         found = self._runs.found()
         mark = list_marks(found)["list"]
-        rows = list(self._list.rows(found))
+        rows = self._list.rows(found)
         return HTMLResponse(pages.list_page(found, rows, mark, folder=self._root.path.name))
 
     def _list_part(self, _request: Request) -> Response:
         found = self._runs.found()
         mark = list_marks(found)["list"]
-        return _part_response(mark, pages.list_part(found, list(self._list.rows(found))))
+        return _part_response(mark, pages.list_part(found, self._list.rows(found)))
 
     async def _list_events(self, request: Request) -> Response:
         return self._events.response(request, lambda: list_marks(self._runs.found()))

@@ -77,7 +77,7 @@ def state_words(run: KnownRun) -> str:
     """Return in which state a run is, and at which round."""
     number = _round(run)
     at = f"round {number} of {run.num_rounds}" if number else "before its first round"
-    phase = str(run.status.get("phase", ""))
+    phase = _text(run.status.get("phase", ""), 60)
     if run.is_running and run.state == "running" and phase and phase != "training":
         return f"running: {at}, {phase}"
     if run.state in ("finished", "starting"):

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -51,7 +52,7 @@ def run_page(run: WatchedRun, place: str, *, is_alone: bool) -> str:
     """Return the page of a run, whole; `is_alone`: the folder that is looked at is this run's."""
     parts = {part: run.part(part) for part in PARTS}
     return _template("run.html.j2").render(
-        title=place if place else run.folder.path.name,
+        title=place or run.folder.path.name,
         parts=parts,
         part_address=address("parts", place),
         events_address=address("events", place),
@@ -59,14 +60,14 @@ def run_page(run: WatchedRun, place: str, *, is_alone: bool) -> str:
     )
 
 
-def list_page(found: FoundRuns, rows: "list[ListedRun]", mark: str, *, folder: str) -> str:
+def list_page(found: FoundRuns, rows: Sequence[ListedRun], mark: str, *, folder: str) -> str:
     """Return the page that lists the runs in a folder."""
     return _template("list.html.j2").render(
         title=folder, mark=mark, list=list_part(found, rows), part_address="/parts", events_address="/events"
     )
 
 
-def list_part(found: FoundRuns, rows: "list[ListedRun]") -> str:
+def list_part(found: FoundRuns, rows: Sequence[ListedRun]) -> str:
     """Return the part of that page that changes."""
     comparisons = {place: address("reports", place) for place in sorted(found.comparisons)}
     return _template("runs.html.j2").render(

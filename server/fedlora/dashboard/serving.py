@@ -1,7 +1,7 @@
 """The dashboard on its port: in the main thread of a command, or in one of its own beside a server."""
 
 import errno
-import logging
+import ipaddress
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,8 +15,6 @@ from fedlora.common.open_files import require_descriptors
 
 if TYPE_CHECKING:
     import uvicorn
-
-logger = logging.getLogger(__name__)
 
 _MOST_CONNECTIONS = 128
 _SECONDS_TO_END = 3
@@ -131,8 +129,6 @@ def _listening(address: str) -> socket.socket:
 
 
 def _notes(listener: socket.socket) -> tuple[str, ...]:
-    import ipaddress
-
     host = str(listener.getsockname()[0]).partition("%")[0]
     if ipaddress.ip_address(host).is_loopback:
         return ()
