@@ -6,7 +6,7 @@ import socket
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -75,18 +75,18 @@ def test_a_server_shows_its_own_run_and_ends_with_its_page_open(tmp_path: Path) 
         deployment.server.start()
         deployment.server.wait_for(f"the run as a page: http://{address}/")
         deployment.server.wait_for("waiting: 0 of 2 sites are ready")
-        watching = http.client.HTTPConnection(address, timeout=30)
-        watching.request("GET", "/events/")
-        events = watching.getresponse()
-        page = ""
-        while "waiting: before its first round" not in page:  # As soon as the server has said so in its folder.
-            assert events.readline()
-            with urllib.request.urlopen(f"http://{address}/runs/") as answer:
-                page = answer.read().decode()
-        assert "Waiting: 0 of 2 sites are ready." in page
-        assert deployment.command("server", "stop", "--out", str(deployment.out)).returncode == 0
-        assert deployment.server.wait(30) == 0
-        watching.close()
+        with closing(http.client.HTTPConnection(address, timeout=30)) as watching:
+            watching.request("GET", "/events/")
+            events = watching.getresponse()
+            page = ""
+            while "Waiting: 0 of 2 sites are ready." not in page:  # As soon as the server has said so in its folder.
+                assert events.readline()
+                with urllib.request.urlopen(f"http://{address}/runs/") as answer:
+                    page = answer.read().decode()
+            assert "waiting: before its first round" in page
+            assert deployment.command("server", "stop", "--out", str(deployment.out)).returncode == 0
+            assert deployment.server.wait(30) == 0
+            events.close()
 
 
 def answered(address: str) -> int:

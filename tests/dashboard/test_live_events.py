@@ -93,9 +93,9 @@ def test_no_more_than_so_many_watch_and_who_leaves_makes_room(tmp_path: Path) ->
         with ExitStack() as stack:
             for _ in range(MOST_STREAMS):
                 stack.enter_context(watching(client, "/events/")).next()
-            answer = client.get("/events/")
-            assert answer.status == 503
-            assert answer.headers["retry-after"] == "30"
+            late = stack.enter_context(watching(client, "/events/"))
+            assert late.answer.status == 503
+            assert late.answer.headers["retry-after"] == "30"
             assert client.get("/runs/").status == 200
         status = 503
         while status == 503:  # Until the server has seen that they are gone.
