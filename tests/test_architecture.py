@@ -101,6 +101,7 @@ ORDERS = (
         "fedlora.comparison.tables", "fedlora.comparison.page", "fedlora.cli",
     ),
     ("fedlora.doctor", "fedlora.cli"),
+    ("fedlora.server", "fedlora.dashboard", "fedlora.cli"),
     (
         "fedlora.training.data", "fedlora.training.tasks", "fedlora.models", "fedlora.training.peft_bridge",
         "fedlora.training.trainer", "fedlora.finished",
@@ -170,6 +171,12 @@ RULES = (
         of=EVERYTHING,
         except_for=("fedlora.cli",),
         may_not_import=("typer", "click", "rich"),
+    ),
+    Rule(
+        "the web server stays in the dashboard",
+        of=EVERYTHING,
+        except_for=("fedlora.dashboard",),
+        may_not_import=("starlette", "uvicorn"),
     ),
     Rule("a pure module takes values and returns values", of=PURE, may_not_import=IMPURE),
     Rule(

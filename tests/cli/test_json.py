@@ -123,6 +123,7 @@ FAILS: dict[str, tuple[str, ...]] = {
     "adapters download": ("127.0.0.1:1", "--insecure", "--out", "out"),
     "adapters rollback": ("--out", "no-such-folder"),
     "adapters watch": ("127.0.0.1:1", "--insecure", "--out", "out"),
+    "dashboard": ("no-such-folder",),
     "data preview": ("no-such.toml",),
 }
 

@@ -71,7 +71,7 @@ def render(*reports: RoundReport, **changes: Any) -> str:
 class Page(HTMLParser):
     """A page's tags with their attributes, and its text; fails where tags do not close in order."""
 
-    VOID = ("meta", "img", "br")
+    VOID = ("meta", "img", "br", "link")
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -12,7 +12,8 @@ from report_pages import Page, finished, render, start
 
 from fedlora.common.config import ByGroup, BySize, Dirichlet, Iid, LabelShards, PartitionSection, RunConfig
 from fedlora.server.report import Holding, Holdings
-from fedlora.server.run_report import load_code, summary
+from fedlora.server.report.run_line import summary
+from fedlora.server.run_report import load_code
 from fedlora.simulation.holdings import holdings_of
 from fedlora.training.data import ClientData, Examples, FederatedData
 

@@ -10,8 +10,8 @@ from fedlora.common.config import OwnMethod, RunConfig
 from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.run_file import load_run, parse_run, to_toml
 from fedlora.server.disk.claim import Claim
+from fedlora.server.report.run_line import summary
 from fedlora.server.run_method import method_of, naming
-from fedlora.server.run_report import summary
 from fedlora.simulation import simulate
 
 

@@ -290,6 +290,23 @@ def doctor(
 
 
 @app.command()
+def dashboard(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or one with runs below it.")],
+    address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where the page is; any but loopback is open to that network.")
+    ] = "127.0.0.1:8471",
+    as_json: Json = False,
+) -> None:
+    """Show runs as a page in a browser, as they come: rounds, sites, curves, refusals, the audit log, adapters.
+
+    It reads what lies in the folder, of a run that is at work or over, and changes nothing.
+    """
+    from fedlora.cli.dashboard import run_dashboard
+
+    run_dashboard(folder, address, as_json=as_json)
+
+
+@app.command()
 def schema(
     command: Annotated[
         list[str] | None, typer.Argument(metavar="[COMMAND]", help="Such as: runs list. Without it: all of them.")

@@ -42,6 +42,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "adapters download": (f"{_HERE}:Downloaded", "one"),
     "adapters rollback": (f"{_HERE}:RolledBack", "one"),
     "adapters watch": (f"{_HERE}:Downloaded", "lines"),
+    "dashboard": (f"{_HERE}:Said", "lines"),
     "data preview": ("fedlora.training.data_preview:DataPreview", "one"),
 }
 

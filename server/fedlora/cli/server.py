@@ -46,6 +46,10 @@ def start(
     ca: Annotated[Path | None, typer.Option(metavar="PEM", help="The authority of a PKI of your own ...")] = None,
     cert: Annotated[Path | None, typer.Option(metavar="PEM", help="... the server's certificate from it ...")] = None,
     key: Annotated[Path | None, typer.Option(metavar="PEM", help="... and its key.")] = None,
+    dashboard: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Show the run as a page there, 127.0.0.1:8471 say; without a sign-in."),
+    ] = None,
     log_format: FormatOption = LogFormat.TEXT,
     log_file: FileOption = None,
     as_json: Json = False,
@@ -64,12 +68,16 @@ def start(
 
     from fedlora.cli.live import has_live_view
     from fedlora.cli.logs import Log, logging_to
-    from fedlora.cli.serving import door_of, serve_run, serve_runs
+    from fedlora.cli.serving import dashboard_at, door_of, serve_run, serve_runs
 
     # What is told on the way is not for who reads the outcome.
     console = Console(stderr=as_json)
     is_live = store is None and log_format is LogFormat.TEXT and has_live_view(console)
-    with logging_to(Log(log_format, log_file, console if is_live else None)), terminated_as_interrupted():
+    with (
+        logging_to(Log(log_format, log_file, console if is_live else None)),
+        terminated_as_interrupted(),
+        dashboard_at(dashboard, store or out),
+    ):
         door = door_of(listen, insecure, identity, (ca, cert, key))
         try:
             if store is not None:

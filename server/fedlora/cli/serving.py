@@ -124,6 +124,25 @@ def serve_runs(folder: Path, door: "Door") -> None:
 
 
 @contextmanager
+def dashboard_at(address: str | None, folder: Path | None) -> "Iterator[None]":
+    """Show what a server does in a folder as a page at an address, where one is given, while the block lasts.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    if address is None or folder is None:
+        yield
+        return
+    from fedlora.dashboard.serving import dashboard_beside
+
+    with dashboard_beside(folder, address) as dashboard:
+        logger.info("as a page: %s", dashboard.url)
+        for note in dashboard.notes:
+            logger.warning("%s", note)
+        yield
+
+
+@contextmanager
 def _shown(
     config: "RunConfig", out: Path, status_file: "StatusFile", *, console: "Console | None"
 ) -> "Iterator[Listener]":

@@ -113,12 +113,21 @@ def process_records(folder: Path) -> list[ProcessRecord]:
     """Return the records of the processes that have worked on the run in a folder; damaged ones are left out."""
     path = folder / PROCESSES_FILE
     try:
-        return _RECORDS.validate_json(path.read_bytes())
+        return records_in(path.read_bytes())
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
         logger.warning("%s is damaged, and the time of earlier processes is not counted (%s)", path, one_line(error))
         return []
+
+
+def records_in(raw: bytes) -> list[ProcessRecord]:
+    """Return the records in a file's bytes.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    return _RECORDS.validate_json(raw)
 
 
 def seconds_worked(folder: Path) -> float:

@@ -166,6 +166,11 @@ def read_audit(folder: Path) -> Audit:
         raise StoreError(f"{folder}: no {AUDIT_FILE}; expected the folder given to server start") from error
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+    return audit_in(raw)
+
+
+def audit_in(raw: bytes) -> Audit:
+    """Return what a log's bytes hold, each line checked against the one before."""
     *lines, rest = raw.split(b"\n")
     entries: list[Entry] = []
     head, cut = Head(), b""

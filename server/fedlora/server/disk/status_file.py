@@ -22,7 +22,7 @@ from fedlora.server.disk.audit import AuditLog
 from fedlora.server.disk.published_folder import published_in, read_rollback, refused_rounds, stands
 from fedlora.server.disk.run_state import last_word, state_of
 from fedlora.server.disk.status_reading import checked_status
-from fedlora.server.record.events import Event, RunStarted
+from fedlora.server.record.events import Event, RunStarted, SiteChanged, UpdateArrived
 from fedlora.server.record.running_summary import RunningSummary, ended
 from fedlora.server.report.numbers import perplexity
 
@@ -55,6 +55,7 @@ class StatusFile:
         self._audit = AuditLog(folder)
         self._metric_name = _metric_name(folder)
         self._failure = ""
+        self._heard: dict[str, str] = {}
         self._summary = known or RunningSummary()
         self._lock = threading.Lock()
         self._changed = threading.Event()
@@ -86,8 +87,11 @@ class StatusFile:
         """Write what is known after an event of the run."""
         with self._lock:
             self._summary = summary
-            if isinstance(event, RunStarted):
-                self._metric_name = _metric_name(self._path.parent)
+            match event:
+                case RunStarted():
+                    self._metric_name = _metric_name(self._path.parent)
+                case SiteChanged(site=site) | UpdateArrived(client=site):
+                    self._heard[site] = _now()
         self._changed.set()
 
     def _write_changes(self) -> None:
@@ -120,14 +124,15 @@ class StatusFile:
             "port": self._port,
             "address": self._address,
             "identity": None if self._identity is None else str(self._identity.absolute()),
-            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "written": _now(),
             "phase": self._phase(),
             "failure": self._failure,
             "waiting_for": known.waiting_for,
             "round": known.round,
             "num_rounds": self._config.federation.rounds,
             "sites": {
-                name: {"state": state, "detail": detail} for name, (state, detail) in sorted(known.sites.items())
+                name: {"state": state, "detail": detail, "heard": self._heard.get(name, "")}
+                for name, (state, detail) in sorted(known.sites.items())
             },
             "cohort": list(known.cohort),
             "accepted": list(known.accepted),
@@ -181,6 +186,10 @@ def is_served(folder: Path) -> bool:
         return (folder / STATUS_FILE).exists() and is_held(folder / LOCK_FILE)
     except StoreError:
         return False
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _metric_name(folder: Path) -> str:

@@ -51,13 +51,23 @@ def checked_status(folder: Path) -> dict[str, object]:
     path = folder / STATUS_FILE
     try:
         raw = path.read_bytes()
-        StatusContent.model_validate_json(raw)
     except FileNotFoundError as error:
         raise StoreError(f"{folder}: no server has run there; expected the folder given to server start") from error
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+    return status_in(raw, origin=str(path))
+
+
+def status_in(raw: bytes, *, origin: str) -> dict[str, object]:
+    """Return the status in a file's bytes; `origin` names the file in errors.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    try:
+        StatusContent.model_validate_json(raw)
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"])) or "as a whole"
-        raise StoreError(f"{path} is damaged ({place}); a server that runs there writes it anew") from error
+        raise StoreError(f"{origin} is damaged ({place}); a server that runs there writes it anew") from error
     found: dict[str, object] = json.loads(raw)
     return found

@@ -74,7 +74,7 @@ def _correction(measured: Mapping[int, AggregationReport]) -> Chart:
     }
     movements = {at: moved(each, factor) for at, each in measured.items()}
     panels = (
-        Panel([Series("", values, colour)], percent_axis, title=title, is_bars=True)
+        Panel([Series("", values, colour)], percent_axis, title=title, is_bars=True, is_percentage=True)
         for values, colour, title in (
             (removed, Colour.BLUE, "error removed"),
             (movements, Colour.PURPLE, f"{factor} moved, of its norm"),
@@ -141,7 +141,7 @@ def _module_chart(
     return series_chart(
         name,
         Panel(errors, amount_axis, limits=limits[0], name="error", stems=Colour.GREY, share=2.2),
-        Panel([bars], percent_axis, limits=limits[1], name=f"{factor} moved", is_bars=True),
+        Panel([bars], percent_axis, limits=limits[1], name=f"{factor} moved", is_bars=True, is_percentage=True),
         description=description,
         places="block of the model",
         height=250,

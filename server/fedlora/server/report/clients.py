@@ -24,7 +24,15 @@ from fedlora.server.report.numbers import (
     total_gains,
 )
 from fedlora.server.report.series_chart import Panel, Series, series_chart
-from fedlora.server.report.wording import PERPLEXITY, UNKNOWN, list_text, loss_text, ranges_text, score_text
+from fedlora.server.report.wording import (
+    PERPLEXITY,
+    UNKNOWN,
+    is_percentage,
+    list_text,
+    loss_text,
+    ranges_text,
+    score_text,
+)
 
 # More clients are drawn by their mean.
 _MOST_CLIENTS_DRAWN = 12
@@ -157,7 +165,7 @@ def _training_chart(
     axis = partial(score_axis, metric_name=metric_name)
     return series_chart(
         name,
-        Panel((before, after), axis, limits=limits, stems=Colour.BLUE),
+        Panel((before, after), axis, limits=limits, stems=Colour.BLUE, is_percentage=is_percentage(metric_name)),
         description=f"{name}: {metric_name} before and after local training in {len(trainings)} rounds; in round "
         f"{last.round} from {score_text(last.before, metric_name)} to {score_text(last.after, metric_name)}.",
         height=190,

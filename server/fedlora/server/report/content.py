@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 from fedlora.server.report.wording import UNKNOWN
@@ -25,17 +26,22 @@ class Chart:
     """A drawing with its title.
 
     Attributes:
-        svg: what stands inside of the SVG element.
+        paint: returns what stands inside of the SVG element; called once somebody wants to see it.
         width, height: in CSS pixels.
         description: for screen readers.
     """
 
     title: str
-    svg: str
+    paint: Callable[[], str]
     width: int
     height: int
     description: str
     keys: Sequence[Key] = ()
+
+    @cached_property
+    def svg(self) -> str:
+        """What stands inside of the SVG element."""
+        return self.paint()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fedlora.server.report.content import Chart, Key
@@ -90,6 +91,12 @@ def draw(
     width: int = WIDTH,
 ) -> Chart:
     """Return what `paint` draws on so many CSS pixels."""
+    svg = partial(svg_of, paint, description=description, height=height, width=width)
+    return Chart(title, svg, width, height, description, keys)
+
+
+def svg_of(paint: Callable[["Figure"], None], *, description: str, height: int, width: int) -> str:
+    """Return what `paint` draws on so many CSS pixels, as it stands inside of an SVG element."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -106,7 +113,7 @@ def draw(
         # A drawing that has a layout is drawn twice to be saved.
         ConstrainedLayoutEngine().execute(drawing)
         drawing.savefig(buffer, format="svg", metadata={"Date": None})
-    return Chart(title, _themed(buffer.getvalue()), width, height, description, keys)
+    return _themed(buffer.getvalue())
 
 
 def _themed(svg: str) -> str:

@@ -131,7 +131,12 @@ def _distribution(title: str, gains: Sequence[Gain], metric_name: str, *, noun: 
     series = Series("before", before, Colour.GREY, width=0), Series("after", after, Colour.BLUE, width=0)
     return series_chart(
         title,
-        Panel(series, partial(score_axis, metric_name=metric_name), stems=Colour.GREY),
+        Panel(
+            series,
+            partial(score_axis, metric_name=metric_name),
+            stems=Colour.GREY,
+            is_percentage=is_percentage(metric_name),
+        ),
         description=description,
         places=f"{len(ordered)} {noun}s: {short(ordered[0].name)} (lowest) to {short(ordered[-1].name)} (highest)",
         has_ticks=False,

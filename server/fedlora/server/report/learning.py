@@ -32,6 +32,7 @@ from fedlora.server.report.wording import (
     capital,
     change_text,
     duration_text,
+    is_percentage,
     list_text,
     loss_text,
     ranges_text,
@@ -131,7 +132,7 @@ def _averaged(reports: Sequence[RoundReport], of: Measure, *, width: float = 2.0
 
 def _score_panel(series: Sequence[Series], name: str) -> Panel:
     axis, last_text = partial(score_axis, metric_name=name), partial(score_text, metric_name=name)
-    return Panel(series, axis, last_text=last_text)
+    return Panel(series, axis, last_text=last_text, is_percentage=is_percentage(name))
 
 
 def _by_round(title: str, panel: Panel, reports: Sequence[RoundReport], *, description: str) -> Chart:

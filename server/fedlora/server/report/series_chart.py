@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from fedlora.server.report.content import Chart, Key
-from fedlora.server.report.drawing import WIDTH, Colour, draw
+from fedlora.server.report.drawing import WIDTH, Colour, svg_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,6 +53,7 @@ class Panel:
         stems: the colour of lines from each of the first series' values to the second's.
         is_bars: whether the series are bars, one on top of the other.
         share: of the chart's height, relative to the other panels.
+        is_percentage: whether the values are shares, told in percent.
     """
 
     series: Sequence[Series]
@@ -63,6 +65,23 @@ class Panel:
     stems: Colour | None = None
     is_bars: bool = False
     share: float = 1.0
+    is_percentage: bool = False
+
+
+@dataclass(frozen=True)
+class SeriesChart(Chart):
+    """A drawing of panels, which whoever draws it otherwise has as values.
+
+    Attributes:
+        places: what the horizontal axis counts.
+        has_ticks: whether it tells their numbers.
+        marked: places with words above them.
+    """
+
+    panels: Sequence[Panel] = ()
+    places: str = "round"
+    has_ticks: bool = True
+    marked: Mapping[int, str] = field(default_factory=dict)
 
 
 def series_chart(
@@ -76,7 +95,7 @@ def series_chart(
     height: int = 300,
     width: int = WIDTH,
 ) -> Chart:
-    """Return the panels over one horizontal axis.
+    """Return the panels over one horizontal axis, a `SeriesChart`.
 
     Args:
         places: what the horizontal axis counts.
@@ -99,7 +118,10 @@ def series_chart(
         figure.align_ylabels()
 
     keys = [key for panel in panels for key in _keys(panel)]
-    return draw(paint, title=title, description=description, keys=keys, height=height, width=width)
+    svg = partial(svg_of, paint, description=description, height=height, width=width)
+    return SeriesChart(
+        title, svg, width, height, description, keys, panels, places, has_ticks=has_ticks, marked=marked or {}
+    )
 
 
 def _keys(panel: Panel) -> Iterator[Key]:

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -10,14 +11,17 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
-def template(package: str, name: str) -> "Template":
-    """Return a template from the folder `templates` of a package; what it includes may be the report's."""
+def template(package: str, name: str, filters: Mapping[str, Callable[..., object]] | None = None) -> "Template":
+    """Return a template from the folder `templates` of a package; what it includes may be the report's.
+
+    `filters` are more of them, by name.
+    """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
         loader=FunctionLoader(partial(_source, package)), autoescape=True, undefined=StrictUndefined, auto_reload=False
     )
-    environment.filters |= {"prose": _prose, "number": _number, "base64": _base64}
+    environment.filters |= {"prose": _prose, "number": _number, "base64": _base64, **(filters or {})}
     return environment.get_template(name)
 
 
