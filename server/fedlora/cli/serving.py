@@ -136,7 +136,7 @@ def dashboard_at(address: str | None, folder: Path | None) -> "Iterator[None]":
     from fedlora.dashboard.serving import dashboard_beside
 
     with dashboard_beside(folder, address) as dashboard:
-        logger.info("as a page: %s", dashboard.url)
+        logger.info("the run as a page: %s", dashboard.url)
         for note in dashboard.notes:
             logger.warning("%s", note)
         yield
