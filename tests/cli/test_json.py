@@ -106,6 +106,7 @@ FAILS: dict[str, tuple[str, ...]] = {
     "server start": ("no-such.toml", "--out", "out"),
     "server status": ("--out", "no-such-folder"),
     "server stop": ("--out", "no-such-folder"),
+    "server renew": ("--out", "no-such-folder"),
     "server audit": ("--out", "no-such-folder"),
     "sites invite": ("north", "--out", "no-such-folder"),
     "sites list": ("--out", "no-such-folder"),

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from fedlora.adapters import Adapter, LoraLayer, load_adapter, save_adapter
 from fedlora.cli.adapters import adapters_app, announcer, words_of
-from fedlora.client.registry_client import AdapterGone, RegistryClient, connect, watch
+from fedlora.client.registry_client import AdapterGone, RegistryClient, chosen, connect, watch
 from fedlora.client.site.identity import SiteIdentity
 from fedlora.common import certificates
 from fedlora.common.config import RunConfig
@@ -30,6 +30,7 @@ from fedlora.common.errors import ConfigError, FedloraError, RunError, StoreErro
 from fedlora.common.published import Published, from_message, read_published, to_message
 from fedlora.common.run_file import to_toml
 from fedlora.finished.peft_check import peft_refusal
+from fedlora.server.disk.published_folder import roll_back, undo_rollback
 from fedlora.server.disk.registry import Registry
 from fedlora.server.disk.store import RunFolder
 from fedlora.server.identity.authority import Authority
@@ -304,6 +305,36 @@ def test_a_watch_catches_up_follows_and_ends_with_the_run(served: Served, tmp_pa
     thread.join(DEADLINE_SECONDS)
     assert not thread.is_alive()
     assert handled == [(1, True), (2, True), (3, True), (4, True)]
+
+
+def test_a_watcher_gets_what_an_operator_has_gone_back_to_also_where_it_was_away(
+    served: Served, client: RegistryClient, tmp_path: Path
+) -> None:
+    handled: list[int] = []
+    for number in (1, 2, 3):
+        served.end_round(number)
+
+    def handle(_folder: Path, published: Published) -> None:
+        handled.append(published.version)
+
+    thread = threading.Thread(target=watch, args=(served.connects(), tmp_path / "out", handle), daemon=True)
+    thread.start()
+    wait_until(lambda: handled == [1, 2, 3])
+    roll_back(served.folder, "1")
+    served.registry.look()
+    wait_until(lambda: handled == [1, 2, 3, 1])
+    assert chosen(client.adapters(), "latest").version == 1
+    with pytest.raises(RunError, match="there is no adapter digits-v0003; the server has digits-v0001"):
+        chosen(client.adapters(), "digits-v0003")
+    # Whoever has the withdrawn one and was away is told as well; who has an earlier one goes on from that.
+    for after, expected in ((3, 1), (2, 1), (0, 1)):
+        assert next(client.announced(after)).version == expected
+    undo_rollback(served.folder)
+    served.registry.look()
+    wait_until(lambda: handled == [1, 2, 3, 1, 2, 3])
+    served.registry.close(is_finished=True)
+    thread.join(DEADLINE_SECONDS)
+    assert not thread.is_alive()
 
 
 def test_a_second_watch_handles_only_what_is_new_and_another_run_from_its_begin(served: Served, tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from fedlora.server.disk.published_folder import (
     account_name,
     published_in,
     read_rollback,
-    refused_rounds,
     roll_back,
     undo_rollback,
 )
 from fedlora.server.disk.registry import Registry
 from fedlora.server.disk.store import RunFolder
+from fedlora.server.disk.withheld import withheld_rounds
 from fedlora.server.record.events import Event, NotPublished, RoundEnded, RunStarted
 from fedlora.server.record.round_report import ClientReport, RoundReport
 
@@ -57,11 +57,16 @@ def report(number: int, *, is_last: bool = False) -> RoundReport:
     return RoundReport(number, ("a",), clients, {}, None, None, bytes_down=0, bytes_up=0, validation=own)
 
 
-def end_round(registry: Registry, folder: Path, number: int, *, is_last: bool = False) -> None:
-    """End a round, and wait until its adapter, or the one before, is published, or not."""
+def begin_publishing(registry: Registry, folder: Path, number: int, *, is_last: bool = False) -> None:
+    """End a round, as the run does."""
     layer = LoraLayer(torch.full((4, 6), float(number)), torch.ones(5, 4), 2.0)
     save_adapter(Adapter({"blocks.0.query": layer}, {}, CONFIG), folder / "adapter")
     registry.heard(RoundEnded(report(number, is_last=is_last)))
+
+
+def end_round(registry: Registry, folder: Path, number: int, *, is_last: bool = False) -> None:
+    """End a round, and wait until its adapter, or the one before, is published, or not."""
+    begin_publishing(registry, folder, number, is_last=is_last)
     registry.close(is_finished=False)
 
 
@@ -118,7 +123,7 @@ def test_what_is_rolled_back_to_is_kept_and_offered_until_a_better_one_is_publis
         end_round(again, folder, number)
         assert offered(again) == ["digits-v0002", "digits-v0001"]
     assert [event.round for event in events if isinstance(event, NotPublished)] == [4, 5]
-    assert refused_rounds(folder)[4] == "its validation loss is 1.7, and the run is rolled back to round 2, with 1.5"
+    assert withheld_rounds(folder)[4] == "its validation loss is 1.7, and the run is rolled back to round 2, with 1.5"
     # Round 6 is better, which round 7 tells; its own is not known when the run is over.
     end_round(again, folder, 7)
     assert offered(again) == ["digits-v0004", "digits-v0002"]
@@ -140,15 +145,15 @@ def test_with_a_margin_the_newest_that_has_passed_is_published_and_the_last_one_
             end_round(registry, folder, number)
         assert [published.round for published in registry.adapters()] == [2, 1]
         end_round(registry, folder, 4)
-        assert refused_rounds(folder).keys() == {3}
+        assert withheld_rounds(folder).keys() == {3}
         end_round(registry, folder, 5, is_last=True)
         registry.close()
     assert [published.round for published in registry.adapters()] == [5, 2, 1]
     why = "its validation loss is 1.8, more than 10% above that of round 2, 1.5 (exchange.publish_margin)"
-    assert refused_rounds(folder)[3] == why
+    assert withheld_rounds(folder)[3] == why
     assert f"round 3 is not published: {why}" in caplog.text
     entries = [entry for entry in read_audit(folder).entries if entry["event"] == "not published"]
-    assert [(entry["round"], entry["reason"]) for entry in entries] == [(3, why), (4, refused_rounds(folder)[4])]
+    assert [(entry["round"], entry["reason"]) for entry in entries] == [(3, why), (4, withheld_rounds(folder)[4])]
     assert not list((folder / "published").glob("*.unfinished"))
 
 
@@ -157,7 +162,7 @@ def test_a_round_that_nobody_judged_is_not_published_and_is_said_at_the_end(fold
     end_round(registry, folder, 1)
     registry.close(is_finished=True)
     assert registry.adapters() == ()
-    assert refused_rounds(folder)[1].startswith("nobody has judged it")
+    assert withheld_rounds(folder)[1].startswith("nobody has judged it")
 
 
 def test_a_refusal_is_told_once_and_forgotten_once_the_round_is_published(folder: Path) -> None:
@@ -167,8 +172,20 @@ def test_a_refusal_is_told_once_and_forgotten_once_the_round_is_published(folder
         end_round(registry, folder, 1)
         registry.close(is_finished=True)
         assert len(events) == num_told
-    assert refused_rounds(folder) == {}
+    assert withheld_rounds(folder) == {}
     assert kept(folder) == ["digits-v0001"]
+
+
+def test_what_waits_for_its_score_when_a_rollback_is_undone_is_published_at_the_end(folder: Path) -> None:
+    registry = Registry(folder, check=lambda _folder: "")
+    for number in (1, 2):
+        end_round(registry, folder, number)
+    roll_back(folder, None)
+    begin_publishing(registry, folder, 3)
+    undo_rollback(folder)
+    registry.close(is_finished=True)
+    assert [published.round for published in registry.adapters()] == [3, 2, 1]
+    assert withheld_rounds(folder) == {}
 
 
 @pytest.mark.parametrize(

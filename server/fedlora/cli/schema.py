@@ -25,6 +25,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "server start": (f"{_HERE}:Outcome", "one"),
     "server status": ("fedlora.server.disk.status_reading:StatusContent", "one"),
     "server stop": (f"{_HERE}:Said", "one"),
+    "server renew": (f"{_HERE}:Said", "one"),
     "server audit": (f"{_HERE}:AuditLine", "lines"),
     "sites invite": (f"{_HERE}:Invited", "one"),
     "sites list": (f"{_HERE}:SiteTold", "list"),

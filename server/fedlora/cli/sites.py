@@ -9,14 +9,13 @@ import typer
 
 from fedlora.cli.json_output import Json, print_json, print_json_list
 from fedlora.cli.outputs import Invited, Said, SiteTold
-from fedlora.cli.server_options import DEFAULT_PORT, Identity, Out
-from fedlora.common.errors import ConfigError, StoreError
+from fedlora.cli.server_folder import authority_in, note_in, reached_at, run_in
+from fedlora.cli.server_options import Identity, Out
+from fedlora.common.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fedlora.server.disk.audit import Entry
-    from fedlora.server.identity.authority import Authority
 
 sites_app = typer.Typer(help="Who may take part: invite sites, list them, revoke them.", no_args_is_help=True)
 
@@ -60,14 +59,14 @@ def invite(
 
     if address is not None:
         split_address(address)
-    names = tuple(runs or (_run_of(out),))
-    authority = _authority(out, identity, ca)
-    join = f"fedlora client join {address or _reached_at(out)} --site SITE.toml"
+    names = tuple(runs or (run_in(out),))
+    authority = authority_in(out, identity, ca)
+    join = f"fedlora client join {address or reached_at(out)} --site SITE.toml"
     if authority.is_external:
         if token_file is not None:
             raise ConfigError("with a PKI of your own there is no token; leave out --token-file")
         authority.allow(name, names)
-        _note(out, {"event": "allowed", "site": name, "runs": list(names)})
+        note_in(out, {"event": "allowed", "site": name, "runs": list(names)})
         if as_json:
             print_json(Invited(name, names, None, None, None, f"{join} --ca CA.pem --cert CERT.pem --key KEY.pem"))
             return
@@ -75,7 +74,7 @@ def invite(
         print(f"  {join} --ca CA.pem --cert CERT.pem --key KEY.pem")
         return
     token = authority.invite(name, names, timedelta(hours=hours), datetime.now(UTC))
-    _note(out, {"event": "invited", "site": name, "runs": list(names), "hours": hours})
+    note_in(out, {"event": "invited", "site": name, "runs": list(names), "hours": hours})
     if token_file is not None:
         write_private_file(token_file, f"{token}\n".encode())
         if as_json:
@@ -100,7 +99,7 @@ def list_sites(out: Out, identity: Identity = None, as_json: Json = False) -> No
 
     from fedlora.cli.server_view import sites_table
 
-    records = _authority(out, identity, None).sites()
+    records = authority_in(out, identity, None).sites()
     if as_json:
         print_json_list(
             SiteTold(site.name, site.runs, site.status, _iso(site.invitation_expires), _iso(site.not_after))
@@ -121,8 +120,8 @@ def revoke(
     as_json: Json = False,
 ) -> None:
     """End a site's certificates and its invitation, at once and for good; it can be invited anew."""
-    _authority(out, identity, None).revoke(name)
-    _note(out, {"event": "revoked", "site": name})
+    authority_in(out, identity, None).revoke(name)
+    note_in(out, {"event": "revoked", "site": name})
     if as_json:
         print_json(Said("revoked", name))
     else:
@@ -131,65 +130,6 @@ def revoke(
 
 def _iso(when: datetime | None) -> str | None:
     return None if when is None else when.isoformat(timespec="seconds")
-
-
-def _authority(out: Path, identity: Path | None, ca: Path | None) -> "Authority":
-    from fedlora.server.identity.authority import Authority
-
-    folder = identity or _identity_of(out)
-    if ca is not None:
-        try:
-            return Authority.external(folder, ca.read_bytes())
-        except OSError as error:
-            raise ConfigError(f"{ca}: cannot be read ({error.strerror}); expected a file in PEM") from error
-    return Authority.kept(folder, datetime.now(UTC))
-
-
-def _identity_of(out: Path) -> Path:
-    """Return where the authority of a folder's server lies, which may be elsewhere than in that folder."""
-    from fedlora.common.run_folder import IDENTITY_FOLDER
-
-    recorded = _status_of(out).get("identity")
-    return Path(str(recorded)) if recorded else out / IDENTITY_FOLDER
-
-
-def _reached_at(out: Path) -> str:
-    """Return the address of a folder's server as far as it is known, with HOST for one that listens everywhere."""
-    host, _, port = str(_status_of(out).get("address") or "").rpartition(":")
-    return f"{'HOST' if host in ('', '[::]', '0.0.0.0') else host}:{port or DEFAULT_PORT}"
-
-
-def _status_of(out: Path) -> dict[str, object]:
-    from fedlora.server.disk.status_reading import checked_status
-    from fedlora.server.run_queue.store import RunStore, is_store
-
-    if is_store(out):
-        return RunStore(out).server()
-    try:
-        return checked_status(out)
-    except StoreError:
-        return {}  # Before the first start, or damaged: what is usual holds.
-
-
-def _note(out: Path, entry: "Entry") -> None:
-    """Write an entry to the run's audit log."""
-    from fedlora.server.disk.audit import AuditLog
-
-    if out.is_dir():
-        AuditLog(out).append(entry)
-
-
-def _run_of(out: Path) -> str:
-    from fedlora.common.run_file import load_run
-    from fedlora.common.run_folder import RUN_FILE
-    from fedlora.server.identity.site_records import ANY_RUN
-    from fedlora.server.run_queue.store import is_store
-
-    if is_store(out):
-        return ANY_RUN
-    if not (out / RUN_FILE).is_file():
-        raise StoreError(f"{out} holds no run; start the server first, or name the run with --run")
-    return load_run(out / RUN_FILE, aggregates_elsewhere=True).run.name
 
 
 def _runs_text(names: "Sequence[str]") -> str:

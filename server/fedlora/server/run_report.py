@@ -9,8 +9,8 @@ from fedlora.common.messages import SiteDescription
 from fedlora.common.run_file import to_toml
 from fedlora.common.run_folder import BEST_FOLDER
 from fedlora.server.disk.account import seconds_worked
-from fedlora.server.disk.published_folder import refused_rounds
 from fedlora.server.disk.store import RunFolder
+from fedlora.server.disk.withheld import withheld_rounds
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.report import Holding, Holdings, ShownAnswer, ShownExample, render_report
 from fedlora.server.report.data_notes import left_out_parts
@@ -56,7 +56,7 @@ def write_report(
         load_code=load_code(folder.path, config),
         notes=notes,
         versions=cast(Mapping[str, str], manifest.get("versions", {})),
-        unpublished=refused_rounds(folder.path),
+        unpublished=withheld_rounds(folder.path),
     )
     folder.write_report(html)
 

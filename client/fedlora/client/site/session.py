@@ -209,6 +209,8 @@ class Session:
             return what
         now = datetime.now(UTC)
         trouble = certificates.clock_trouble(self._latest.certificate, now, whose="this site's")
+        if not trouble and self._latest.server_name:
+            trouble = certificates.clock_trouble(self._latest.authority, now, whose="its server's authority's")
         if not trouble and any(word in what.lower() for word in ("handshake", "ssl", "certificate")):
             try:
                 shown = shown_certificate(self._address, timeout_seconds=_EXPLAIN_SECONDS)

@@ -2,13 +2,11 @@
 
     published/NAME-vNNNN/         an adapter (fedlora.common.published)
     published/rollback.json       a Rollback: what is offered in place of newer ones, and who has said so
-    unpublished.json              by round, why the newest ones that were refused are not published
 
 An operator rolls back, the server publishes: each holds the folder `published` meanwhile, whichever process it is.
 """
 
 import fcntl
-import json
 import logging
 import os
 import pwd
@@ -28,10 +26,8 @@ from fedlora.common.run_folder import PUBLISHED_FOLDER
 logger = logging.getLogger(__name__)
 
 ROLLBACK_FILE = "rollback.json"
-UNPUBLISHED_FILE = "unpublished.json"
 
 _VERSION = re.compile(r".+-v(\d{4,})")
-_KEPT_REFUSALS = 50
 
 
 @dataclass(frozen=True)
@@ -177,21 +173,6 @@ def published_held(run_folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def refused_rounds(run_folder: Path) -> dict[int, str]:
-    """Return by round why it is not published, of the newest that were refused."""
-    try:
-        found = json.loads((run_folder / UNPUBLISHED_FILE).read_bytes())
-        return {int(number): str(why) for number, why in found.items()}
-    except (OSError, ValueError, AttributeError):
-        return {}
-
-
-def write_refused_rounds(run_folder: Path, refused: dict[int, str]) -> None:
-    """Record why rounds are not published; of a long run the newest."""
-    newest = dict(sorted(refused.items())[-_KEPT_REFUSALS:])
-    write_file(run_folder / UNPUBLISHED_FILE, json.dumps(newest) + "\n")
 
 
 def account_name() -> str:

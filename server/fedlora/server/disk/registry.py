@@ -47,12 +47,11 @@ from fedlora.server.disk.published_folder import (
     published_held,
     published_in,
     read_rollback,
-    refused_rounds,
     stands,
-    write_refused_rounds,
 )
 from fedlora.server.disk.store import RunFolder
-from fedlora.server.record.events import Event, Listener, NotPublished, RoundEnded, RunStarted, ignore
+from fedlora.server.disk.withheld import Withheld
+from fedlora.server.record.events import Event, Listener, RoundEnded, RunStarted, ignore
 from fedlora.server.record.publish_gate import Losses, refusal
 from fedlora.server.record.round_report import RoundReport
 
@@ -98,7 +97,6 @@ class Registry:
         self._keep = keep
         self._check = check
         self._margin = margin
-        self._listener = listener
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._losses = Losses()
@@ -111,7 +109,7 @@ class Registry:
         for leftover in self._folder.glob(f"*{_UNFINISHED}"):
             shutil.rmtree(leftover, ignore_errors=True)
         self._adapters = published_in(folder)
-        self._refused = refused_rounds(folder)
+        self._withheld = Withheld(folder, listener)
         self._rollback = read_rollback(folder)
 
     def heard(self, event: Event) -> None:
@@ -176,8 +174,10 @@ class Registry:
 
         What is not published by then is when the same command is given again.
         """
-        if is_finished and self._unjudged is not None:
-            self._refuse(self._unjudged, self._refusal(self._unjudged.report.round))
+        if is_finished and (unjudged := self._unjudged) is not None:
+            self._unjudged = None
+            self.look()
+            self._queue_if_good(unjudged)
         most = LAST_CHECK_SECONDS if is_finished else STOP_SECONDS
         with self._changed:
             if not self._changed.wait_for(lambda: not self._is_publishing, most):
@@ -201,18 +201,9 @@ class Registry:
             is_gated = self._margin is not None or stands(self._adapters, self._rollback)
         if new is not None and is_gated and self._losses.of(report.round) is None:
             self._unjudged, new = new, None
-        good: list[_Candidate] = []
         for candidate in (judged, new):
-            if candidate is None:
-                continue
-            if why := self._refusal(candidate.report.round):
-                self._refuse(candidate, why)
-            else:
-                good.append(candidate)
-        for candidate in good[:-1]:
-            self._pass_over(candidate)
-        if good:
-            self._queue(good[-1])
+            if candidate is not None:
+                self._queue_if_good(candidate)
 
     def _linked(self, report: RoundReport) -> _Candidate | None:
         if report.round == 0:
@@ -227,7 +218,10 @@ class Registry:
             return None
         return candidate
 
-    def _queue(self, candidate: _Candidate) -> None:
+    def _queue_if_good(self, candidate: _Candidate) -> None:
+        if why := self._refusal(candidate.report.round):
+            self._refuse(candidate, why)
+            return
         with self._changed:
             passed_over, self._waiting = self._waiting, candidate
             if not self._is_publishing:
@@ -255,22 +249,8 @@ class Registry:
         )
 
     def _refuse(self, candidate: _Candidate, why: str) -> None:
-        """Say, once, that an adapter is not published, and keep the reason beside what is."""
         shutil.rmtree(candidate.folder, ignore_errors=True)
-        round = candidate.report.round
-        if self._refused.get(round) == why:
-            return
-        logger.error("round %d is not published: %s", round, why)
-        self._record({**self._refused, round: why})
-        self._listener(NotPublished(round, why))
-
-    def _record(self, refused: dict[int, str]) -> None:
-        if refused != self._refused:
-            self._refused = refused
-            try:
-                write_refused_rounds(self._run_folder, refused)
-            except StoreError as error:
-                logger.error("%s", error)
+        self._withheld.tell(candidate.report.round, why)
 
     def _publish_all(self) -> None:
         while True:
@@ -324,7 +304,7 @@ class Registry:
             for old in gone:
                 self._remove(old.name)
         logger.info("published %s", published.name)
-        self._record({number: why for number, why in self._refused.items() if number != round})
+        self._withheld.forget(round)
 
     def _described(self, report: RoundReport, files: tuple[PublishedFile, ...]) -> Published:
         config = load_run(self._run_folder / RUN_FILE, aggregates_elsewhere=True)

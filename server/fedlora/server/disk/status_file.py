@@ -19,9 +19,10 @@ from fedlora.common.locks import is_held
 from fedlora.common.run_folder import LOCK_FILE, MANIFEST_FILE, STATUS_FILE
 from fedlora.server.disk.account import process_records, seconds_worked
 from fedlora.server.disk.audit import AuditLog
-from fedlora.server.disk.published_folder import published_in, read_rollback, refused_rounds, stands
+from fedlora.server.disk.published_folder import published_in, read_rollback, stands
 from fedlora.server.disk.run_state import last_word, state_of
 from fedlora.server.disk.status_reading import checked_status
+from fedlora.server.disk.withheld import withheld_rounds
 from fedlora.server.record.events import Event, RunStarted, SiteChanged, UpdateArrived
 from fedlora.server.record.running_summary import RunningSummary, ended
 from fedlora.server.report.numbers import perplexity
@@ -176,7 +177,7 @@ def read_status(folder: Path) -> Status:
         "last_word": last_word(content, seen),
         "seconds_of_run": seconds_worked(folder),
         "rolled_back": None if rollback is None else dataclasses.asdict(rollback),
-        "not_published": {str(number): why for number, why in refused_rounds(folder).items()},
+        "not_published": {str(number): why for number, why in withheld_rounds(folder).items()},
     }
 
 

@@ -1,7 +1,8 @@
 """Who may take part: the server's own authority, or an external one, and a record for each site.
 
     DIR/identity/             folder 0700, keys 0600
-        ca.key, ca.pem        the authority that signs the sites' certificates; none where it is external
+        ca.key, ca.pem        the authority that signs the sites' certificates; none where it is external. The key
+                              stays, its certificate is renewed in good time
         server.key, server.pem
         sites/                what is known of each site, see `site_records`
 
@@ -29,6 +30,7 @@ from fedlora.server.identity.site_records import SiteRecord, SiteRecords, with_c
 logger = logging.getLogger(__name__)
 
 _LOCK_FILE = ".lock"
+_CERTIFICATE_FILE = "ca.pem"
 
 AccessCode = Literal[
     "unknown_site", "revoked", "expired", "other_run", "not_a_site", "not_invited", "bad_request", "external"
@@ -63,7 +65,7 @@ class Authority:
         Raises:
             StoreError: the folder cannot be used, or its key or certificate is missing or damaged.
         """
-        key_path, certificate_path = folder / "ca.key", folder / "ca.pem"
+        key_path, certificate_path = folder / "ca.key", folder / _CERTIFICATE_FILE
         with _locked(folder):
             if not certificate_path.exists() and not key_path.exists():
                 write_private_file(key_path, certificates.generate_key())
@@ -71,9 +73,7 @@ class Authority:
             try:
                 if not certificate_path.exists():
                     write_file(certificate_path, certificates.authority_certificate(key, now=now))
-                certificate = _read(certificate_path)
-                certificates.check_fits(key, certificate)
-                certificates.check_not_expired(certificate, now)
+                certificate = _renewed_in_time(folder, key, now)
             except ConfigError as error:
                 raise StoreError(f"{folder}: ca.key and ca.pem cannot be used ({error}); restore them") from error
         return cls(folder, certificate, key)
@@ -88,7 +88,7 @@ class Authority:
         if not folder.is_dir():
             raise StoreError(f"{folder}: there is no server's identity; start the server first")
         version_of(folder, AUTHORITY_FOLDER)
-        if (folder / "ca.key").exists() or (folder / "ca.pem").exists():
+        if (folder / "ca.key").exists() or (folder / _CERTIFICATE_FILE).exists():
             return cls.open(folder, now)
         return cls(folder, b"", None)
 
@@ -109,6 +109,22 @@ class Authority:
         """Whether somebody else signs the certificates, the server's too."""
         return self._ca_key is None
 
+    def renew_authority(self, now: datetime) -> datetime:
+        """Give the authority a new certificate for its key, and return when that ends.
+
+        What it has signed stays good, and so do the tokens given out: whoever has its former certificate knows its key
+        until that ends, and a site gets the new one with its own next certificate.
+
+        Raises:
+            AccessRefused: external; the authority is external.
+            StoreError: the folder cannot be written.
+        """
+        key, _ = self._signer()
+        with _locked(self._folder):
+            self.ca_pem = certificates.authority_certificate(key, now=now)
+            write_file(self._folder / _CERTIFICATE_FILE, self.ca_pem)
+        return certificates.expiry(self.ca_pem)
+
     def server_pair(self, now: datetime) -> tuple[bytes, bytes]:
         """Return the server's key, and its certificate followed by the authority's; renewed in good time.
 
@@ -116,15 +132,17 @@ class Authority:
             AccessRefused: external; the authority is external.
             StoreError: the folder cannot be used.
         """
-        signer = self._signer()
+        authority_key, _ = self._signer()
         key_path, certificate_path = self._folder / "server.key", self._folder / "server.pem"
         with _locked(self._folder):
+            # The command line may have renewed it.
+            self.ca_pem = _renewed_in_time(self._folder, authority_key, now)
             if certificate_path.exists() and key_path.exists():
                 key, certificate = _read(key_path), _read(certificate_path)
                 if _is_good(key, certificate, self.ca_pem, now):
                     return key, certificate + self.ca_pem
             key = certificates.generate_key()
-            certificate = certificates.server_certificate(key, authority=signer, now=now)
+            certificate = certificates.server_certificate(key, authority=(authority_key, self.ca_pem), now=now)
             write_private_file(key_path, key)
             write_file(certificate_path, certificate)
         return key, certificate + self.ca_pem
@@ -293,6 +311,24 @@ def _with_former_runs(former: SiteRecord | None, runs: Sequence[str]) -> tuple[s
     """Return the runs, after those that a site which has a good certificate may use already."""
     is_enrolled = former is not None and former.status != "revoked" and former.certificates != ()
     return tuple(dict.fromkeys([*(former.runs if former is not None and is_enrolled else ()), *runs]))
+
+
+def _renewed_in_time(folder: Path, key: bytes, now: datetime) -> bytes:
+    """Return the certificate of a folder's authority, which has this key; a new one where the former nears its end.
+
+    Raises:
+        StoreError: it is damaged, is another key's, or cannot be read or written.
+    """
+    certificate = _read(folder / _CERTIFICATE_FILE)
+    try:
+        certificates.check_fits(key, certificate)
+    except ConfigError as error:
+        raise StoreError(f"{folder}: ca.key and ca.pem cannot be used ({error}); restore them") from error
+    if certificates.needs_renewal(certificate, now):
+        certificate = certificates.authority_certificate(key, now=now)
+        write_file(folder / _CERTIFICATE_FILE, certificate)
+        logger.info("Renewed the authority; it is good until %s", f"{certificates.expiry(certificate):%Y-%m-%d}")
+    return certificate
 
 
 def _is_good(key: bytes, certificate: bytes, authority: bytes, now: datetime) -> bool:

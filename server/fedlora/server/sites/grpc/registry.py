@@ -99,10 +99,10 @@ class RegistryService(RegistryServiceServicer):
                 offered = registry.adapters()
                 # Whoever has one that an operator has gone back from gets the one that he has gone back to.
                 back = offered[:1] if registry.is_withdrawn(sent) else ()
-                for published in (*back, *reversed(offered)):
-                    if published in back or published.version > sent:
-                        yield registry_pb2.WatchAdaptersResponse(adapter=to_message(published))
-                        sent = published.version
+                newer = tuple(published for published in reversed(offered) if published.version > sent)
+                for published in back or newer:
+                    yield registry_pb2.WatchAdaptersResponse(adapter=to_message(published))
+                    sent = published.version
                 if is_finished is not None:
                     break
                 try:
