@@ -8,6 +8,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from command_line import require_command
 from images import DEPLOY, stages_of
 from programs import judged, program
 
@@ -148,6 +149,16 @@ def test_gpus_are_asked_for_by_clients_alone_and_the_image_follows(tmp_path: Pat
     assert found["fl-fedlora-client-mnist"] == ("fedlora-client:1", {"amd.com/gpu": 2, "memory": "16Gi"})
     assert found["fl-fedlora-client-sans"] == ("fedlora-server:1", {"memory": "16Gi"})
     assert found["fl-fedlora-server"] == ("fedlora-server:1", {"memory": "4Gi"})
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_containers_start_commands_that_there_are(name: str, tmp_path: Path) -> None:
+    for _, _, container in pods_in(rendered(tmp_path, VALUES[name])):
+        require_command(container["args"])
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            command = container.get(probe, {}).get("exec", {}).get("command", [])
+            if command[:1] == ["fedlora"]:
+                require_command(command[1:])
 
 
 def test_run_and_site_files_are_such_as_the_command_reads(tmp_path: Path) -> None:
