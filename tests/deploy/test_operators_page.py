@@ -5,8 +5,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,7 +75,7 @@ def test_a_walk_through_server_clients_and_watch_works_to_the_letter(tmp_path: P
                 process.wait_for("listening on" if words[1] == "server" else "connected to", SECONDS)
                 continue
             if words[1:3] == ["server", "stop"]:
-                wait_until(lambda: "round 1/10" in started[0].text)
+                started[0].wait_for(r"round +1/10", SECONDS)
             program_path = Path(sys.executable).with_name("fedlora") if words[0] == "fedlora" else words[0]
             done = subprocess.run([program_path, *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
             assert done.returncode == 0, (words, done.stdout, done.stderr)
@@ -95,10 +93,3 @@ def _mapped(word: str, replaced: dict[str, str]) -> str:
     for former, latter in replaced.items():
         word = word.replace(former, latter)
     return word
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
