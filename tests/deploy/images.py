@@ -91,7 +91,7 @@ def services_of(compose: Path, stages: Mapping[str, Stage]) -> dict[str, Service
     return services
 
 
-def run_as_folders(service: Service, folder: Path) -> dict[str, Path]:
+def laid_out(service: Service, folder: Path) -> dict[str, Path]:
     """Return where the paths of a service lie in `folder`: volumes by their names, files copied and mapped as well."""
     paths: dict[str, Path] = {}
     for target, source in service.mounts.items():

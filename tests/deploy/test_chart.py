@@ -1,6 +1,8 @@
 """The Helm chart, rendered by helm and judged by Kubernetes' own schemas."""
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from command_line import require_command
 from images import DEPLOY, stages_of
 from programs import judged, program
 
@@ -72,7 +75,7 @@ Manifest = dict[str, Any]
 def helm(verb: str, folder: Path, values: dict[str, Any], *options: str) -> Any:
     path = folder / "values.yaml"
     path.write_text(yaml.safe_dump(values))
-    name = ["fl"] if verb == "template" else []
+    name = [] if verb == "lint" else ["fl"]
     return judged(program("helm"), verb, *name, CHART, "--values", path, *options)
 
 
@@ -80,6 +83,12 @@ def rendered(folder: Path, values: dict[str, Any]) -> list[Manifest]:
     done = helm("template", folder, values)
     assert done.returncode == 0, done.stderr
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
+
+
+def workloads_in(manifests: list[Manifest]) -> list[tuple[str, str]]:
+    """Return kind and name of what has pods."""
+    found = ((manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests)
+    return [(kind, name) for kind, name in found if kind in ("StatefulSet", "Deployment")]
 
 
 def pods_in(manifests: list[Manifest]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -136,7 +145,14 @@ def test_services_and_policies_choose_the_pods_that_there_are(name: str, tmp_pat
             if manifest["kind"] == "NetworkPolicy"
         ),
     ]
-    for selector in selectors:
+    peers = [
+        peer["podSelector"]["matchLabels"]
+        for manifest in manifests
+        if manifest["kind"] == "NetworkPolicy"
+        for rule in manifest["spec"]["egress"]
+        for peer in rule.get("to", [])
+    ]
+    for selector in (*selectors, *peers):
         assert sum(selector.items() <= each.items() for each in labels) == 1, selector
     assert len([manifest for manifest in manifests if manifest["kind"] == "NetworkPolicy"]) == len(workloads)
 
@@ -148,6 +164,27 @@ def test_gpus_are_asked_for_by_clients_alone_and_the_image_follows(tmp_path: Pat
     assert found["fl-fedlora-client-mnist"] == ("fedlora-client:1", {"amd.com/gpu": 2, "memory": "16Gi"})
     assert found["fl-fedlora-client-sans"] == ("fedlora-server:1", {"memory": "16Gi"})
     assert found["fl-fedlora-server"] == ("fedlora-server:1", {"memory": "4Gi"})
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_containers_start_commands_that_there_are(name: str, tmp_path: Path) -> None:
+    for _, _, container in pods_in(rendered(tmp_path, VALUES[name])):
+        require_command(container["args"])
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            command = container.get(probe, {}).get("exec", {}).get("command", [])
+            if command[:1] == ["fedlora"]:
+                require_command(command[1:])
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_the_notes_name_commands_and_workloads_that_there_are(name: str, tmp_path: Path) -> None:
+    done = helm("install", tmp_path, VALUES[name], "--dry-run=client")
+    assert done.returncode == 0, done.stderr
+    notes = done.stdout.partition("NOTES:")[2]
+    there = {f"{kind.lower()}/{name}" for kind, name in workloads_in(rendered(tmp_path, VALUES[name]))}
+    assert set(re.findall(r"(?:statefulset|deployment)/\S+", notes)) == there
+    for words in re.findall(r"-- fedlora (.*)", notes):
+        require_command(shlex.split(words))
 
 
 def test_run_and_site_files_are_such_as_the_command_reads(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from deployment import Process, free_port
-from images import DEPLOY, all_mapped, environment_of, run_as_folders, services_of, stages_of
+from images import DEPLOY, all_mapped, environment_of, laid_out, services_of, stages_of
 from programs import judged, program
 
 from fedlora.common.run_file import load_run, to_toml
@@ -22,8 +22,8 @@ STAGES = stages_of(DEPLOY / "Dockerfile")
 SERVICES = services_of(DEPLOY / "compose.yaml", STAGES)
 SITES = ("mnist", "sans")
 SECONDS = 120.0
-# The same model over smaller pictures, a few of them.
-SHORT = ["federation.rounds=1", "train.steps=2", "task.image_size=28", "evaluation.round_examples=32"]
+# The same model over smaller pictures, and few of them to be judged by.
+SHORT = ["federation.rounds=1", "train.steps=2", "task.image_size=28", "data.test=0.03"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -96,7 +96,7 @@ def stopped_at_the_end() -> Iterator[list[Process]]:
 def test_a_federation_runs_by_the_words_of_the_compose_file(tmp_path: Path, stopped_at_the_end: list[Process]) -> None:
     port = str(free_port())
     addresses = {"server:8470": f"127.0.0.1:{port}", "8470": port}
-    folders = {name: run_as_folders(service, tmp_path) for name, service in SERVICES.items()}
+    folders = {name: laid_out(service, tmp_path) for name, service in SERVICES.items()}
     environment = {name: image_environment(folders[name]) for name in SERVICES}
     run_file = folders["server"]["/etc/fedlora/run.toml"]
     run_file.write_text(to_toml(load_run(run_file, SHORT)))

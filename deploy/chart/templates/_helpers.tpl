@@ -3,6 +3,11 @@
 {{- $name | trunc 40 | trimSuffix "-" -}}
 {{- end }}
 
+{{/* What a site's client is called: dict "root" $ "site" NAME. */}}
+{{- define "fedlora.client" -}}
+{{- printf "%s-client-%s" (include "fedlora.name" .root) .site | trunc 63 | trimSuffix "-" -}}
+{{- end }}
+
 {{/* Labels by which one component's pods are chosen: dict "root" $ "component" NAME. */}}
 {{- define "fedlora.selector" -}}
 app.kubernetes.io/name: fedlora
