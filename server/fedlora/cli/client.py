@@ -128,5 +128,5 @@ def _control(path: Path, wish: str, done: str) -> None:
     from fedlora.client.site.site_file import load_site, state_folder
     from fedlora.client.site.state import SiteState
 
-    SiteState(state_folder(path, load_site(path))).control(wish)
+    SiteState(state_folder(path, load_site(path, needs_data=False))).control(wish)
     print(done)
