@@ -98,8 +98,8 @@ def test_three_rounds_learn_and_are_scored_by_tokens(make_bench: MakeBench, chat
 def test_the_first_adapter_and_the_words_of_an_update_are_those_of_fedloras_own_training(
     make_bench: MakeBench, chat_run: MakeRun
 ) -> None:
-    bench = make_bench(scripts.make_trainer_with_lora)
     config = chat_run()
+    bench = make_bench(partial(scripts.make_trainer, model=scripts.with_lora(config, lora_dropout=0.3)))
     workbench = Workbench(config, load_federated_data(config))
     assert initial_of(bench) == initial_of(workbench)
     own, ours = bench.describe("north"), workbench.describe("de")
@@ -152,6 +152,31 @@ def test_the_schedule_spans_the_run_and_steps_count_from_the_rounds_start(make_b
     trainer.trainer.train()
     assert steps.rates == whole.rates
     assert steps.numbers == [0, 1, 2, 3] * 3
+
+
+class Noted(list[Any]):
+    """Examples, and the places of those that were taken, in their order."""
+
+    def __init__(self, examples: list[Any]) -> None:
+        super().__init__(examples)
+        self.taken: list[int] = []
+
+    def __getitem__(self, place: Any) -> Any:
+        self.taken.append(place)
+        return super().__getitem__(place)
+
+
+def test_each_round_takes_its_own_examples_and_the_same_ones_when_it_is_done_again(make_bench: MakeBench) -> None:
+    noted = Noted([{"input_ids": [5 + place, 6]} for place in range(40)])
+    bench = make_bench(partial(scripts.make_trainer, train_dataset=noted, data_seed=3))
+    orders = []
+    for number in (1, 2, 1):
+        noted.taken.clear()
+        bench.train("north", asked(initial_of(bench), number))
+        orders.append(noted.taken[:12])
+    assert orders[0] == orders[2]
+    assert orders[0] != orders[1]
+    assert len(set(orders[0])) == 12
 
 
 def test_epochs_are_over_the_scripts_own_batches(make_bench: MakeBench) -> None:
