@@ -94,3 +94,14 @@ def test_the_threat_model_names_tests_that_there_are() -> None:
     }
     assert len(named) > 40
     assert named <= there
+
+
+def test_the_readmes_trainer_is_that_of_the_script_in_deploy() -> None:
+    (example,) = (
+        code
+        for code in re.findall(
+            r"```python\n(.*?)```", (DEPLOY.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL
+        )
+        if "def make_trainer" in code
+    )
+    assert (DEPLOY / "runs" / "own_trainer.py").read_text(encoding="utf-8").endswith(f"\n{example}")

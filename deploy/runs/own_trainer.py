@@ -29,13 +29,11 @@ def make_trainer(client, run):
     rows = [json.loads(line) for line in Path("data/chat.jsonl").read_text(encoding="utf-8").splitlines()]
     chats = [row["messages"] for row in rows if row["language"] == client]
     examples = [tokenizer(tokenizer.apply_chat_template(chat, tokenize=False)) for chat in chats]
-    return Trainer(
-        model=AutoModelForCausalLM.from_pretrained(run.model.name, dtype=run.model.dtype),
-        args=TrainingArguments("trainer", per_device_train_batch_size=8, learning_rate=5e-3, report_to="none"),
-        train_dataset=[example for place, example in enumerate(examples) if place % 5],
-        eval_dataset=examples[::5],
-        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
-    )
+    num_held = len(examples) // 5
+    args = TrainingArguments("trainer", per_device_train_batch_size=8, learning_rate=5e-3, report_to="none")
+    model = AutoModelForCausalLM.from_pretrained(run.model.name, dtype=run.model.dtype)
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    return Trainer(model, args, collator, train_dataset=examples[num_held:], eval_dataset=examples[:num_held])
 
 
 if __name__ == "__main__":  # trainers train in processes of their own, which import this file

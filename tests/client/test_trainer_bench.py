@@ -1,7 +1,6 @@
 """A worker over a script's own trainer: its rounds, its scores, and what of it is refused before it trains."""
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 import torch
 import trainer_scripts as scripts
 from safetensors.torch import load, save
-from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainerState
 
 from fedlora.adapters import unpack
@@ -21,7 +19,7 @@ from fedlora.client.worker.own_site import OwnSite
 from fedlora.client.worker.trainer_bench import TrainerBench
 from fedlora.client.worker.workbench import Workbench
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import ConfigError, DataError, FedloraError, ModelError
+from fedlora.common.errors import ModelError
 from fedlora.common.messages import OK, EvaluateRequest, InitialiseRequest, TrainReceipt, TrainRequest
 from fedlora.training.data import load_federated_data
 from fedlora.training.optimizer_state import MomentsFolder
@@ -100,8 +98,8 @@ def test_three_rounds_learn_and_are_scored_by_tokens(make_bench: MakeBench, chat
 def test_the_first_adapter_and_the_words_of_an_update_are_those_of_fedloras_own_training(
     make_bench: MakeBench, chat_run: MakeRun
 ) -> None:
-    bench = make_bench(scripts.make_trainer_with_lora)
     config = chat_run()
+    bench = make_bench(partial(scripts.make_trainer, model=scripts.with_lora(config, lora_dropout=0.3)))
     workbench = Workbench(config, load_federated_data(config))
     assert initial_of(bench) == initial_of(workbench)
     own, ours = bench.describe("north"), workbench.describe("de")
@@ -154,6 +152,31 @@ def test_the_schedule_spans_the_run_and_steps_count_from_the_rounds_start(make_b
     trainer.trainer.train()
     assert steps.rates == whole.rates
     assert steps.numbers == [0, 1, 2, 3] * 3
+
+
+class Noted(list[Any]):
+    """Examples, and the places of those that were taken, in their order."""
+
+    def __init__(self, examples: list[Any]) -> None:
+        super().__init__(examples)
+        self.taken: list[int] = []
+
+    def __getitem__(self, place: Any) -> Any:
+        self.taken.append(place)
+        return super().__getitem__(place)
+
+
+def test_each_round_takes_its_own_examples_and_the_same_ones_when_it_is_done_again(make_bench: MakeBench) -> None:
+    noted = Noted([{"input_ids": [5 + place, 6]} for place in range(40)])
+    bench = make_bench(partial(scripts.make_trainer, train_dataset=noted, data_seed=3))
+    orders = []
+    for number in (1, 2, 1):
+        noted.taken.clear()
+        bench.train("north", asked(initial_of(bench), number))
+        orders.append(noted.taken[:12])
+    assert orders[0] == orders[2]
+    assert orders[0] != orders[1]
+    assert len(set(orders[0])) == 12
 
 
 def test_epochs_are_over_the_scripts_own_batches(make_bench: MakeBench) -> None:
@@ -218,87 +241,3 @@ def test_a_loss_that_is_no_number_is_told_as_such(make_bench: MakeBench) -> None
 
 def _nothing(outputs: Any, _labels: Any, **_kwargs: Any) -> torch.Tensor:
     return outputs["logits"].sum() * float("nan")
-
-
-class Endless(IterableDataset[Any]):
-    """A data set without a length."""
-
-    def __iter__(self) -> Iterator[Any]:
-        return itertools.repeat({"input_ids": [5, 6]})
-
-
-def _raises(_client: str, _run: RunConfig) -> Any:
-    raise KeyError("a secret")
-
-
-def _changed(_client: str, run: RunConfig) -> Any:
-    trainer = scripts.make_trainer(_client, run)
-    with torch.no_grad():
-        trainer.model.lm_head.weight[0, 0] += 1
-    return trainer
-
-
-def _half(client: str, run: RunConfig) -> Any:
-    trainer = scripts.make_trainer(client, run)
-    trainer.model.bfloat16()
-    return trainer
-
-
-def _with_lora(**changes: Any) -> Any:
-    return lambda client, run: scripts.make_trainer(client, run, model=scripts.with_lora(run, **changes))
-
-
-def _unfrozen(client: str, run: RunConfig) -> Any:
-    model = scripts.with_lora(run)
-    model.get_base_model().lm_head.weight.requires_grad_(True)
-    return scripts.make_trainer(client, run, model=model)
-
-
-def _quantised(client: str, run: RunConfig) -> Any:
-    trainer = scripts.make_trainer(client, run)
-    trainer.model.is_quantized = True
-    return trainer
-
-
-@pytest.mark.parametrize(
-    ("make_trainer", "sections", "kind", "words"),
-    [
-        (lambda _client, _run: None, {}, ConfigError, "make_trainer returned NoneType; expected a transformers.Trainer"),
-        (_raises, {}, ModelError, "make_trainer raised KeyError: 'a secret'"),
-        (_changed, {}, ModelError, "the model's lm_head.weight has other values than the run's"),
-        (_half, {}, ModelError, r"the model's \S+ is bfloat16 \(.*\), the run's float32"),
-        (_with_lora(r=2), {}, ModelError, r"lora_A.weight is \(2, 32\), the run's \(4, 32\) \(lora.rank = 4\)"),
-        (_with_lora(lora_alpha=4), {}, ModelError, "acts with 1 B A, the run's with 4 B A"),
-        (_with_lora(target_modules=["k_proj"]), {}, ModelError, "trains 4 tensors, of k_proj; the run 8, of q_proj, v_proj"),
-        (_unfrozen, {}, ModelError, "trains base_model.model.lm_head.weight, which the run's adapter does not have"),
-        (_quantised, {}, ConfigError, "the model's weights are quantised"),
-        (partial(scripts.make_trainer, load_best_model_at_end=True, eval_strategy="steps"), {}, ConfigError, "load_best_model"),
-        (partial(scripts.make_trainer, train_dataset=Endless(), max_steps=1), {}, DataError, "the data set for training is .*no length"),
-        (partial(scripts.make_trainer, train_dataset=[]), {}, DataError, "train_dataset has no examples"),
-        (partial(scripts.make_trainer, eval_dataset={"dev": []}), {}, DataError, "eval_dataset has 'dev'"),
-        (partial(scripts.make_trainer, optim="adafactor"), {}, ConfigError, '"keep" needs an optimiser of torch .*Adafactor'),
-        (
-            partial(scripts.make_trainer, per_device_train_batch_size=64, dataloader_drop_last=True),
-            {},
-            DataError,
-            "the trainer did no step: 40 examples give no whole batch",
-        ),
-        (
-            partial(scripts.make_trainer, compute_metrics=lambda _judged: {"f1": 1.0}),
-            {},
-            ConfigError,
-            "the run's metric is 'token accuracy', and evaluate.. gives .*eval_f1",
-        ),
-        (scripts.make_trainer, {"train": {"proximal_mu": 0.1}}, ConfigError, "train.proximal_mu = 0.1 is of fedlora's own"),
-        (scripts.make_trainer, {"train": {"client_momentum": 0.5}}, ConfigError, "train.client_momentum = 0.5 is of"),
-        (scripts.make_trainer, {"federation": {"weighting": "tokens"}}, ConfigError, 'weighting = "tokens" is of'),
-    ],
-)  # fmt: skip
-def test_what_does_not_fit_the_run_is_refused_before_it_trains(
-    make_bench: MakeBench, make_trainer: Any, sections: dict[str, Any], kind: type[FedloraError], words: str
-) -> None:
-    train = {"optimizer_state": "keep", **sections.get("train", {})}
-    bench = make_bench(make_trainer, **{**sections, "train": train})
-    with pytest.raises(kind, match=words) as refused:
-        bench.rehearse("north")
-    assert "\n" not in str(refused.value)

@@ -307,8 +307,8 @@ def test_what_no_peer_hears_is_local() -> None:
     }
     assert local == {
         "SiteDescription.labels", "SiteDescription.base_model", "SiteDescription.notes",
-        "SiteDescription.adapter_bytes", "SiteDescription.adapted_bytes", "TrainReceipt.wire_bytes",
-        "TrainReceipt.wire_sha256", "EvaluateReceipt.answers", "Failure.text",
+        "SiteDescription.adapter_bytes", "SiteDescription.adapted_bytes", "SiteDescription.step_examples",
+        "TrainReceipt.wire_bytes", "TrainReceipt.wire_sha256", "EvaluateReceipt.answers", "Failure.text",
     }  # fmt: skip
 
 

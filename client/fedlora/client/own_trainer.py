@@ -26,7 +26,7 @@ from fedlora.client.worker.importable import require_importable
 from fedlora.client.worker.process import is_starting_worker
 from fedlora.common.addresses import require_loopback, split_address
 from fedlora.common.certificates import parse_token
-from fedlora.common.errors import RunError
+from fedlora.common.errors import ConfigError, RunError
 from fedlora.common.pem_files import PemFiles
 
 if TYPE_CHECKING:
@@ -68,7 +68,13 @@ def join(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     logging.getLogger("flwr").setLevel(logging.WARNING)
     path = Path(site)
-    config = load_site(path, brings_trainer=True)
+    config = load_site(path, needs_data=False)
+    for is_set, key in (
+        (not config.brings_trainer, "[data]"),
+        ("device" in config.worker.model_fields_set, "worker.device"),
+    ):
+        if is_set:
+            raise ConfigError(f"{path}: {key} is set, and the trainer decides on that; remove it")
     split_address(address)
     if insecure:
         require_loopback(address)

@@ -89,7 +89,9 @@ class Caller:
         from fedlora.client.site.site_file import load_site, state_folder
 
         if self.site is not None:
-            return credentials_of(SiteIdentity.load(state_folder(self.site, load_site(self.site)), self.address))
+            return credentials_of(
+                SiteIdentity.load(state_folder(self.site, load_site(self.site, needs_data=False)), self.address)
+            )
         return None if files is None else credentials_of(identity_from(files))
 
 

@@ -118,7 +118,7 @@ def status(site: SiteFile, as_json: Json = False) -> None:
     from fedlora.client.site.site_file import load_site, state_folder
     from fedlora.client.site.state import SiteState
 
-    config = load_site(site)
+    config = load_site(site, needs_data=False)
     state = SiteState(state_folder(site, config))
     state.require_client()
     standing = "paused" if state.wish() == "paused" else "at work"
@@ -157,7 +157,7 @@ def _control(path: Path, wish: str, done: str, more: str = "", *, as_json: bool)
     from fedlora.client.site.site_file import load_site, state_folder
     from fedlora.client.site.state import SiteState
 
-    config = load_site(path)
+    config = load_site(path, needs_data=False)
     SiteState(state_folder(path, config)).control(wish)
     if as_json:
         print_json(Said(done, config.site.name))

@@ -74,6 +74,8 @@ def fingerprint(subject: Subject) -> Iterator[Finding]:
 def data(subject: Subject) -> Iterator[Finding]:
     """Find out whether what the data are named by is there; `fedlora data preview` looks into it."""
     if subject.site is not None and subject.path is not None:
+        if subject.site.brings_trainer:
+            return
         name, beside = subject.site.data.path, subject.path.parent
     elif subject.run is not None and subject.folder is None:
         name, beside = subject.run.data.path, Path()

@@ -58,7 +58,7 @@ def subject_of(path: Path | None) -> Subject:
             raise ConfigError(f"{path}: no {RUN_FILE}; expected a run's folder, a run file or a site file")
         return Subject(path, run=load_run(path / RUN_FILE, aggregates_elsewhere=True), folder=path)
     if _is_site(path):
-        return Subject(path, site=load_site(path))
+        return Subject(path, site=load_site(path, needs_data=False))
     return Subject(path, run=load_run(path))
 
 

@@ -85,11 +85,11 @@ class SiteConfig(Section):
         return self.data.path == _BROUGHT
 
 
-def load_site(path: Path, *, brings_trainer: bool = False) -> SiteConfig:
+def load_site(path: Path, *, needs_data: bool = True) -> SiteConfig:
     """Return the site in a TOML file.
 
     Args:
-        brings_trainer: whether the data, and the device, are a trainer's, and the file does not name them.
+        needs_data: whether it must name data; without, one that names none is a site with a trainer of its own.
 
     Raises:
         ConfigError: the file is missing or no TOML, or a key or value is wrong; one line for each finding.
@@ -102,23 +102,13 @@ def load_site(path: Path, *, brings_trainer: bool = False) -> SiteConfig:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    if brings_trainer:
-        table = _with_trainer(path, table)
+    if not needs_data and "data" not in table:
+        table["data"] = {"path": _BROUGHT}
     try:
         return SiteConfig.model_validate(table)
     except ValidationError as error:
         lines = [_finding(path, table, detail["loc"], detail["type"], detail["msg"]) for detail in error.errors()]
         raise ConfigError("\n".join(lines)) from error
-
-
-def _with_trainer(path: Path, table: dict[str, object]) -> dict[str, object]:
-    """Return a site's table with its trainer for its data."""
-    worker = table.get("worker")
-    is_device_set = isinstance(worker, dict) and "device" in worker
-    for is_set, key in (("data" in table, "[data]"), (is_device_set, "worker.device")):
-        if is_set:
-            raise ConfigError(f"{path}: {key} is set, and a trainer of one's own decides on that; remove it")
-    return {**table, "data": {"path": _BROUGHT}}
 
 
 def state_folder(path: Path, site: SiteConfig) -> Path:
@@ -133,7 +123,8 @@ def for_site(run: RunConfig, site: SiteConfig, *, beside: Path) -> RunConfig:
         beside: the folder that relative paths of the site file start from.
     """
     given = {key: value for key, value in site.data.model_dump().items() if value is not None and key != "only_group"}
-    given["path"] = _located(given["path"], beside, is_always_path=True)
+    # Where the site has a trainer of its own, nothing is read by what the run says of data.
+    given["path"] = run.data.path if site.brings_trainer else _located(given["path"], beside, is_always_path=True)
     # A test set of its own, named by the server, would be a path on this machine.
     share = run.data.test if isinstance(run.data.test, float) else 0.0
     data = DataSection.model_validate({**run.data.model_dump(), "test": share, **given})

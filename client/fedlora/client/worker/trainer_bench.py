@@ -76,7 +76,7 @@ class TrainerBench:
     def describe(self, client: str) -> SiteDescription:
         """Return who `client` is and what it holds."""
         own, config, reference = self._trainer(client), self._config, self._reference
-        told = {"validation": config.evaluation.client_examples, "test": config.evaluation.round_examples}
+        told = {"validation": config.evaluation.client_examples, "test": config.evaluation.round_examples or None}
         chosen = {part: taken(own.held[part], _sample(own, part, told[part])) for part in told if part in own.held}
         return SiteDescription(
             client=client,

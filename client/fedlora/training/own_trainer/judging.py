@@ -88,8 +88,9 @@ def _key(metric_name: str) -> str:
 
 def _may_be_given(trainer: Any, task: TaskSection) -> bool:
     """Return whether the script leaves the metric to us, and the task is one whose metric is a share of labels."""
+    args = trainer.args
     is_free = trainer.compute_metrics is None and trainer.preprocess_logits_for_metrics is None
-    return is_free and not isinstance(task, OwnTask) and not trainer.args.prediction_loss_only
+    return is_free and not isinstance(task, OwnTask) and not (args.prediction_loss_only or args.batch_eval_metrics)
 
 
 def _most_likely(logits: Any, _labels: Tensor) -> Tensor:
