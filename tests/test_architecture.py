@@ -69,6 +69,10 @@ WITH_PEFT = (
     "fedlora.training.data_preview", "fedlora.training.flower_round", "fedlora.training.footprint",
     "fedlora.training.peft_bridge", "fedlora.training.tasks", "fedlora.training.trainer",
 )  # fmt: skip
+WITH_PROMETHEUS = (
+    "fedlora.common.metric_families", "fedlora.common.watch_port",
+    "fedlora.server.run_metrics", "fedlora.client.site.site_metrics", "fedlora.cli.metrics_option",
+)  # fmt: skip
 _NAME_OF_A_MODULE = re.compile(r"fedlora(\.[a-z_0-9]+)+(:\w+)?")
 IMPURE = (
     "flwr", "grpc", "logging", "warnings", "pathlib", "os", "io", "shutil", "tempfile", "socket", "subprocess",
@@ -162,6 +166,12 @@ RULES = (
         of=EVERYTHING,
         except_for=WITH_GRPC,
         may_not_import=("grpc", "grpc_tools", "grpc_health"),
+    ),
+    Rule(
+        "Prometheus stays in the metrics and their port",
+        of=EVERYTHING,
+        except_for=WITH_PROMETHEUS,
+        may_not_import=("prometheus_client",),
     ),
     Rule(
         "only the command line talks to a terminal",

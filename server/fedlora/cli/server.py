@@ -5,16 +5,18 @@ import logging
 import os
 import shlex
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
 from fedlora.cli.log_options import FileOption, FormatOption, LogFormat
+from fedlora.cli.metrics_option import MetricsOption
 from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.printable import printable
 
@@ -23,10 +25,12 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from fedlora.common.config import RunConfig
     from fedlora.server.deployment import Door
     from fedlora.server.disk.audit import Entry
     from fedlora.server.identity.authority import Authority
     from fedlora.server.record.events import Listener
+    from fedlora.server.record.running_summary import Picture, RunningSummary
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +69,7 @@ def start(
     key: Annotated[Path | None, typer.Option(metavar="PEM", help="... and its key.")] = None,
     log_format: FormatOption = LogFormat.TEXT,
     log_file: FileOption = None,
+    metrics: MetricsOption = None,
 ) -> None:
     """Run the rounds of RUN.toml over the sites that join. The same command goes on with a run that was cut off.
 
@@ -83,7 +88,7 @@ def start(
     with logging_to(Log(log_format, log_file, console if is_live else None)), terminated_as_interrupted():
         door = _door(listen, insecure, identity, (ca, cert, key))
         try:
-            _start(run, out, tuple(overrides or ()), door, console=console, is_live=is_live)
+            _start(run, out, tuple(overrides or ()), door, console=console, is_live=is_live, metrics=metrics)
         except KeyboardInterrupt as interrupt:
             logger.info("interrupted; the same command goes on")
             raise typer.Exit(exit_status(interrupt)) from None
@@ -205,7 +210,14 @@ def revoke(
 
 
 def _start(
-    run: Path, out: Path, overrides: tuple[str, ...], door: "Door", *, console: "Console", is_live: bool
+    run: Path,
+    out: Path,
+    overrides: tuple[str, ...],
+    door: "Door",
+    *,
+    console: "Console",
+    is_live: bool,
+    metrics: str | None,
 ) -> None:
     from fedlora.cli.live import logged_events, metric_name_in, print_outcome, progress_view
     from fedlora.common.config import Occasion, idle_settings
@@ -219,6 +231,8 @@ def _start(
     config = load_run(run, overrides)
     known = after_rounds(recorded_rounds(out))
     status_file = StatusFile(out, config, known=known, identity=None if door.is_insecure else door.identity_folder(out))
+    is_open = Event()
+    watching, shown_by_metrics = _metrics(metrics, config, door, out, known=known, is_open=is_open)
 
     @contextmanager
     def shown() -> "Iterator[Listener]":
@@ -226,10 +240,12 @@ def _start(
         view = progress_view(title=title, metric_name=metric_name, console=console) if is_live else nullcontext()
         with view as picture, status_file:
             logged = logged_events(title=title, metric_name=metric_name)
-            yield Summarised([status_file.show, logged, *([picture] if picture is not None else [])], known=known)
+            pictures = [status_file.show, logged, *shown_by_metrics, *([picture] if picture is not None else [])]
+            yield Summarised(pictures, known=known)
 
     def opened(port: int) -> None:
         address = f"{door.address.rpartition(':')[0]}:{port}"
+        is_open.set()
         status_file.listening(port, address=address)
         logger.info("listening on %s", address)
         if not door.is_insecure:
@@ -249,7 +265,9 @@ def _start(
             raise typer.Exit(_STOPPED) from None
 
     notes = idle_settings(config, Occasion("server"))
-    reached = whole_run(Run(config, out, config.federation.sites, shlex.join(sys.argv), notes), served, shown=shown())
+    the_run = Run(config, out, config.federation.sites, shlex.join(sys.argv), notes)
+    with watching:
+        reached = whole_run(the_run, served, shown=shown())
     from fedlora.server.disk.audit import AuditLog
     from fedlora.server.run_report import load_code
 
@@ -264,6 +282,30 @@ def _start(
     head = AuditLog(out).head()
     said = f"audit log     {head.num_lines:,} lines, the last with the sha256 {head.sha256}"
     console.print(said, highlight=False, soft_wrap=True)
+
+
+def _metrics(
+    address: str | None, config: "RunConfig", door: "Door", out: Path, *, known: "RunningSummary", is_open: Event
+) -> "tuple[AbstractContextManager[None], list[Picture]]":
+    """Return the port on which the server is watched, and the pictures that must hear of the run for it."""
+    if address is None:
+        return nullcontext(), []
+    from fedlora.cli.metrics_option import watched
+    from fedlora.server.disk.space import why_not_writable
+    from fedlora.server.run_metrics import RunMetrics
+
+    certificate_of = {}
+    if door.external_pair is not None:
+        certificate_of["server"] = door.external_pair.certificate.read_bytes
+    elif not door.is_insecure:
+        folder = door.identity_folder(out)
+        certificate_of |= {"server": (folder / "server.pem").read_bytes, "authority": (folder / "ca.pem").read_bytes}
+    metrics = RunMetrics(config, out, known=known, certificate_of=certificate_of)
+
+    def obstacle() -> str:
+        return why_not_writable(out) if is_open.is_set() else "the port for sites is not open yet"
+
+    return watched(address, metrics, obstacle=obstacle), [metrics.show]
 
 
 def _door(

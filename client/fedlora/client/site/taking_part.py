@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from fedlora.client.site.events import Listener, ignore
 from fedlora.client.site.limits import own_site
 from fedlora.client.site.outbox import Outbox
 from fedlora.client.site.participation import Participation
@@ -17,7 +18,13 @@ from fedlora.common.config import RunConfig
 
 
 def take_part(
-    address: str, config: SiteConfig, *, beside: Path, state: SiteState, credentials: Callable[[], Credentials | None]
+    address: str,
+    config: SiteConfig,
+    *,
+    beside: Path,
+    state: SiteState,
+    credentials: Callable[[], Credentials | None],
+    listener: Listener = ignore,
 ) -> None:
     """Take part until the run is over or the operator wishes to leave.
 
@@ -26,6 +33,7 @@ def take_part(
         beside: the folder that the site file's paths start from.
         state: the site's folder, which is held meanwhile.
         credentials: asked for at each connection.
+        listener: hears what happens here.
 
     Raises:
         RunError: the server does not let this site in.
@@ -34,13 +42,16 @@ def take_part(
         address,
         config.site.name,
         credentials=credentials,
-        make_site=lambda run: _site_of(run, config, beside=beside, state=state),
+        make_site=lambda run: _site_of(run, config, beside=beside, state=state, listener=listener),
         leaves=lambda: state.wish() == "leave",
+        listener=listener,
     )
     session.run()
 
 
-def _site_of(run: RunConfig, config: SiteConfig, *, beside: Path, state: SiteState) -> Participation:
+def _site_of(
+    run: RunConfig, config: SiteConfig, *, beside: Path, state: SiteState, listener: Listener
+) -> Participation:
     own = own_site(run, config)
     source = WorkbenchSource(
         key=uuid.uuid4().hex,
@@ -56,4 +67,5 @@ def _site_of(run: RunConfig, config: SiteConfig, *, beside: Path, state: SiteSta
         seat=WorkerSeat(source.make_client_app_over_files, environment),
         outbox=Outbox(state.folder),
         is_paused=lambda: state.wish() == "paused",
+        listener=listener,
     )
