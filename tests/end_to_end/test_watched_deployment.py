@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from deployment import Deployment
+from monitoring_files import METRIC, README, queries, rules
 from test_deployment import SITES
-from watched_deployment import Watched, families, page, value, watched_deployment
+from watched_deployment import Watched, families, page, sampled, value, watched_deployment
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,28 @@ def test_no_label_says_more_than_a_word_of_a_small_set(watched: Watched) -> None
             labels = {name for sample in family.samples for name in sample.labels} - {"le"}
             assert len(labels) <= 1, family.name
             assert len({sample.labels[name] for sample in family.samples for name in labels}) <= 60, family.name
+
+
+def test_what_alerts_and_dashboard_ask_for_is_exported(watched: Watched) -> None:
+    exported = sampled(watched.server, watched.site)
+    asked = {name for text in (*(rule["expr"] for rule in rules()), *queries()) for name in METRIC.findall(text)}
+    assert len(asked) > 30
+    assert asked - exported == set()
+
+
+def test_what_is_exported_is_documented_and_nothing_else(watched: Watched) -> None:
+    exported = {
+        name.removesuffix("_info") if name == "fedlora_build_info" else name
+        for scrape in (watched.server, watched.site)
+        for name in families(scrape)
+        if not name.startswith("process_")
+    }
+    tables = "".join(line for line in README.read_text().splitlines(keepends=True) if line.startswith("| `fedlora_"))
+    documented = {
+        name.removesuffix("_total").removesuffix("_info")
+        for name in re.findall(r"`(fedlora_[a-z_]+?)(?:\{[a-z]+\})?`", tables)
+    }
+    assert exported == documented
 
 
 def test_promtool_finds_nothing_to_mend_in_what_is_scraped(watched: Watched) -> None:

@@ -1,6 +1,5 @@
 """A deployment of one server and two sites with their metrics on, scraped while it runs and where a test wants it."""
 
-import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -76,6 +75,7 @@ def watched_deployment(folder: Path, model: Path, digits: Path) -> Iterator[Watc
         yield Watched(deployment, page(deployment.server, "/metrics")[1], page(first, "/metrics")[1])
 
 
-def names_in(scrape: str) -> set[str]:
-    """Return the names of all that a scrape's head lines tell of, as a query uses them."""
-    return set(re.findall(r"^# TYPE (fedlora_\w+) ", scrape, re.MULTILINE))
+def sampled(*scrapes: str) -> set[str]:
+    """Return the names of all samples, as a query uses them, and of what may have none at the moment."""
+    found = {family for scrape in scrapes for family in families(scrape)}
+    return found | {sample.name for scrape in scrapes for each in families(scrape).values() for sample in each.samples}

@@ -13,7 +13,10 @@ MetricsOption = Annotated[
     str | None,
     typer.Option(
         metavar="[HOST:]PORT",
-        help="Answer /metrics (for Prometheus), /health and /ready there, over HTTP; a port alone is one of loopback.",
+        envvar="FEDLORA_METRICS",
+        show_envvar=False,
+        help="Answer /metrics (for Prometheus), /health and /ready there, over HTTP; a port alone is one of loopback. "
+        "Also the variable FEDLORA_METRICS.",
     ),
 ]
 
