@@ -87,6 +87,7 @@ PURE = (
     "fedlora.server.record.best_round", "fedlora.server.record.draw", "fedlora.server.record.fair_shares",
     "fedlora.server.rounds.admission", "fedlora.server.rounds.believable", "fedlora.server.rounds.completion",
     "fedlora.server.rounds.draw", "fedlora.server.rounds.ending", "fedlora.server.rounds.starts",
+    "fedlora.trackers.numbers",
     "fedlora.training.partitioning",
 )  # fmt: skip
 # A folder of a list knows those before it, and nothing of those behind it.
@@ -96,6 +97,7 @@ ORDERS = (
         "fedlora.server.rounds", "fedlora.server.app",
     ),
     ("fedlora.server.record", "fedlora.server.report", "fedlora.server.run_report", "fedlora.server.whole_run"),
+    ("fedlora.server.record", "fedlora.trackers", "fedlora.server.whole_run"),
     ("fedlora.server", "fedlora.simulation", "fedlora.cli"),
     ("fedlora.aggregation", "fedlora.server", "fedlora.flower", "fedlora.cli"),
     ("fedlora.aggregation", "fedlora.planning", "fedlora.cli"),
@@ -111,7 +113,7 @@ ORDERS = (
     ("fedlora.models", "fedlora.finished", "fedlora.client.worker"),
     ("fedlora.client.worker", "fedlora.client.site"),
 )  # fmt: skip
-ENTRY_POINT_GROUPS = ("fedlora.methods", "fedlora.tasks")
+ENTRY_POINT_GROUPS = ("fedlora.methods", "fedlora.tasks", "fedlora.trackers", "fedlora.trackers.")
 PUBLIC_NAMES = ("fedlora.training.trained",)
 
 RULES = (

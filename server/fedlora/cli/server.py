@@ -17,6 +17,7 @@ import typer
 from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
 from fedlora.cli.log_options import FileOption, FormatOption, LogFormat
 from fedlora.cli.metrics_option import MetricsOption
+from fedlora.cli.track_option import TrackOption
 from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.printable import printable
 
@@ -70,6 +71,7 @@ def start(
     log_format: FormatOption = LogFormat.TEXT,
     log_file: FileOption = None,
     metrics: MetricsOption = None,
+    track: TrackOption = None,
 ) -> None:
     """Run the rounds of RUN.toml over the sites that join. The same command goes on with a run that was cut off.
 
@@ -88,7 +90,16 @@ def start(
     with logging_to(Log(log_format, log_file, console if is_live else None)), terminated_as_interrupted():
         door = _door(listen, insecure, identity, (ca, cert, key))
         try:
-            _start(run, out, tuple(overrides or ()), door, console=console, is_live=is_live, metrics=metrics)
+            _start(
+                run,
+                out,
+                tuple(overrides or ()),
+                door,
+                console=console,
+                is_live=is_live,
+                metrics=metrics,
+                track=tuple(track or ()),
+            )
         except KeyboardInterrupt as interrupt:
             logger.info("interrupted; the same command goes on")
             raise typer.Exit(exit_status(interrupt)) from None
@@ -218,6 +229,7 @@ def _start(
     console: "Console",
     is_live: bool,
     metrics: str | None,
+    track: tuple[str, ...],
 ) -> None:
     from fedlora.cli.live import logged_events, metric_name_in, print_outcome, progress_view
     from fedlora.common.config import Occasion, idle_settings
@@ -227,6 +239,7 @@ def _start(
     from fedlora.server.disk.status_file import StatusFile
     from fedlora.server.record.running_summary import Summarised, after_rounds
     from fedlora.server.whole_run import Rounds, Run, whole_run
+    from fedlora.trackers import load_trackers
 
     config = load_run(run, overrides)
     known = after_rounds(recorded_rounds(out))
@@ -265,7 +278,8 @@ def _start(
             raise typer.Exit(_STOPPED) from None
 
     notes = idle_settings(config, Occasion("server"))
-    the_run = Run(config, out, config.federation.sites, shlex.join(sys.argv), notes)
+    command = shlex.join(sys.argv)
+    the_run = Run(config, out, config.federation.sites, command, notes, trackers=load_trackers(track))
     with watching:
         reached = whole_run(the_run, served, shown=shown())
     from fedlora.server.disk.audit import AuditLog
