@@ -69,6 +69,10 @@ WITH_PEFT = (
     "fedlora.training.data_preview", "fedlora.training.flower_round", "fedlora.training.footprint",
     "fedlora.training.peft_bridge", "fedlora.training.tasks", "fedlora.training.trainer",
 )  # fmt: skip
+WITH_TRACES = (
+    "fedlora.common.tracing", "fedlora.server.run_traces", "fedlora.client.site.site_traces",
+    "fedlora.cli.trace_option",
+)  # fmt: skip
 WITH_PROMETHEUS = (
     "fedlora.common.metric_families", "fedlora.common.watch_port",
     "fedlora.server.run_metrics", "fedlora.client.site.site_metrics", "fedlora.cli.metrics_option",
@@ -167,13 +171,19 @@ RULES = (
         "gRPC stays in the channels, the services and the site's connection",
         of=EVERYTHING,
         except_for=WITH_GRPC,
-        may_not_import=("grpc", "grpc_tools", "grpc_health"),
+        may_not_import=("grpc", "grpc_tools", "grpc_health", "grpc_reflection"),
     ),
     Rule(
         "Prometheus stays in the metrics and their port",
         of=EVERYTHING,
         except_for=WITH_PROMETHEUS,
         may_not_import=("prometheus_client",),
+    ),
+    Rule(
+        "OpenTelemetry stays in the traces",
+        of=EVERYTHING,
+        except_for=WITH_TRACES,
+        may_not_import=("opentelemetry",),
     ),
     Rule(
         "only the command line talks to a terminal",

@@ -1,5 +1,6 @@
-"""What an operator sees of a server and its sites from outside: metrics, health, readiness."""
+"""What an operator sees of a server and its sites from outside: metrics, health, readiness, traces."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from deployment import Deployment
 from monitoring_files import METRIC, README, queries, rules
 from test_deployment import SITES
-from watched_deployment import Watched, families, page, sampled, value, watched_deployment
+from watched_deployment import Watched, families, page, sampled, traced, value, watched_deployment
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,31 @@ def test_promtool_finds_nothing_to_mend_in_what_is_scraped(watched: Watched) -> 
             [promtool, "check", "metrics"], input=scrape, capture_output=True, text=True, check=False
         )
         assert (found.returncode, found.stdout + found.stderr) == (0, "")
+
+
+def test_a_sites_spans_lie_in_the_servers_phases_of_the_same_round(watched: Watched) -> None:
+    deployment = watched.deployment
+    sites = {name: traced(deployment.sites[name]) for name in SITES}
+    server = traced(deployment.server)
+    while not {"train", "work", "download", "upload"} <= {span["name"] for span in sites["pencil"]}:
+        sites["pencil"] = traced(deployment.sites["pencil"])
+    known = {span["context"]["span_id"]: span for span in server}
+    for name, spans in sites.items():
+        joined = [(span, known[span["parent_id"]]) for span in spans if span["parent_id"] in known]
+        trained = [(span, request) for span, request in joined if span["name"] == "train"]
+        assert trained, "the site's trainings join the server's requests"
+        for span, request in trained:
+            assert span["context"]["trace_id"] == request["context"]["trace_id"]
+            assert request["attributes"]["fedlora.site"] == name
+            phase = known.get(request["parent_id"])
+            if phase is not None and phase["parent_id"] in known:
+                assert phase["name"] == "train"
+                assert known[phase["parent_id"]]["attributes"]["fedlora.round"] == span["attributes"]["fedlora.round"]
+        below = {span["context"]["span_id"]: span["name"] for span in spans}
+        inner = {span["name"] for span in spans if below.get(span["parent_id"]) == "train"}
+        assert inner == {"download", "work", "upload"}
+    written = json.dumps([span["attributes"] for spans in (server, *sites.values()) for span in spans])
+    assert not [word for word in ("/", "digits", ".npz") if word in written]
 
 
 def test_who_takes_part_is_ready_and_who_has_lost_its_server_is_not(watched: Watched) -> None:

@@ -1,11 +1,13 @@
 """A deployment of one server and two sites with their metrics on, scraped while it runs and where a test wants it."""
 
+import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deployment import Deployment, Process
 from prometheus_client.core import Metric
@@ -63,16 +65,28 @@ def watched_deployment(folder: Path, model: Path, digits: Path) -> Iterator[Watc
     overrides = ("federation.sites=2", 'data.labels=["0","1","2"]', "federation.rounds=500")
     run = write_run_file(folder, model, digits, *overrides)
     with Deployment(folder, run) as deployment:
-        deployment.server.arguments = [*deployment.server.arguments, "--metrics", "0"]
+        _watch(deployment.server)
         deployment.server.start()
         deployment.server.wait_for("listening on")
         for name in SITES:
             site = deployment.add_site(name, site_file(folder, name, digits), token=deployment.invite(name))
-            site.arguments = [*site.arguments, "--metrics", "0"]
+            _watch(site)
             site.start()
         deployment.server.wait_for(r"round +3/500", 200)
         first = deployment.sites[SITES[0]]
         yield Watched(deployment, page(deployment.server, "/metrics")[1], page(first, "/metrics")[1])
+
+
+def traced(process: Process) -> list[dict[str, Any]]:
+    """Return the spans that a process has written so far."""
+    path = process.cwd / f"{process.name}.spans"
+    whole, _, _ = path.read_text().rpartition("\n") if path.exists() else ("", "", "")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _watch(process: Process) -> None:
+    process.arguments = [*process.arguments, "--metrics", "0", "--trace", f"{process.name}.spans"]
+    process.environment = {"OTEL_BSP_SCHEDULE_DELAY": "100"}  # Milliseconds.
 
 
 def sampled(*scrapes: str) -> set[str]:

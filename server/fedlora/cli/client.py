@@ -12,6 +12,7 @@ import typer
 from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
 from fedlora.cli.log_options import FileOption, FormatOption, LogFormat
 from fedlora.cli.metrics_option import MetricsOption, watched
+from fedlora.cli.trace_option import TraceOption, tracer_for
 
 if TYPE_CHECKING:
     from fedlora.client.site.events import Listener
@@ -56,6 +57,7 @@ def join(
     log_format: FormatOption = LogFormat.TEXT,
     log_file: FileOption = None,
     metrics: MetricsOption = None,
+    trace: TraceOption = None,
     _print_site: Annotated[
         bool,
         typer.Option(
@@ -71,7 +73,15 @@ def join(
     with logging_to(Log(log_format, log_file)), terminated_as_interrupted():
         logging.getLogger("flwr").setLevel(logging.WARNING)
         try:
-            _join(address, site, (token, token_file), insecure=insecure, typed=(ca, cert, key), metrics=metrics)
+            _join(
+                address,
+                site,
+                (token, token_file),
+                insecure=insecure,
+                typed=(ca, cert, key),
+                metrics=metrics,
+                trace=trace,
+            )
         except KeyboardInterrupt as interrupt:
             logger.info("interrupted; the same command goes on")
             raise typer.Exit(exit_status(interrupt)) from None
@@ -85,12 +95,13 @@ def _join(
     insecure: bool,
     typed: tuple[Path | None, Path | None, Path | None],
     metrics: str | None,
+    trace: Path | None,
 ) -> None:
     from fedlora.cli.pem_options import pem_files
     from fedlora.cli.token_options import token_given
     from fedlora.client.site.before_enrolling import check_before_enrolling
     from fedlora.client.site.credentials import site_credentials
-    from fedlora.client.site.events import ignore
+    from fedlora.client.site.events import told_to
     from fedlora.client.site.site_file import load_site, state_folder
     from fedlora.client.site.state import SiteState
     from fedlora.client.site.taking_part import take_part
@@ -110,17 +121,27 @@ def _join(
         parse_token(token)
         check_before_enrolling(config, beside=site.parent)
     folder = state_folder(site, config)
-    listener: Listener = ignore
+    listeners: list[Listener] = []
     watching: AbstractContextManager[None] = nullcontext()
     if metrics is not None:
-        listener = site_metrics = _site_metrics(address, folder, insecure=insecure, files=files)
+        site_metrics = _site_metrics(address, folder, insecure=insecure, files=files)
+        listeners.append(site_metrics)
         watching = watched(metrics, site_metrics, obstacle=lambda: site_metrics.obstacle)
-    with watching, SiteState(folder) as state:
+    with tracer_for("fedlora-client", trace) as tracer, watching, SiteState(folder) as state:
+        if tracer is not None:
+            from fedlora.client.site.site_traces import SiteTraces
+
+            listeners.append(SiteTraces(tracer))
         state.forget_wish()
         name = config.site.name
         known = None if insecure else site_credentials(address, name, state=state.folder, token=token, files=files)
         take_part(
-            address, config, beside=site.parent, state=state, credentials=known or (lambda: None), listener=listener
+            address,
+            config,
+            beside=site.parent,
+            state=state,
+            credentials=known or (lambda: None),
+            listener=told_to(listeners),
         )
 
 

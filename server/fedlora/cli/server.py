@@ -5,7 +5,7 @@ import logging
 import os
 import shlex
 import sys
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import typer
 from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
 from fedlora.cli.log_options import FileOption, FormatOption, LogFormat
 from fedlora.cli.metrics_option import MetricsOption
+from fedlora.cli.trace_option import TraceOption
 from fedlora.cli.track_option import TrackOption
 from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.printable import printable
@@ -26,12 +27,10 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from fedlora.common.config import RunConfig
     from fedlora.server.deployment import Door
     from fedlora.server.disk.audit import Entry
     from fedlora.server.identity.authority import Authority
     from fedlora.server.record.events import Listener
-    from fedlora.server.record.running_summary import Picture, RunningSummary
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +71,7 @@ def start(
     log_file: FileOption = None,
     metrics: MetricsOption = None,
     track: TrackOption = None,
+    trace: TraceOption = None,
 ) -> None:
     """Run the rounds of RUN.toml over the sites that join. The same command goes on with a run that was cut off.
 
@@ -99,6 +99,7 @@ def start(
                 is_live=is_live,
                 metrics=metrics,
                 track=tuple(track or ()),
+                trace=trace,
             )
         except KeyboardInterrupt as interrupt:
             logger.info("interrupted; the same command goes on")
@@ -230,8 +231,10 @@ def _start(
     is_live: bool,
     metrics: str | None,
     track: tuple[str, ...],
+    trace: Path | None,
 ) -> None:
     from fedlora.cli.live import logged_events, metric_name_in, print_outcome, progress_view
+    from fedlora.cli.server_watching import metrics_of, traces_of
     from fedlora.common.config import Occasion, idle_settings
     from fedlora.common.run_file import load_run
     from fedlora.server.disk.account import seconds_worked
@@ -245,7 +248,7 @@ def _start(
     known = after_rounds(recorded_rounds(out))
     status_file = StatusFile(out, config, known=known, identity=None if door.is_insecure else door.identity_folder(out))
     is_open = Event()
-    watching, shown_by_metrics = _metrics(metrics, config, door, out, known=known, is_open=is_open)
+    watching, shown_by_metrics = metrics_of(metrics, config, door, out, known=known, is_open=is_open)
 
     @contextmanager
     def shown() -> "Iterator[Listener]":
@@ -254,6 +257,7 @@ def _start(
         with view as picture, status_file:
             logged = logged_events(title=title, metric_name=metric_name)
             pictures = [status_file.show, logged, *shown_by_metrics, *([picture] if picture is not None else [])]
+            pictures += [] if traces is None else [traces.show]
             yield Summarised(pictures, known=known)
 
     def opened(port: int) -> None:
@@ -272,7 +276,7 @@ def _start(
 
         try:
             with ResidentCheck() as check:
-                serve(rounds, door, check=check, opened=opened)
+                serve(rounds, door, check=check, opened=opened, traces=traces)
         except RunStopped as error:
             logger.info("stopped: %s", error)
             raise typer.Exit(_STOPPED) from None
@@ -280,7 +284,7 @@ def _start(
     notes = idle_settings(config, Occasion("server"))
     command = shlex.join(sys.argv)
     the_run = Run(config, out, config.federation.sites, command, notes, trackers=load_trackers(track))
-    with watching:
+    with watching, traces_of(trace, config) as traces:
         reached = whole_run(the_run, served, shown=shown())
     from fedlora.server.disk.audit import AuditLog
     from fedlora.server.run_report import load_code
@@ -296,30 +300,6 @@ def _start(
     head = AuditLog(out).head()
     said = f"audit log     {head.num_lines:,} lines, the last with the sha256 {head.sha256}"
     console.print(said, highlight=False, soft_wrap=True)
-
-
-def _metrics(
-    address: str | None, config: "RunConfig", door: "Door", out: Path, *, known: "RunningSummary", is_open: Event
-) -> "tuple[AbstractContextManager[None], list[Picture]]":
-    """Return the port on which the server is watched, and the pictures that must hear of the run for it."""
-    if address is None:
-        return nullcontext(), []
-    from fedlora.cli.metrics_option import watched
-    from fedlora.server.disk.space import why_not_writable
-    from fedlora.server.run_metrics import RunMetrics
-
-    certificate_of = {}
-    if door.external_pair is not None:
-        certificate_of["server"] = door.external_pair.certificate.read_bytes
-    elif not door.is_insecure:
-        folder = door.identity_folder(out)
-        certificate_of |= {"server": (folder / "server.pem").read_bytes, "authority": (folder / "ca.pem").read_bytes}
-    metrics = RunMetrics(config, out, known=known, certificate_of=certificate_of)
-
-    def obstacle() -> str:
-        return why_not_writable(out) if is_open.is_set() else "the port for sites is not open yet"
-
-    return watched(address, metrics, obstacle=obstacle), [metrics.show]
 
 
 def _door(

@@ -23,7 +23,7 @@ from fedlora.server.disk.audit import Entry
 from fedlora.server.disk.audited import audited
 from fedlora.server.disk.exchange import ExchangeStore
 from fedlora.server.disk.registry import Registry
-from fedlora.server.disk.space import LEAST_FREE_BYTES, DiskWatch
+from fedlora.server.disk.space import LEAST_FREE_BYTES, DiskWatch, why_not_writable
 from fedlora.server.disk.stop_request import stop_requests_heeded
 from fedlora.server.identity.authority import Authority
 from fedlora.server.identity.tickets import TicketOffice
@@ -33,6 +33,7 @@ from fedlora.server.sites.grpc.grid import GrpcGrid
 from fedlora.server.sites.grpc.port import ExternalPair, Port, ServerCertificates
 from fedlora.server.sites.grpc.refusals import Refusals
 from fedlora.server.sites.grpc.registry import RegistryService
+from fedlora.server.sites.grpc.request_traces import RequestTraces
 from fedlora.server.sites.grpc.session import SessionService
 from fedlora.server.sites.grpc.transfer import TransferService
 from fedlora.server.whole_run import Rounds
@@ -76,6 +77,7 @@ def serve(
     *,
     check: Callable[[Path], str],
     opened: Callable[[int], None] = lambda _port: None,
+    traces: RequestTraces | None = None,
 ) -> None:
     """Run the rounds that are left over the sites that connect; returns when the run is over.
 
@@ -84,6 +86,7 @@ def serve(
     Args:
         check: says what is wrong with the PEFT folder of an adapter that is to be published, nothing if all is well.
         opened: called with the port's number once sites can connect.
+        traces: hears of each request to a site.
 
     Raises:
         RunStopped: it was asked to stop; the same call goes on.
@@ -93,7 +96,7 @@ def serve(
     require_labels(config)
     _raise_open_files()
     with audited(folder, rounds.listener) as (listener, note):
-        _serve(replace(rounds, listener=listener), door, check=check, opened=opened, note=note)
+        _serve(replace(rounds, listener=listener), door, check=check, opened=opened, note=note, traces=traces)
 
 
 def _serve(
@@ -103,6 +106,7 @@ def _serve(
     check: Callable[[Path], str],
     opened: Callable[[int], None],
     note: Callable[[Entry], None],
+    traces: RequestTraces | None,
 ) -> None:
     """Serve; `note` is told of begin and end, for the audit log."""
     config, folder = rounds.run.config, rounds.run.folder
@@ -115,6 +119,7 @@ def _serve(
         max_start_bytes=max_start_bytes,
         num_moments=len(config.train.shared_moments),
         listener=rounds.listener,
+        traces=traces,
     )
     authority = _authority(door, folder)
     credentials = None
@@ -156,7 +161,9 @@ def _serve(
     try:
         with (
             repeatedly(watch, seconds=_WATCH_SECONDS),
-            Port(door.address, credentials, add_services, gate=gate) as port,
+            Port(
+                door.address, credentials, add_services, gate=gate, is_ready=lambda: not why_not_writable(folder)
+            ) as port,
             _signals_heeded(stop),
             stop_requests_heeded(folder, stop),
         ):

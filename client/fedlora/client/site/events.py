@@ -1,7 +1,7 @@
 """What happens at a site, told as it happens; metrics and traces listen. Nothing of it leaves the site by itself."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -80,6 +80,16 @@ Listener = Callable[[Event], None]
 
 def ignore(event: Event) -> None:
     """Listen to nothing."""
+
+
+def told_to(listeners: Sequence[Listener]) -> Listener:
+    """Return what tells all of them, in their order."""
+
+    def tell(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return tell
 
 
 @contextmanager
