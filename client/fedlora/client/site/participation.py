@@ -238,9 +238,7 @@ class Participation:
             self._at_work = key
             try:
                 request = read_request(message)
-                with phase(
-                    self._listener, message.WhichOneof("content") or "", round=getattr(request, "round", 0)
-                ) as fail:
+                with phase(self._listener, key[0], round=key[2], traceparent=message.traceparent) as fail:
                     result = self._result(key, request, message)
                     fail(result.code if isinstance(result, Failure) else "")
                     # It was cancelled, and then asked for again before the worker had left off.
