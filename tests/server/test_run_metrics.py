@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from fedlora.common.config import RunConfig
 from fedlora.common.run_folder import EXCHANGE_FOLDER
+from fedlora.server.disk.space import why_not_writable
 from fedlora.server.record.events import (
     CallsRefused,
     DiskSpace,
@@ -102,3 +103,9 @@ def test_sites_callers_and_the_disk_are_counted_by_state_and_code(shown: Shown, 
     assert shown.value("exchange_files", kind="uploads") == 1
     assert shown.value("exchange_bytes", kind="uploads") == 5
     assert shown.value("certificate_expiry_timestamp_seconds", whose="server") is None
+
+
+def test_a_folder_is_writable_if_a_file_can_be_written_to_it(tmp_path: Path) -> None:
+    assert why_not_writable(tmp_path) == ""
+    assert list(tmp_path.iterdir()) == []
+    assert why_not_writable(tmp_path / "gone") == "the run's folder cannot be written (No such file or directory)"
