@@ -70,6 +70,14 @@ WITH_PEFT = (
     "fedlora.training.own_trainer", "fedlora.training.peft_bridge", "fedlora.training.tasks",
     "fedlora.training.trainer",
 )  # fmt: skip
+WITH_TRACES = (
+    "fedlora.common.tracing", "fedlora.server.run_traces", "fedlora.client.site.site_traces",
+    "fedlora.cli.trace_option",
+)  # fmt: skip
+WITH_PROMETHEUS = (
+    "fedlora.common.metric_families", "fedlora.common.watch_port",
+    "fedlora.server.run_metrics", "fedlora.client.site.site_metrics", "fedlora.cli.metrics_option",
+)  # fmt: skip
 _NAME_OF_A_MODULE = re.compile(r"fedlora(\.[a-z_0-9]+)+(:\w+)?")
 IMPURE = (
     "flwr", "grpc", "logging", "warnings", "pathlib", "os", "io", "shutil", "tempfile", "socket", "subprocess",
@@ -84,6 +92,7 @@ PURE = (
     "fedlora.server.record.best_round", "fedlora.server.record.draw", "fedlora.server.record.fair_shares",
     "fedlora.server.rounds.admission", "fedlora.server.rounds.believable", "fedlora.server.rounds.completion",
     "fedlora.server.rounds.draw", "fedlora.server.rounds.ending", "fedlora.server.rounds.starts",
+    "fedlora.trackers.numbers",
     "fedlora.training.partitioning",
 )  # fmt: skip
 # A folder of a list knows those before it, and nothing of those behind it.
@@ -93,6 +102,7 @@ ORDERS = (
         "fedlora.server.rounds", "fedlora.server.app",
     ),
     ("fedlora.server.record", "fedlora.server.report", "fedlora.server.run_report", "fedlora.server.whole_run"),
+    ("fedlora.server.record", "fedlora.trackers", "fedlora.server.whole_run"),
     ("fedlora.server", "fedlora.simulation", "fedlora.cli"),
     ("fedlora.aggregation", "fedlora.server", "fedlora.flower", "fedlora.cli"),
     ("fedlora.aggregation", "fedlora.planning", "fedlora.cli"),
@@ -110,7 +120,7 @@ ORDERS = (
     ("fedlora.training.trainer", "fedlora.training.own_trainer", "fedlora.client.worker.trainer_bench"),
     ("fedlora.client.worker", "fedlora.client.site", "fedlora.client.own_trainer"),
 )  # fmt: skip
-ENTRY_POINT_GROUPS = ("fedlora.methods", "fedlora.tasks")
+ENTRY_POINT_GROUPS = ("fedlora.methods", "fedlora.tasks", "fedlora.trackers", "fedlora.trackers.")
 PUBLIC_NAMES = ("fedlora.training.trained",)
 
 RULES = (
@@ -164,7 +174,19 @@ RULES = (
         "gRPC stays in the channels, the services and the site's connection",
         of=EVERYTHING,
         except_for=WITH_GRPC,
-        may_not_import=("grpc", "grpc_tools", "grpc_health"),
+        may_not_import=("grpc", "grpc_tools", "grpc_health", "grpc_reflection"),
+    ),
+    Rule(
+        "Prometheus stays in the metrics and their port",
+        of=EVERYTHING,
+        except_for=WITH_PROMETHEUS,
+        may_not_import=("prometheus_client",),
+    ),
+    Rule(
+        "OpenTelemetry stays in the traces",
+        of=EVERYTHING,
+        except_for=WITH_TRACES,
+        may_not_import=("opentelemetry",),
     ),
     Rule(
         "only the command line talks to a terminal",

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
@@ -50,7 +50,7 @@ def start_bench(tmp_path: Path, identity: None) -> "Iterator[StartBench]":  # no
 
     benches: list[Bench] = []
 
-    def start(**sections: object) -> Bench:
+    def start(**sections: Any) -> Bench:
         benches.append(Bench(tmp_path, **sections))
         return benches[-1]
 

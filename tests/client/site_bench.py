@@ -12,6 +12,7 @@ import seat_apps
 import torch
 
 from fedlora.adapters import Adapter, LoraLayer, pack
+from fedlora.client.site.events import Listener, ignore
 from fedlora.client.site.line import Line
 from fedlora.client.site.outbox import Outbox
 from fedlora.client.site.participation import Participation
@@ -87,7 +88,7 @@ class MemoryExchange:
 class Bench:
     """A site on the bench, and the server's end of its line."""
 
-    def __init__(self, folder: Path, *, run: RunConfig = RUN, **sections: object) -> None:
+    def __init__(self, folder: Path, *, run: RunConfig = RUN, listener: Listener = ignore, **sections: object) -> None:
         self.app, self.state = folder / "app", folder / "north.site"
         self.app.mkdir()
         self.state.mkdir()
@@ -109,6 +110,7 @@ class Bench:
             seat=WorkerSeat(seat_apps.make_app, {seat_apps.FOLDER: str(self.app)}),
             outbox=Outbox(self.state),
             is_paused=lambda: self.is_paused,
+            listener=listener,
         )
 
     def connect(self) -> None:

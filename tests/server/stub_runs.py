@@ -26,6 +26,7 @@ from fedlora.server.record.events import Event, Listener, Noted, Waiting
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.rounds.federated_run import FederatedRun
 from fedlora.server.sites import LastingSites
+from fedlora.server.sites.grpc.request_traces import RequestTraces
 from fedlora.server.whole_run import Run, whole_run
 
 
@@ -111,6 +112,7 @@ def served(
     listener: Listener = lambda _event: None,
     check: Callable[[Path], str] = lambda _folder: "",
     opened: Callable[[str], None] = lambda _address: None,
+    traces: RequestTraces | None = None,
 ) -> list[Event]:
     """Serve a run to its end over these sites, with all that a server has but the terminal; return what has happened.
 
@@ -118,6 +120,7 @@ def served(
 
     Args:
         opened: called with the address before the sites connect, in the thread of the server.
+        traces: hears of each request.
     """
     events: list[Event] = []
 
@@ -135,7 +138,9 @@ def served(
     door = Door("127.0.0.1:0", is_insecure=True)
     with _unchanged_identity():
         whole_run(
-            run, lambda rounds: serve(rounds, door, check=check, opened=begin), shown=nullcontext(enter_result=listen)
+            run,
+            lambda rounds: serve(rounds, door, check=check, opened=begin, traces=traces),
+            shown=nullcontext(enter_result=listen),
         )
     for site in connected:
         site.join()

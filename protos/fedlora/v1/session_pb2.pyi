@@ -67,7 +67,7 @@ class Readiness(_message.Message):
     def __init__(self, description: _Optional[_Union[_messages_pb2.SiteDescription, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("request_id", "adapter", "ticket", "precision", "initialise", "train", "evaluate", "former", "moments")
+    __slots__ = ("request_id", "adapter", "ticket", "precision", "initialise", "train", "evaluate", "former", "moments", "traceparent")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +77,7 @@ class Request(_message.Message):
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     FORMER_FIELD_NUMBER: _ClassVar[int]
     MOMENTS_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     adapter: _messages_pb2.OfferedAdapter
     ticket: bytes
@@ -86,7 +87,8 @@ class Request(_message.Message):
     evaluate: _messages_pb2.EvaluateRequest
     former: _messages_pb2.OfferedAdapter
     moments: _messages_pb2.OfferedAdapter
-    def __init__(self, request_id: _Optional[str] = ..., adapter: _Optional[_Union[_messages_pb2.OfferedAdapter, _Mapping]] = ..., ticket: _Optional[bytes] = ..., precision: _Optional[str] = ..., initialise: _Optional[_Union[_messages_pb2.InitialiseRequest, _Mapping]] = ..., train: _Optional[_Union[_messages_pb2.TrainRequest, _Mapping]] = ..., evaluate: _Optional[_Union[_messages_pb2.EvaluateRequest, _Mapping]] = ..., former: _Optional[_Union[_messages_pb2.OfferedAdapter, _Mapping]] = ..., moments: _Optional[_Union[_messages_pb2.OfferedAdapter, _Mapping]] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, request_id: _Optional[str] = ..., adapter: _Optional[_Union[_messages_pb2.OfferedAdapter, _Mapping]] = ..., ticket: _Optional[bytes] = ..., precision: _Optional[str] = ..., initialise: _Optional[_Union[_messages_pb2.InitialiseRequest, _Mapping]] = ..., train: _Optional[_Union[_messages_pb2.TrainRequest, _Mapping]] = ..., evaluate: _Optional[_Union[_messages_pb2.EvaluateRequest, _Mapping]] = ..., former: _Optional[_Union[_messages_pb2.OfferedAdapter, _Mapping]] = ..., moments: _Optional[_Union[_messages_pb2.OfferedAdapter, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("request_id", "adapter", "initialise", "train", "evaluate", "failure")

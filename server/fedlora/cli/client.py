@@ -3,15 +3,23 @@
 import logging
 import os
 import shlex
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
 from fedlora.cli.json_output import Json, print_json
 from fedlora.cli.log_options import FileOption, FormatOption, LogFormat
+from fedlora.cli.metrics_option import MetricsOption, watched
 from fedlora.cli.outputs import Said, ServerKnown, SiteStatus
+from fedlora.cli.trace_option import TraceOption, tracer_for
+
+if TYPE_CHECKING:
+    from fedlora.client.site.events import Listener
+    from fedlora.client.site.site_metrics import SiteMetrics
+    from fedlora.common.pem_files import PemFiles
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +58,8 @@ def join(
     key: Annotated[Path | None, typer.Option(metavar="PEM", help="... and its key.")] = None,
     log_format: FormatOption = LogFormat.TEXT,
     log_file: FileOption = None,
+    metrics: MetricsOption = None,
+    trace: TraceOption = None,
     _print_site: Annotated[
         bool,
         typer.Option(
@@ -66,7 +76,15 @@ def join(
     with logging_to(Log(log_format, log_file)), terminated_as_interrupted():
         logging.getLogger("flwr").setLevel(logging.WARNING)
         try:
-            _join(address, site, (token, token_file), insecure=insecure, typed=(ca, cert, key))
+            _join(
+                address,
+                site,
+                (token, token_file),
+                insecure=insecure,
+                typed=(ca, cert, key),
+                metrics=metrics,
+                trace=trace,
+            )
         except KeyboardInterrupt as interrupt:
             logger.info("interrupted; the same command goes on")
             raise typer.Exit(exit_status(interrupt)) from None
@@ -81,11 +99,14 @@ def _join(
     *,
     insecure: bool,
     typed: tuple[Path | None, Path | None, Path | None],
+    metrics: str | None,
+    trace: Path | None,
 ) -> None:
     from fedlora.cli.pem_options import pem_files
     from fedlora.cli.token_options import token_given
     from fedlora.client.site.before_enrolling import check_before_enrolling
     from fedlora.client.site.credentials import site_credentials
+    from fedlora.client.site.events import told_to
     from fedlora.client.site.site_file import load_site, state_folder
     from fedlora.client.site.state import SiteState
     from fedlora.client.site.taking_part import take_part
@@ -104,11 +125,40 @@ def _join(
             raise ConfigError("a token is for a server with an authority of its own; leave out --insecure and --ca")
         parse_token(token)
         check_before_enrolling(config, beside=site.parent)
-    with SiteState(state_folder(site, config)) as state:
+    folder = state_folder(site, config)
+    listeners: list[Listener] = []
+    watching: AbstractContextManager[None] = nullcontext()
+    if metrics is not None:
+        site_metrics = _site_metrics(address, folder, insecure=insecure, files=files)
+        listeners.append(site_metrics)
+        watching = watched(metrics, site_metrics, obstacle=lambda: site_metrics.obstacle)
+    with tracer_for("fedlora-client", trace) as tracer, watching, SiteState(folder) as state:
+        if tracer is not None:
+            from fedlora.client.site.site_traces import SiteTraces
+
+            listeners.append(SiteTraces(tracer))
         state.forget_wish()
         name = config.site.name
         known = None if insecure else site_credentials(address, name, state=state.folder, token=token, files=files)
-        take_part(address, config, beside=site.parent, state=state, credentials=known or (lambda: None))
+        take_part(
+            address,
+            config,
+            beside=site.parent,
+            state=state,
+            credentials=known or (lambda: None),
+            listener=told_to(listeners),
+        )
+
+
+def _site_metrics(address: str, folder: Path, *, insecure: bool, files: "PemFiles | None") -> "SiteMetrics":
+    from fedlora.client.site.gpus import gpu_reader
+    from fedlora.client.site.identity import SiteIdentity
+    from fedlora.client.site.site_metrics import SiteMetrics
+
+    def certificate() -> bytes:
+        return SiteIdentity.load(folder, address).certificate_pem if files is None else files.certificate.read_bytes()
+
+    return SiteMetrics(certificate=None if insecure else certificate, gpus=gpu_reader())
 
 
 @client_app.command()

@@ -15,6 +15,7 @@ from fedlora.cli.outlets import prepare_outlets
 from fedlora.cli.runs import runs_app
 from fedlora.cli.server import server_app
 from fedlora.cli.sites import sites_app
+from fedlora.cli.track_option import TrackOption
 from fedlora.common.method_names import DEFAULT, method_points
 from fedlora.models.bitsandbytes_door import bitsandbytes_spared
 
@@ -90,6 +91,7 @@ def simulate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder; --set federation.rounds=20 prolongs it.")
     ] = False,
+    track: TrackOption = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Write the run as commented TOML to start from, and exit.")
     ] = False,
@@ -99,7 +101,7 @@ def simulate(
     from fedlora.cli.simulate import Options, run_simulate
 
     run_simulate(
-        Options(run, tuple(overrides or ()), preset, out, engine, workers, resume, as_json),
+        Options(run, tuple(overrides or ()), preset, out, engine, workers, resume, tuple(track or ()), as_json),
         only_print_config=print_config,
     )
 

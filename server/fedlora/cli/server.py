@@ -13,10 +13,13 @@ import typer
 from fedlora.cli.interrupts import exit_status, terminated_as_interrupted
 from fedlora.cli.json_output import Json, print_json
 from fedlora.cli.log_options import FileOption, FormatOption, LogFormat
+from fedlora.cli.metrics_option import MetricsOption
 from fedlora.cli.outputs import Said
 from fedlora.cli.server_folder import authority_in, note_in
 from fedlora.cli.server_options import DEFAULT_PORT, Identity, Out
-from fedlora.common.errors import StoreError
+from fedlora.cli.trace_option import TraceOption
+from fedlora.cli.track_option import TrackOption
+from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.printable import printable
 
 logger = logging.getLogger(__name__)
@@ -54,6 +57,9 @@ def start(
     ] = None,
     log_format: FormatOption = LogFormat.TEXT,
     log_file: FileOption = None,
+    metrics: MetricsOption = None,
+    track: TrackOption = None,
+    trace: TraceOption = None,
     as_json: Json = False,
 ) -> None:
     """Run the rounds of RUN.toml over the sites that join. The same command goes on with a run that was cut off.
@@ -70,7 +76,7 @@ def start(
 
     from fedlora.cli.live import has_live_view
     from fedlora.cli.logs import Log, logging_to
-    from fedlora.cli.serving import dashboard_at, door_of, serve_run, serve_runs
+    from fedlora.cli.serving import Shown, Watched, dashboard_at, door_of, serve_run, serve_runs
 
     # What is told on the way is not for who reads the outcome.
     console = Console(stderr=as_json)
@@ -83,11 +89,14 @@ def start(
         door = door_of(listen, insecure, identity, (ca, cert, key))
         try:
             if store is not None:
-                serve_runs(store, door)
+                if metrics is not None or trace is not None:
+                    raise ConfigError("--metrics and --trace are of a server of one run; leave them out with --store")
+                serve_runs(store, door, track=tuple(track or ()))
                 if as_json:
                     print_json(Said("stopped", str(store)))
             elif run is not None and out is not None:
-                serve_run(run, out, tuple(overrides or ()), door, console=console, is_live=is_live, as_json=as_json)
+                watched = Watched(metrics, tuple(track or ()), trace)
+                serve_run(run, out, tuple(overrides or ()), door, watched, Shown(console, is_live, as_json))
         except KeyboardInterrupt as interrupt:
             logger.info("interrupted; the same command goes on")
             raise typer.Exit(exit_status(interrupt)) from None

@@ -4,9 +4,10 @@ import logging
 import shlex
 import sys
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,7 +15,7 @@ import typer
 from fedlora.common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from rich.console import Console
@@ -23,15 +24,32 @@ if TYPE_CHECKING:
     from fedlora.server.disk.status_file import StatusFile
     from fedlora.server.door import Door
     from fedlora.server.record.events import Listener
+    from fedlora.server.record.running_summary import Picture
 
 logger = logging.getLogger(__name__)
 
 _STOPPED = 0
 
 
-def serve_run(
-    run: Path, out: Path, overrides: tuple[str, ...], door: "Door", *, console: "Console", is_live: bool, as_json: bool
-) -> None:
+@dataclass(frozen=True)
+class Watched:
+    """How others watch a run: where its metrics are, its trackers by name, and the file of its traces."""
+
+    metrics: str | None
+    track: tuple[str, ...]
+    trace: Path | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How its own terminal shows a run: where, whether in a live view, and whether its outcome is JSON."""
+
+    console: "Console"
+    is_live: bool
+    as_json: bool
+
+
+def serve_run(run: Path, out: Path, overrides: tuple[str, ...], door: "Door", watched: Watched, shown: Shown) -> None:
     """Do the rounds of one run that are left, and print what they have led to.
 
     Raises:
@@ -41,16 +59,22 @@ def serve_run(
     from fedlora.cli.json_output import print_json
     from fedlora.cli.live import metric_name_in, print_outcome
     from fedlora.cli.outcome import outcome_of
+    from fedlora.cli.server_watching import metrics_of, traces_of
     from fedlora.common.config import Occasion, idle_settings
     from fedlora.common.run_file import load_run
     from fedlora.server.disk.account import seconds_worked
     from fedlora.server.disk.recorded_rounds import recorded_rounds
+    from fedlora.server.record.running_summary import after_rounds
     from fedlora.server.whole_run import Rounds, Run, whole_run
+    from fedlora.trackers import load_trackers
 
-    config = load_run(run, overrides)
-    status_file = _status_file(config, out, door)
+    config, console = load_run(run, overrides), shown.console
+    status_file, is_open = _status_file(config, out, door), Event()
+    known = after_rounds(recorded_rounds(out))
+    watching, shown_by_metrics = metrics_of(watched.metrics, config, door, out, known=known, is_open=is_open)
 
     def opened(port: int) -> None:
+        is_open.set()
         status_file.listening(port, address=_address(door, port))
         _say_where(door, port, out)
 
@@ -62,22 +86,25 @@ def serve_run(
 
         try:
             with ResidentCheck() as check:
-                serve(rounds, door, check=check, opened=opened)
+                serve(rounds, door, check=check, opened=opened, traces=traces)
         except RunStopped as error:
             logger.info("stopped: %s", error)
             raise typer.Exit(_STOPPED) from None
 
     notes = idle_settings(config, Occasion("server"))
-    shown = _shown(config, out, status_file, console=console if is_live else None)
-    the_run = Run(config, out, config.federation.sites, shlex.join(sys.argv), notes)
+    command = shlex.join(sys.argv)
+    the_run = Run(config, out, config.federation.sites, command, notes, trackers=load_trackers(watched.track))
     try:
-        reached = whole_run(the_run, served, shown=shown)
+        with watching, traces_of(watched.trace, config) as traces:
+            pictures = [*shown_by_metrics, *([] if traces is None else [traces.show])]
+            view = console if shown.is_live else None
+            reached = whole_run(the_run, served, shown=_shown(config, out, status_file, console=view, others=pictures))
     except typer.Exit:
-        if as_json:
+        if shown.as_json:
             print_json(outcome_of(config.run.name, out, tuple(recorded_rounds(out)), metric_name_in(out)))
         raise
     reports = () if reached is None else reached.reports
-    if as_json:
+    if shown.as_json:
         print_json(outcome_of(config.run.name, out, reports, metric_name_in(out)))
         return
     from fedlora.server.disk.audit import AuditLog
@@ -96,8 +123,11 @@ def serve_run(
     console.print(said, highlight=False, soft_wrap=True)
 
 
-def serve_runs(folder: Path, door: "Door") -> None:
+def serve_runs(folder: Path, door: "Door", *, track: tuple[str, ...] = ()) -> None:
     """Do the runs of a store as they come, until it is stopped.
+
+    Args:
+        track: the trackers of each run, by name.
 
     Raises:
         FedloraError: the store or the port cannot be used.
@@ -106,6 +136,7 @@ def serve_runs(folder: Path, door: "Door") -> None:
     from fedlora.finished.resident_check import ResidentCheck
     from fedlora.server.run_queue.serving import serve_store
     from fedlora.server.run_queue.store import RunStore
+    from fedlora.trackers import load_trackers
 
     store = RunStore.opened(folder)
     identity = None if door.is_insecure else door.identity_folder(folder)
@@ -120,7 +151,15 @@ def serve_runs(folder: Path, door: "Door") -> None:
         _say_where(door, port, folder)
 
     with ResidentCheck() as check:
-        serve_store(store, door, check=check, shown=shown, command=shlex.join(sys.argv), opened=opened)
+        serve_store(
+            store,
+            door,
+            check=check,
+            shown=shown,
+            command=shlex.join(sys.argv),
+            opened=opened,
+            trackers=load_trackers(track),
+        )
 
 
 @contextmanager
@@ -144,9 +183,14 @@ def dashboard_at(address: str | None, folder: Path | None) -> "Iterator[None]":
 
 @contextmanager
 def _shown(
-    config: "RunConfig", out: Path, status_file: "StatusFile", *, console: "Console | None"
+    config: "RunConfig",
+    out: Path,
+    status_file: "StatusFile",
+    *,
+    console: "Console | None",
+    others: "Sequence[Picture]" = (),
 ) -> "Iterator[Listener]":
-    """Give a listener that tells log and status file what happens in a run, and a live view on `console`."""
+    """Give a listener that tells log and status file what happens in a run, a live view on `console`, and others."""
     from fedlora.cli.live import logged_events, metric_name_in, progress_view
     from fedlora.server.disk.recorded_rounds import recorded_rounds
     from fedlora.server.record.running_summary import Summarised, after_rounds
@@ -156,7 +200,8 @@ def _shown(
     view = nullcontext() if console is None else progress_view(title=title, metric_name=metric_name, console=console)
     with view as picture, status_file:
         logged = logged_events(title=title, metric_name=metric_name)
-        yield Summarised([status_file.show, logged, *([picture] if picture is not None else [])], known=known)
+        pictures = [status_file.show, logged, *([picture] if picture is not None else []), *others]
+        yield Summarised(pictures, known=known)
 
 
 def _status_file(config: "RunConfig", out: Path, door: "Door") -> "StatusFile":

@@ -23,6 +23,7 @@ from fedlora.server.disk.account import seconds_worked
 from fedlora.server.record.running_summary import Summarised
 from fedlora.simulation import preset, simulate
 from fedlora.simulation.simulate import choose_folder, engine_named
+from fedlora.trackers import load_trackers
 
 _DEFAULT_PRESET = "digits"
 
@@ -38,6 +39,7 @@ class Options:
     engine: str
     workers: int | None
     resume: bool
+    track: tuple[str, ...] = ()
     as_json: bool = False
 
 
@@ -54,6 +56,7 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
         print(toml_for(to_toml(config), getattr(sys.stdout, "encoding", None) or "utf-8"), end="")
         return
     engine = engine_named(options.engine)
+    load_trackers(options.track)  # Before anything is written.
     log_to(console)
     out = choose_folder(config, options.out, resume=options.resume)
     try:
@@ -66,6 +69,7 @@ def run_simulate(options: Options, *, only_print_config: bool) -> None:
                 num_workers=options.workers,
                 resume=options.resume,
                 listener=Summarised([picture]),
+                track=options.track,
             )
     except KeyboardInterrupt as interrupt:
         # A run that was stopped before its manifest was written has given its folder back.

@@ -15,6 +15,7 @@ from fedlora.common.repeatedly import repeatedly
 from fedlora.common.run_file import require_labels
 from fedlora.server.disk.audit import Entry
 from fedlora.server.disk.audited import audited
+from fedlora.server.disk.space import why_not_writable
 from fedlora.server.disk.stop_request import stop_requests_heeded
 from fedlora.server.door import Door, authority_of, credentials_of
 from fedlora.server.run_services import Check, RunServices
@@ -23,6 +24,7 @@ from fedlora.server.sites.grpc.gate import Gate
 from fedlora.server.sites.grpc.port import Port
 from fedlora.server.sites.grpc.refusals import Refusals
 from fedlora.server.sites.grpc.registry import RegistryService, one_run
+from fedlora.server.sites.grpc.request_traces import RequestTraces
 from fedlora.server.whole_run import Rounds
 from fedlora.v1.enrolment_pb2_grpc import add_EnrolmentServiceServicer_to_server
 from fedlora.v1.exchange_pb2_grpc import add_AdapterExchangeServiceServicer_to_server
@@ -42,6 +44,7 @@ def serve(
     *,
     check: Check,
     opened: Callable[[int], None] = lambda _port: None,
+    traces: RequestTraces | None = None,
 ) -> None:
     """Run the rounds that are left over the sites that connect; returns when the run is over.
 
@@ -50,6 +53,7 @@ def serve(
     Args:
         check: says what is wrong with the PEFT folder of an adapter that is to be published, nothing if all is well.
         opened: called with the port's number once sites can connect.
+        traces: hears of each request to a site.
 
     Raises:
         RunStopped: it was asked to stop; the same call goes on.
@@ -59,7 +63,7 @@ def serve(
     require_labels(config)
     raise_open_files()
     with audited(folder, rounds.listener) as (listener, note):
-        _serve(replace(rounds, listener=listener), door, check=check, opened=opened, note=note)
+        _serve(replace(rounds, listener=listener), door, check=check, opened=opened, note=note, traces=traces)
 
 
 def _serve(
@@ -69,6 +73,7 @@ def _serve(
     check: Check,
     opened: Callable[[int], None],
     note: Callable[[Entry], None],
+    traces: RequestTraces | None,
 ) -> None:
     """Serve; `note` is told of begin and end, for the audit log."""
     config, folder = rounds.run.config, rounds.run.folder
@@ -76,7 +81,7 @@ def _serve(
     credentials = credentials_of(door, authority)
     refusals = Refusals(rounds.listener)
     gate = Gate(authority, run=config.run.name, refusals=refusals)
-    run = RunServices(rounds, gate, check=check)
+    run = RunServices(rounds, gate, check=check, traces=traces)
 
     def watch() -> None:
         run.disk.look()
@@ -95,7 +100,9 @@ def _serve(
     try:
         with (
             repeatedly(watch, seconds=WATCH_SECONDS),
-            Port(door.address, credentials, add_services, gate=gate) as port,
+            Port(
+                door.address, credentials, add_services, gate=gate, is_ready=lambda: not why_not_writable(folder)
+            ) as port,
             signals_heeded(run.stop),
             stop_requests_heeded(folder, run.stop),
         ):

@@ -12,6 +12,7 @@ from fedlora.server.disk.space import LEAST_FREE_BYTES, DiskWatch
 from fedlora.server.identity.tickets import TicketOffice
 from fedlora.server.sites.grpc.gate import Gate
 from fedlora.server.sites.grpc.grid import GrpcGrid
+from fedlora.server.sites.grpc.request_traces import RequestTraces
 from fedlora.server.sites.grpc.session import SessionService
 from fedlora.server.sites.grpc.transfer import TransferService
 from fedlora.server.whole_run import Rounds
@@ -28,7 +29,8 @@ class RunServices:
         disk: looks after the room in the run's folder.
     """
 
-    def __init__(self, rounds: Rounds, gate: Gate, *, check: Check) -> None:
+    def __init__(self, rounds: Rounds, gate: Gate, *, check: Check, traces: RequestTraces | None = None) -> None:
+        """`traces` hear of each request to a site."""
         config, folder = rounds.run.config, rounds.run.folder
         num_moments = len(config.train.shared_moments)
         self.gate = gate
@@ -40,6 +42,7 @@ class RunServices:
             max_start_bytes=config.exchange.max_start_megabytes * 10**6,
             num_moments=num_moments,
             listener=rounds.listener,
+            traces=traces,
         )
         self.registry = Registry(
             folder,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ from fedlora.server.record.events import Event, HeardSites, Listener, Noted, ign
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.run_method import method_of
 from fedlora.server.running_report import RunningReport
+from fedlora.trackers.tracker import OpenTracker
+from fedlora.trackers.tracking import Tracking
 
 if TYPE_CHECKING:
     from flwr.serverapp import ServerApp
@@ -33,6 +35,7 @@ class Run:
         command: goes into the manifest.
         notes: on the run file, in a line each, such as settings that do nothing.
         method: in place of the one that the run file names.
+        trackers: what opens them, by name.
     """
 
     config: RunConfig
@@ -41,6 +44,7 @@ class Run:
     command: str
     notes: tuple[str, ...] = ()
     method: Method | None = None
+    trackers: Mapping[str, OpenTracker] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,8 @@ class Rounds:
 Engine = Callable[[Rounds], None]
 """Runs the ServerApp of the rounds against its sites, to the end."""
 
-WriteReport = Callable[["RunFolder", Sequence[RoundReport], Mapping[str, SiteDescription]], None]
-"""Writes report.html over the rounds so far, given what the sites said of themselves."""
+WriteReport = Callable[["RunFolder", Sequence[RoundReport], Mapping[str, SiteDescription], tuple[str, ...]], None]
+"""Writes report.html over the rounds so far, given what the sites said of themselves, and notes on the run."""
 
 
 def whole_run(
@@ -112,8 +116,10 @@ def whole_run(
         if notes := (*claim.notes, *run.notes):
             heard(Noted(notes))
 
+        tracking = Tracking(run.trackers, run.config, run.folder, say=lambda line: heard(Noted((line,))))
+
         def write(reports: Sequence[RoundReport]) -> None:
-            _write_report(run, reports, heard.sites, write_report)
+            _write_report(run, reports, heard.sites, (*run.notes, *tracking.failures), write_report)
 
         def write_so_far(reports: Sequence[RoundReport]) -> None:
             account.write()
@@ -121,11 +127,12 @@ def whole_run(
 
         try:
             # The account is closed before the last report, so that whoever tells the time tells the same.
-            with account, RunningReport(write_so_far) as report:
+            with account, tracking, RunningReport(write_so_far) as report:
 
                 def listen(event: Event) -> None:
                     heard(event)
                     report.heard(event)
+                    tracking.heard(event)
 
                 engine(Rounds(run, listen, account))
         except BaseException:
@@ -146,13 +153,17 @@ def _reported(run: Run, write: Callable[[Sequence[RoundReport]], None]) -> "Chec
 
 
 def _write_report(
-    run: Run, reports: Sequence[RoundReport], sites: Mapping[str, SiteDescription], write_report: WriteReport | None
+    run: Run,
+    reports: Sequence[RoundReport],
+    sites: Mapping[str, SiteDescription],
+    notes: tuple[str, ...],
+    write_report: WriteReport | None,
 ) -> None:
     from fedlora.server import run_report
     from fedlora.server.disk.store import RunFolder
 
     folder = RunFolder(run.folder)
     if write_report is None:
-        run_report.write_report(folder, run.config, reports, sites=sites, notes=run.notes)
+        run_report.write_report(folder, run.config, reports, sites=sites, notes=notes)
     else:
-        write_report(folder, reports, sites)
+        write_report(folder, reports, sites, notes)

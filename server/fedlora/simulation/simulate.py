@@ -23,6 +23,7 @@ from fedlora.server.run_method import method_of, naming
 from fedlora.server.whole_run import Rounds, Run, whole_run
 from fedlora.simulation.inprocess import refuse_inside_a_starting_worker
 from fedlora.simulation.trainers import data_of_trainers
+from fedlora.trackers import OpenTracker, load_trackers
 from fedlora.training.data import FederatedData, federated_data_from, load_federated_data, with_found_range
 from fedlora.training.data.given_examples import Dataset
 
@@ -92,6 +93,7 @@ def simulate(
     num_workers: int | None = None,
     resume: bool = False,
     listener: Listener = ignore,
+    track: Sequence[str] = (),
 ) -> SimulationResult:
     """Run all rounds, or with `resume` those that are left, and return what they left.
 
@@ -111,11 +113,13 @@ def simulate(
             RAY_ADDRESS, in a cluster.
         num_workers: processes; without it one for each core, or for each GPU where there are any.
         listener: told what happens, in the calling process.
+        track: names of trackers that the rounds' numbers are given to as they come, such as "tensorboard".
 
     Raises:
         FedloraError: what the user or the machine gave cannot work; one clear message.
     """
     refuse_inside_a_starting_worker()
+    trackers = load_trackers(track)
     config = load_run(Path(config)) if isinstance(config, str | Path) else config
     config = _with_method(config, method)
     if model is None:
@@ -144,6 +148,7 @@ def simulate(
         num_workers=num_workers,
         resume=resume,
         listener=listener,
+        trackers=trackers,
     )
 
 
@@ -160,6 +165,7 @@ def simulate_over(
     num_workers: int | None = None,
     resume: bool = False,
     listener: Listener = ignore,
+    trackers: Mapping[str, OpenTracker] | None = None,
     with_report: bool = True,
 ) -> SimulationResult:
     """Run all rounds over data that are dealt out, or with `resume` those that are left; see `simulate`.
@@ -169,6 +175,7 @@ def simulate_over(
         is_own_data: whether the data are others than those that the run file names.
         make_trainer: makes each client's own trainer, which has the data; then `data` only says who the clients are.
         engine: one of ours by its name, or whatever runs the two apps.
+        trackers: what opens them, by name.
         with_report: whether report.html is written.
 
     Raises:
@@ -190,14 +197,19 @@ def simulate_over(
         make_trainer=make_trainer,
         client_names=tuple(data.clients),
     )
-    run = Run(config, out, len(data.clients), shlex.join(sys.argv), notes, method)
+    run = Run(config, out, len(data.clients), shlex.join(sys.argv), notes, method, trackers or {})
     run_engine = _engine(engine) if isinstance(engine, str) else engine
 
     def simulated(rounds: Rounds) -> None:
         # The ServerApp is made once the workers are starting: torch is imported here while they import theirs.
         run_engine(source.make_client_app, rounds.server_app, num_nodes=len(data.clients), num_workers=num_workers)
 
-    def write_report(folder: "RunFolder", reports: Sequence[RoundReport], sites: Mapping[str, SiteDescription]) -> None:
+    def write_report(
+        folder: "RunFolder",
+        reports: Sequence[RoundReport],
+        sites: Mapping[str, SiteDescription],
+        notes: tuple[str, ...],
+    ) -> None:
         if not with_report:
             return
         from fedlora.simulation.gallery import write_simulation_report

@@ -14,6 +14,7 @@ from datetime import datetime
 
 import grpc
 
+from fedlora.client.site.events import Listener, Moved, Settled, StandingTold, ignore, phase
 from fedlora.client.site.limits import data_lines, standing
 from fedlora.client.site.line import ConnectionGone, Line
 from fedlora.client.site.outbox import Finished, Outbox
@@ -67,13 +68,21 @@ class Participation:
     """One site in one run."""
 
     def __init__(
-        self, run: RunConfig, site: SiteConfig, *, seat: WorkerSeat, outbox: Outbox, is_paused: Callable[[], bool]
+        self,
+        run: RunConfig,
+        site: SiteConfig,
+        *,
+        seat: WorkerSeat,
+        outbox: Outbox,
+        is_paused: Callable[[], bool],
+        listener: Listener = ignore,
     ) -> None:
         self._run = run
         self._site = site
         self._seat = seat
         self._outbox = outbox
         self._is_paused = is_paused
+        self._listener = listener
         self._description: SiteDescription | None = None
         self._reason = ""
         self._told = ""
@@ -150,6 +159,7 @@ class Participation:
         else:
             readiness = session_pb2.Readiness(description=write_description(description))
         line.send(session_pb2.ConnectRequest(readiness=readiness))
+        self._listener(StandingTold(reason))
         logger.info("%s", f"takes no part: {reason}" if reason else "ready")
 
     def close(self) -> None:
@@ -189,7 +199,9 @@ class Participation:
             return
         logger.info("rehearsing: base model, data, one step of training")
         began = time.monotonic()
-        answer = self._seat.ask(self._seat.message(DescribeRequest(rehearse=True)), SiteDescription)
+        with phase(self._listener, "rehearse") as fail:
+            answer = self._seat.ask(self._seat.message(DescribeRequest(rehearse=True)), SiteDescription)
+            fail(answer.code if isinstance(answer, Failure) else "")
         if isinstance(answer, SiteDescription):
             if (objection := objection_to_what_was_loaded(self._run, self._site, answer)) is not None:
                 self._object(objection)
@@ -198,7 +210,13 @@ class Participation:
             for line in data_lines(answer):
                 logger.warning("%s", line)
             self._tasks = Tasks(
-                self._run, self._site, answer, seat=self._seat, outbox=self._outbox, line=self._required_line
+                self._run,
+                self._site,
+                answer,
+                seat=self._seat,
+                outbox=self._outbox,
+                line=self._required_line,
+                listener=self._listener,
             )
             self._description = answer
         elif isinstance(answer, Failure):
@@ -219,10 +237,13 @@ class Participation:
         while (message := self._current(key)) is not None:
             self._at_work = key
             try:
-                result = self._result(key, read_request(message), message)
-                # It was cancelled, and then asked for again before the worker had left off.
-                if not (isinstance(result, Failure) and result.code == INTERRUPTED):
-                    self._answer(key, result)
+                request = read_request(message)
+                with phase(self._listener, key[0], round=key[2], traceparent=message.traceparent) as fail:
+                    result = self._result(key, request, message)
+                    fail(result.code if isinstance(result, Failure) else "")
+                    # It was cancelled, and then asked for again before the worker had left off.
+                    if not (isinstance(result, Failure) and result.code == INTERRUPTED):
+                        self._answer(key, result)
             except grpc.RpcError as error:
                 num_tries += 1
                 # That a server has no room is for its operator to mend, and the update is kept for as long.
@@ -262,7 +283,11 @@ class Participation:
             if answer.HasField("adapter"):
                 blob = answer.adapter.encoded
                 effort = self._uploads.effort_for(blob.sha256)
-                sent = upload(line.exchange, message.ticket, result.update, blob, metadata=line.metadata, effort=effort)
+                with phase(self._listener, "upload"):
+                    sent = upload(
+                        line.exchange, message.ticket, result.update, blob, metadata=line.metadata, effort=effort
+                    )
+                self._listener(Moved(bytes_up=sent))
                 logger.info("round %d: sent %s bytes", answer.train.round, f"{sent:,}")
         else:
             write_receipt(result, answer)
@@ -307,6 +332,7 @@ class Participation:
         if acknowledgement.taken_back_round:
             what = "the update was accepted, and in comparison with the others' is refused after all"
             logger.warning("round %d: %s (%s)", acknowledgement.taken_back_round, what, acknowledgement.refusal)
+            self._listener(Settled(acknowledgement.taken_back_round, acknowledgement.refusal))
             return
         with self._lock:
             found = [item for item in self._wanted.values() if item.request_id == acknowledgement.request_id]
@@ -322,6 +348,7 @@ class Participation:
                 logger.warning("round %d: the server could not store the update", request.round)
                 continue
             self._outbox.settle(request.run, request.round, is_accepted=not acknowledgement.refusal)
+            self._listener(Settled(request.round, acknowledgement.refusal))
             what = f"refused ({acknowledgement.refusal})" if acknowledgement.refusal else "accepted"
             logger.info("round %d: %s", request.round, what)
 

@@ -11,6 +11,7 @@ from enum import Enum, auto
 import grpc
 
 from fedlora.client.site.backoff import Backoff
+from fedlora.client.site.events import Connected, Disconnected, Listener, ignore
 from fedlora.client.site.joining import shown_certificate
 from fedlora.client.site.line import Line
 from fedlora.client.site.outage import Outage
@@ -69,13 +70,22 @@ class Session:
         credentials: Callable[[], Credentials | None],
         make_site: Callable[[RunConfig], Participation],
         leaves: Callable[[], bool] = lambda: False,
+        listener: Listener = ignore,
     ) -> None:
-        """`credentials` are asked for at each connection, `make_site` for each run; `leaves` says when to end."""
+        """Make a session, which `run` begins.
+
+        Args:
+            credentials: asked for at each connection.
+            make_site: asked for each run.
+            leaves: says when to end.
+            listener: hears of connections.
+        """
         self._address = address
         self._name = name
         self._credentials = credentials
         self._make_site = make_site
         self._leaves = leaves
+        self._listener = listener
         self._site: Participation | None = None
         self._run: RunConfig | None = None
         self._latest: Credentials | None = None
@@ -162,6 +172,7 @@ class Session:
                 outgoing.put(None)
                 if self._site is not None:
                     self._site.disconnected()
+                self._listener(Disconnected())
                 call.cancel()
         return _End.CONNECTION
 
@@ -200,6 +211,7 @@ class Session:
             "connected to %s (fedlora %s): run %s, %d of %d sites are ready",
             self._address, welcome.version, run.run.name, welcome.num_ready, welcome.num_expected,
         )  # fmt: skip
+        self._listener(Connected(run.federation.rounds))
         if self._site is not None:
             self._site.connected(line)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedlora.client.site.events import Listener, ignore
 from fedlora.client.site.limits import own_site
 from fedlora.client.site.outbox import Outbox
 from fedlora.client.site.participation import Participation
@@ -28,6 +29,7 @@ def take_part(
     state: SiteState,
     credentials: Callable[[], Credentials | None],
     make_trainer: "MakeTrainer | None" = None,
+    listener: Listener = ignore,
 ) -> None:
     """Take part until the run is over or the operator wishes to leave.
 
@@ -37,6 +39,7 @@ def take_part(
         state: the site's folder, which is held meanwhile.
         credentials: asked for at each connection.
         make_trainer: makes the site's own trainer in its worker, so it must be picklable; None for fedlora's.
+        listener: hears what happens here.
 
     Raises:
         RunError: the server does not let this site in.
@@ -45,14 +48,23 @@ def take_part(
         address,
         config.site.name,
         credentials=credentials,
-        make_site=lambda run: _site_of(run, config, beside=beside, state=state, make_trainer=make_trainer),
+        make_site=lambda run: _site_of(
+            run, config, beside=beside, state=state, make_trainer=make_trainer, listener=listener
+        ),
         leaves=lambda: state.wish() == "leave",
+        listener=listener,
     )
     session.run()
 
 
 def _site_of(
-    run: RunConfig, config: SiteConfig, *, beside: Path, state: SiteState, make_trainer: "MakeTrainer | None"
+    run: RunConfig,
+    config: SiteConfig,
+    *,
+    beside: Path,
+    state: SiteState,
+    make_trainer: "MakeTrainer | None",
+    listener: Listener,
 ) -> Participation:
     own = own_site(run, config)
     source = WorkbenchSource(
@@ -71,4 +83,5 @@ def _site_of(
         seat=WorkerSeat(source.make_client_app_over_files, environment),
         outbox=Outbox(state.folder),
         is_paused=lambda: state.wish() == "paused",
+        listener=listener,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from flwr.app import Message
 
+from fedlora.client.site.events import Listener, Moved, Trained, ignore, phase
 from fedlora.client.site.fetching import Downloads, fetch
 from fedlora.client.site.judging import Judging
 from fedlora.client.site.limits import WITHHELD, allowed_evaluation, allowed_training
@@ -51,6 +52,7 @@ class Tasks:
         seat: WorkerSeat,
         outbox: Outbox,
         line: Callable[[], Line],
+        listener: Listener = ignore,
     ) -> None:
         """`description` is the worker's after its rehearsal; `line` gives the connection for fetching adapters."""
         self._run = run
@@ -61,6 +63,7 @@ class Tasks:
         self._seat = seat
         self._outbox = outbox
         self._line = line
+        self._listener = listener
         self._evaluated: dict[Key, EvaluateReceipt] = {}
 
     def is_done(self, key: Key, request: Request) -> bool:
@@ -130,6 +133,7 @@ class Tasks:
         if receipt.withheld:
             why = objection or "by limits.metrics or limits.least_examples"
             logger.info("round %d: withheld: %s (%s)", request.round, ", ".join(receipt.withheld), why)
+        self._listener(Trained(receipt))
         logger.info("round %d: trained %d steps, loss %.4g", request.round, receipt.num_steps, answer.loss)
         return self._outbox.finish(receipt, run=request.run, round=request.round, started_from=key[-1])
 
@@ -142,7 +146,7 @@ class Tasks:
         folder = self._outbox.round_folder(run, round)
         asked = self._seat.message(request)
         ask_for_file(asked, folder / "update", precision="float32")
-        answer = self._seat.ask(asked, InitialiseReceipt)
+        answer = self._worked(asked, InitialiseReceipt)
         if not isinstance(answer, InitialiseReceipt):
             return self._allowed_receipt(answer)
         return self._outbox.finish(answer, run=run, round=round, started_from="")
@@ -161,7 +165,7 @@ class Tasks:
             if makings:
                 make_of_differences(asked, makings)
             prepare(asked)
-            answer = self._seat.ask(asked, expected)
+            answer = self._worked(asked, expected)
             for making in makings:
                 making.difference.unlink(missing_ok=True)
             if not (isinstance(answer, Failure) and answer.code == DIFFERENCE):
@@ -170,19 +174,32 @@ class Tasks:
         self._outbox.forget_adapters()
         return answer
 
+    def _worked(self, asked: Message, expected: type) -> object:
+        """Return what the worker answers, however long it takes."""
+        with phase(self._listener, "work") as fail:
+            answer = self._seat.ask(asked, expected)
+            fail(answer.code if isinstance(answer, Failure) else "")
+        return answer
+
     def _fetched(
         self, offers: Mapping[str, messages_pb2.OfferedAdapter], round: int, *, takes_difference: bool
     ) -> tuple[dict[str, Any], list[Making]]:
         """Return the files of the adapters on offer, and which of them are yet to be made, in this order."""
         files: dict[str, Any] = {}
         makings: list[Making] = []
-        count = self._downloads.counter(round)
+        admit = self._downloads.counter(round)
+
+        def count(num_bytes: int) -> None:
+            self._listener(Moved(bytes_down=num_bytes))
+            admit(num_bytes)
+
         for name, offered in offers.items():
             self._downloads.require_possible(offered, are_moments=name == MOMENTS)
             made = {making.whole for making in makings}
-            whole, made_of = fetch(
-                offered, self._outbox, self._line, takes_difference=takes_difference, made=made, count=count
-            )
+            with phase(self._listener, "download"):
+                whole, made_of = fetch(
+                    offered, self._outbox, self._line, takes_difference=takes_difference, made=made, count=count
+                )
             files[name] = PackedFile(whole, 0)
             if made_of is not None and whole not in made:
                 makings.append(Making(whole, *made_of))

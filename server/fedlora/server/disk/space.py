@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -60,6 +61,16 @@ class DiskWatch:
             "%s: the disk is too full: %s free, %s needed; free some space, and the run goes on by itself",
             found.folder, free, needed,
         )  # fmt: skip
+
+
+def why_not_writable(folder: Path) -> str:
+    """Return what keeps a file from being written to a folder, nothing if nothing does. It tries it."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        return f"the run's folder cannot be written ({error.strerror})"
+    return ""
 
 
 def _existing(folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from fedlora.common.run_folder import LOCK_FILE, STOP_FILE
 from fedlora.server.deployment import WATCH_SECONDS, raise_open_files, signals_heeded, started_entry
 from fedlora.server.disk.audited import audited
 from fedlora.server.disk.registry import Registry
+from fedlora.server.disk.space import why_not_writable
 from fedlora.server.disk.stop_request import stop_requests_heeded
 from fedlora.server.door import Door, authority_of, credentials_of
 from fedlora.server.record.events import Event, Listener, ignore
@@ -32,6 +33,7 @@ from fedlora.server.sites.grpc.port import Port
 from fedlora.server.sites.grpc.refusals import Refusals
 from fedlora.server.sites.grpc.registry import RegistryService
 from fedlora.server.whole_run import Rounds, Run, whole_run
+from fedlora.trackers import OpenTracker
 from fedlora.v1.enrolment_pb2_grpc import add_EnrolmentServiceServicer_to_server
 from fedlora.v1.exchange_pb2_grpc import add_AdapterExchangeServiceServicer_to_server
 from fedlora.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
@@ -46,13 +48,21 @@ Shown = Callable[[RunConfig, Path, int], AbstractContextManager[Listener]]
 
 
 def serve_store(
-    store: RunStore, door: Door, *, check: Check, shown: Shown, command: str, opened: Callable[[int], None]
+    store: RunStore,
+    door: Door,
+    *,
+    check: Check,
+    shown: Shown,
+    command: str,
+    opened: Callable[[int], None],
+    trackers: Mapping[str, OpenTracker] | None = None,
 ) -> None:
     """Do the runs of a store as they come, until SIGTERM, SIGINT or `server stop`; the same call goes on.
 
     Args:
         command: goes into the manifests.
         opened: called with the port's number once sites can connect.
+        trackers: of each run, what opens them by name.
 
     Raises:
         FedloraError: the store or the port cannot be used, or another server is at work on it.
@@ -61,7 +71,9 @@ def serve_store(
     with _claimed(store.folder), audited(store.folder, ignore) as (listener, note):
         authority = authority_of(door, store.folder)
         credentials = credentials_of(door, authority)
-        server = _StoreServer(store, check=check, shown=shown, command=command, listener=listener)
+        server = _StoreServer(
+            store, check=check, shown=shown, command=command, listener=listener, trackers=trackers or {}
+        )
         refusals = Refusals(server.heard)
         gate = Gate(authority, run=None, refusals=refusals)
         hall = Hall(gate)
@@ -79,7 +91,13 @@ def serve_store(
         try:
             with (
                 repeatedly(watch, seconds=WATCH_SECONDS),
-                Port(door.address, credentials, add_services, gate=gate) as port,
+                Port(
+                    door.address,
+                    credentials,
+                    add_services,
+                    gate=gate,
+                    is_ready=lambda: not why_not_writable(store.folder),
+                ) as port,
                 signals_heeded(server.stop),
                 stop_requests_heeded(store.folder, server.stop),
             ):
@@ -94,11 +112,21 @@ def serve_store(
 class _StoreServer:
     """Takes one run after another, and knows which is at work."""
 
-    def __init__(self, store: RunStore, *, check: Check, shown: Shown, command: str, listener: Listener) -> None:
+    def __init__(
+        self,
+        store: RunStore,
+        *,
+        check: Check,
+        shown: Shown,
+        command: str,
+        listener: Listener,
+        trackers: Mapping[str, OpenTracker],
+    ) -> None:
         self._store = store
         self._check = check
         self._shown = shown
         self._command = command
+        self._trackers = trackers
         self._listener = listener
         self._is_stopping = threading.Event()
         self._lock = threading.Lock()
@@ -148,7 +176,7 @@ class _StoreServer:
             folder = self._store.run_folder(name)
             notes = idle_settings(config, Occasion("server"))
             whole_run(
-                Run(config, folder, config.federation.sites, self._command, notes),
+                Run(config, folder, config.federation.sites, self._command, notes, trackers=self._trackers),
                 lambda rounds: self._engine(rounds, hall, gate.for_run(name)),
                 shown=self._shown(config, folder, port),
             )

@@ -33,8 +33,9 @@ from fedlora.server.sites.grpc.known_site import (
     place,
     taken_back,
 )
+from fedlora.server.sites.grpc.request_traces import RequestTraces, Untraced
 from fedlora.server.sites.polled_grid import PolledGrid
-from fedlora.v1 import session_pb2
+from fedlora.v1 import messages_pb2, session_pb2
 
 _POLL_SECONDS = 0.2
 _FULL_PAUSE_SECONDS = 2.0
@@ -58,12 +59,14 @@ class GrpcGrid(PolledGrid):
         max_start_bytes: int,
         num_moments: int = 0,
         listener: Listener = ignore,
+        traces: RequestTraces | None = None,
     ) -> None:
         """Take in who may connect to the exchange's run.
 
         Args:
             max_start_bytes: what the run's first adapter, which a site makes, may take at most.
             num_moments: how many numbers may come beside each one of an update.
+            traces: hears of each request.
         """
         super().__init__()
         self._exchange = exchange
@@ -71,6 +74,7 @@ class GrpcGrid(PolledGrid):
         self._max_start_bytes = max_start_bytes
         self._num_moments = num_moments
         self._listener = listener
+        self._traces = traces or Untraced()
         self._changed = threading.Condition()
         self._sites: dict[str, KnownSite] = {}
         self._names: dict[int, str] = {}
@@ -167,6 +171,7 @@ class GrpcGrid(PolledGrid):
             is_ours = bool(kind_of(asked.content))
             self._replies[request_id] = Message(content, reply_to=asked) if is_ours else reply_to(asked, content)
             self._answered[request_id] = site
+            self._traces.answered(request_id, receipt.code if isinstance(receipt, messages_pb2.Failure) else "")
             # Of ours the rounds say when an update is on disk.
             if not (is_ours and outstanding.request.HasField("train")):
                 self._settle(request_id, "")
@@ -235,6 +240,7 @@ class GrpcGrid(PolledGrid):
             for message_id in message_ids:
                 for site in self._sites.values():
                     if site.outstanding.pop(message_id, None) is not None:
+                        self._traces.withdrawn(message_id)
                         if site.send is not None:
                             cancellation = session_pb2.Cancellation(request_id=message_id)
                             site.send(session_pb2.ConnectResponse(cancellation=cancellation))
@@ -310,6 +316,7 @@ class GrpcGrid(PolledGrid):
             request.ticket = self._tickets.issue(Ticket("", 0, 0, site, self._max_start_bytes))
         with self._changed:
             known = self._site(site)
+            request.traceparent = self._traces.asked(request_id, site, request.WhichOneof("content") or "")
             outstanding = Outstanding(message, site, request, offer)
             known.outstanding[request_id] = outstanding
             self._deliver(known, outstanding)

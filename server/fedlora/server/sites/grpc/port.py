@@ -21,6 +21,7 @@ from fedlora.common.addresses import split_address
 from fedlora.common.channels import both_ends
 from fedlora.common.errors import ConfigError, FedloraError
 from fedlora.server.identity.authority import Authority
+from fedlora.server.sites.grpc.described import describe_services, keep_ready
 from fedlora.server.sites.grpc.doorkeeper import LOOK_SECONDS, LOOKING_SHARE, Doorkeeper
 from fedlora.server.sites.grpc.gate import Context, Gate
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _START_SECONDS = 20.0
 _GRACE_SECONDS = 2.0
+_READY_SECONDS = 5.0
 _WARN_BEFORE = timedelta(days=14)
 # A site sends chunks of a file, and otherwise numbers.
 _MAX_RECEIVED_BYTES = 1 << 20
@@ -126,16 +128,21 @@ class Port:
         add_services: Callable[[grpc.aio.Server], None],
         *,
         gate: Gate | None = None,
+        is_ready: Callable[[], bool] = lambda: True,
+        look_seconds: float = _READY_SECONDS,
     ) -> None:
         """`add_services` is called once, in the server's own event loop; without credentials it is plain text.
 
         With certificates there is a health service only behind a `gate`: TLS also lets in who was revoked or invited.
+        It tells of `is_ready`, which is asked every `look_seconds`. Only in plain text is there reflection.
         """
         split_address(address, listens=True)
         self._address = address
         self._credentials = credentials
         self._add_services = add_services
         self._gate = gate
+        self._is_ready = is_ready
+        self._look_seconds = look_seconds
         self._started = threading.Event()
         self._error: Exception | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -190,12 +197,15 @@ class Port:
         )
         try:
             self._add_services(server)
+            has_certificates = self._credentials is not None
+            health = GatedHealth(self._gate) if has_certificates and self._gate is not None else HealthServicer()
             if self._credentials is None:
-                health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(), server)
+                health_pb2_grpc.add_HealthServicer_to_server(health, server)
+                describe_services(server)
                 self.number = server.add_insecure_port(self._address)
             else:
                 if self._gate is not None:
-                    health_pb2_grpc.add_HealthServicer_to_server(GatedHealth(self._gate), server)
+                    health_pb2_grpc.add_HealthServicer_to_server(health, server)
                 self.number = server.add_secure_port(self._address, self._credentials)
             if self.number == 0:
                 raise OSError("no such address here")
@@ -206,8 +216,11 @@ class Port:
             return
         self._started.set()
         keeping = asyncio.create_task(self._keep_door(Doorkeeper(self.number, most)))
+        telling = asyncio.create_task(keep_ready(health, self._is_ready, seconds=self._look_seconds))
         await self._over.wait()
         keeping.cancel()
+        telling.cancel()
+        await health.enter_graceful_shutdown()
         await server.stop(_GRACE_SECONDS)
 
     async def _keep_door(self, doorkeeper: Doorkeeper) -> None:
