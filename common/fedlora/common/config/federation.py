@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fedlora.common.section import Count, Fraction, Positive, Section, Share
+from fedlora.common.section import Count, Fraction, NonNegative, Positive, Section, Share
 
 
 class FederationSection(Section):
@@ -117,9 +117,8 @@ class ExchangeSection(Section):
     )
     max_start_megabytes: Count = Field(8_000, description="the most that the run's first adapter may take")
     published: Count = Field(5, description="finished adapters that are kept for who serves them")
-    publish_margin: float | None = Field(
+    publish_margin: NonNegative | None = Field(
         None,
-        ge=0,
         description="an adapter is published only if its loss on the clients' validation is at most so large a part "
         "above the lowest published (0.1: ten per cent); left out: whatever its loss",
     )
