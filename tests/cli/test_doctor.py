@@ -119,12 +119,22 @@ def test_a_problem_has_its_cure_and_ends_with_status_1(fedlora: Callable[..., An
 def test_a_file_that_cannot_be_read_is_a_problem_and_the_machine_is_looked_at_all_the_same(
     fedlora: Callable[..., Any], tmp_path: Path
 ) -> None:
-    (tmp_path / "site.toml").write_text("[site]\nnam = 1\n")
+    (tmp_path / "site.toml").write_text("[site]\nnam = 1\n[data]\n")
     done = fedlora("doctor", tmp_path / "site.toml", "--json", "--listen", f"127.0.0.1:{free_port()}")
     found = [(finding["check"], finding["status"]) for finding in json.loads(done.out)]
     assert done.code == 1
     assert found.count(("file", "problem")) == 3
     assert ("python", "ok") in found
+
+
+def test_a_site_that_names_no_data_may_bring_a_trainer(fedlora: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text('[site]\nname = "north"\n')
+    done = fedlora("doctor", tmp_path / "site.toml", "--json", "--listen", f"127.0.0.1:{free_port()}")
+    (found,) = [finding for finding in json.loads(done.out) if finding["check"] == "data"]
+    assert (found["status"], found["found"].partition(",")[0]) == (
+        "ok",
+        "the file names none: a trainer of one's own brings them",
+    )
 
 
 def test_an_address_that_is_none_is_an_error(fedlora: Callable[..., Any]) -> None:

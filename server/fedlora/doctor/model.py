@@ -75,6 +75,7 @@ def data(subject: Subject) -> Iterator[Finding]:
     """Find out whether what the data are named by is there; `fedlora data preview` looks into it."""
     if subject.site is not None and subject.path is not None:
         if subject.site.brings_trainer:
+            yield ok("data", "the file names none: a trainer of one's own brings them, or [data] path is missing")
             return
         name, beside = subject.site.data.path, subject.path.parent
     elif subject.run is not None and subject.folder is None:
