@@ -160,8 +160,9 @@ def test_a_bad_folder_is_one_line_and_nothing_is_written(spoil: Spoil, message: 
     a, b = tiny.save_clients(*[{"modules_to_save": ["head"]}] * 2)
     spoil(b)
     done = fedlora("aggregate", "--json", "--out", tiny.folder / "to" / "out", a, b)
-    assert (done.code, done.out) == (1, "")
+    assert done.code == 1
     (line,) = done.err.splitlines()
+    assert f"error: {json.loads(done.out)['error']['message']}" == line
     assert line.startswith(f"error: {message.format(a=a, b=b)}")
     assert not (tiny.folder / "to").exists()
 
@@ -214,8 +215,9 @@ def test_a_bad_option_is_one_line_and_nothing_is_written(
     arguments: list[str], message: str, tiny: Any, fedlora: Any
 ) -> None:
     done = fedlora("aggregate", *arguments, "--out", tiny.folder / "out", *tiny.save_clients({}, {}))
-    assert (done.code, done.out) == (1, "")
+    assert done.code == 1
     (line,) = done.err.splitlines()
+    assert f"error: {json.loads(done.out)['error']['message']}" == line
     assert line.startswith(f"error: {message}")
     assert not (tiny.folder / "out").exists()
 
