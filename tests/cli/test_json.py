@@ -197,6 +197,14 @@ def test_a_servers_folder(asked: Callable[..., Any], fedlora: Fedlora, run_file:
     assert asked("runs stop", name, *at, code=1)["message"] == f"{name} is stopped already"
 
 
+def test_an_error_is_one_object_whatever_the_log_is_written_in(asked: Callable[..., Any], tmp_path: Path) -> None:
+    for form in ("text", "json"):
+        error = asked("server start", tmp_path / "no.toml", "--out", tmp_path / "out", "--log-format", form, code=1)
+        assert error["code"] == "config"
+    RunStore.opened(tmp_path / "store")
+    assert asked("server status", "--out", tmp_path / "store") == {"is_served": False, "server": {}, "runs": []}
+
+
 def test_a_command_that_is_interrupted_says_so(
     asked: Callable[..., Any], run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
-from deployment import Deployment
+from deployment import Deployment, free_port
 from ended_runs import adapter_sha256
 from test_deployment import site_file
 
@@ -32,7 +33,7 @@ def run(run_file: RunFile) -> Callable[..., Path]:
 def server(run: Callable[..., Path], tmp_path: Path) -> Deployment:
     """Return a deployment whose server is one of many runs; nothing is started."""
     deployment = Deployment(tmp_path, run())
-    store = ["--store", str(deployment.out), "--listen", deployment.address]
+    store = ["--store", str(deployment.out), "--listen", deployment.address, "--metrics", str(free_port())]
     deployment.server.arguments = ["server", "start", *store]
     return deployment
 
@@ -42,6 +43,14 @@ def runs(deployment: Deployment, *arguments: str) -> str:
     done = deployment.command("runs", *arguments, "--store", str(deployment.out))
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def scraped(deployment: Deployment) -> dict[str, float]:
+    """Return the server's metrics that have a single number, by name with labels."""
+    port = deployment.server.arguments[deployment.server.arguments.index("--metrics") + 1]
+    with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
 def states(deployment: Deployment) -> dict[str, str]:
@@ -69,6 +78,10 @@ def test_sites_stay_from_run_to_run_and_each_run_is_what_it_would_be_alone(
         assert adapter_sha256(first) == adapter_sha256(second)
         assert states(server) == {"first": "finished", "second": "finished", "third": "running"}
         assert "third: waiting" in runs(server, "show", "third")
+        metrics = scraped(server)
+        assert (metrics['fedlora_runs{state="finished"}'], metrics['fedlora_runs{state="running"}']) == (2, 1)
+        # Of the run at work, and no more of those before it.
+        assert metrics["fedlora_rounds_total"] == 0
         found = server.command("adapters", "list", server.address, "--site", str(files["chalk"]), "--run", "first")
         assert "first-v0001" in found.stdout, found.stderr
         none = server.command("adapters", "list", server.address, "--site", str(files["chalk"]), "--run", "fourth")

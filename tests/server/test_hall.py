@@ -63,6 +63,19 @@ def test_a_site_that_comes_between_runs_waits_and_is_welcomed_over_the_same_conn
         assert 'name = "digits"' in conversation.hear("welcome").welcome.run_toml
 
 
+def test_of_two_connections_of_a_site_that_wait_the_newer_gets_the_run(port: OpenPort, authority: Authority) -> None:
+    hall_of(port).present = None
+    credentials = enrolled(authority, "north", ANY_RUN)
+    with open_channel(port.address, credentials) as channel, Conversation(channel) as stale:
+        stale.hear("no_run")
+        with open_channel(port.address, credentials) as other, Conversation(other) as live:
+            live.hear("no_run")
+            assert stale.hear_end() == (grpc.StatusCode.ABORTED, "replaced")
+            hall_of(port).present = port.present
+            live.hear("welcome")
+            assert port.grid.counts() == (0, 1)
+
+
 def test_a_site_of_another_run_waits_while_this_one_goes_on(port: OpenPort, authority: Authority) -> None:
     credentials = enrolled(authority, "elsewhere", "another run")
     with open_channel(port.address, credentials) as channel, Conversation(channel) as conversation:

@@ -73,7 +73,8 @@ def test_a_finished_run_is_prolonged_and_else_refused(store: RunStore) -> None:
     with pytest.raises(StoreError, match=r"holds a run that differs from this one: lora\.rank is 8, not 4"):
         store.submit(a_run("digits", lora={"rank": 4}))
     assert store.queue().find("digits").state == "finished"
-    assert store.submit(a_run("digits", federation={"rounds": 6})) == ("federation.rounds is changed from 4 to 6",)
+    _, lines = store.submit(a_run("digits", federation={"rounds": 6}))
+    assert lines == ("federation.rounds is changed from 4 to 6",)
     assert store.queue().find("digits").state == "waiting"
 
 
@@ -133,3 +134,8 @@ def test_a_damaged_queue_is_said_and_not_written_over(store: RunStore) -> None:
         with pytest.raises(StoreError, match=r"queue\.json is damaged; restore it, or move it away"):
             use()
     assert (store.folder / QUEUE_FILE).read_text() == "{"
+    # What the line says helps: runs keep their folders.
+    has_ended_before = store.run_folder("digits")
+    write_file(has_ended_before / "run.toml", to_toml(a_run("digits")))
+    (store.folder / QUEUE_FILE).unlink()
+    assert RunStore.opened(store.folder).submit(a_run("digits"))[0].find("digits").state == "waiting"

@@ -43,7 +43,8 @@ def print_json_line(value: object) -> None:
 def print_error(code: str, message: str) -> None:
     """Print what went wrong; the last part of a message of ours says what to do."""
     found, _, hint = message.rpartition("; ")
-    print_json(Failed(ErrorText(code, message, hint if found else "")))
+    # In one line: so it can stand behind those of a command that prints several.
+    print_json_line(Failed(ErrorText(code, message, hint if found else "")))
 
 
 def _plain(value: object, kind: Any = None) -> object:

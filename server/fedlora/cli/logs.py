@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from fedlora.cli.json_output import is_asked_for
 from fedlora.cli.log_options import LogFormat
 from fedlora.client.worker.output import WorkerOutput
 from fedlora.common.errors import ConfigError, FedloraError
@@ -74,7 +75,8 @@ def logging_to(log: Log) -> Iterator[None]:
             root.removeHandler(shown)
         if kept or log.format is LogFormat.JSON:
             ours.error("%s", error, exc_info=not isinstance(error, FedloraError))
-        if log.format is LogFormat.TEXT:
+        # In JSON the log has said it, unless the command's own object is to say it as well.
+        if log.format is LogFormat.TEXT or (is_asked_for() and isinstance(error, FedloraError)):
             raise
         raise typer.Exit(1) from error
     finally:

@@ -45,8 +45,9 @@ def submit(
 
     config = load_run(run, overrides or ())
     found = RunStore.existing(store)
-    notes = (*found.submit(config), *idle_settings(config, Occasion("server")))
-    before = sum(run.state in ("running", "waiting") for run in found.queue().runs) - 1
+    queue, changed = found.submit(config)
+    notes = (*changed, *idle_settings(config, Occasion("server")))
+    before = sum(run.state in ("running", "waiting") for run in queue.runs if run.name != config.run.name)
     if as_json:
         print_json(Submitted(config.run.name, before, found.is_served, notes))
         return
@@ -96,22 +97,25 @@ def stop(name: Name, store: Store, as_json: Json = False) -> None:
     folder = found.run_folder(name)
 
     def stopped(queue: RunQueue) -> RunQueue:
-        state = queue.find(name).state
-        if state not in ("waiting", "running"):
-            raise StoreError(f"{name} is {state} already")
         # One at which a server works is that one's to note.
-        is_at_work = state == "running" and found.is_served
-        return queue if is_at_work else queue.with_state(name, "stopped")
+        is_at_work = queue.find(name).state == "running" and found.is_served
+        is_left = queue.find(name).state in ("waiting", "running") and not is_at_work
+        return queue.with_state(name, "stopped") if is_left else queue
 
+    if (state := found.queue().find(name).state) not in ("waiting", "running"):
+        raise StoreError(f"{name} is {state} already")
     deadline = time.monotonic() + _STOP_SECONDS
     while found.change(stopped).find(name).state == "running":
         if is_held(folder / LOCK_FILE):
-            (folder / STOP_FILE).touch()
+            try:
+                (folder / STOP_FILE).touch()
+            except FileNotFoundError:
+                pass  # A run that could not begin has given its folder back.
+            except OSError as error:
+                raise StoreError(f"{folder}: the run cannot be asked to stop ({error.strerror})") from error
         if time.monotonic() > deadline:
             raise StoreError(f"{name}: asked to stop, it has not ended in {_STOP_SECONDS:.0f} s; it will when it can")
         time.sleep(_LOOK_SECONDS)
-        if found.queue().find(name).state not in ("waiting", "running"):
-            break
     run = found.queue().find(name)
     if as_json:
         print_json(_told(run))

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, Union
 
 from pydantic import TypeAdapter
 
@@ -12,7 +12,7 @@ from fedlora.common.errors import ConfigError
 
 _HERE = "fedlora.cli.outputs"
 
-# By command what it prints: a kind here or elsewhere, and whether it is a list, or a line for each.
+# By command what it prints: kinds here or elsewhere, and whether it is a list, or a line for each.
 KINDS: Mapping[str, tuple[str, str]] = {
     "init": (f"{_HERE}:FileBegun", "one"),
     "simulate": (f"{_HERE}:Outcome", "one"),
@@ -22,8 +22,9 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "methods": (f"{_HERE}:MethodsTold", "one"),
     "export": (f"{_HERE}:FolderWritten", "one"),
     "doctor": ("fedlora.doctor.finding:Finding", "list"),
-    "server start": (f"{_HERE}:Outcome", "one"),
-    "server status": ("fedlora.server.disk.status_reading:StatusContent", "one"),
+    # Of a server with a store, what stands behind.
+    "server start": (f"{_HERE}:Outcome {_HERE}:Said", "one"),
+    "server status": (f"fedlora.server.disk.status_reading:StatusContent {_HERE}:RunsTold", "one"),
     "server stop": (f"{_HERE}:Said", "one"),
     "server renew": (f"{_HERE}:Said", "one"),
     "server audit": (f"{_HERE}:AuditLine", "lines"),
@@ -105,8 +106,10 @@ def print_schema(command: str) -> None:
     print(json.dumps(found, indent=2))
 
 
-def _kind_of(command: str) -> type:
+def _kind_of(command: str) -> Any:
     """Return what a command prints, or one of the list or the lines that it prints."""
-    module, _, name = KINDS[command][0].partition(":")
-    found: type = getattr(import_module(module), name)
-    return found
+    kinds = []
+    for where in KINDS[command][0].split():
+        module, _, name = where.partition(":")
+        kinds.append(getattr(import_module(module), name))
+    return Union[tuple(kinds)]  # noqa: UP007 (of kinds that are found here)

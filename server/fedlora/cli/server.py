@@ -19,7 +19,7 @@ from fedlora.cli.server_folder import authority_in, note_in
 from fedlora.cli.server_options import DEFAULT_PORT, Identity, Out
 from fedlora.cli.trace_option import TraceOption
 from fedlora.cli.track_option import TrackOption
-from fedlora.common.errors import ConfigError, StoreError
+from fedlora.common.errors import StoreError
 from fedlora.common.printable import printable
 
 logger = logging.getLogger(__name__)
@@ -88,14 +88,12 @@ def start(
     ):
         door = door_of(listen, insecure, identity, (ca, cert, key))
         try:
+            watched = Watched(metrics, tuple(track or ()), trace)
             if store is not None:
-                if metrics is not None or trace is not None:
-                    raise ConfigError("--metrics and --trace are of a server of one run; leave them out with --store")
-                serve_runs(store, door, track=tuple(track or ()))
+                serve_runs(store, door, watched)
                 if as_json:
                     print_json(Said("stopped", str(store)))
             elif run is not None and out is not None:
-                watched = Watched(metrics, tuple(track or ()), trace)
                 serve_run(run, out, tuple(overrides or ()), door, watched, Shown(console, is_live, as_json))
         except KeyboardInterrupt as interrupt:
             logger.info("interrupted; the same command goes on")

@@ -1,6 +1,6 @@
 """How a server is watched: its metrics over HTTP, and its traces. Heavy imports stay inside."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from threading import Event
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from fedlora.common.config import RunConfig
     from fedlora.server.door import Door
     from fedlora.server.record.running_summary import Picture, RunningSummary
+    from fedlora.server.run_queue.metrics import StoreMetrics
+    from fedlora.server.run_queue.store import RunStore
     from fedlora.server.run_traces import RunTraces
 
 
@@ -22,21 +24,39 @@ def metrics_of(
     """Return the port on which the server is watched, and the pictures that must hear of the run for it."""
     if address is None:
         return nullcontext(), []
-    from fedlora.server.disk.space import why_not_writable
     from fedlora.server.run_metrics import RunMetrics
 
-    certificate_of = {}
+    metrics = RunMetrics(config, out, known=known, certificate_of=_certificates(door, out))
+    return watched(address, metrics, obstacle=_obstacle(out, is_open)), [metrics.show]
+
+
+def metrics_of_store(
+    address: str | None, store: "RunStore", door: "Door", *, is_open: Event
+) -> "tuple[AbstractContextManager[None], StoreMetrics | None]":
+    """Return the port on which a store's server is watched, and what must hear of each run that begins for it."""
+    if address is None:
+        return nullcontext(), None
+    from fedlora.server.run_queue.metrics import StoreMetrics
+
+    metrics = StoreMetrics(store, certificate_of=_certificates(door, store.folder))
+    return watched(address, metrics, obstacle=_obstacle(store.folder, is_open)), metrics
+
+
+def _certificates(door: "Door", out: Path) -> dict[str, Callable[[], bytes]]:
+    """Return what reads the certificates of a server, by whose they are."""
     if door.external_pair is not None:
-        certificate_of["server"] = door.external_pair.certificate.read_bytes
-    elif not door.is_insecure:
-        folder = door.identity_folder(out)
-        certificate_of |= {"server": (folder / "server.pem").read_bytes, "authority": (folder / "ca.pem").read_bytes}
-    metrics = RunMetrics(config, out, known=known, certificate_of=certificate_of)
+        return {"server": door.external_pair.certificate.read_bytes}
+    if door.is_insecure:
+        return {}
+    folder = door.identity_folder(out)
+    return {"server": (folder / "server.pem").read_bytes, "authority": (folder / "ca.pem").read_bytes}
 
-    def obstacle() -> str:
-        return why_not_writable(out) if is_open.is_set() else "the port for sites is not open yet"
 
-    return watched(address, metrics, obstacle=obstacle), [metrics.show]
+def _obstacle(out: Path, is_open: Event) -> Callable[[], str]:
+    """Return what says why a server is not ready."""
+    from fedlora.server.disk.space import why_not_writable
+
+    return lambda: why_not_writable(out) if is_open.is_set() else "the port for sites is not open yet"
 
 
 @contextmanager

@@ -123,43 +123,43 @@ def serve_run(run: Path, out: Path, overrides: tuple[str, ...], door: "Door", wa
     console.print(said, highlight=False, soft_wrap=True)
 
 
-def serve_runs(folder: Path, door: "Door", *, track: tuple[str, ...] = ()) -> None:
+def serve_runs(folder: Path, door: "Door", watched: Watched) -> None:
     """Do the runs of a store as they come, until it is stopped.
 
-    Args:
-        track: the trackers of each run, by name.
-
     Raises:
+        ConfigError: traces are asked for, which are of one run.
         FedloraError: the store or the port cannot be used.
     """
+    if watched.trace is not None:
+        raise ConfigError("--trace is of a server of one run; leave it out with --store")
     logger.info("loading")
+    from fedlora.cli.server_watching import metrics_of_store
     from fedlora.finished.resident_check import ResidentCheck
+    from fedlora.server.disk.recorded_rounds import recorded_rounds
+    from fedlora.server.record.running_summary import after_rounds
     from fedlora.server.run_queue.serving import serve_store
     from fedlora.server.run_queue.store import RunStore
     from fedlora.trackers import load_trackers
 
-    store = RunStore.opened(folder)
+    store, is_open = RunStore.opened(folder), Event()
     identity = None if door.is_insecure else door.identity_folder(folder)
+    watching, metrics = metrics_of_store(watched.metrics, store, door, is_open=is_open)
 
     def shown(config: "RunConfig", out: Path, port: int) -> "AbstractContextManager[Listener]":
         status_file = _status_file(config, out, replace(door, identity=identity))
         status_file.listening(port, address=_address(door, port))
-        return _shown(config, out, status_file, console=None)
+        known = after_rounds(recorded_rounds(out))
+        others = [] if metrics is None else [metrics.begin(config, out, known=known).show]
+        return _shown(config, out, status_file, console=None, others=others)
 
     def opened(port: int) -> None:
+        is_open.set()
         store.write_server(address=_address(door, port), identity=identity)
         _say_where(door, port, folder)
 
-    with ResidentCheck() as check:
-        serve_store(
-            store,
-            door,
-            check=check,
-            shown=shown,
-            command=shlex.join(sys.argv),
-            opened=opened,
-            trackers=load_trackers(track),
-        )
+    command, trackers = shlex.join(sys.argv), load_trackers(watched.track)
+    with watching, ResidentCheck() as check:
+        serve_store(store, door, check=check, shown=shown, command=command, opened=opened, trackers=trackers)
 
 
 @contextmanager

@@ -17,6 +17,9 @@ from fedlora.server.sites.grpc.session import SessionService
 from fedlora.server.sites.grpc.transfer import TransferService
 from fedlora.server.whole_run import Rounds
 
+# Sites that are told to go are gone at once; one that reads nothing is not waited for.
+_PART_SECONDS = 5.0
+
 Check = Callable[[Path], str]
 """Says what is wrong with the PEFT folder of an adapter that is to be published, nothing if all is well."""
 
@@ -79,8 +82,13 @@ class RunServices:
             is_finished = True
         finally:
             stays = at_end()
-            self.registry.close(is_finished=is_finished, linger_seconds=0.0 if stays else LINGER_SECONDS)
-            self._grid.stop(is_finished=is_finished, more_to_come=stays)
+            try:
+                self.registry.close(is_finished=is_finished, linger_seconds=0.0 if stays else LINGER_SECONDS)
+            finally:
+                self._grid.stop(is_finished=is_finished, more_to_come=stays)
+                if stays:
+                    # What a site does after that is no event of this run.
+                    self._grid.part(_PART_SECONDS)
 
     def clear(self) -> None:
         """Remove what was exchanged: of a run that is over, nobody asks for it."""

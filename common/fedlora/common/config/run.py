@@ -29,6 +29,8 @@ class RunSection(Section):
     def _is_the_name_of_a_folder(cls, name: str) -> str:
         if name.startswith(".") or not name.isprintable() or "/" in name or "\\" in name:
             raise ValueError(f"is {name!r}; expected the name of a folder: no slash, no leading dot")
+        if name == "*":
+            raise ValueError("is '*', which stands for every run where sites are invited; expected another name")
         return name
 
 

@@ -11,13 +11,13 @@ An operator may go back to an earlier adapter (published_folder): then newer one
 until it is better.
 """
 
-import itertools
 import logging
 import math
 import os
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,7 +97,6 @@ class Registry:
         self._keep = keep
         self._check = check
         self._margin = margin
-        self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._losses = Losses()
         self._unjudged: _Candidate | None = None
@@ -208,7 +207,7 @@ class Registry:
     def _linked(self, report: RoundReport) -> _Candidate | None:
         if report.round == 0:
             return None
-        candidate = _Candidate(report, self._folder / f"candidate-{next(self._numbers)}{_UNFINISHED}")
+        candidate = _Candidate(report, self._folder / f"candidate-{uuid.uuid4().hex}{_UNFINISHED}")
         try:
             for name in (CONFIG_FILE, TENSOR_FILE):
                 link_file(self._run_folder / ADAPTER_FOLDER / name, candidate.folder / name)

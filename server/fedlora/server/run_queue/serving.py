@@ -22,8 +22,8 @@ from fedlora.server.disk.space import why_not_writable
 from fedlora.server.disk.stop_request import stop_requests_heeded
 from fedlora.server.door import Door, authority_of, credentials_of
 from fedlora.server.record.events import Event, Listener, ignore
-from fedlora.server.run_queue.queue import QueuedRun
-from fedlora.server.run_queue.store import RunStore, config_of
+from fedlora.server.run_queue.queue import QueuedRun, RunQueue, State
+from fedlora.server.run_queue.store import RunStore, config_of, last_round
 from fedlora.server.run_services import Check, RunServices
 from fedlora.server.sites.grpc.enrolment import EnrolmentService
 from fedlora.server.sites.grpc.gate import Gate
@@ -42,6 +42,7 @@ from fedlora.v1.session_pb2_grpc import add_SessionServiceServicer_to_server
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.3
+_RETRY_SECONDS = 2.0
 
 Shown = Callable[[RunConfig, Path, int], AbstractContextManager[Listener]]
 """Gives what tells whoever looks on what happens in a run, by its run file, its folder and the port's number."""
@@ -131,6 +132,7 @@ class _StoreServer:
         self._is_stopping = threading.Event()
         self._lock = threading.Lock()
         self._at_work: tuple[RunServices, Listener] | None = None
+        self._hall: Hall | None = None
         self._registries: dict[str, Registry] = {}
 
     def heard(self, event: Event) -> None:
@@ -150,13 +152,15 @@ class _StoreServer:
         """End the run at work at its next look, and take no more."""
         self._is_stopping.set()
         if (at_work := self._at_work) is not None:
+            if self._hall is not None:
+                self._hall.present = None
             at_work[0].stop()
 
     def do_runs(self, hall: Hall, gate: Gate, port: int) -> None:
         """Do the runs of the queue as they come, until `stop`."""
         is_idle = False
         while not self._is_stopping.is_set():
-            run = self._store.queue().next()
+            run = self._taken()
             if run is None:
                 if not is_idle:
                     logger.info("no run waits; fedlora runs submit RUN.toml --store %s", self._store.folder)
@@ -166,76 +170,120 @@ class _StoreServer:
             is_idle = False
             self._do(run, hall, gate, port)
 
+    def _taken(self) -> QueuedRun | None:
+        """Return the run that is to be done, which is "running" from here on; None where none waits."""
+        found: list[QueuedRun | None] = []
+
+        def take(queue: RunQueue) -> RunQueue:
+            found.append(run := queue.next())
+            return queue if run is None else queue.with_state(run.name, "running")
+
+        return found[-1] if self._changed(take) else None
+
+    def _changed(self, how: Callable[[RunQueue], RunQueue]) -> bool:
+        """Change the queue, as soon as its disk allows; return whether that was done before the server was stopped."""
+        is_said = False
+        while True:
+            try:
+                self._store.change(how)
+            except StoreError as error:
+                if not is_said:
+                    logger.error("the queue waits: %s", error)
+                is_said = True
+                if self._is_stopping.wait(_RETRY_SECONDS):
+                    return False
+            else:
+                return True
+
     def _do(self, queued: QueuedRun, hall: Hall, gate: Gate, port: int) -> None:
         """Do one run to its end, whatever that is, and note it."""
-        name = queued.name
-        self._store.change(lambda queue: queue.with_state(name, "running"))
+        name, asked_to_stop = queued.name, threading.Event()
+        with self._lock:
+            # The one at work has another than was shown of it while it was over.
+            self._registries.pop(name, None)
         logger.info("%s begins", name)
+        state, detail = self._ended(queued, hall, gate, port, asked_to_stop)
+        if state == "running":
+            logger.info("%s is cut off; the same start command goes on with it", name)
+            return
+        goes_on = "; submitted again, it goes on" if state == "stopped" else ""
+        logger.info("%s is %s%s%s", name, state, f": {detail}" if detail else "", goes_on)
+        self._changed(lambda queue: queue.with_state(name, state, detail=detail))
+
+    def _ended(
+        self, queued: QueuedRun, hall: Hall, gate: Gate, port: int, asked_to_stop: threading.Event
+    ) -> tuple[State, str]:
+        """Do one run, and return how it has ended, and why where it has failed."""
         try:
             config = config_of(queued)
-            folder = self._store.run_folder(name)
+            folder = self._store.run_folder(queued.name)
+
+            def engine(rounds: Rounds) -> None:
+                # Of one that has no round left nobody need be asked.
+                if last_round(folder) < config.federation.rounds:
+                    self._engine(rounds, hall, gate.for_run(queued.name), asked_to_stop)
+
             notes = idle_settings(config, Occasion("server"))
-            whole_run(
-                Run(config, folder, config.federation.sites, self._command, notes, trackers=self._trackers),
-                lambda rounds: self._engine(rounds, hall, gate.for_run(name)),
-                shown=self._shown(config, folder, port),
-            )
+            run = Run(config, folder, config.federation.sites, self._command, notes, trackers=self._trackers)
+            whole_run(run, engine, shown=self._shown(config, folder, port))
         except RunStopped:
-            if self._is_stopping.is_set():
-                logger.info("%s is cut off; the same start command goes on with it", name)
-                return
-            logger.info("%s is stopped; submitted again, it goes on", name)
-            self._store.change(lambda queue: queue.with_state(name, "stopped"))
+            was_cut_off = self._is_stopping.is_set() and not asked_to_stop.is_set()
+            return ("running" if was_cut_off else "stopped"), ""
         except FedloraError as error:
-            reason = one_line(error)
-            logger.error("%s has failed: %s", name, reason)
-            self._store.change(lambda queue: queue.with_state(name, "failed", detail=reason))
+            return "failed", one_line(error)
         except Exception:
             # A bug in one run must not keep the others from being done.
-            logger.exception("%s has failed; this is a bug in fedlora", name)
-            self._store.change(lambda queue: queue.with_state(name, "failed", detail="a bug in fedlora; see the log"))
-        else:
-            logger.info("%s is finished", name)
-            self._store.change(lambda queue: queue.with_state(name, "finished"))
+            logger.exception("%s has failed; this is a bug in fedlora", queued.name)
+            return "failed", "a bug in fedlora; see the log"
+        return "finished", ""
 
-    def _engine(self, rounds: Rounds, hall: Hall, gate: Gate) -> None:
+    def _engine(self, rounds: Rounds, hall: Hall, gate: Gate, asked_to_stop: threading.Event) -> None:
         """Do the rounds of the run that is claimed, over the sites that are in the hall."""
         config, folder = rounds.run.config, rounds.run.folder
         with audited(folder, rounds.listener) as (listener, note):
             services = RunServices(replace(rounds, listener=listener), gate, check=self._check)
-            self._registries[config.run.name] = services.registry
+            with self._lock:
+                self._registries[config.run.name] = services.registry
             services.disk.look()
             note({"event": "run begins", "run": config.run.name})
-            self._at_work = services, listener
-            if self._is_stopping.is_set():
-                services.stop()
+            self._at_work, self._hall = (services, listener), hall
             hall.present = PresentRun(gate, services.session, services.transfer)
+            if self._is_stopping.is_set():
+                self.stop()
 
             def leave_the_hall() -> bool:
                 # Before the sites hear of it: they come back at once.
                 hall.present = None
                 return not self._is_stopping.is_set()
 
+            def stop() -> None:
+                asked_to_stop.set()
+                services.stop(more_to_come=leave_the_hall())
+
             try:
-                with stop_requests_heeded(folder, lambda: services.stop(more_to_come=True)):
+                with stop_requests_heeded(folder, stop):
                     services.do_rounds(at_end=leave_the_hall)
                 services.clear()
             finally:
                 self._at_work = None
+                services.stop(more_to_come=leave_the_hall())
                 services.disk.look()
                 note({"event": "run ends", "run": config.run.name})
 
     def shelf(self, gate: Gate) -> Callable[[str], tuple[Registry, Gate] | None]:
-        """Return what gives the registries of the store's runs, also of those that are over."""
+        """Return what gives the registries of the store's runs, also of those that are over or wait to go on."""
 
         def find(name: str) -> tuple[Registry, Gate] | None:
-            runs = {run.name: run for run in self._store.queue().runs if run.state != "waiting"}
-            at_work = next((run.name for run in runs.values() if run.state == "running"), "")
-            taken = name or at_work or next(reversed(runs), "")
-            if taken not in runs:
+            runs = {run.name: run for run in self._store.queue().runs}
+            begun = [each for each in runs if runs[each].state != "waiting" or self._store.run_folder(each).is_dir()]
+            at_work = next((each for each in begun if runs[each].state == "running"), "")
+            taken = name or at_work or next(reversed(begun), "")
+            if taken not in begun:
                 return None
             with self._lock:
                 if taken not in self._registries:
+                    if runs[taken].state == "running":
+                        return None  # Whoever is at it is about to open its own.
                     registry = Registry(self._store.run_folder(taken), check=self._check)
                     registry.close(is_finished=runs[taken].state == "finished", linger_seconds=0.0)
                     self._registries[taken] = registry

@@ -22,12 +22,13 @@ from pathlib import Path
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, StoreError
-from fedlora.common.files import client_file_name, write_file
+from fedlora.common.files import TEMPORARY_SUFFIX, client_file_name, write_file
 from fedlora.common.folder_version import STORE_FOLDER, VERSION_FILE, version_of
 from fedlora.common.locks import held, is_held
 from fedlora.common.run_file import parse_toml, require_labels, to_toml
-from fedlora.common.run_folder import IDENTITY_FOLDER, LOCK_FILE, RUN_FILE, STATUS_FILE
+from fedlora.common.run_folder import AUDIT_FILE, IDENTITY_FOLDER, LOCK_FILE, RUN_FILE, STATUS_FILE, STOP_FILE
 from fedlora.server.disk.prolonging import changes
+from fedlora.server.disk.recorded_rounds import recorded_rounds
 from fedlora.server.run_method import method_of
 from fedlora.server.run_queue.queue import CODEC, QueuedRun, RunQueue
 
@@ -52,9 +53,13 @@ class RunStore:
             return cls.existing(folder)
         if folder.exists() and not folder.is_dir():
             raise StoreError(f"--store {folder} is a file; expected a folder of its own for a server's runs")
-        ours = (QUEUE_FILE, SERVER_FILE, IDENTITY_FOLDER, LOCK_FILE, VERSION_FILE, _QUEUE_LOCK)
+        # A store whose queue was moved away has all the rest.
+        ours = (QUEUE_FILE, SERVER_FILE, IDENTITY_FOLDER, LOCK_FILE, VERSION_FILE, AUDIT_FILE, STOP_FILE, _QUEUE_LOCK,
+                _RUNS)  # fmt: skip
         try:
-            if folder.is_dir() and any(entry.name not in ours for entry in folder.iterdir()):
+            if folder.is_dir() and any(
+                entry.name.removesuffix(TEMPORARY_SUFFIX) not in ours for entry in folder.iterdir()
+            ):
                 what = "is the folder of a run" if (folder / RUN_FILE).is_file() else "holds something else"
                 raise StoreError(f"--store {folder} {what}; expected a folder of its own for a server's runs")
         except OSError as error:
@@ -110,8 +115,11 @@ class RunStore:
                 write_file(self.folder / QUEUE_FILE, CODEC.dump(changed) + "\n")
             return changed
 
-    def submit(self, config: RunConfig) -> tuple[str, ...]:
-        """Put a run at the end of the queue, or one that is over that is to go on; return what changes in that one.
+    def submit(self, config: RunConfig) -> tuple[RunQueue, tuple[str, ...]]:
+        """Put a run at the end of the queue, or one that is over that is to go on.
+
+        Returns:
+            The queue with it, and what changes in one that goes on, in a line each.
 
         Raises:
             ConfigError: it cannot be served, or one of its name is in the queue.
@@ -136,8 +144,7 @@ class RunStore:
                     )
             return queue.submitted(run)
 
-        self.change(submitted)
-        return lines
+        return self.change(submitted), lines
 
     @property
     def is_served(self) -> bool:
@@ -167,6 +174,11 @@ class RunStore:
 def is_store(folder: Path) -> bool:
     """Return whether a folder is a store of runs."""
     return (folder / QUEUE_FILE).is_file() and not (folder / STATUS_FILE).exists()
+
+
+def last_round(folder: Path) -> int:
+    """Return the last round of a run that is over, 0 before the first."""
+    return max((report.round for report in recorded_rounds(folder)), default=0)
 
 
 def config_of(run: QueuedRun) -> RunConfig:

@@ -199,6 +199,12 @@ class GrpcGrid(PolledGrid):
                     self._send_away(site.send)
             self._changed.notify_all()
 
+    def part(self, seconds: float) -> None:
+        """Wait until all sites are gone, so long at most; after that nobody hears of any."""
+        with self._changed:
+            self._changed.wait_for(lambda: all(site.send is None for site in self._sites.values()), seconds)
+            self._listener = ignore
+
     # -- LastingGrid, for the rounds
 
     def node_of(self, site: str) -> int:

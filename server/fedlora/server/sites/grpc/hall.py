@@ -43,6 +43,7 @@ class Hall(SessionServiceServicer):
         """`gate` lets in who may use any run."""
         self._gate = gate
         self.present: PresentRun | None = None
+        self._newest: dict[str, object] = {}
         self.exchange = HallExchange(self, gate)
 
     async def Connect(
@@ -51,18 +52,42 @@ class Hall(SessionServiceServicer):
         """Hold the connection of a site until there is a run that it may take part in, and hand it over."""
         site = await self._gate.site(context)
         await greet(self._gate, site, request_iterator, context)
+        # Of several connections of a site the newest counts, whichever of them notices first that there is a run.
+        place = self._newest[site] = object()
+        try:
+            present = None
+            async for waited in self._waiting(context, site):
+                if self._newest.get(site) is not place:
+                    await refuse(context, grpc.StatusCode.ABORTED, "replaced")
+                if isinstance(waited, PresentRun):
+                    present = waited
+                elif waited is not None:
+                    yield waited
+        finally:
+            if self._newest.get(site) is place:
+                del self._newest[site]
+        if present is not None:
+            async for response in present.session.serve(site, request_iterator, context):
+                yield response
+
+    async def _waiting(
+        self, context: Context, site: str
+    ) -> AsyncIterator[session_pb2.ConnectResponse | PresentRun | None]:
+        """Yield from time to time, what a site is to hear or nothing, and at last the run that it may take part in."""
         standing, is_told, looked = self._gate.standing(context), False, time.monotonic()
         while (present := self._open_to(context)) is None:
-            if not is_told:
-                yield session_pb2.ConnectResponse(no_run=session_pb2.NoRun(unix_seconds=int(time.time())))
-                is_told = True
+            yield (
+                None
+                if is_told
+                else session_pb2.ConnectResponse(no_run=session_pb2.NoRun(unix_seconds=int(time.time())))
+            )
+            is_told = True
             await asyncio.sleep(_LOOK_SECONDS)
             if time.monotonic() - looked > _STANDING_SECONDS:
                 looked = time.monotonic()
                 if code := standing():
                     await self._refuse(context, site, code)
-        async for response in present.session.serve(site, request_iterator, context):
-            yield response
+        yield present
 
     def _open_to(self, context: Context) -> PresentRun | None:
         """Return the run at present if the caller may take part in it."""
