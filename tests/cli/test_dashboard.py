@@ -75,6 +75,8 @@ def test_a_server_shows_its_own_run_and_ends_with_its_page_open(tmp_path: Path) 
         deployment.server.start()
         deployment.server.wait_for(f"the run as a page: http://{address}/")
         deployment.server.wait_for("waiting: 0 of 2 sites are ready")
+        while answered(address, "/runs/") != 200:  # It looks once a second whether there is a run by now.
+            time.sleep(0.05)
         with closing(http.client.HTTPConnection(address, timeout=30)) as watching:
             watching.request("GET", "/events/")
             events = watching.getresponse()
@@ -89,13 +91,13 @@ def test_a_server_shows_its_own_run_and_ends_with_its_page_open(tmp_path: Path) 
             events.close()
 
 
-def answered(address: str) -> int:
+def answered(address: str, path: str = "/") -> int:
     """Return the status of the answer to a request, once somebody listens."""
     deadline = time.monotonic() + 60
     while True:
         connection = http.client.HTTPConnection(address, timeout=30)
         try:
-            connection.request("GET", "/")
+            connection.request("GET", path)
             return connection.getresponse().status
         except ConnectionRefusedError:
             assert time.monotonic() < deadline

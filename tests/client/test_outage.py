@@ -21,6 +21,7 @@ from fedlora.client.site.outage import Outage
 from fedlora.common import certificates
 from fedlora.common.channels import Credentials
 from fedlora.common.run_file import to_toml
+from fedlora.common.wire import PROTOCOL
 from fedlora.server.identity.authority import Authority
 from fedlora.server.sites.grpc.port import ExternalPair
 from fedlora.v1 import session_pb2
@@ -135,7 +136,9 @@ class LateServer(SessionServiceServicer):
     ) -> Iterator[session_pb2.ConnectResponse]:
         next(request_iterator)
         then = int((datetime.now(UTC) - 26 * HOUR).timestamp())
-        welcome = session_pb2.Welcome(version="0.1", run_toml=to_toml(RUN, comments=False), unix_seconds=then)
+        welcome = session_pb2.Welcome(
+            protocol=PROTOCOL, version="0.1", run_toml=to_toml(RUN, comments=False), unix_seconds=then
+        )
         yield session_pb2.ConnectResponse(welcome=welcome)
         yield session_pb2.ConnectResponse(drain=session_pb2.Drain(is_finished=True))
 

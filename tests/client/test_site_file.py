@@ -34,6 +34,7 @@ image = "scan"
 [model]
 path = "base"
 [limits]
+runs = ["ward-*"]
 base_models = ["some/encoder", "sha256:0"]
 packages = ["some_models"]
 tasks = ["stars"]
@@ -108,6 +109,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         },
         "model": {"path": "base"},
         "limits": {
+            "runs": ("ward-*",),
             "base_models": ("some/encoder", "sha256:0"), "packages": ("some_models",), "tasks": ("stars",),
             "columns": ("review",), "modules_to_save": ("lm_head",), "allow": ("expressions", "chat_template"),
             "max_rank": 8, "max_epochs": 2.0, "max_batch_size": 64, "max_length": 512, "max_image_size": 64,

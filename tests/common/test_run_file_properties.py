@@ -11,6 +11,7 @@ from fedlora.common import config as sections
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
 from fedlora.common.run_file import differences, parse_run, to_toml
+from fedlora.common.spelling import spelled
 
 few = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 
@@ -35,7 +36,8 @@ lora_sections = st.builds(
     use_rslora=st.booleans(),
     rank_pattern=st.dictionaries(endings, counts, max_size=3),
     alpha_pattern=st.dictionaries(endings, positives, max_size=3),
-    client_ranks=st.dictionaries(st.text(), st.just(1), max_size=3),
+    # Of two names that are one in Unicode's composed form, without blanks around, only one is given.
+    client_ranks=st.lists(st.text(), unique_by=spelled, max_size=3).map(lambda names: dict.fromkeys(names, 1)),
 )
 train_sections = st.builds(
     sections.TrainSection,

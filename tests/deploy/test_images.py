@@ -93,6 +93,7 @@ def stopped_at_the_end() -> Iterator[list[Process]]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_federation_runs_by_the_words_of_the_compose_file(tmp_path: Path, stopped_at_the_end: list[Process]) -> None:
     port = str(free_port())
     addresses = {"server:8470": f"127.0.0.1:{port}", "8470": port}

@@ -103,6 +103,7 @@ def test_scripts_with_trainers_end_in_what_their_simulation_leaves_although_one_
     assert (tmp_path / "runs" / "chats" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_script_trains_beside_a_site_with_fedloras_own_training(
     run: Callable[..., Path], tmp_path: Path, tiny_language_model: Path, tiny_chats: Path
 ) -> None:
