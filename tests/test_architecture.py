@@ -76,7 +76,8 @@ WITH_TRACES = (
 )  # fmt: skip
 WITH_PROMETHEUS = (
     "fedlora.common.metric_families", "fedlora.common.watch_port",
-    "fedlora.server.run_metrics", "fedlora.client.site.site_metrics", "fedlora.cli.metrics_option",
+    "fedlora.server.run_metrics", "fedlora.server.run_queue.metrics", "fedlora.client.site.site_metrics",
+    "fedlora.cli.metrics_option",
 )  # fmt: skip
 _NAME_OF_A_MODULE = re.compile(r"fedlora(\.[a-z_0-9]+)+(:\w+)?")
 IMPURE = (
