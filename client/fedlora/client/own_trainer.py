@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedlora.client.site.before_enrolling import check_before_enrolling
-from fedlora.client.site.credentials import site_credentials
 from fedlora.client.site.site_file import load_site, state_folder
-from fedlora.client.site.state import SiteState
-from fedlora.client.site.taking_part import take_part
+from fedlora.client.site.taking_part import hold_and_take_part
 from fedlora.client.worker.importable import require_importable
 from fedlora.client.worker.process import is_starting_worker
 from fedlora.common.addresses import require_loopback, split_address
@@ -81,15 +79,7 @@ def join(
     elif files is None and (token := token or os.environ.get(_TOKEN_VARIABLE)) is not None:
         parse_token(token)
         check_before_enrolling(config, beside=path.parent)
-    with SiteState(state_folder(path, config)) as state:
-        state.forget_wish()
-        name = config.site.name
-        known = None if insecure else site_credentials(address, name, state=state.folder, token=token, files=files)
-        take_part(
-            address,
-            config,
-            beside=path.parent,
-            state=state,
-            credentials=known or (lambda: None),
-            make_trainer=make_trainer,
-        )
+    hold_and_take_part(
+        address, config, beside=path.parent, folder=state_folder(path, config), token=token, files=files,
+        is_insecure=insecure, make_trainer=make_trainer,
+    )  # fmt: skip

@@ -105,11 +105,9 @@ def _join(
     from fedlora.cli.pem_options import pem_files
     from fedlora.cli.token_options import token_given
     from fedlora.client.site.before_enrolling import check_before_enrolling
-    from fedlora.client.site.credentials import site_credentials
     from fedlora.client.site.events import told_to
     from fedlora.client.site.site_file import load_site, state_folder
-    from fedlora.client.site.state import SiteState
-    from fedlora.client.site.taking_part import take_part
+    from fedlora.client.site.taking_part import hold_and_take_part
     from fedlora.common.addresses import require_loopback, split_address
     from fedlora.common.certificates import parse_token
     from fedlora.common.errors import ConfigError
@@ -132,22 +130,15 @@ def _join(
         site_metrics = _site_metrics(address, folder, insecure=insecure, files=files)
         listeners.append(site_metrics)
         watching = watched(metrics, site_metrics, obstacle=lambda: site_metrics.obstacle)
-    with tracer_for("fedlora-client", trace) as tracer, watching, SiteState(folder) as state:
+    with tracer_for("fedlora-client", trace) as tracer, watching:
         if tracer is not None:
             from fedlora.client.site.site_traces import SiteTraces
 
             listeners.append(SiteTraces(tracer))
-        state.forget_wish()
-        name = config.site.name
-        known = None if insecure else site_credentials(address, name, state=state.folder, token=token, files=files)
-        take_part(
-            address,
-            config,
-            beside=site.parent,
-            state=state,
-            credentials=known or (lambda: None),
+        hold_and_take_part(
+            address, config, beside=site.parent, folder=folder, token=token, files=files, is_insecure=insecure,
             listener=told_to(listeners),
-        )
+        )  # fmt: skip
 
 
 def _site_metrics(address: str, folder: Path, *, insecure: bool, files: "PemFiles | None") -> "SiteMetrics":

@@ -1,7 +1,7 @@
 """`fedlora init`: a run file or a site file to begin with, by four questions or by options."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,10 +169,7 @@ def _asks(options: Options) -> bool:
     return not options.as_json and sys.stdin is not None and sys.stdin.isatty()
 
 
-def _answer(
-    given: str | None, option: str, question: str, *, default: str = "", asks: bool,
-    ask: Callable[..., str] = typer.prompt,
-) -> str:  # fmt: skip
+def _answer(given: str | None, option: str, question: str, *, default: str = "", asks: bool) -> str:
     """Return what was typed, or else answered, or else the default.
 
     Raises:
@@ -182,7 +179,7 @@ def _answer(
         return given
     if asks:
         is_needed = not default and option != "--model"
-        answered: str = ask(question) if is_needed else ask(question, default=default, show_default=bool(default))
+        answered: str = typer.prompt(question, default=None if is_needed else default, show_default=bool(default))
         return answered.strip()
     if default or option == "--model":
         return default

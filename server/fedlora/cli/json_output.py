@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -21,13 +21,9 @@ def is_asked_for() -> bool:
     return OPTION in sys.argv[1:]
 
 
-def print_json(value: object, kind: Any = None) -> None:
-    """Print a value as one JSON object.
-
-    Args:
-        kind: as of `value`, where that does not say it, such as of a list.
-    """
-    print(json.dumps(_plain(value, kind), indent=2, allow_nan=False))
+def print_json(value: object) -> None:
+    """Print a value as one JSON object."""
+    print(json.dumps(_plain(value), indent=2, allow_nan=False))
 
 
 def print_json_list(values: Iterable[object]) -> None:
@@ -47,9 +43,9 @@ def print_error(code: str, message: str) -> None:
     print_json_line(Failed(ErrorText(code, message, hint if found else "")))
 
 
-def _plain(value: object, kind: Any = None) -> object:
+def _plain(value: object) -> object:
     from pydantic import TypeAdapter
 
     from fedlora.common.codec import finite
 
-    return finite(TypeAdapter(type(value) if kind is None else kind).dump_python(value, mode="json"))
+    return finite(TypeAdapter(type(value)).dump_python(value, mode="json"))

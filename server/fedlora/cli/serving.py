@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fedlora.server.disk.status_file import StatusFile
     from fedlora.server.door import Door
     from fedlora.server.record.events import Listener
-    from fedlora.server.record.running_summary import Picture
+    from fedlora.server.record.running_summary import Picture, RunningSummary
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,8 @@ def serve_run(run: Path, out: Path, overrides: tuple[str, ...], door: "Door", wa
     from fedlora.trackers import load_trackers
 
     config, console = load_run(run, overrides), shown.console
-    status_file, is_open = _status_file(config, out, door), Event()
     known = after_rounds(recorded_rounds(out))
+    status_file, is_open = _status_file(config, out, door, known=known), Event()
     watching, shown_by_metrics = metrics_of(watched.metrics, config, door, out, known=known, is_open=is_open)
 
     def opened(port: int) -> None:
@@ -98,7 +98,8 @@ def serve_run(run: Path, out: Path, overrides: tuple[str, ...], door: "Door", wa
         with watching, traces_of(watched.trace, config) as traces:
             pictures = [*shown_by_metrics, *([] if traces is None else [traces.show])]
             view = console if shown.is_live else None
-            reached = whole_run(the_run, served, shown=_shown(config, out, status_file, console=view, others=pictures))
+            all_shown = _shown(config, out, status_file, known=known, console=view, others=pictures)
+            reached = whole_run(the_run, served, shown=all_shown)
     except typer.Exit:
         if shown.as_json:
             print_json(outcome_of(config.run.name, out, tuple(recorded_rounds(out)), metric_name_in(out)))
@@ -146,11 +147,11 @@ def serve_runs(folder: Path, door: "Door", watched: Watched) -> None:
     watching, metrics = metrics_of_store(watched.metrics, store, door, is_open=is_open)
 
     def shown(config: "RunConfig", out: Path, port: int) -> "AbstractContextManager[Listener]":
-        status_file = _status_file(config, out, replace(door, identity=identity))
-        status_file.listening(port, address=_address(door, port))
         known = after_rounds(recorded_rounds(out))
+        status_file = _status_file(config, out, replace(door, identity=identity), known=known)
+        status_file.listening(port, address=_address(door, port))
         others = [] if metrics is None else [metrics.begin(config, out, known=known).show]
-        return _shown(config, out, status_file, console=None, others=others)
+        return _shown(config, out, status_file, known=known, console=None, others=others)
 
     def opened(port: int) -> None:
         is_open.set()
@@ -187,15 +188,14 @@ def _shown(
     out: Path,
     status_file: "StatusFile",
     *,
+    known: "RunningSummary",
     console: "Console | None",
     others: "Sequence[Picture]" = (),
 ) -> "Iterator[Listener]":
     """Give a listener that tells log and status file what happens in a run, a live view on `console`, and others."""
     from fedlora.cli.live import logged_events, metric_name_in, progress_view
-    from fedlora.server.disk.recorded_rounds import recorded_rounds
-    from fedlora.server.record.running_summary import Summarised, after_rounds
+    from fedlora.server.record.running_summary import Summarised
 
-    known = after_rounds(recorded_rounds(out))
     title, metric_name = config.run.name, partial(metric_name_in, out)
     view = nullcontext() if console is None else progress_view(title=title, metric_name=metric_name, console=console)
     with view as picture, status_file:
@@ -204,13 +204,11 @@ def _shown(
         yield Summarised(pictures, known=known)
 
 
-def _status_file(config: "RunConfig", out: Path, door: "Door") -> "StatusFile":
-    from fedlora.server.disk.recorded_rounds import recorded_rounds
+def _status_file(config: "RunConfig", out: Path, door: "Door", *, known: "RunningSummary") -> "StatusFile":
     from fedlora.server.disk.status_file import StatusFile
-    from fedlora.server.record.running_summary import after_rounds
 
     identity = None if door.is_insecure else door.identity_folder(out)
-    return StatusFile(out, config, known=after_rounds(recorded_rounds(out)), identity=identity)
+    return StatusFile(out, config, known=known, identity=identity)
 
 
 def _address(door: "Door", port: int) -> str:

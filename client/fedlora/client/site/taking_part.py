@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedlora.client.site.credentials import site_credentials
 from fedlora.client.site.events import Listener, ignore
 from fedlora.client.site.limits import own_site
 from fedlora.client.site.outbox import Outbox
@@ -16,9 +17,42 @@ from fedlora.client.worker.seat import WorkerSeat
 from fedlora.client.worker.source import WorkbenchSource
 from fedlora.common.channels import Credentials
 from fedlora.common.config import RunConfig
+from fedlora.common.pem_files import PemFiles
 
 if TYPE_CHECKING:
     from fedlora.training.own_trainer.made import MakeTrainer
+
+
+def hold_and_take_part(
+    address: str,
+    config: SiteConfig,
+    *,
+    beside: Path,
+    folder: Path,
+    token: str | None,
+    files: PemFiles | None,
+    is_insecure: bool,
+    make_trainer: "MakeTrainer | None" = None,
+    listener: Listener = ignore,
+) -> None:
+    """Hold a site's folder, enrol with the token where that is still to be done, and take part.
+
+    Args:
+        folder: the site's.
+        files: of a PKI of one's own, in place of a token.
+        is_insecure: plain text, without credentials.
+
+    Raises:
+        FedloraError: the folder cannot be held, or the server does not let this site in.
+    """
+    with SiteState(folder) as state:
+        state.forget_wish()
+        name = config.site.name
+        known = None if is_insecure else site_credentials(address, name, state=folder, token=token, files=files)
+        take_part(
+            address, config, beside=beside, state=state, credentials=known or (lambda: None),
+            make_trainer=make_trainer, listener=listener,
+        )  # fmt: skip
 
 
 def take_part(

@@ -152,13 +152,20 @@ class _StoreServer:
         """End the run at work at its next look, and take no more."""
         self._is_stopping.set()
         if (at_work := self._at_work) is not None:
-            if self._hall is not None:
-                self._hall.present = None
-            at_work[0].stop()
+            at_work[0].stop(more_to_come=self._leave_hall())
+
+    def _leave_hall(self) -> bool:
+        """Send nobody more to the run at work, and return whether the server stays for others.
+
+        Before the sites hear that the run ends: they come back at once.
+        """
+        if self._hall is not None:
+            self._hall.present = None
+        return not self._is_stopping.is_set()
 
     def do_runs(self, hall: Hall, gate: Gate, port: int) -> None:
         """Do the runs of the queue as they come, until `stop`."""
-        is_idle = False
+        self._hall, is_idle = hall, False
         while not self._is_stopping.is_set():
             run = self._taken()
             if run is None:
@@ -246,27 +253,22 @@ class _StoreServer:
                 self._registries[config.run.name] = services.registry
             services.disk.look()
             note({"event": "run begins", "run": config.run.name})
-            self._at_work, self._hall = (services, listener), hall
+            self._at_work = services, listener
             hall.present = PresentRun(gate, services.session, services.transfer)
             if self._is_stopping.is_set():
                 self.stop()
 
-            def leave_the_hall() -> bool:
-                # Before the sites hear of it: they come back at once.
-                hall.present = None
-                return not self._is_stopping.is_set()
-
             def stop() -> None:
                 asked_to_stop.set()
-                services.stop(more_to_come=leave_the_hall())
+                services.stop(more_to_come=self._leave_hall())
 
             try:
                 with stop_requests_heeded(folder, stop):
-                    services.do_rounds(at_end=leave_the_hall)
+                    services.do_rounds(at_end=self._leave_hall)
                 services.clear()
             finally:
                 self._at_work = None
-                services.stop(more_to_come=leave_the_hall())
+                services.stop(more_to_come=self._leave_hall())
                 services.disk.look()
                 note({"event": "run ends", "run": config.run.name})
 

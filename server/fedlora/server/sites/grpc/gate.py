@@ -124,6 +124,13 @@ class Gate:
         self.note(context, code, site=site)
         await refuse(context, status, code)
 
+    async def send_away(self, context: Context, code: str, *, site: str) -> NoReturn:
+        """End the call of a site whose certificate is good no more; `code` is what speaks against it."""
+        if code == "expired":
+            # The site may have renewed it long ago: it comes back with the one that it has now.
+            await refuse(context, grpc.StatusCode.ABORTED, "connect_again")
+        await self.turn_down(context, grpc.StatusCode.PERMISSION_DENIED, code, site=site)
+
     def note(self, context: Context, code: str, *, site: str = "", why: object = "") -> None:
         """Tell of a caller that is not let in or not listened to; `why` says more than the code."""
         self._refusals.note(code, peer=context.peer() or "", site=site, why=why)

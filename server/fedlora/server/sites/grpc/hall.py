@@ -7,7 +7,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import NoReturn
 
 import grpc
 
@@ -86,19 +85,13 @@ class Hall(SessionServiceServicer):
             if time.monotonic() - looked > _STANDING_SECONDS:
                 looked = time.monotonic()
                 if code := standing():
-                    await self._refuse(context, site, code)
+                    await self._gate.send_away(context, code, site=site)
         yield present
 
     def _open_to(self, context: Context) -> PresentRun | None:
         """Return the run at present if the caller may take part in it."""
         present = self.present
         return present if present is not None and not present.gate.standing(context)() else None
-
-    async def _refuse(self, context: Context, site: str, code: str) -> NoReturn:
-        if code == "expired":
-            # The site may have renewed it long ago: it comes back with the one that it has now.
-            await refuse(context, grpc.StatusCode.ABORTED, "connect_again")
-        await self._gate.turn_down(context, grpc.StatusCode.PERMISSION_DENIED, code, site=site)
 
 
 class HallExchange(AdapterExchangeServiceServicer):

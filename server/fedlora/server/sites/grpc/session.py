@@ -89,12 +89,9 @@ class SessionService(SessionServiceServicer):
                 if response.HasField("request"):
                     announce("send")
                 yield response
-            if code == "expired":
-                # The site may have renewed it long ago: it comes back with the one that it has now.
-                await refuse(context, grpc.StatusCode.ABORTED, "connect_again")
-            self._grid.shut_out(site, code)
-            self._gate.note(context, code, site=site)
-            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, code)
+            if code != "expired":
+                self._grid.shut_out(site, code)
+            await self._gate.send_away(context, code, site=site)
         finally:
             listening.cancel()
             self._grid.disconnect(site, outgoing.send)
