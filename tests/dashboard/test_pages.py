@@ -2,6 +2,8 @@
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from fedlora.server.disk.quarantine import set_aside
 from fedlora.server.disk.status_file import StatusFile
 from fedlora.server.record.events import Event, RoundStarted, RunStarted, SiteChanged, UpdateArrived
 from fedlora.server.record.running_summary import RunningSummary, updated
+from fedlora.server.run_queue.store import RunStore
 
 REFUSED = {"serif": "not_finite: A of encoder.layer.0"}
 
@@ -77,6 +80,31 @@ def test_a_folders_page_lists_its_runs_the_ones_at_work_first(tmp_path: Path) ->
             assert "finished accuracy 90.0 %" in text
             assert client.get("/reports/comparison").body == b"<p>methods</p>"
             assert client.get("/runs/queue/done").status == 200
+
+
+def test_what_waits_at_a_store_is_listed_in_its_order_behind_its_runs(tmp_path: Path) -> None:
+    store = RunStore.opened(tmp_path / "store")
+    with shown(tmp_path) as client:
+        assert "Waiting" not in words(client.get("/").text)
+        for name in ("second", "first"):
+            store.submit(parse_run({"run": {"name": name}, "data": {"labels": ["a", "b"]}}))
+        write_run(store.run_folder("second"), start(), config=parse_run({"run": {"name": "second"}}))
+        store.change(lambda queue: queue.with_state("second", "running"))
+        store.submit(parse_run({"run": {"name": "third"}, "data": {"labels": ["a", "b"]}}))
+        text = until(lambda: words(client.get("/").text), lambda said: "third" in said and "second" in said)
+        waiting = text.partition("Waiting in store")[2]
+        assert 0 < waiting.index("first submitted") < waiting.index("third submitted")
+        assert "second" not in waiting
+        (store.folder / "queue.json").write_text("{")
+        assert "damaged" in until(lambda: words(client.get("/").text), lambda said: "damaged" in said)
+
+
+def until(look: Callable[[], str], holds: Callable[[str], bool]) -> str:
+    """Return what is seen once it holds; pages look at a folder once a second at most."""
+    deadline = time.monotonic() + 60
+    while not holds(seen := look()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return seen
 
 
 def test_sites_stand_by_state_with_when_they_were_heard_of_and_why_they_were_refused(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """The runs in a folder: itself, or those that lie below it, at most so deep."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedlora.common.run_folder import ROUNDS_FILE, RUN_FILE, STATUS_FILE
 from fedlora.dashboard.plain_folder import PlainFolder
+from fedlora.server.run_queue.store import QUEUE_FILE
 
 REPORT_FILE = "report.html"
 _COMPARISON_FILE = "comparison.json"
@@ -19,11 +20,13 @@ class FoundRuns:
 
     Attributes:
         comparisons: what `fedlora compare` has written.
+        stores: servers' folders of many runs, each with its queue.
         is_cut: whether there are more than are looked for.
     """
 
     runs: dict[str, PlainFolder]
     comparisons: dict[str, PlainFolder]
+    stores: dict[str, PlainFolder] = field(default_factory=dict)
     is_cut: bool = False
 
 
@@ -31,14 +34,17 @@ def find_runs(folder: PlainFolder) -> FoundRuns:
     """Return the runs in a folder, and the comparisons."""
     runs: dict[str, PlainFolder] = {}
     comparisons: dict[str, PlainFolder] = {}
+    stores: dict[str, PlainFolder] = {}
     for count, (place, each) in enumerate(_walk(folder, ())):
         if count >= _MOST_FOLDERS or len(runs) >= MOST_RUNS:
-            return FoundRuns(runs, comparisons, is_cut=True)
+            return FoundRuns(runs, comparisons, stores, is_cut=True)
         if is_run(each):
             runs[place] = each
         elif each.has_file(_COMPARISON_FILE) and each.has_file(REPORT_FILE):
             comparisons[place] = each
-    return FoundRuns(runs, comparisons)
+        elif each.has_file(QUEUE_FILE):
+            stores[place] = each
+    return FoundRuns(runs, comparisons, stores)
 
 
 def is_run(folder: PlainFolder) -> bool:

@@ -14,6 +14,7 @@ from fedlora.dashboard.found_runs import REPORT_FILE, FoundRuns
 from fedlora.dashboard.known_run import PARTS, RunReader
 from fedlora.dashboard.now import happening, run_facts, run_headline, run_subtitle, sites, state_words, time_words
 from fedlora.dashboard.plots import plot
+from fedlora.dashboard.queues import shown_queues
 from fedlora.dashboard.rounds import error_map, on_learning, on_work
 from fedlora.dashboard.run_list import ListedRun
 from fedlora.dashboard.watched import WatchedRun
@@ -71,7 +72,10 @@ def list_part(found: FoundRuns, rows: Sequence[ListedRun]) -> str:
     """Return the part of that page that changes."""
     comparisons = {place: address("reports", place) for place in sorted(found.comparisons)}
     return _template("runs.html.j2").render(
-        rows=[(row, address("runs", row.place)) for row in rows], comparisons=comparisons, is_cut=found.is_cut
+        rows=[(row, address("runs", row.place)) for row in rows],
+        queues=shown_queues(found.stores),
+        comparisons=comparisons,
+        is_cut=found.is_cut,
     )
 
 

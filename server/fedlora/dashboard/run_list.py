@@ -14,6 +14,7 @@ from fedlora.dashboard.plain_folder import PlainFolder
 from fedlora.dashboard.rounds_tail import last_round
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.report.wording import UNKNOWN, score_text
+from fedlora.server.run_queue.store import QUEUE_FILE
 
 _FILES = (RUN_FILE, STATUS_FILE, ROUNDS_FILE, MANIFEST_FILE)
 _NEVER = datetime.fromtimestamp(0, UTC)
@@ -63,8 +64,9 @@ class RunList:
 
 
 def list_marks(found: FoundRuns) -> Mapping[str, str]:
-    """Return a text that changes whenever a run of the list does."""
+    """Return a text that changes whenever a run of the list does, or what waits."""
     marks = [f"{place}|{_mark(folder)}" for place, folder in found.runs.items()] + sorted(found.comparisons)
+    marks += [f"{place}|{folder.mark(QUEUE_FILE)}" for place, folder in found.stores.items()]
     return {"list": hashlib.sha256("\n".join(marks).encode(errors="surrogateescape")).hexdigest()[:16]}
 
 
