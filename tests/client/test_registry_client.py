@@ -267,6 +267,20 @@ def test_a_version_that_is_gone_is_said_and_leaves_nothing(
     assert list(tmp_path.glob(".*part")) == []
 
 
+def test_what_is_withdrawn_is_listed_and_sent_no_more_as_soon_as_the_operator_has_said_so(
+    served: Served, client: RegistryClient, stub: RegistryServiceStub
+) -> None:
+    for number in (1, 2):
+        served.end_round(number)
+    roll_back(served.folder, None)
+    assert [published.version for published in client.adapters()] == [1]
+    undo_rollback(served.folder)
+    assert [published.version for published in client.adapters()] == [2, 1]
+    roll_back(served.folder, None)
+    asked = registry_pb2.ReadFileRequest(version=2, file="adapter_config.json")
+    assert refusal(lambda: list(stub.ReadFile(asked, metadata=SITE))) == (grpc.StatusCode.NOT_FOUND, "not_published")
+
+
 @pytest.mark.parametrize("name", ["../x", "/etc", "a/b", "", ".hidden", "-x", "a\n", "adapter.json", "x" * 81])
 def test_a_name_that_is_no_plain_one_is_refused(name: str) -> None:
     message = registry_pb2.PublishedAdapter(name=name, version=1)

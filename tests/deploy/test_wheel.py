@@ -1,6 +1,7 @@
 """The wheel and the sdist: all that the installed package needs is in them, and it runs with nothing of a clone."""
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -60,14 +61,22 @@ def test_the_wheel_has_every_file_of_the_packages(contents: dict[str, str]) -> N
     assert {name for name in contents if name.startswith("fedlora/")} == packaged
 
 
-def test_what_deploys_readme_and_compose_file_name_lies_beside_them_in_the_wheel(contents: dict[str, str]) -> None:
+def test_what_the_pages_and_files_of_the_wheel_lead_to_lies_beside_them(contents: dict[str, str]) -> None:
+    deploy = ROOT / "deploy"
     given = {name.removeprefix(f"{SHARED}/") for name in contents if name.startswith(SHARED)}
-    folders = {str(Path(name).parent) for name in given}
-    linked = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "deploy" / "README.md").read_text())
-    mounted = re.findall(r"- \./(\S+?):", (ROOT / "deploy" / "compose.yaml").read_text())
-    assert linked
-    assert mounted
-    assert {name.rstrip("/") for name in (*linked, *mounted)} <= given | folders
+    given |= {str(folder) for name in given for folder in Path(name).parents}
+    pages = {page.relative_to(deploy) for page in deploy.rglob("*.md") if "results" not in page.parts}
+    assert {str(page) for page in pages} <= given
+    linked = {
+        os.path.normpath(page.parent / target)
+        for page in pages
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (deploy / page).read_text())
+    }
+    mounted = set(re.findall(r"- \./(\S+?):", (deploy / "compose.yaml").read_text()))
+    named = re.findall(r"share/fedlora/([\w./@-]*\w)", (deploy / "README.md").read_text())
+    for kind in (linked, mounted, set(named)):
+        assert kind
+        assert kind <= given
 
 
 @pytest.mark.slow

@@ -123,7 +123,10 @@ class RegistryService(RegistryServiceServicer):
             await self._gate.site(context)
             await refuse(context, grpc.StatusCode.NOT_FOUND, "no_run")
         registry, gate = found
-        return await gate.site(context), registry, gate
+        site = await gate.site(context)
+        # What an operator has withdrawn is not offered from the moment on at which the command says so.
+        await asyncio.to_thread(registry.look)
+        return site, registry, gate
 
 
 def one_run(registry: Registry, gate: Gate, *, run: str) -> Shelf:
