@@ -16,6 +16,8 @@ from fedlora.common.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fedlora.server.identity.site_records import SiteRecord
+
 
 sites_app = typer.Typer(help="Who may take part: invite sites, list them, revoke them.", no_args_is_help=True)
 
@@ -73,6 +75,7 @@ def invite(
         print(f"{name} may take part in {_runs_text(names)} with its certificate; at the site:\n")
         print(f"  {join} --ca CA.pem --cert CERT.pem --key KEY.pem")
         return
+    is_there = any(site.name == name and _is_enrolled(site) for site in authority.sites())
     token = authority.invite(name, names, timedelta(hours=hours), datetime.now(UTC))
     note_in(out, {"event": "invited", "site": name, "runs": list(names), "hours": hours})
     if token_file is not None:
@@ -82,6 +85,7 @@ def invite(
             return
         print(f"{name} is invited to {_runs_text(names)}. The token, good once and for {hours:g} hours, is in")
         print(f"{token_file}; at the site, with that file:\n\n  {join} --token-file FILE")
+        _say_if_there(name, is_there=is_there)
         return
     if as_json:
         print_json(Invited(name, names, token, None, hours, f"{join} --token -"))
@@ -90,6 +94,16 @@ def invite(
     print(f"  {token}\n")
     print("At the site, where this asks for it; --token-file FILE and FEDLORA_TOKEN are ways without a question:\n")
     print(f"  {join} --token -")
+    _say_if_there(name, is_there=is_there)
+
+
+def _is_enrolled(site: "SiteRecord") -> bool:
+    return site.status != "revoked" and site.not_after is not None and site.not_after > datetime.now(UTC)
+
+
+def _say_if_there(name: str, *, is_there: bool) -> None:
+    if is_there:
+        print(f"\n{name} has enrolled before: where it has its certificate it takes part at once, without a token.")
 
 
 @sites_app.command("list")
