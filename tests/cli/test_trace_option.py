@@ -1,13 +1,16 @@
 """When traces are on, and where they go."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from fedlora.cli import trace_option
+from fedlora.cli.serving import Watched, serve_runs
 from fedlora.cli.trace_option import tracer_for
 from fedlora.common.errors import ConfigError
+from fedlora.server.door import Door
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
@@ -65,3 +68,13 @@ def test_a_missing_extra_and_a_file_that_cannot_be_written_are_one_line(
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:9")
     with tracer_for("x", None) as tracer:
         assert tracer is None, "the variable may be meant for other programs"
+
+
+def test_a_server_with_a_store_sends_its_spans_where_a_variable_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("opentelemetry.sdk", reason="opentelemetry-sdk is not installed: fedlora[trace]")
+    monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(ConfigError, match="OTEL_ variables ask for traces: pip install"):
+        serve_runs(tmp_path / "store", Door("127.0.0.1:0", is_insecure=True), Watched(None, (), None))

@@ -1,6 +1,7 @@
 """A server with many runs: one port, one identity, and sites that stay from run to run."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from urllib.request import urlopen
@@ -9,12 +10,14 @@ import pytest
 from deployment import Deployment, free_port
 from ended_runs import adapter_sha256
 from test_deployment import site_file
+from watched_deployment import traced
 
 from fedlora.server.run_queue.store import RunStore
 
 RunFile = Callable[..., Path]
 
 SITES = ("chalk", "pencil")
+RUNS = ("first", "second")
 SECONDS = 300.0
 
 
@@ -34,7 +37,7 @@ def server(run: Callable[..., Path], tmp_path: Path) -> Deployment:
     """Return a deployment whose server is one of many runs; nothing is started."""
     deployment = Deployment(tmp_path, run())
     store = ["--store", str(deployment.out), "--listen", deployment.address, "--metrics", str(free_port())]
-    deployment.server.arguments = ["server", "start", *store]
+    deployment.server.arguments = ["server", "start", *store, "--trace", "server.spans"]
     return deployment
 
 
@@ -65,7 +68,10 @@ def test_sites_stay_from_run_to_run_and_each_run_is_what_it_would_be_alone(
     with server:
         server.server.start()
         server.server.wait_for("no run waits")
-        sites = [server.enrol(name, file) for name, file in files.items()]
+        sites = [server.add_site(name, file, token=server.invite(name)) for name, file in files.items()]
+        for site in sites:
+            site.arguments = [*site.arguments, "--trace", f"{site.name}.spans"]
+            site.start()
         for site in sites:
             site.wait_for("no run there for this site at present")
         for name in ("first", "second", "third"):
@@ -89,9 +95,32 @@ def test_sites_stay_from_run_to_run_and_each_run_is_what_it_would_be_alone(
         assert "third is stopped" in runs(server, "stop", "third")
         assert server.command("server", "stop", "--out", str(server.out)).returncode == 0
         assert server.server.wait(SECONDS) == 0
+        for site in sites:
+            site.stop()
     assert states(server)["third"] == "stopped"
     assert "is not enrolled" not in sites[0].text
     assert sites[0].text.count("enrolled as") == 1
+    assert_traced(server)
+
+
+def assert_traced(deployment: Deployment) -> None:
+    """Check the spans of two runs of two rounds, one after the other, and that the sites' are of the right run."""
+    spans = traced(deployment.server)
+    known = {span["context"]["span_id"]: span for span in spans}
+    first, second = ([span for span in spans if span["attributes"]["fedlora.run"] == run] for run in RUNS)
+    assert len(first) + len(second) == len(spans), "no round of another run was begun"
+    assert max(span["end_time"] for span in first) <= min(span["start_time"] for span in second)
+    for run in (first, second):
+        rounds = {span["context"]["span_id"]: span for span in run if span["name"] == "round"}
+        assert sorted(span["attributes"]["fedlora.round"] for span in rounds.values()) == [0, 1, 2]
+        phases = {span["context"]["span_id"]: span for span in run if span["parent_id"] in rounds}
+        assert Counter(span["name"] for span in phases.values())["aggregate"] == 2
+        trainings = [span for span in run if span["attributes"].get("fedlora.request") == "train"]
+        assert [phases[span["parent_id"]]["name"] for span in trainings] == ["train"] * 4
+    for site in deployment.sites.values():
+        joined = [known[span["parent_id"]] for span in traced(site) if span["name"] == "train"]
+        assert Counter(span["attributes"]["fedlora.run"] for span in joined) == {"first": 2, "second": 2}
+        assert {span["attributes"]["fedlora.site"] for span in joined} == {site.name}
 
 
 @pytest.mark.slow

@@ -1,13 +1,12 @@
-"""How a server is watched: its metrics over HTTP, and its traces. Heavy imports stay inside."""
+"""How a server is watched: its metrics over HTTP. Heavy imports stay inside."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
 from fedlora.cli.metrics_option import watched
-from fedlora.cli.trace_option import tracer_for
 
 if TYPE_CHECKING:
     from fedlora.common.config import RunConfig
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from fedlora.server.record.running_summary import Picture, RunningSummary
     from fedlora.server.run_queue.metrics import StoreMetrics
     from fedlora.server.run_queue.store import RunStore
-    from fedlora.server.run_traces import RunTraces
 
 
 def metrics_of(
@@ -57,19 +55,3 @@ def _obstacle(out: Path, is_open: Event) -> Callable[[], str]:
     from fedlora.server.disk.space import why_not_writable
 
     return lambda: why_not_writable(out) if is_open.is_set() else "the port for sites is not open yet"
-
-
-@contextmanager
-def traces_of(path: Path | None, config: "RunConfig") -> "Iterator[RunTraces | None]":
-    """Give what traces a run, to a file or wherever the OTEL_ variables say; None where nobody asks for it."""
-    with tracer_for("fedlora-server", path) as tracer:
-        if tracer is None:
-            yield None
-            return
-        from fedlora.server.run_traces import RunTraces
-
-        traces = RunTraces(tracer, run=config.run.name)
-        try:
-            yield traces
-        finally:
-            traces.close()

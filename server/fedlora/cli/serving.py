@@ -3,7 +3,7 @@
 import logging
 import shlex
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,6 @@ from fedlora.common.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from contextlib import AbstractContextManager
 
     from rich.console import Console
 
@@ -25,10 +24,13 @@ if TYPE_CHECKING:
     from fedlora.server.door import Door
     from fedlora.server.record.events import Listener
     from fedlora.server.record.running_summary import Picture, RunningSummary
+    from fedlora.server.run_traces import RunTraces
 
 logger = logging.getLogger(__name__)
 
 _STOPPED = 0
+# What the server is called in traces.
+_PROCESS = "fedlora-server"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def serve_run(run: Path, out: Path, overrides: tuple[str, ...], door: "Door", wa
     from fedlora.cli.json_output import print_json
     from fedlora.cli.live import metric_name_in, print_outcome
     from fedlora.cli.outcome import outcome_of
-    from fedlora.cli.server_watching import metrics_of, traces_of
+    from fedlora.cli.server_watching import metrics_of
+    from fedlora.cli.trace_option import tracer_for, traces_of
     from fedlora.common.config import Occasion, idle_settings
     from fedlora.common.run_file import load_run
     from fedlora.server.disk.account import seconds_worked
@@ -95,10 +98,11 @@ def serve_run(run: Path, out: Path, overrides: tuple[str, ...], door: "Door", wa
     command = shlex.join(sys.argv)
     the_run = Run(config, out, config.federation.sites, command, notes, trackers=load_trackers(watched.track))
     try:
-        with watching, traces_of(watched.trace, config) as traces:
-            pictures = [*shown_by_metrics, *([] if traces is None else [traces.show])]
+        with watching, tracer_for(_PROCESS, watched.trace) as tracer:
+            traces = traces_of(tracer, config)
             view = console if shown.is_live else None
-            all_shown = _shown(config, out, status_file, known=known, console=view, others=pictures)
+            others = shown_by_metrics
+            all_shown = _shown(config, out, status_file, known=known, console=view, traces=traces, others=others)
             reached = whole_run(the_run, served, shown=all_shown)
     except typer.Exit:
         if shown.as_json:
@@ -128,17 +132,15 @@ def serve_runs(folder: Path, door: "Door", watched: Watched) -> None:
     """Do the runs of a store as they come, until it is stopped.
 
     Raises:
-        ConfigError: traces are asked for, which are of one run.
-        FedloraError: the store or the port cannot be used.
+        FedloraError: the store or the port cannot be used, or the traces cannot be written.
     """
-    if watched.trace is not None:
-        raise ConfigError("--trace is of a server of one run; leave it out with --store")
     logger.info("loading")
     from fedlora.cli.server_watching import metrics_of_store
+    from fedlora.cli.trace_option import tracer_for, traces_of
     from fedlora.finished.resident_check import ResidentCheck
     from fedlora.server.disk.recorded_rounds import recorded_rounds
     from fedlora.server.record.running_summary import after_rounds
-    from fedlora.server.run_queue.serving import serve_store
+    from fedlora.server.run_queue.serving import ShownRun, serve_store
     from fedlora.server.run_queue.store import RunStore
     from fedlora.trackers import load_trackers
 
@@ -146,12 +148,13 @@ def serve_runs(folder: Path, door: "Door", watched: Watched) -> None:
     identity = None if door.is_insecure else door.identity_folder(folder)
     watching, metrics = metrics_of_store(watched.metrics, store, door, is_open=is_open)
 
-    def shown(config: "RunConfig", out: Path, port: int) -> "AbstractContextManager[Listener]":
+    def shown(config: "RunConfig", out: Path, port: int) -> ShownRun:
         known = after_rounds(recorded_rounds(out))
         status_file = _status_file(config, out, replace(door, identity=identity), known=known)
         status_file.listening(port, address=_address(door, port))
         others = [] if metrics is None else [metrics.begin(config, out, known=known).show]
-        return _shown(config, out, status_file, known=known, console=None, others=others)
+        traces = traces_of(tracer, config)
+        return ShownRun(_shown(config, out, status_file, known=known, traces=traces, others=others), traces)
 
     def opened(port: int) -> None:
         is_open.set()
@@ -159,7 +162,7 @@ def serve_runs(folder: Path, door: "Door", watched: Watched) -> None:
         _say_where(door, port, folder)
 
     command, trackers = shlex.join(sys.argv), load_trackers(watched.track)
-    with watching, ResidentCheck() as check:
+    with watching, tracer_for(_PROCESS, watched.trace) as tracer, ResidentCheck() as check:
         serve_store(store, door, check=check, shown=shown, command=command, opened=opened, trackers=trackers)
 
 
@@ -189,18 +192,25 @@ def _shown(
     status_file: "StatusFile",
     *,
     known: "RunningSummary",
-    console: "Console | None",
+    console: "Console | None" = None,
+    traces: "RunTraces | None",
     others: "Sequence[Picture]" = (),
 ) -> "Iterator[Listener]":
-    """Give a listener that tells log and status file what happens in a run, a live view on `console`, and others."""
+    """Give a listener that tells log and status file what happens in a run, a live view on `console`, and others.
+
+    What is still at work in the traces ends with the block.
+    """
     from fedlora.cli.live import logged_events, metric_name_in, progress_view
     from fedlora.server.record.running_summary import Summarised
 
     title, metric_name = config.run.name, partial(metric_name_in, out)
     view = nullcontext() if console is None else progress_view(title=title, metric_name=metric_name, console=console)
-    with view as picture, status_file:
+    traced = nullcontext() if traces is None else closing(traces)
+    with view as picture, status_file, traced:
         logged = logged_events(title=title, metric_name=metric_name)
         pictures = [status_file.show, logged, *([picture] if picture is not None else []), *others]
+        if traces is not None:
+            pictures.append(traces.show)
         yield Summarised(pictures, known=known)
 
 

@@ -14,6 +14,9 @@ from fedlora.common.errors import ConfigError
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
+    from fedlora.common.config import RunConfig
+    from fedlora.server.run_traces import RunTraces
+
 TraceOption = Annotated[
     Path | None,
     typer.Option(
@@ -46,3 +49,12 @@ def tracer_for(service: str, path: Path | None) -> "Iterator[Tracer | None]":
 
     with traced(service, path) as tracer:
         yield tracer
+
+
+def traces_of(tracer: "Tracer | None", config: "RunConfig") -> "RunTraces | None":
+    """Return what traces a run; None where nobody asks for it. Whoever shows the run closes it at the run's end."""
+    if tracer is None:
+        return None
+    from fedlora.server.run_traces import RunTraces
+
+    return RunTraces(tracer, run=config.run.name)

@@ -117,7 +117,8 @@ class RunTraces:
             self._round.phase_name, self._round.phase = phase, self._phase(phase, self._round.span)
 
     def _phase(self, name: str, round: Span, *, begin: int | None = None) -> Span:
-        return self._tracer.start_span(name, set_span_in_context(round), start_time=begin)
+        attributes = {"fedlora.run": self._run}
+        return self._tracer.start_span(name, set_span_in_context(round), start_time=begin, attributes=attributes)
 
     def _aggregated(self, *, until: int) -> None:
         """End the training when its last update had come; what has happened since then was averaging."""

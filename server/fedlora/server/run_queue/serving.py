@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc.aio
@@ -32,6 +32,7 @@ from fedlora.server.sites.grpc.hall import Hall, PresentRun
 from fedlora.server.sites.grpc.port import Port
 from fedlora.server.sites.grpc.refusals import Refusals
 from fedlora.server.sites.grpc.registry import RegistryService
+from fedlora.server.sites.grpc.request_traces import RequestTraces
 from fedlora.server.whole_run import Rounds, Run, whole_run
 from fedlora.trackers import OpenTracker
 from fedlora.v1.enrolment_pb2_grpc import add_EnrolmentServiceServicer_to_server
@@ -44,8 +45,22 @@ logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.3
 _RETRY_SECONDS = 2.0
 
-Shown = Callable[[RunConfig, Path, int], AbstractContextManager[Listener]]
-"""Gives what tells whoever looks on what happens in a run, by its run file, its folder and the port's number."""
+
+@dataclass(frozen=True)
+class ShownRun:
+    """Who looks on at a run.
+
+    Attributes:
+        listener: gives what is told of all that happens, for as long as the run is at work.
+        traces: hear of each request to a site.
+    """
+
+    listener: AbstractContextManager[Listener]
+    traces: RequestTraces | None = None
+
+
+Shown = Callable[[RunConfig, Path, int], ShownRun]
+"""Gives who looks on at a run, by its run file, its folder and the port's number."""
 
 
 def serve_store(
@@ -224,15 +239,16 @@ class _StoreServer:
         try:
             config = config_of(queued)
             folder = self._store.run_folder(queued.name)
+            shown = self._shown(config, folder, port)
 
             def engine(rounds: Rounds) -> None:
                 # Of one that has no round left nobody need be asked.
                 if last_round(folder) < config.federation.rounds:
-                    self._engine(rounds, hall, gate.for_run(queued.name), asked_to_stop)
+                    self._engine(rounds, hall, gate.for_run(queued.name), asked_to_stop, traces=shown.traces)
 
             notes = idle_settings(config, Occasion("server"))
             run = Run(config, folder, config.federation.sites, self._command, notes, trackers=self._trackers)
-            whole_run(run, engine, shown=self._shown(config, folder, port))
+            whole_run(run, engine, shown=shown.listener)
         except RunStopped:
             was_cut_off = self._is_stopping.is_set() and not asked_to_stop.is_set()
             return ("running" if was_cut_off else "stopped"), ""
@@ -244,11 +260,19 @@ class _StoreServer:
             return "failed", "a bug in fedlora; see the log"
         return "finished", ""
 
-    def _engine(self, rounds: Rounds, hall: Hall, gate: Gate, asked_to_stop: threading.Event) -> None:
+    def _engine(
+        self,
+        rounds: Rounds,
+        hall: Hall,
+        gate: Gate,
+        asked_to_stop: threading.Event,
+        *,
+        traces: RequestTraces | None,
+    ) -> None:
         """Do the rounds of the run that is claimed, over the sites that are in the hall."""
         config, folder = rounds.run.config, rounds.run.folder
         with audited(folder, rounds.listener) as (listener, note):
-            services = RunServices(replace(rounds, listener=listener), gate, check=self._check)
+            services = RunServices(replace(rounds, listener=listener), gate, check=self._check, traces=traces)
             with self._lock:
                 self._registries[config.run.name] = services.registry
             services.disk.look()
