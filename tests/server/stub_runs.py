@@ -91,7 +91,7 @@ class PortRun:
 
 
 @contextmanager
-def _unchanged_identity() -> Iterator[None]:
+def unchanged_identity() -> Iterator[None]:
     """Give back what a Grid sets in Flower."""
     before = TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id
     try:
@@ -136,7 +136,7 @@ def served(
 
     run = Run(config, folder, config.federation.sites, "test")
     door = Door("127.0.0.1:0", is_insecure=True)
-    with _unchanged_identity():
+    with unchanged_identity():
         whole_run(
             run,
             lambda rounds: serve(rounds, door, check=check, opened=begin, traces=traces),

@@ -89,6 +89,7 @@ class RunServices:
                 if stays:
                     # What a site does after that is no event of this run.
                     self._grid.part(_PART_SECONDS)
+                    self.registry.part()
 
     def clear(self) -> None:
         """Remove what was exchanged: of a run that is over, nobody asks for it."""

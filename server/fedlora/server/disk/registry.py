@@ -187,6 +187,10 @@ class Registry:
             if is_finished:
                 self._changed.wait_for(lambda: not self._wakes, linger_seconds)
 
+    def part(self) -> None:
+        """Let go of the run, which is over: who reads what it has published may do so for as long as they like."""
+        self._withheld.part()
+
     def _take(self, report: RoundReport) -> None:
         """Hold on to the adapter of a round before the next one replaces it, and have it published once it is judged.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedlora.common.errors import StoreError
 from fedlora.common.files import write_file
-from fedlora.server.record.events import Listener, NotPublished
+from fedlora.server.record.events import Listener, NotPublished, ignore
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,10 @@ class Withheld:
             logger.error("round %d is not published: %s", round, why)
             self._write({**self._reasons, round: why})
             self._listener(NotPublished(round, why))
+
+    def part(self) -> None:
+        """Tell the listener no more, and keep nothing of it."""
+        self._listener = ignore
 
     def forget(self, round: int) -> None:
         """Note that a round is published after all."""

@@ -278,7 +278,7 @@ class _StoreServer:
             services.disk.look()
             note({"event": "run begins", "run": config.run.name})
             self._at_work = services, listener
-            hall.present = PresentRun(gate, services.session, services.transfer)
+            hall.present = present = PresentRun(gate, services.session, services.transfer)
             if self._is_stopping.is_set():
                 self.stop()
 
@@ -293,6 +293,7 @@ class _StoreServer:
             finally:
                 self._at_work = None
                 services.stop(more_to_come=self._leave_hall())
+                present.calls.end()
                 services.disk.look()
                 note({"event": "run ends", "run": config.run.name})
 

@@ -1,34 +1,40 @@
 """Where sites wait between runs: a server that lasts holds their connections, and hands them to whichever run is there.
 
-Each run has services of its own, which know nothing of others; the hall is in front of them.
+Each run has services of its own, which know nothing of others; the hall is in front of them. What it holds of a run it
+lets go of at the run's end, whatever its callers do.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 
 from fedlora.server.sites.grpc.gate import Context, Gate, refuse
-from fedlora.server.sites.grpc.session import SessionService, greet
+from fedlora.server.sites.grpc.run_calls import RunCalls
+from fedlora.server.sites.grpc.session import SessionService, greet, told
 from fedlora.server.sites.grpc.transfer import TransferService
 from fedlora.v1 import exchange_pb2, session_pb2
 from fedlora.v1.exchange_pb2_grpc import AdapterExchangeServiceServicer
 from fedlora.v1.session_pb2_grpc import SessionServiceServicer
 
 _LOOK_SECONDS = 0.2
+# Of what belongs to no run that is there.
+_NOT_EXPECTED = grpc.StatusCode.FAILED_PRECONDITION, "not_expected"
 # Between looks at the certificate of a site that waits.
 _STANDING_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class PresentRun:
-    """The services of the run that a server is at, and who may use it."""
+    """The services of the run that a server is at, who may use it, and the calls that it answers."""
 
     gate: Gate
     session: SessionService
     transfer: TransferService
+    calls: RunCalls = field(default_factory=RunCalls)
 
 
 class Hall(SessionServiceServicer):
@@ -54,25 +60,25 @@ class Hall(SessionServiceServicer):
         # Of several connections of a site the newest counts, whichever of them notices first that there is a run.
         place = self._newest[site] = object()
         try:
-            present = None
-            async for waited in self._waiting(context, site):
+            responses = None
+            async for waited in self._waiting(site, request_iterator, context):
                 if self._newest.get(site) is not place:
                     await refuse(context, grpc.StatusCode.ABORTED, "replaced")
-                if isinstance(waited, PresentRun):
-                    present = waited
-                elif waited is not None:
+                if isinstance(waited, session_pb2.ConnectResponse):
                     yield waited
+                else:
+                    responses = waited
         finally:
             if self._newest.get(site) is place:
                 del self._newest[site]
-        if present is not None:
-            async for response in present.session.serve(site, request_iterator, context):
+        if responses is not None:
+            async for response in responses:
                 yield response
 
     async def _waiting(
-        self, context: Context, site: str
-    ) -> AsyncIterator[session_pb2.ConnectResponse | PresentRun | None]:
-        """Yield from time to time, what a site is to hear or nothing, and at last the run that it may take part in."""
+        self, site: str, request_iterator: AsyncIterator[session_pb2.ConnectRequest], context: Context
+    ) -> AsyncIterator[session_pb2.ConnectResponse | AsyncIterator[session_pb2.ConnectResponse] | None]:
+        """Yield from time to time what a site is to hear or nothing, and at last what it hears of a run it may join."""
         standing, is_told, looked = self._gate.standing(context), False, time.monotonic()
         while (present := self._open_to(context)) is None:
             yield (
@@ -86,7 +92,8 @@ class Hall(SessionServiceServicer):
                 looked = time.monotonic()
                 if code := standing():
                     await self._gate.send_away(context, code, site=site)
-        yield present
+        serving = present.calls.stream(present.session.serve(site, request_iterator, context))
+        yield told(present.gate, site, serving, context)
 
     def _open_to(self, context: Context) -> PresentRun | None:
         """Return the run at present if the caller may take part in it."""
@@ -104,22 +111,42 @@ class HallExchange(AdapterExchangeServiceServicer):
     async def Read(
         self, request: exchange_pb2.ReadRequest, context: Context
     ) -> AsyncIterator[exchange_pb2.ReadResponse]:
-        async for response in (await self._transfer(context)).Read(request, context):
+        calls, responses = await self._reading(request, context)
+        async for response in responses:
             yield response
+        if calls.is_over:
+            await refuse(context, *_NOT_EXPECTED)
 
     async def QueryWriteStatus(
         self, request: exchange_pb2.QueryWriteStatusRequest, context: Context
     ) -> exchange_pb2.QueryWriteStatusResponse:
-        return await (await self._transfer(context)).QueryWriteStatus(request, context)
+        return await (await self._at_present(context)).transfer.QueryWriteStatus(request, context)
 
     async def Write(
         self, request_iterator: AsyncIterator[exchange_pb2.WriteRequest], context: Context
     ) -> exchange_pb2.WriteResponse:
-        return await (await self._transfer(context)).Write(request_iterator, context)
+        response = await (await self._writing(request_iterator, context))
+        if response is None:
+            await refuse(context, *_NOT_EXPECTED)
+        return response
 
-    async def _transfer(self, context: Context) -> TransferService:
+    # What answers a call is found apart from the call, which would keep the run.
+
+    async def _reading(
+        self, request: exchange_pb2.ReadRequest, context: Context
+    ) -> tuple[RunCalls, AsyncGenerator[exchange_pb2.ReadResponse, None]]:
+        present = await self._at_present(context)
+        return present.calls, present.calls.stream(present.transfer.Read(request, context))
+
+    async def _writing(
+        self, request_iterator: AsyncIterator[exchange_pb2.WriteRequest], context: Context
+    ) -> Coroutine[Any, Any, exchange_pb2.WriteResponse | None]:
+        present = await self._at_present(context)
+        return present.calls.answer(present.transfer.Write(request_iterator, context))
+
+    async def _at_present(self, context: Context) -> PresentRun:
         present = self._hall.present
         if present is None:
             await self._gate.site(context)
-            await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "not_expected")
-        return present.transfer
+            await refuse(context, *_NOT_EXPECTED)
+        return present

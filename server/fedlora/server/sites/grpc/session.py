@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,13 +25,15 @@ from fedlora.server.disk.exchange import ExchangeStore
 from fedlora.server.sites.grpc.gate import Context, Gate, refuse
 from fedlora.server.sites.grpc.grid import GrpcGrid
 from fedlora.server.sites.grpc.known_site import Outstanding
-from fedlora.server.sites.grpc.outgoing import Outgoing
+from fedlora.server.sites.grpc.outgoing import Outgoing, Response
 from fedlora.v1 import session_pb2
 from fedlora.v1.session_pb2_grpc import SessionServiceServicer
 
 logger = logging.getLogger(__name__)
 
 _HELLO_SECONDS = 30.0
+# The code of a run that is over, or stops.
+_DRAINED = "drained"
 _LOOK_SECONDS = 5.0
 _FULL_PAUSE_SECONDS = 2.0
 _MAX_CHARACTERS = 300
@@ -57,13 +60,13 @@ class SessionService(SessionServiceServicer):
         """Serve one connection of a site for as long as it stands."""
         site = await self._gate.site(context)
         await greet(self._gate, site, request_iterator, context)
-        async for response in self.serve(site, request_iterator, context):
+        async for response in told(self._gate, site, self.serve(site, request_iterator, context), context):
             yield response
 
     async def serve(
         self, site: str, request_iterator: AsyncIterator[session_pb2.ConnectRequest], context: Context
-    ) -> AsyncIterator[session_pb2.ConnectResponse]:
-        """Serve the connection of a site that has said its Hello, from the run's Welcome on."""
+    ) -> AsyncGenerator[Response, None]:
+        """Serve the connection of a site that has said its Hello, from the run's Welcome on; see `told`."""
         standing = self._gate.standing(context)
         outgoing = Outgoing()
         self._grid.connect(site, outgoing.send)
@@ -84,14 +87,12 @@ class SessionService(SessionServiceServicer):
                     response = await outgoing.next(seconds=_LOOK_SECONDS)
                 except TimeoutError:
                     continue
-                if isinstance(response, str):
-                    await refuse(context, grpc.StatusCode.ABORTED, response)
-                if response.HasField("request"):
+                if not isinstance(response, str) and response.HasField("request"):
                     announce("send")
                 yield response
             if code != "expired":
                 self._grid.shut_out(site, code)
-            await self._gate.send_away(context, code, site=site)
+            yield code
         finally:
             listening.cancel()
             self._grid.disconnect(site, outgoing.send)
@@ -209,6 +210,25 @@ async def greet(gate: Gate, site: str, stream: AsyncIterator[session_pb2.Connect
     if not first.HasField("hello"):
         await gate.turn_down(context, grpc.StatusCode.FAILED_PRECONDITION, "no_hello", site=site)
     await gate.require_protocol(context, first.hello.protocol, first.hello.version, site=site)
+
+
+async def told(
+    gate: Gate, site: str, responses: AsyncGenerator[Response, None], context: Context
+) -> AsyncIterator[session_pb2.ConnectResponse]:
+    """Yield what a site is told over its connection, and end that with the code that comes last.
+
+    Here, and not where the responses come from: of a site that reads nothing the end takes long, and that has a run.
+    """
+    code = _DRAINED
+    async with aclosing(responses):
+        async for response in responses:
+            if isinstance(response, str):
+                code = response
+                break
+            yield response
+    if gate.standing(context)() == code:
+        await gate.send_away(context, code, site=site)
+    await refuse(context, grpc.StatusCode.ABORTED, code)
 
 
 def _require_short(said: Message) -> None:

@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -60,7 +60,7 @@ class TransferService(AdapterExchangeServiceServicer):
 
     async def Read(
         self, request: exchange_pb2.ReadRequest, context: Context
-    ) -> AsyncIterator[exchange_pb2.ReadResponse]:
+    ) -> AsyncGenerator[exchange_pb2.ReadResponse, None]:
         """Send a file on offer from an offset on."""
         await self._gate.site(context)
         path = self._exchange.find(request.sha256.hex())
