@@ -15,7 +15,7 @@ from open_port import wait_until
 from stub_runs import unchanged_identity
 
 from fedlora.server.door import Door
-from fedlora.server.record.events import Event
+from fedlora.server.record.events import Event, Listener, ignore
 from fedlora.server.run_queue.serving import ShownRun, serve_store
 from fedlora.server.run_queue.store import RunStore
 
@@ -39,12 +39,20 @@ class ServedStore:
 
 
 def serve_while(
-    folder: Path, act: Callable[[ServedStore], None], *, check: Callable[[Path], str] | None = None
+    folder: Path,
+    act: Callable[[ServedStore], None],
+    *,
+    check: Callable[[Path], str] = lambda _folder: "",
+    listener: Listener = ignore,
 ) -> None:
     """Serve a store, whose address may be used in plain text, until `act`, which gets a thread of its own, is done."""
     store = RunStore.opened(folder)
     served = ServedStore(store, "")
     errors: list[BaseException] = []
+
+    def listen(event: Event) -> None:
+        served.events.append(event)
+        listener(event)
 
     def run() -> None:
         try:
@@ -62,8 +70,8 @@ def serve_while(
         serve_store(
             store,
             Door("127.0.0.1:0", is_insecure=True),
-            check=check or (lambda _folder: ""),
-            shown=lambda _config, _folder, _port: ShownRun(nullcontext(enter_result=served.events.append)),
+            check=check,
+            shown=lambda _config, _folder, _port: ShownRun(nullcontext(enter_result=listen)),
             command="test",
             opened=opened,
         )

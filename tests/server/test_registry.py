@@ -19,7 +19,8 @@ from fedlora.common.run_file import to_toml
 from fedlora.finished.peft_check import peft_refusal
 from fedlora.server.disk.registry import Registry
 from fedlora.server.disk.store import RunFolder
-from fedlora.server.record.events import RoundEnded, RunStarted
+from fedlora.server.disk.withheld import withheld_rounds
+from fedlora.server.record.events import Event, RoundEnded, RunStarted, Waiting
 from fedlora.server.record.round_report import HeldOutReport, RoundReport
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["query"], "modules_to_save": ["head"]}
@@ -206,6 +207,26 @@ def test_rounds_do_not_wait_and_the_newest_of_them_is_published(folder: Path) ->
     first = load_adapter(folder / "published" / "my-run-v0001")
     assert first.layers["blocks.0.query"].A[0, 0] == 1
     assert names_in(folder) == ["my-run-v0001", "my-run-v0002"]
+
+
+def test_the_end_of_a_run_waits_for_its_last_check_and_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedlora.server.disk.registry.STOP_SECONDS", 0.05)
+    may_end, heard = threading.Event(), list[Event]()
+
+    def listen(event: Event) -> None:
+        heard.append(event)
+        if event != Waiting(""):
+            assert withheld_rounds(folder)[1].startswith("its check with PEFT is not over")
+            may_end.set()
+
+    registry = Registry(folder, check=lambda _folder: "" if may_end.wait(60) else "slow", listener=listen)
+    save_adapter(adapter_of(1), folder / "adapter")
+    registry.heard(RoundEnded(report_of(1)))
+    assert registry.close()
+    waiting = Waiting("the check with PEFT of the adapter of round 1, the last, which takes long")
+    assert heard == [waiting, Waiting("")]
+    assert [published.round for published in registry.adapters()] == [1]
+    assert withheld_rounds(folder) == {}
 
 
 def test_a_failure_to_write_is_said_and_the_run_goes_on(

@@ -138,7 +138,7 @@ def plain_lines(before: RunView, view: RunView, event: Event) -> list[str]:
                 return []
             return [f"site {event.site}: {event.state}{': ' + event.detail if event.detail else ''}"]
         case Waiting():
-            return [f"waiting: {event.what}"]
+            return [f"waiting: {event.what}"] if event.what else []
         case UpdateArrived():
             return _refusal_lines(view, event.round, new_refusals(before.summary, event))
         case RoundEnded(report=report):

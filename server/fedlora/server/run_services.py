@@ -11,7 +11,7 @@ from fedlora.server.disk.registry import LINGER_SECONDS, Registry
 from fedlora.server.disk.space import LEAST_FREE_BYTES, DiskWatch
 from fedlora.server.identity.tickets import TicketOffice
 from fedlora.server.sites.grpc.gate import Gate
-from fedlora.server.sites.grpc.grid import GrpcGrid
+from fedlora.server.sites.grpc.grid import GrpcGrid, RunStopped
 from fedlora.server.sites.grpc.request_traces import RequestTraces
 from fedlora.server.sites.grpc.session import SessionService
 from fedlora.server.sites.grpc.transfer import TransferService
@@ -73,23 +73,26 @@ class RunServices:
             at_end: called before they hear of the end; returns whether the server stays for other runs.
 
         Raises:
-            RunStopped: it was asked to stop.
+            RunStopped: it was asked to stop, also where the last adapter alone is left to be published.
             FedloraError: the run cannot go on.
         """
-        is_finished = False
+        is_finished = is_published = False
         try:
             self._app(self._grid, Context(1, 0, {}, RecordDict(), {}))
             is_finished = True
         finally:
             stays = at_end()
             try:
-                self.registry.close(is_finished=is_finished, linger_seconds=0.0 if stays else LINGER_SECONDS)
+                linger = 0.0 if stays else LINGER_SECONDS
+                is_published = self.registry.close(is_finished=is_finished, linger_seconds=linger)
             finally:
                 self._grid.stop(is_finished=is_finished, more_to_come=stays)
                 if stays:
                     # What a site does after that is no event of this run.
                     self._grid.part(_PART_SECONDS)
                     self.registry.part()
+        if not is_published:
+            raise RunStopped("the last adapter is not published yet; the same command goes on with that")
 
     def clear(self) -> None:
         """Remove what was exchanged: of a run that is over, nobody asks for it."""
@@ -98,3 +101,4 @@ class RunServices:
     def stop(self, *, more_to_come: bool = False) -> None:
         """Let the rounds end at their next look; what was accepted is on disk."""
         self._grid.stop(is_finished=False, more_to_come=more_to_come)
+        self.registry.stop()

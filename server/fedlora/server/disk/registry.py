@@ -51,7 +51,7 @@ from fedlora.server.disk.published_folder import (
 )
 from fedlora.server.disk.store import RunFolder
 from fedlora.server.disk.withheld import Withheld
-from fedlora.server.record.events import Event, Listener, RoundEnded, RunStarted, ignore
+from fedlora.server.record.events import Event, Listener, RoundEnded, RunStarted, Waiting, ignore
 from fedlora.server.record.publish_gate import Losses, refusal
 from fedlora.server.record.round_report import RoundReport
 
@@ -59,9 +59,9 @@ logger = logging.getLogger(__name__)
 
 # How long the end of a run waits for watchers to fetch its last adapter.
 LINGER_SECONDS = 30.0
-# And for the check of that adapter; of a run that is to stop it waits hardly at all.
-LAST_CHECK_SECONDS, STOP_SECONDS = 120.0, 2.0
-
+# A server that is to stop hardly waits for a check; nor is more than that worth a word.
+STOP_SECONDS = 2.0
+_UNCHECKED = "its check with PEFT is not over; where no server waits for it, the same start command publishes it"
 _UNFINISHED = ".unfinished"
 
 
@@ -102,12 +102,15 @@ class Registry:
         self._unjudged: _Candidate | None = None
         self._waiting: _Candidate | None = None
         self._is_publishing = False
+        self._in_check: _Candidate | None = None
         self._end: bool | None = None
+        self._is_stopping = False
         self._has_given_up = False
         self._wakes: list[Callable[[], None]] = []
         for leftover in self._folder.glob(f"*{_UNFINISHED}"):
             shutil.rmtree(leftover, ignore_errors=True)
         self._adapters = published_in(folder)
+        self._listener = listener
         self._withheld = Withheld(folder, listener)
         self._rollback = read_rollback(folder)
 
@@ -168,28 +171,61 @@ class Registry:
                 self._wakes.remove(wake)
                 self._changed.notify_all()
 
-    def close(self, *, is_finished: bool = True, linger_seconds: float = LINGER_SECONDS) -> None:
-        """Wait for the last publication, and of a run that is over also for those who watch; for each a while.
+    def stop(self) -> None:
+        """Have nobody wait for a check any more: the run is to stop."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
 
-        What is not published by then is when the same command is given again.
+    def close(self, *, is_finished: bool = True, linger_seconds: float = LINGER_SECONDS) -> bool:
+        """Wait for the last check, and of a run that is over also for those who watch, these for a while.
+
+        Of a run that is over the check may take as long as it does, unless the run is to stop. What is not published by
+        then is when the same command is given again.
+
+        Returns:
+            Whether no check is left to be done.
         """
         if is_finished and (unjudged := self._unjudged) is not None:
             self._unjudged = None
             self.look()
             self._queue_if_good(unjudged)
-        most = LAST_CHECK_SECONDS if is_finished else STOP_SECONDS
+        if is_finished and not self._is_idle(STOP_SECONDS):
+            self._wait_for_check()
+        is_idle = self._is_idle(STOP_SECONDS)
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._is_publishing, most):
+            if not is_idle:
                 self._has_given_up = True
-                logger.warning("the newest adapter is not published: its check took more than %g s", most)
+                logger.warning("the newest adapter is not published: its check is not over as the run stops")
             self._end = is_finished
             self._wake()
             if is_finished:
-                self._changed.wait_for(lambda: not self._wakes, linger_seconds)
+                self._changed.wait_for(lambda: self._is_stopping or not self._wakes, linger_seconds)
+        return is_idle
 
     def part(self) -> None:
         """Let go of the run, which is over: who reads what it has published may do so for as long as they like."""
+        self._listener = ignore
         self._withheld.part()
+
+    def _is_idle(self, seconds: float) -> bool:
+        """Return whether nothing is being published any more, within so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._is_publishing, seconds)
+
+    def _wait_for_check(self) -> None:
+        """Wait for the check of a run's last adapter, and say so, until it is over or the run is to stop."""
+        with self._changed:
+            unchecked = self._waiting or self._in_check
+            if unchecked is None:
+                return
+            # Whatever ends this process, the folder tells what is left to do.
+            round = unchecked.report.round
+            self._withheld.note(round, _UNCHECKED)
+        self._listener(Waiting(f"the check with PEFT of the adapter of round {round}, the last, which takes long"))
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_stopping or not self._is_publishing)
+        self._listener(Waiting(""))
 
     def _take(self, report: RoundReport) -> None:
         """Hold on to the adapter of a round before the next one replaces it, and have it published once it is judged.
@@ -234,6 +270,7 @@ class Registry:
             self._pass_over(passed_over)
 
     def _pass_over(self, candidate: _Candidate) -> None:
+        self._withheld.forget(candidate.report.round, why=_UNCHECKED)
         logger.info("round %d is not published: a newer one was there first", candidate.report.round)
         shutil.rmtree(candidate.folder, ignore_errors=True)
 
@@ -285,12 +322,12 @@ class Registry:
             known = self._adapters
         if any(published.round == round and published.files == files for published in known):
             return
-        misfit = bad_value(named_tensors(open_adapter(candidate.folder)), most=math.inf)
-        if why := misfit.found if misfit is not None else self._check(candidate.folder):
-            self._refuse(candidate, why)
-            return
+        why = self._fault(candidate)
         if self._has_given_up:
             return  # Nobody waits for it any more, and the folder may be another process's.
+        if why:
+            self._refuse(candidate, why)
+            return
         with published_held(self._run_folder):
             # While it was checked, an operator may have gone back.
             self.look()
@@ -308,6 +345,17 @@ class Registry:
                 self._remove(old.name)
         logger.info("published %s", published.name)
         self._withheld.forget(round)
+
+    def _fault(self, candidate: _Candidate) -> str:
+        """Return what is wrong with the files of an adapter, nothing where they are good."""
+        with self._changed:
+            self._in_check = candidate
+        try:
+            misfit = bad_value(named_tensors(open_adapter(candidate.folder)), most=math.inf)
+            return misfit.found if misfit is not None else self._check(candidate.folder)
+        finally:
+            with self._changed:
+                self._in_check = None
 
     def _described(self, report: RoundReport, files: tuple[PublishedFile, ...]) -> Published:
         config = load_run(self._run_folder / RUN_FILE, aggregates_elsewhere=True)

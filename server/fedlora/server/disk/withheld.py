@@ -27,16 +27,20 @@ class Withheld:
         """Say that a round is not published, unless that was said before."""
         if self._reasons.get(round) != why:
             logger.error("round %d is not published: %s", round, why)
-            self._write({**self._reasons, round: why})
+            self.note(round, why)
             self._listener(NotPublished(round, why))
+
+    def note(self, round: int, why: str) -> None:
+        """Keep why a round is not published so far, for who looks at the folder; it is said to nobody."""
+        self._write({**self._reasons, round: why})
 
     def part(self) -> None:
         """Tell the listener no more, and keep nothing of it."""
         self._listener = ignore
 
-    def forget(self, round: int) -> None:
-        """Note that a round is published after all."""
-        if round in self._reasons:
+    def forget(self, round: int, *, why: str | None = None) -> None:
+        """Keep a round's reason no longer: it is published after all, or `why` it was not holds no more."""
+        if round in self._reasons and why in (None, self._reasons[round]):
             self._write({number: why for number, why in self._reasons.items() if number != round})
 
     def _write(self, reasons: dict[int, str]) -> None:

@@ -82,7 +82,7 @@ class SiteChanged:
 
 @dataclass(frozen=True)
 class Waiting:
-    """The run waits, and says for what."""
+    """The run waits, and says for what; for nothing any more where that is empty."""
 
     what: str
 

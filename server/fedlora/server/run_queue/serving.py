@@ -242,9 +242,7 @@ class _StoreServer:
             shown = self._shown(config, folder, port)
 
             def engine(rounds: Rounds) -> None:
-                # Of one that has no round left nobody need be asked.
-                if last_round(folder) < config.federation.rounds:
-                    self._engine(rounds, hall, gate.for_run(queued.name), asked_to_stop, traces=shown.traces)
+                self._engine(rounds, hall, gate.for_run(queued.name), asked_to_stop, traces=shown.traces)
 
             notes = idle_settings(config, Occasion("server"))
             run = Run(config, folder, config.federation.sites, self._command, notes, trackers=self._trackers)
@@ -278,7 +276,10 @@ class _StoreServer:
             services.disk.look()
             note({"event": "run begins", "run": config.run.name})
             self._at_work = services, listener
-            hall.present = present = PresentRun(gate, services.session, services.transfer)
+            present = PresentRun(gate, services.session, services.transfer)
+            # Of one that has no round left nobody need be asked; its last adapter may be left to be published.
+            if last_round(folder) < config.federation.rounds:
+                hall.present = present
             if self._is_stopping.is_set():
                 self.stop()
 
