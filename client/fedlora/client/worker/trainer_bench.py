@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from fedlora.adapters import Adapter, pack, unpack
-from fedlora.adapters.keys import to_state_dict
-from fedlora.adapters.moments import Moments
 from fedlora.client.worker import interruption
+from fedlora.client.worker.client_moments import ClientMoments
 from fedlora.client.worker.own_site import OwnSite
 from fedlora.common.config import BASE_CHANGING_INITS, RunConfig
-from fedlora.common.errors import ConfigError, ModelError, RunError
+from fedlora.common.errors import ConfigError, ModelError
 from fedlora.common.messages import (
     LOSS_NOT_FINITE,
     OK,
@@ -33,15 +32,14 @@ from fedlora.common.messages import (
 from fedlora.common.packed_file import packed_bytes
 from fedlora.common.random_streams import stream_seed
 from fedlora.common.same_fields import same_fields
-from fedlora.methods import Method
 from fedlora.training.data import equal_parts
-from fedlora.training.optimizer_state import MomentsFolder, of_others, without_factors
+from fedlora.training.optimizer_state import MomentsFolder
 from fedlora.training.own_trainer.content import content_digest
 from fedlora.training.own_trainer.judging import judged, taken
 from fedlora.training.own_trainer.made import MakeTrainer, OwnTrainer, made_trainer
 from fedlora.training.own_trainer.reference import load_reference
 from fedlora.training.own_trainer.rounds import Round, steps_of_own, train_round
-from fedlora.training.shared_moments import SharedMoments, shared_moments
+from fedlora.training.shared_moments import SharedMoments
 from fedlora.training.trainer import TrainingResult
 
 
@@ -69,7 +67,7 @@ class TrainerBench:
         self._max_steps = None if site is None else site.max_steps
         self._max_seconds = None if site is None else site.max_seconds
         self._most_loss = None if site is None else site.most_loss
-        self._moments = moments if config.train.optimizer_state == "keep" else None
+        self._moments = ClientMoments(config, moments, is_site=site is not None)
         self._reference = load_reference(config)
         self._own: dict[str, OwnTrainer] = {}
 
@@ -131,9 +129,9 @@ class TrainerBench:
         own = self._trainer(client)
         given = unpack(packed_bytes(request.adapter))
         own.resident.load(given, trains=request.trains)
-        shared = self._shared(own, given, request)
+        shared = self._moments.shared(own.resident, given, request)
         before, seconds_before = self._judge(own, "validation", request.validation_examples)
-        moments = self._moments_before(own, client, request, shared)
+        moments = self._moments.before(own.resident, client, request, shared)
         num_steps = steps_of_own(own, self._config.train)
         result = train_round(
             own,
@@ -149,9 +147,8 @@ class TrainerBench:
             max_seconds=self._max_seconds,
             is_unwanted=interruption.is_unwanted,
         )
-        if self._moments is not None and result.is_finite:
-            untouched = of_others(moments, own.resident.trained())
-            self._moments.write(request.run, client, request.round, {**untouched, **result.moments})
+        if result.is_finite:
+            self._moments.keep(own.resident, client, request, before=moments, after=result.moments)
         after, seconds_after = (
             self._judge(own, "validation", request.validation_examples) if result.is_finite else (None, 0.0)
         )
@@ -198,33 +195,6 @@ class TrainerBench:
             most_loss=self._most_loss,
         )
         return score, time.perf_counter() - began
-
-    def _shared(self, own: OwnTrainer, adapter: Adapter, request: TrainRequest) -> SharedMoments | None:
-        """Return what is shared of the optimiser in a round that trains the adapter, which is loaded; None for nothing.
-
-        Raises:
-            RunError: there are no moments of the federation, and the run needs them.
-        """
-        form = self._config.train.shared_moments
-        if not form:
-            return None
-        if not request.moments and request.round > 1:
-            raise RunError(f"round {request.round} came without the federation's moments, which this run needs")
-        tensors = to_state_dict(replace(adapter, base_change={}))
-        trained = {key: tensors[key] for key in own.resident.trained()}
-        return shared_moments(packed_bytes(request.moments), trained, form)
-
-    def _moments_before(
-        self, own: OwnTrainer, client: str, request: TrainRequest, shared: SharedMoments | None
-    ) -> Moments:
-        """Return the moments that the client's optimiser goes on with: the federation's, its own, or none."""
-        if shared is not None:
-            return shared.expanded(own.resident.trained())
-        if self._moments is None:
-            return {}
-        kept, method = self._moments.before(request.run, client, request.round), self._config.aggregation
-        has_new_pairs = isinstance(method, Method) and method.plan(request.round).starts_fresh
-        return without_factors(kept) if has_new_pairs else kept
 
 
 def _update(

@@ -7,17 +7,15 @@ the requests of `fedlora.common.messages` and knows nothing of Flower.
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from fedlora.adapters import Adapter, pack, unpack
-from fedlora.adapters.keys import to_state_dict
-from fedlora.adapters.moments import Moments
+from fedlora.adapters import pack, unpack
 from fedlora.client.worker import interruption
+from fedlora.client.worker.client_moments import ClientMoments
 from fedlora.client.worker.own_site import OwnSite
 from fedlora.common.config import BASE_CHANGING_INITS, RunConfig
 from fedlora.common.config import CausalLm as CausalLmSection
@@ -40,14 +38,12 @@ from fedlora.common.messages import (
 from fedlora.common.packed_file import packed_bytes
 from fedlora.common.random_streams import stream_seed
 from fedlora.common.same_fields import same_fields
-from fedlora.methods import Method
 from fedlora.models.base_model import BaseModel, load_base_model
 from fedlora.models.devices import ALL_GPUS, choose_device
 from fedlora.training.data import Examples, FederatedData, equal_parts
 from fedlora.training.data.examples import Conversation
-from fedlora.training.optimizer_state import MomentsFolder, of_others, without_factors
+from fedlora.training.optimizer_state import MomentsFolder
 from fedlora.training.peft_bridge import add_lora
-from fedlora.training.shared_moments import SharedMoments, shared_moments
 from fedlora.training.tasks import CausalLm, Prepared
 from fedlora.training.tasks.causal_lm import PreparedConversations
 from fedlora.training.tasks.generation import is_exact_match, rouge_l
@@ -78,9 +74,7 @@ class Workbench:
         self._is_site = site is not None
         self._most_loss = None if site is None else site.most_loss
         self._data = data
-        self._moments = moments if config.train.optimizer_state == "keep" else None
-        if moments is None and config.train.optimizer_state == "keep":
-            raise ConfigError('train.optimizer_state = "keep" has no folder to keep it in here; set it to "reset"')
+        self._moments = ClientMoments(config, moments, is_site=self._is_site)
         self.client_names = tuple(sorted(data.clients))
         # Every worker draws the same fresh weights, so that any of them can give the run's first adapter.
         with torch.random.fork_rng(devices=[]):
@@ -172,10 +166,10 @@ class Workbench:
         trainer, training = self._trainer, self._prepare("training", client)
         given = unpack(packed_bytes(request.adapter))
         trainer.model.load(given, trains=request.trains)
-        shared = self._shared(given, request)
+        shared = self._moments.shared(trainer.model, given, request)
         indices = self._sample("validation", client, request.validation_examples)
         before, seconds_before = self._judge(client, indices)
-        moments = self._moments_before(client, request, shared)
+        moments = self._moments.before(trainer.model, client, request, shared)
         result = trainer.train(
             training,
             progress=((request.round - 1) / request.num_rounds, request.round / request.num_rounds),
@@ -185,9 +179,8 @@ class Workbench:
             moments=moments,
             changes=self._changes(request),
         )
-        if self._moments is not None and result.is_finite:
-            untouched = of_others(moments, trainer.model.trained())
-            self._moments.write(request.run, client, request.round, {**untouched, **result.moments})
+        if result.is_finite:
+            self._moments.keep(trainer.model, client, request, before=moments, after=result.moments)
         condensed = shared.condensed(result.moments) if shared is not None else None
         after, seconds_after = self._judge(client, indices) if result.is_finite else (None, 0.0)
         measured = same_fields(result, TrainReceipt)
@@ -206,40 +199,6 @@ class Workbench:
             else b"",
             **measured,
         )
-
-    def _shared(self, adapter: Adapter, request: TrainRequest) -> SharedMoments | None:
-        """Return what is shared of the optimiser in a round that trains the adapter, which is loaded; None for nothing.
-
-        Raises:
-            RunError: there are no moments of the federation, and the run needs them.
-        """
-        form = self._config.train.shared_moments
-        if not form:
-            return None
-        if not request.moments and request.round > 1:
-            raise RunError(
-                f'round {request.round} came without the federation\'s moments, which train.optimizer_state = "shared" '
-                'needs; set it to "reset" where the server does not send them'
-            )
-        trained, tensors = self._trainer.model.trained(), to_state_dict(replace(adapter, base_change={}))
-        return shared_moments(packed_bytes(request.moments), {key: tensors[key] for key in trained}, form)
-
-    def _moments_before(self, client: str, request: TrainRequest, shared: SharedMoments | None) -> Moments:
-        """Return the moments that the client's optimiser goes on with: the federation's, its own, or none."""
-        if shared is not None:
-            return shared.expanded(self._trainer.model.trained())
-        if self._moments is None:
-            return {}
-        if request.round > 1 and not self._is_site and not self._moments.holds_any(request.run):
-            logger.warning(
-                "%s has no client's moments from before round %d, and optimisers start afresh: all machines of a run "
-                "must see that folder",
-                self._moments.folder,
-                request.round,
-            )
-        kept, method = self._moments.before(request.run, client, request.round), self._config.aggregation
-        has_new_pairs = isinstance(method, Method) and method.plan(request.round).starts_fresh
-        return without_factors(kept) if has_new_pairs else kept
 
     def _changes(self, request: TrainRequest) -> list[torch.Tensor]:
         """Return how the last round moved what is trained, from the request's adapter, which is loaded, and the former.
