@@ -9,13 +9,14 @@ from pathlib import Path
 import grpc
 import pytest
 from cryptography import x509
+from guide_pages import ROOT, piece_with, pieces
 
 from fedlora.client.site.site_file import for_site, load_site
 from fedlora.client.site.terms import objection_to
 from fedlora.common.run_file import load_run, require_labels
 from fedlora.training.data import load_own_data
 
-DEPLOY = Path(__file__).parents[1] / "deploy"
+DEPLOY = ROOT / "deploy"
 RUNS = sorted((DEPLOY / "runs").glob("**/*.toml"))
 SITES = {"mnist": "digits", "sans": "digits", "emoji-en": "emoji", "emoji-fr": "emoji"}
 
@@ -57,17 +58,13 @@ def test_a_site_has_data_for_its_run(site: str) -> None:
     assert data.labels == run.data.labels
 
 
-def commands_in(page: Path, program: str) -> list[list[str]]:
-    """Return the commands of a program that a page gives, split into words."""
-    text = page.read_text().replace("\\\n", " ")
-    return [shlex.split(line) for line in re.findall(rf"^    ({program} .*)$", text, flags=re.MULTILINE)]
-
-
 def test_the_commands_for_flowers_certificate_make_one_that_sites_accept(tmp_path: Path) -> None:
-    commands = [command for command in commands_in(DEPLOY / "flower" / "README.md", "openssl") if command[1] == "req"]
+    commands = [
+        piece.text for piece in pieces(DEPLOY / "flower" / "README.md") if piece.text.startswith("openssl req ")
+    ]
     assert len(commands) == 2
     for command in commands:
-        words = [word.replace("HOST", "server.example") for word in command]
+        words = shlex.split(command.replace("HOST", "server.example"))
         subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
     key, chain, authority = ((tmp_path / name).read_bytes() for name in ("server.key", "server.pem", "ca.pem"))
     certificate = x509.load_pem_x509_certificate(chain)
@@ -97,11 +94,5 @@ def test_the_threat_model_names_tests_that_there_are() -> None:
 
 
 def test_the_readmes_trainer_is_that_of_the_script_in_deploy() -> None:
-    (example,) = (
-        code
-        for code in re.findall(
-            r"```python\n(.*?)```", (DEPLOY.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL
-        )
-        if "def make_trainer" in code
-    )
+    example = piece_with(ROOT / "README.md", "python", "def make_trainer")
     assert (DEPLOY / "runs" / "own_trainer.py").read_text(encoding="utf-8").endswith(f"\n{example}")

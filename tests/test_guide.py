@@ -11,11 +11,10 @@ from typing import Any
 import click
 import pytest
 import typer.main
+from guide_pages import PAGES, ROOT, pieces
 
 from fedlora.cli.main import app
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "deploy").rglob("*.md")])
 GUIDE = ROOT / "deploy" / "guide"
 # What stands for something of the reader's own.
 _OPEN = ("...", "…")
@@ -46,11 +45,9 @@ def test_the_references_say_what_every_key_is() -> None:
 
 def commands(page: Path) -> Iterator[list[str]]:
     """Yield the words of each command of ours in the blocks of a page, without `fedlora`, a pipe or a redirection."""
-    text = page.read_text()
-    fenced = re.findall(r"^ *```(?:console|sh|bash|shell)\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
-    indented = re.findall(r"^    fedlora .*(?:\\\n.*)*", text, flags=re.MULTILINE)
-    for line in re.sub(r"\\\n\s*", " ", "\n".join([*fenced, *indented])).splitlines():
-        found = re.match(r"\s*(?:\$ )?(?:\S*/)?fedlora (.*)", line)
+    lines = [line for piece in pieces(page) if piece.kind in ("command", "sh") for line in piece.text.splitlines()]
+    for line in lines:
+        found = re.match(r"(?:\S*/)?fedlora (.*)", line)
         if found and not any(mark in found[1] for mark in _OPEN):
             words = shlex.split(found[1], comments=True)
             end = min([words.index(mark) for mark in ("|", ">", "&&") if mark in words], default=len(words))
@@ -81,7 +78,41 @@ def test_a_command_that_there_is_not_would_be_found(typed: str) -> None:
 
 
 def test_the_pages_have_commands_to_look_at() -> None:
-    assert sum(1 for page in PAGES for _ in commands(page)) >= 15
+    assert sum(1 for page in PAGES for _ in commands(page)) >= 40
+    assert sum(1 for page in PAGES for _ in mentions(page)) >= 60
+
+
+def mentions(page: Path) -> Iterator[list[str]]:
+    """Yield the words of each command of ours that a sentence of a page names: `fedlora server status | stop`."""
+    for found in re.findall(r"`fedlora ([^`]*)`", page.read_text()):
+        yield found.replace("[", "").replace("]", "").split()
+
+
+def accept_mention(words: list[str]) -> None:
+    """Raise an error if there are no such commands, which may be several of one group, or if one lacks an option."""
+    command: Any = typer.main.get_command(app)
+    named, left = [command], list(words)
+    while left and hasattr(command, "commands") and not left[0].startswith("-"):
+        named = [command.commands[left.pop(0)]]
+        while left[:1] == ["|"]:
+            named.append(command.commands[left[1]])
+            del left[:2]
+        command = named[0]
+    for command in named:
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in left if word.startswith("--")} <= known, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_that_a_sentence_names_is_one_that_there_is(page: Path) -> None:
+    for words in mentions(page):
+        accept_mention(words)
+
+
+@pytest.mark.parametrize("named", ["begin", "server status | begin", "server status | stop --outt", "simulate --x"])
+def test_a_mention_of_what_there_is_not_would_be_found(named: str) -> None:
+    with pytest.raises((AssertionError, KeyError)):
+        accept_mention(named.split())
 
 
 def anchors(page: Path) -> set[str]:

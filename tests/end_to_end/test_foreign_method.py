@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from guide_pages import ROOT, piece_with
 
 from fedlora.adapters import Adapter, LoraLayer, load_adapter, save_adapter
 from fedlora.aggregation import FedIT, aggregate
@@ -26,7 +26,7 @@ from fedlora.server.record.events import Event, RoundEnded
 from fedlora.server.run_method import naming
 from fedlora.simulation import simulate
 
-PAGE = Path(__file__).parents[2] / "deploy" / "guide" / "extending.md"
+PAGE = ROOT / "deploy" / "guide" / "extending.md"
 MakeRun = Callable[..., RunConfig]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -34,14 +34,9 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 @contextmanager
 def installation(site: Path) -> Iterator[None]:
     """Put the guide's method where pip would have put it, for as long as the context lasts."""
-    (example,) = (
-        code
-        for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-        if "class Momentum" in code
-    )
     information = site / "momentum-1.0.dist-info"
     information.mkdir(parents=True)
-    (site / "momentum_method.py").write_text(example)
+    (site / "momentum_method.py").write_text(piece_with(PAGE, "python", "class Momentum"))
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: momentum\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text("[fedlora.methods]\nmomentum = momentum_method:Momentum\n")
     with pytest.MonkeyPatch.context() as patch:

@@ -1,6 +1,5 @@
 """deploy/operations.md by use: its commands, typed as they stand there."""
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,10 +7,9 @@ from pathlib import Path
 import pytest
 from deployment import Deployment, Process
 from ended_runs import adapter_sha256
+from guide_pages import ROOT, pieces
 
-from fedlora.cli.main import app
-
-RUNBOOK = Path(__file__).parents[2] / "deploy" / "operations.md"
+RUNBOOK = ROOT / "deploy" / "operations.md"
 FIRST = Path(__file__).with_name("version_1")
 SITES = ("chalk", "pencil")
 SECONDS = 300.0
@@ -19,8 +17,7 @@ SECONDS = 300.0
 
 def commands_under(title: str) -> list[str]:
     """Return the commands under a heading, in their order."""
-    section = RUNBOOK.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-    found = re.findall(r"^\$ (.*)$", section, flags=re.MULTILINE)
+    found = [piece.text for piece in pieces(RUNBOOK) if piece.kind == "command" and piece.heading == title]
     assert found, title
     return found
 
@@ -76,20 +73,3 @@ def test_a_backup_made_while_a_run_goes_on_is_restored_elsewhere_and_ends_in_the
     assert len((folder / "runs/restored/rounds.jsonl").read_text().splitlines()) < 4
     finish(folder, "runs/restored")
     assert adapter_sha256(folder / "runs/restored") == adapter_sha256(folder / "runs/server")
-
-
-def test_every_command_of_the_runbook_is_one_that_there_is() -> None:
-    """The verbs and options that the runbook types, and those in its sentences, are known to the command line."""
-    import typer.main
-
-    text = RUNBOOK.read_text()
-    groups = typer.main.get_command(app)
-    typed_commands = re.findall(r"^\$ fedlora (.*)$", text, flags=re.MULTILINE) + re.findall(r"`fedlora ([^`]*)`", text)
-    assert len(typed_commands) > 20
-    for line in typed_commands:
-        words, command = line.split(), groups
-        while words and words[0] in getattr(command, "commands", {}):
-            command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
-        assert not hasattr(command, "commands"), line
-        known = {option for parameter in command.params for option in parameter.opts}
-        assert {word for word in words if word.startswith("--")} <= known, line

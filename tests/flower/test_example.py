@@ -1,34 +1,27 @@
 """The guide's Flower app, as it stands there: run by itself, and taken by Flower's own command."""
 
 import os
-import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from guide_pages import ROOT, piece_with
 
 from fedlora.adapters import load_adapter
 
-PAGE = Path(__file__).parents[2] / "deploy" / "guide" / "flower.md"
+PAGE = ROOT / "deploy" / "guide" / "flower.md"
 
 
 @pytest.fixture
 def example(tmp_path: Path) -> Path:
     """Return a folder with the guide's app.py and pyproject.toml."""
-    text = PAGE.read_text(encoding="utf-8")
-    (app,) = (code for code in _blocks(text, "python") if "LoraFairStrategy(" in code)
-    (project,) = (code for code in _blocks(text, "toml") if "app:server_app" in code)
     folder = tmp_path / "example"
     folder.mkdir()
-    (folder / "app.py").write_text(app, encoding="utf-8")
-    (folder / "pyproject.toml").write_text(project, encoding="utf-8")
+    (folder / "app.py").write_text(piece_with(PAGE, "python", "LoraFairStrategy("), encoding="utf-8")
+    (folder / "pyproject.toml").write_text(piece_with(PAGE, "toml", "app:server_app"), encoding="utf-8")
     return folder
-
-
-def _blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def _run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

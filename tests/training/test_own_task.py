@@ -1,11 +1,11 @@
 """The guide's own task, as it stands there: installed, found by its entry point, trained in a federation."""
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from guide_pages import ROOT, piece_with
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, ModelError
@@ -13,20 +13,15 @@ from fedlora.models.base_model import load_base_model
 from fedlora.simulation import simulate
 
 MakeRun = Callable[..., RunConfig]
-PAGE = Path(__file__).parents[2] / "deploy" / "guide" / "extending.md"
+PAGE = ROOT / "deploy" / "guide" / "extending.md"
 
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put the guide's task, and one that is broken, where pip would have put them; workers find them there too."""
-    (example,) = (
-        code
-        for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-        if "class Stars" in code
-    )
     site = tmp_path / "site-packages"
     (site / "stars_task-1.0.dist-info").mkdir(parents=True)
-    (site / "stars_task.py").write_text(example)
+    (site / "stars_task.py").write_text(piece_with(PAGE, "python", "class Stars"))
     (site / "broken_task.py").write_text("import no_such_module\n")
     (site / "stars_task-1.0.dist-info" / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: stars-task\nVersion: 1.0\n"
