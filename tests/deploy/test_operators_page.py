@@ -1,6 +1,5 @@
 """deploy/README.md to the letter: its commands are such as there are, and lead from the wheel to a federation."""
 
-import re
 import shlex
 import shutil
 import subprocess
@@ -12,23 +11,19 @@ from pathlib import Path
 import pytest
 from command_line import require_command
 from deployment import Process, free_port
+from guide_pages import pieces
 from images import DEPLOY
 from programs import program
 
 SECONDS = 300.0
 
 
-def page() -> str:
-    return (DEPLOY / "README.md").read_text()
-
-
 def commands_under(heading: str = "") -> list[list[str]]:
-    """Return the commands of a section, or of the page, as words; what stands behind a # is left out."""
-    text = re.split(rf"^## {heading}\n", page(), flags=re.MULTILINE)[1].partition("\n## ")[0] if heading else page()
-    blocks = re.findall(r"^```console\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    """Return the commands of a section, or of the page, as words."""
     return [
-        words for line in lines if (words := shlex.split(line.removeprefix("$ ").removeprefix("# "), comments=True))
+        shlex.split(piece.text)
+        for piece in pieces(DEPLOY / "README.md")
+        if piece.kind == "command" and piece.heading == (heading or piece.heading)
     ]
 
 
