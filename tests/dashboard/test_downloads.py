@@ -9,12 +9,13 @@ from urllib.parse import unquote
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "server")]
 
 from report_pages import Page
-from shown_runs import shown, write_adapter, write_run
+from shown_runs import Client, shown, write_adapter, write_run
 
 from fedlora.common.published import CODEC, METADATA_FILE, Published, described_files
 from fedlora.dashboard.downloads import tar_of
 from fedlora.dashboard.files import offered_adapters
 from fedlora.dashboard.plain_folder import PlainFolder
+from fedlora.server.disk.published_folder import roll_back, undo_rollback
 
 LARGE = bytes(range(256)) * 20_000
 
@@ -116,3 +117,41 @@ def test_what_is_gone_is_said(tmp_path: Path) -> None:
     (adapter,) = offered_adapters(folder)
     (run / "adapter" / "adapter_config.json").unlink()
     assert tar_of(folder, adapter, name="a") is None
+
+
+def test_an_adapter_that_was_rolled_back_is_not_handed_out_and_the_page_says_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    for version in (1, 2, 3):
+        publish(run, version, b"tensors")
+    roll_back(run, "clinics-v0001")
+    with shown(run) as client:
+        assert offered_on(client) == ["clinics-v0001"]
+        text = Page(client.get("/parts/?part=now").text).text
+        assert "Rolled back: clinics-v0001 is offered in place of newer adapters, since " in text
+        for name in ("clinics-v0002", "clinics-v0003"):
+            assert client.get(f"/adapters/?name={name}").status == 404
+        assert client.get("/adapters/?name=clinics-v0001").status == 200
+    publish(run, 4, b"better")
+    with shown(run) as client:
+        assert offered_on(client) == ["clinics-v0004", "clinics-v0001"]
+        assert "Rolled back" not in client.get("/parts/?part=now").text
+    undo_rollback(run)
+    with shown(run) as client:
+        assert len(offered_on(client)) == 4
+
+
+def test_no_published_adapter_is_handed_out_while_nobody_knows_what_is_withdrawn(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    write_adapter(run / "adapter")
+    publish(run, 1, b"tensors")
+    (run / "published" / "rollback.json").write_text("{")
+    with shown(run) as client:
+        assert offered_on(client) == ["newest"]
+        assert client.get("/adapters/?name=clinics-v0001").status == 404
+        assert "published/rollback.json cannot be read" in Page(client.get("/parts/?part=now").text).text
+
+
+def offered_on(client: Client) -> list[str]:
+    page = Page(client.get("/parts/?part=files").text)
+    links = [attributes["href"] for attributes in page.named("a") if "/adapters/" in attributes["href"]]
+    return [link.partition("name=")[2] for link in links]

@@ -4,12 +4,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
+from fedlora.common.errors import StoreError
 from fedlora.common.files import TEMPORARY_SUFFIX
 from fedlora.common.printable import printable
 from fedlora.common.published import CODEC, METADATA_FILE
 from fedlora.common.run_folder import ADAPTER_FOLDER, BEST_FOLDER, PUBLISHED_FOLDER, QUARANTINE_FOLDER
 from fedlora.dashboard.plain_folder import PlainFolder
+from fedlora.server.disk.published_folder import ROLLBACK_FILE, Rollback, number_of, rollback_in
 from fedlora.server.report.content import Columns, Section, table
 from fedlora.server.report.wording import UNKNOWN, bytes_text, count_text, reason_text, score_text
 
@@ -46,7 +49,10 @@ _COLUMNS: Columns[_Refused] = (
 
 
 def offered_adapters(folder: PlainFolder) -> list[OfferedAdapter]:
-    """Return the newest adapter, that of the best round, and the published ones, the newest version first."""
+    """Return the newest adapter, that of the best round, and the published ones, the newest version first.
+
+    What an operator has withdrawn is not among them; nor is any published one where nobody knows what is withdrawn.
+    """
     own = ((ADAPTER_FOLDER, "newest", "after the last round that is over"),
            (BEST_FOLDER, "best", "after the round with the lowest validation loss"))  # fmt: skip
     found = [
@@ -54,11 +60,37 @@ def offered_adapters(folder: PlainFolder) -> list[OfferedAdapter]:
         for place, name, about in own
         if (files := _adapter_files(folder.below(place)))
     ]
+    try:
+        rollback = known_rollback(folder)
+    except StoreError:
+        return found
+    withdrawn = () if rollback is None else rollback.withdrawn
     published = folder.below(PUBLISHED_FOLDER)
-    for name in sorted(published.folders(), key=_version, reverse=True)[:_MOST_ADAPTERS]:
+    names = [name for name in published.folders() if _version(name)[0] not in withdrawn]
+    for name in sorted(names, key=_version, reverse=True)[:_MOST_ADAPTERS]:
         if (each := _published(published, name)) is not None:
             found.append(each)
     return found
+
+
+def known_rollback(folder: PlainFolder) -> Rollback | None:
+    """Return what is rolled back in a run, None where nothing is.
+
+    Raises:
+        StoreError: the record is damaged.
+    """
+    published = folder.below(PUBLISHED_FOLDER)
+    if published.stat(ROLLBACK_FILE) is None:
+        return None
+    content = published.read(ROLLBACK_FILE, most_bytes=_MOST_BYTES)
+    return rollback_in(content, origin=f"{PUBLISHED_FOLDER}/{ROLLBACK_FILE}")
+
+
+def is_newest_withdrawn(folder: PlainFolder, rollback: Rollback) -> bool:
+    """Return whether no better adapter has been published since a rollback."""
+    return max((_version(name)[0] for name in folder.below(PUBLISHED_FOLDER).folders()), default=-1) in (
+        rollback.withdrawn
+    )
 
 
 def quarantine(folder: PlainFolder) -> Section | None:
@@ -95,8 +127,8 @@ def _published(folder: PlainFolder, name: str) -> OfferedAdapter | None:
 
 
 def _version(name: str) -> tuple[int, str]:
-    number = name.rpartition("-v")[2]
-    return (int(number) if number.isascii() and number.isdecimal() and len(number) < 10 else -1), name
+    number = number_of(Path(name))
+    return (-1 if number is None else number), name
 
 
 def _adapter_files(folder: PlainFolder) -> tuple[str, ...]:

@@ -29,10 +29,12 @@ from fedlora.common.run_folder import (
     SITES_FILE,
     STATUS_FILE,
 )
+from fedlora.dashboard.files import is_newest_withdrawn, known_rollback
 from fedlora.dashboard.found_runs import REPORT_FILE
 from fedlora.dashboard.plain_folder import PlainFolder
 from fedlora.dashboard.rounds_tail import RoundsTail
 from fedlora.server.disk.account import ProcessRecord, records_in
+from fedlora.server.disk.published_folder import Rollback
 from fedlora.server.disk.run_state import state_of
 from fedlora.server.disk.status_reading import status_in
 from fedlora.server.record.round_report import RoundReport
@@ -42,7 +44,7 @@ _SITES = TypeAdapter(dict[str, SiteDescription])
 
 # What each part of the page is made of.
 PARTS: Mapping[str, Sequence[str]] = {
-    "now": (STATUS_FILE, ROUNDS_FILE, SITES_FILE, RUN_FILE, MANIFEST_FILE),
+    "now": (STATUS_FILE, ROUNDS_FILE, SITES_FILE, RUN_FILE, MANIFEST_FILE, PUBLISHED_FOLDER),
     "rounds": (ROUNDS_FILE, RUN_FILE, MANIFEST_FILE),
     "files": (ADAPTER_FOLDER, BEST_FOLDER, PUBLISHED_FOLDER, QUARANTINE_FOLDER, AUDIT_FILE, REPORT_FILE),
 }
@@ -61,6 +63,7 @@ class KnownRun:
         sites: what the sites said that they hold.
         worked: seconds of all processes.
         changed: when the run last wrote something of itself, in UTC; None where nobody knows.
+        rollback: to which adapter the run is rolled back, until a better one is published.
         faults: what of the folder cannot be read, in a line each.
     """
 
@@ -75,6 +78,7 @@ class KnownRun:
     sites: Mapping[str, SiteDescription] = field(default_factory=dict)
     worked: float = 0.0
     changed: datetime | None = None
+    rollback: Rollback | None = None
     faults: tuple[str, ...] = ()
 
 
@@ -111,6 +115,7 @@ def known_run(folder: PlainFolder, reports: Sequence[RoundReport], faults: Seque
     """Return what is known of a run whose rounds have been read, all or the last; `faults` are what was found there."""
     config, config_fault = _config(folder)
     status, status_fault = _status(folder)
+    rollback, rollback_fault = _rollback(folder)
     manifest = _json(folder, MANIFEST_FILE)
     processes = _processes(folder)
     is_running = folder.is_held(LOCK_FILE)
@@ -129,7 +134,8 @@ def known_run(folder: PlainFolder, reports: Sequence[RoundReport], faults: Seque
         sites=_sites(folder),
         worked=sum(record.seconds for record in processes),
         changed=_changed(folder, status, processes),
-        faults=tuple(fault for fault in (*faults, config_fault, status_fault) if fault),
+        rollback=rollback,
+        faults=tuple(fault for fault in (*faults, config_fault, status_fault, rollback_fault) if fault),
     )
 
 
@@ -161,6 +167,15 @@ def _status(folder: PlainFolder) -> tuple[Mapping[str, object], str]:
         return status_in(raw, origin=STATUS_FILE), ""
     except StoreError as error:
         return {}, one_line(error)
+
+
+def _rollback(folder: PlainFolder) -> tuple[Rollback | None, str]:
+    """Return what is rolled back, while that stands, or what is wrong with its record."""
+    try:
+        rollback = known_rollback(folder)
+    except StoreError as error:
+        return None, f"{one_line(error)}. Until then no published adapter is offered here."
+    return (rollback if rollback is not None and is_newest_withdrawn(folder, rollback) else None), ""
 
 
 def _json(folder: PlainFolder, name: str) -> Mapping[str, object]:

@@ -102,6 +102,9 @@ def happening(run: KnownRun) -> list[str]:
         said.append("No process works on it. To go on, give the same command with --resume.")
     if run.is_running and found.get("waiting_for"):
         said.append(f"Waiting: {_text(found['waiting_for'])}.")
+    if (rollback := run.rollback) is not None:
+        since = f"since {_text(rollback.at[:16].replace('T', ' '), 16)} UTC, by {_text(rollback.by, 60)}"
+        said.append(f"Rolled back: {_text(rollback.name, 100)} is offered in place of newer adapters, {since}.")
     disk = found.get("disk")
     if run.is_running and isinstance(disk, dict):
         free, needed = (bytes_text(float(disk.get(key) or 0)) for key in ("free_bytes", "needed_bytes"))

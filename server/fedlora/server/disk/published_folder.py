@@ -92,13 +92,25 @@ def read_rollback(run_folder: Path) -> Rollback | None:
     """
     path = run_folder / PUBLISHED_FOLDER / ROLLBACK_FILE
     try:
-        return _ROLLBACK.load(path.read_bytes())
+        return rollback_in(path.read_bytes(), origin=str(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{path} cannot be read ({one_line(error)}); give fedlora adapters rollback anew, or with --undo"
-        ) from error
+    except OSError as error:
+        raise _unreadable(str(path), one_line(error)) from error
+
+
+def rollback_in(content: bytes | None, *, origin: str) -> Rollback:
+    """Return what a rollback.json says; None is one that cannot be read.
+
+    Raises:
+        StoreError: the record is damaged; the message names it as `origin`.
+    """
+    if content is None:
+        raise _unreadable(origin, "no plain file, or a large one")
+    try:
+        return _ROLLBACK.load(content)
+    except ValueError as error:
+        raise _unreadable(origin, one_line(error)) from error
 
 
 def roll_back(run_folder: Path, name: str | None) -> Rollback:
@@ -181,6 +193,10 @@ def account_name() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return f"uid {os.getuid()}"
+
+
+def _unreadable(origin: str, why: str) -> StoreError:
+    return StoreError(f"{origin} cannot be read ({why}); give fedlora adapters rollback anew, or with --undo")
 
 
 def _named(run_folder: Path, adapters: tuple[Published, ...], name: str) -> Published:
