@@ -126,13 +126,28 @@ def test_what_is_rolled_back_to_is_kept_and_offered_until_a_better_one_is_publis
     assert withheld_rounds(folder)[4] == "its validation loss is 1.7, and the run is rolled back to round 2, with 1.5"
     # Round 6 is better, which round 7 tells; its own is not known when the run is over.
     end_round(again, folder, 7)
-    assert offered(again) == ["digits-v0004", "digits-v0002"]
-    assert kept(folder) == ["digits-v0004", "digits-v0003", "digits-v0002"]
+    assert offered(again) == ["digits-v0004", "digits-v0002", "digits-v0001"]
+    assert kept(folder) == ["digits-v0004", "digits-v0002", "digits-v0001"]
     assert published_in(folder)[0].round == 6
     # What was withdrawn stays so, and what comes after is published as ever.
     assert again.is_withdrawn(3)
     end_round(again, folder, 7, is_last=True)
     assert offered(again)[0] == "digits-v0005"
+
+
+def test_the_adapter_that_was_rolled_back_to_outlives_those_that_were_withdrawn(
+    registry: Registry, folder: Path
+) -> None:
+    """Three are kept: the better one and the good one take two places, and the newest withdrawn one the third."""
+    for number in (3, 4, 5):
+        end_round(registry, folder, number)
+    roll_back(folder, "1")
+    begin_publishing(registry, folder, 6)
+    end_round(registry, folder, 7)
+    assert offered(registry) == ["digits-v0004", "digits-v0001"]
+    assert kept(folder) == ["digits-v0004", "digits-v0003", "digits-v0001"]
+    undo_rollback(folder)
+    assert offered(registry) == ["digits-v0004", "digits-v0003", "digits-v0001"]
 
 
 def test_with_a_margin_the_newest_that_has_passed_is_published_and_the_last_one_is_judged_too(

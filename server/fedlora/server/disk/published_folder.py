@@ -79,6 +79,14 @@ def offered(adapters: tuple[Published, ...], rollback: Rollback | None) -> tuple
     return tuple(published for published in adapters if published.version not in withdrawn)
 
 
+def kept(adapters: tuple[Published, ...], rollback: Rollback | None, num: int) -> tuple[Published, ...]:
+    """Return which adapters stay in the folder, newest first: those that are withdrawn only where others leave room."""
+    of_use = offered(adapters, rollback)
+    withdrawn = [published for published in adapters if published not in of_use]
+    staying = {*of_use[:num], *withdrawn[: max(num - len(of_use), 0)]}
+    return tuple(published for published in adapters if published in staying)
+
+
 def stands(adapters: tuple[Published, ...], rollback: Rollback | None) -> bool:
     """Return whether the newest of the adapters is withdrawn: a better one has not been published since."""
     return rollback is not None and bool(adapters) and adapters[0].version in rollback.withdrawn

@@ -5,7 +5,7 @@
 An adapter is published only when all its numbers are finite, the caller's check has nothing against it, and it is not
 worse than it may be (record.publish_gate): where that is asked for, it waits for its score, which the next round tells.
 No round waits for any of this: where rounds are faster, the newest wins. A folder is whole or absent, never changes,
-and is removed once so many newer ones are there.
+and is removed once so many newer ones are there that are offered.
 
 An operator may go back to an earlier adapter (published_folder): then newer ones are not offered, and none is published
 until it is better.
@@ -42,6 +42,7 @@ from fedlora.common.run_file import load_run
 from fedlora.common.run_folder import ADAPTER_FOLDER, PUBLISHED_FOLDER, RUN_FILE
 from fedlora.server.disk.published_folder import (
     Rollback,
+    kept,
     number_of,
     offered,
     published_held,
@@ -85,7 +86,7 @@ class Registry:
         margin: float | None = None,
         listener: Listener = ignore,
     ) -> None:
-        """`folder` is the run's; `keep` versions stay, the newest; `check` says what is wrong with a PEFT folder.
+        """`folder` is the run's; `keep` versions stay, see `kept`; `check` says what is wrong with a PEFT folder.
 
         `margin` is the gate's, and `listener` hears what is refused.
 
@@ -339,7 +340,8 @@ class Registry:
             move_folder(candidate.folder, self._folder / published.name)
             with self._changed:
                 everything = (published, *self._adapters)
-                self._adapters, gone = everything[: self._keep], everything[self._keep :]
+                self._adapters = kept(everything, self._rollback, self._keep)
+                gone = set(everything) - set(self._adapters)
                 self._wake()
             for old in gone:
                 self._remove(old.name)
