@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -24,8 +25,10 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
 from fedlora.common.run_file import parse_run, to_toml
 from fedlora.server.disk.claim import Claim
+from fedlora.server.disk.status_file import StatusFile
 from fedlora.server.disk.stop_request import stop_server
 from fedlora.server.identity.authority import Authority
+from fedlora.server.run_queue.store import RunStore
 
 LABELS = ["0", "1", "2"]
 TOKEN = "fl1-" + base64.urlsafe_b64encode(bytes(range(32))).rstrip(b"=").decode()
@@ -348,3 +351,57 @@ def test_a_port_that_is_taken_is_one_line_and_the_folder_can_still_be_used(run_f
             assert line.endswith("is another server there? Choose another --listen")
         assert not (tmp_path / "out" / "run.toml").exists()
         assert not os.path.exists(tmp_path / "out" / ".lock")
+
+
+def wrote(kind: str, folder: Path, identity: Path) -> None:
+    """Have a server of a run or of a store note where its identity is, as it does, or as fedlora 0.1 did."""
+    config = parse_run({"run": {"name": "tiny"}, "data": {"labels": LABELS}})
+    if kind == "store":
+        RunStore.opened(folder).write_server(address="", identity=identity)
+    else:
+        folder.mkdir(exist_ok=True)
+        write_run(folder / "run.toml", config)
+        with StatusFile(folder, config, identity=identity):
+            pass
+    if kind == "run of 0.1":
+        status = json.loads((folder / "status.json").read_text())
+        (folder / "status.json").write_text(json.dumps(status | {"identity": str(identity.absolute())}))
+
+
+def files_in(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["run", "run of 0.1", "store"])
+def test_the_commands_on_a_copy_of_a_folder_act_on_the_copys_own_authority(
+    fedlora: Callable[..., Any], tmp_path: Path, kind: str
+) -> None:
+    original, copy = tmp_path / "a", tmp_path / "b"
+    original.mkdir()
+    wrote(kind, original, original / "identity")
+    Authority.open(original / "identity", NOW)
+    shutil.copytree(original, copy)
+    before, copied = files_in(original), files_in(copy)
+    for command in (["sites", "invite", "north"], ["sites", "revoke", "north"], ["server", "renew"]):
+        done = fedlora(*command, "--out", copy)
+        assert done.code == 0, done.err
+    assert files_in(original) == before
+    (record,) = (copy / "identity" / "sites").glob("north-*.json")
+    assert json.loads(record.read_text())["status"] == "revoked"
+    assert (copy / "identity" / "ca.pem").read_bytes() != copied[copy / "identity" / "ca.pem"]
+
+
+@pytest.mark.parametrize("kind", ["run", "run of 0.1", "store"])
+@pytest.mark.parametrize("place", ["safe/identity", "a/inside"])
+def test_an_authority_that_a_server_keeps_elsewhere_is_found(
+    fedlora: Callable[..., Any], tmp_path: Path, kind: str, place: str
+) -> None:
+    """Even beside one of another key in the folder, from before."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    wrote(kind, folder, tmp_path / place)
+    for identity in (tmp_path / place, folder / "identity"):
+        Authority.open(identity, NOW)
+    assert fedlora("sites", "invite", "north", "--out", folder).code == 0
+    assert list((tmp_path / place / "sites").glob("north-*.json"))
+    assert not (folder / "identity" / "sites").exists()

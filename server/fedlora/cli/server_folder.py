@@ -31,10 +31,9 @@ def authority_in(out: Path, identity: Path | None, ca: Path | None) -> "Authorit
 
 def _identity_of(out: Path) -> Path:
     """Return where the authority of a folder's server lies, which may be elsewhere than in that folder."""
-    from fedlora.common.run_folder import IDENTITY_FOLDER
+    from fedlora.server.disk.recorded_identity import identity_in
 
-    recorded = _status_of(out).get("identity")
-    return Path(str(recorded)) if recorded else out / IDENTITY_FOLDER
+    return identity_in(out, _status_of(out).get("identity"))
 
 
 def reached_at(out: Path) -> str:

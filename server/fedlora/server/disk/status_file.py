@@ -20,6 +20,7 @@ from fedlora.common.run_folder import LOCK_FILE, MANIFEST_FILE, STATUS_FILE
 from fedlora.server.disk.account import process_records, seconds_worked
 from fedlora.server.disk.audit import AuditLog
 from fedlora.server.disk.published_folder import published_in, read_rollback, stands
+from fedlora.server.disk.recorded_identity import recorded_identity
 from fedlora.server.disk.run_state import last_word, state_of
 from fedlora.server.disk.status_reading import checked_status
 from fedlora.server.disk.withheld import withheld_rounds
@@ -51,7 +52,7 @@ class StatusFile:
         """
         self._path = folder / STATUS_FILE
         self._config = config
-        self._identity = identity
+        self._identity = recorded_identity(folder, identity)
         self._address, self._port = "", 0
         self._audit = AuditLog(folder)
         self._metric_name = _metric_name(folder)
@@ -124,7 +125,7 @@ class StatusFile:
             "pid": os.getpid(),
             "port": self._port,
             "address": self._address,
-            "identity": None if self._identity is None else str(self._identity.absolute()),
+            "identity": self._identity,
             "written": _now(),
             "phase": self._phase(),
             "failure": self._failure,

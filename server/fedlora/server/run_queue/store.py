@@ -28,6 +28,7 @@ from fedlora.common.locks import held, is_held
 from fedlora.common.run_file import parse_toml, require_labels, to_toml
 from fedlora.common.run_folder import AUDIT_FILE, IDENTITY_FOLDER, LOCK_FILE, RUN_FILE, STATUS_FILE, STOP_FILE
 from fedlora.server.disk.prolonging import changes
+from fedlora.server.disk.recorded_identity import recorded_identity
 from fedlora.server.disk.recorded_rounds import recorded_rounds
 from fedlora.server.run_method import method_of
 from fedlora.server.run_queue.queue import CODEC, QueuedRun, RunQueue
@@ -155,7 +156,7 @@ class RunStore:
         """Note who serves the store, and where."""
         content = {
             "address": address,
-            "identity": None if identity is None else str(identity.absolute()),
+            "identity": recorded_identity(self.folder, identity),
             "pid": os.getpid(),
             "version": version("fedlora"),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
