@@ -361,7 +361,7 @@ def test_a_clock_outside_the_servers_certificate_is_a_problem() -> None:
 def test_a_certificate_that_ends_or_is_anothers_is_told(site_file: Path, tmp_path: Path) -> None:
     now = datetime.now(UTC)
     authority = Authority.open(tmp_path / "identity", now)
-    for age, status in ((80 * DAY, "warning"), (91 * DAY, "problem")):
+    for age, status in ((80 * DAY, "warning"), (91 * DAY, "problem"), (-5 * DAY, "problem")):
         save(enrolled(authority, "north", now=now - age), site_file)
         assert statuses(identity.site_certificate(subject_of(site_file))) == {"certificate": status}
     path = save(enrolled(authority, "south"), site_file)

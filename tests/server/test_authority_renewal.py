@@ -78,6 +78,26 @@ def test_an_authority_is_renewed_by_itself_in_the_last_third_of_its_life(
     assert key
 
 
+@pytest.mark.parametrize("is_new", [True, False], ids=["made ahead", "renewed ahead"])
+def test_what_was_made_while_the_clock_was_ahead_is_replaced_once_it_is_right(tmp_path: Path, is_new: bool) -> None:
+    """The server shows at once what sites take, without a restart, and is known by the same key."""
+    now = datetime.now(UTC)
+    ahead = now + LIFE * 0.9
+    authority = Authority.open(tmp_path / "identity", ahead if is_new else now)
+    authority.server_pair(ahead)
+    of_the_future = authority.ca_pem
+    assert certificates.beginning(of_the_future) > now
+    with open_port(tmp_path, authority) as port:
+        identity = enrol(
+            port.address, authority.invite("north", ["digits"], DAY, now), name="north", state=tmp_path / "north"
+        )
+        assert is_let_in(port.address, credentials_of(identity))
+    again = Authority.open(tmp_path / "identity", now)
+    for certificate in (again.ca_pem, again.server_pair(now)[1], identity.ca_pem, identity.certificate_pem):
+        assert certificates.clock_trouble(certificate, now, whose="the") == ""
+    assert fingerprint_of(again.ca_pem) == fingerprint_of(of_the_future)
+
+
 def test_a_site_that_was_away_over_the_end_of_its_authority_needs_an_invitation_and_is_told_why(
     tmp_path: Path,
 ) -> None:

@@ -222,6 +222,11 @@ def clock_trouble(certificate: bytes, now: datetime, *, whose: str) -> str:
     return f"{here} ended on {_minute(end)}; set the clock if it is wrong here, else the certificate must be renewed"
 
 
+def beginning(certificate: bytes) -> datetime:
+    """Return from when on a certificate is good, in UTC."""
+    return _load_certificate(certificate).not_valid_before_utc
+
+
 def needs_renewal(certificate: bytes, now: datetime) -> bool:
     """Return whether less than a third of a certificate's life is left."""
     loaded = _load_certificate(certificate)

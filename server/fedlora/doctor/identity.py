@@ -66,6 +66,8 @@ def _validity(certificate: bytes, authority: bytes, whose: str, remedy: str) -> 
     now, end = datetime.now(UTC), certificates.expiry(certificate)
     if not certificates.is_issued_by(certificate, authority):
         return problem("certificate", f"the one {whose} is not signed by the authority beside it", remedy)
+    if (begin := certificates.beginning(certificate)) > now:
+        return problem("certificate", f"the one {whose} begins on {begin:%Y-%m-%d %H:%M} UTC only", remedy)
     if end <= now:
         return problem("certificate", f"the one {whose} expired on {end:%Y-%m-%d %H:%M} UTC", remedy)
     found = f"the one {whose} is good until {end:%Y-%m-%d}, signed by {certificates.common_name(authority)!r}"

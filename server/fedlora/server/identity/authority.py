@@ -314,7 +314,7 @@ def _with_former_runs(former: SiteRecord | None, runs: Sequence[str]) -> tuple[s
 
 
 def _renewed_in_time(folder: Path, key: bytes, now: datetime) -> bytes:
-    """Return the certificate of a folder's authority, which has this key; a new one where the former nears its end.
+    """Return the certificate of a folder's authority, which has this key; a new one where the former will not do.
 
     Raises:
         StoreError: it is damaged, is another key's, or cannot be read or written.
@@ -324,7 +324,7 @@ def _renewed_in_time(folder: Path, key: bytes, now: datetime) -> bytes:
         certificates.check_fits(key, certificate)
     except ConfigError as error:
         raise StoreError(f"{folder}: ca.key and ca.pem cannot be used ({error}); restore them") from error
-    if certificates.needs_renewal(certificate, now):
+    if _is_to_be_replaced(certificate, now):
         certificate = certificates.authority_certificate(key, now=now)
         write_file(folder / _CERTIFICATE_FILE, certificate)
         logger.info("Renewed the authority; it is good until %s", f"{certificates.expiry(certificate):%Y-%m-%d}")
@@ -336,7 +336,12 @@ def _is_good(key: bytes, certificate: bytes, authority: bytes, now: datetime) ->
         certificates.check_fits(key, certificate)
     except ConfigError:
         return False
-    return certificates.is_issued_by(certificate, authority) and not certificates.needs_renewal(certificate, now)
+    return certificates.is_issued_by(certificate, authority) and not _is_to_be_replaced(certificate, now)
+
+
+def _is_to_be_replaced(certificate: bytes, now: datetime) -> bool:
+    """Return whether a certificate nears its end, or was made when the clock here was ahead and has not begun."""
+    return certificates.needs_renewal(certificate, now) or certificates.beginning(certificate) > now
 
 
 @contextmanager
