@@ -1,7 +1,9 @@
 """Whatever lies in a folder is shown as text, or passed over: a page comes, and says what is missing."""
 
 import json
+import os
 import sys
+from datetime import UTC, datetime
 from math import inf, nan
 from pathlib import Path
 
@@ -9,13 +11,16 @@ sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "server
 
 import pytest
 from report_pages import Page, aggregation, client, finished, held_out, start
-from shown_runs import append, shown, write_run
+from shown_runs import CONFIG, append, shown, write_run
 
 from fedlora.common.run_file import parse_run
+from fedlora.dashboard.known_run import KnownRun
+from fedlora.dashboard.now import state_words
 from fedlora.dashboard.plain_folder import PlainFolder
 from fedlora.dashboard.rounds_tail import RoundsTail, last_round
 from fedlora.server.disk.audit import AuditLog
 from fedlora.server.disk.quarantine import set_aside
+from fedlora.server.disk.status_file import StatusFile
 
 SCRIPT = "<script>alert(1)</script><img src=x onerror=a()>\"'&{{7*7}}"
 TURNED = "\u202egnp.exe\x1b[2J\n"
@@ -102,6 +107,62 @@ def test_a_file_of_something_else_is_no_reason_to_show_nothing(tmp_path: Path, c
             text = Page(asked.get(f"/runs/{name.partition('.')[0]}").text).text
             assert "Loss by round" in text, name
             assert "cannot be shown" not in text, name
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.toml", "a = " + "[" * 100_000),
+        ("run.toml", "run.name." + ".".join("a" * 10_000) + " = 1"),
+        ("processes.json", '[{"began": "9999-12-31T00:00:00Z", "seconds": 1e9}]'),
+        ("processes.json", '[{"began": "0001-01-01T00:00:00+14:00", "seconds": 1}]'),
+        ("processes.json", '[{"began": "2025-01-01T00:00:00", "seconds": 1}]'),
+        ("status.json", "9999-12-31T23:59:59-14:00"),
+    ],
+    ids=[
+        "lists in lists",
+        "tables in tables",
+        "after all time",
+        "before all time",
+        "no zone",
+        "written after all time",
+    ],
+)
+def test_a_run_of_odd_times_or_nesting_is_listed_with_the_others(tmp_path: Path, name: str, content: str) -> None:
+    odd, other = write_run(tmp_path / "odd"), write_run(tmp_path / "other")
+    if name == "status.json":
+        with StatusFile(odd, CONFIG):
+            pass
+        content = json.dumps(json.loads((odd / name).read_text()) | {"written": content})
+    (odd / name).write_text(content)
+    with shown(tmp_path) as asked:
+        listed = asked.get("/").text
+        assert listed.count('href="/runs/') == 2
+        assert "cannot be read" not in listed
+        for run in (odd, other):
+            assert "Loss by round" in Page(asked.get(f"/runs/{run.name}").text).text
+
+
+def test_a_run_whose_row_cannot_be_made_says_so_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The fault is put in by hand: none is known that a folder can cause."""
+    for name in ("odd", "other"):
+        write_run(tmp_path / name)
+
+    def fails_for_odd(run: KnownRun) -> str:
+        if run.changed == odd_changed:
+            raise RuntimeError("a bug")
+        return state_words(run)
+
+    os.utime(tmp_path / "odd" / "rounds.jsonl", (1e9, 1e9))
+    odd_changed = datetime.fromtimestamp(1e9, UTC)
+    monkeypatch.setattr("fedlora.dashboard.run_list.state_words", fails_for_odd)
+    with shown(tmp_path) as asked:
+        text = Page(asked.get("/").text).text
+    assert "odd cannot be read; the log of this command says why" in text
+    assert "interrupted: round 2 of 4" in text
+    assert f"{tmp_path / 'odd'}: its row in the list of runs cannot be made" in caplog.text
 
 
 def test_a_published_folder_of_something_else_is_not_offered(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from fedlora.adapters.peft_format import CONFIG_FILE, TENSOR_FILE
 from fedlora.common.config import ImageClassification, RunConfig
 from fedlora.common.errors import ConfigError, ModelError, StoreError, one_line
 from fedlora.common.files import require_free
+from fedlora.common.parsing import json_in
 from fedlora.common.published import move_folder
 from fedlora.common.resources import PACKAGE_PREFIX, resolve_path
 from fedlora.finished.finished_run import FinishedRun
@@ -157,7 +158,7 @@ def _copy_adapter(run: FinishedRun, base_model: str, folder: Path) -> None:
     """Copy the PEFT folder, with a name of the base model by which PEFT finds it from anywhere on this machine."""
     shutil.copyfile(run.adapter_folder / TENSOR_FILE, folder / TENSOR_FILE)
     try:
-        config = json.loads((run.adapter_folder / CONFIG_FILE).read_bytes())
+        config = json_in((run.adapter_folder / CONFIG_FILE).read_bytes())
     except ValueError as error:
         raise StoreError(f"{run.adapter_folder / CONFIG_FILE} is damaged ({error}); restore it") from error
     config |= {"base_model_name_or_path": base_model, "revision": run.config.model.revision}

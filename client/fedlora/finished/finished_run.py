@@ -1,6 +1,5 @@
 """A finished run in its folder, as far as its model is needed: which adapter, on which base model."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +8,7 @@ from fedlora.adapters.peft_format import CONFIG_FILE
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import AdapterError, ModelError, StoreError
 from fedlora.common.folder_version import RUN_FOLDER, version_of
+from fedlora.common.parsing import json_in
 from fedlora.common.run_file import load_run
 from fedlora.common.run_folder import ADAPTER_FOLDER, BEST_FOLDER, MANIFEST_FILE, RUN_FILE
 
@@ -70,7 +70,7 @@ def open_finished(folder: str | Path, adapter: Choice = "newest") -> FinishedRun
         )
     config = load_run(folder / RUN_FILE, aggregates_elsewhere=True)
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
+        manifest = json_in((folder / MANIFEST_FILE).read_bytes())
         labels, fingerprint = tuple(map(str, manifest["labels"])), str(manifest["base_model"]["fingerprint"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StoreError(f"{folder}/{MANIFEST_FILE} cannot be read ({error}); restore it") from error

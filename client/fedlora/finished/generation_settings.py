@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.common.errors import ModelError
+from fedlora.common.parsing import json_in
 from fedlora.models.checkpoint import Checkpoint
 from fedlora.training.tasks.end_of_turn import EndOfTurn
 
@@ -36,7 +37,7 @@ def save_generation_settings(checkpoint: Checkpoint, end: EndOfTurn, tokenizer: 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json_in(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} is unreadable ({error}); restore it") from error
     if not isinstance(content, Mapping):

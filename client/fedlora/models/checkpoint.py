@@ -1,6 +1,5 @@
 """A transformers checkpoint: its folder, if need be fetched from the hub; its fingerprint; what its pictures expect."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from transformers import AutoConfig
 from fedlora.common.config import ModelSection
 from fedlora.common.errors import ModelError, one_line
 from fedlora.common.file_digests import remembered_sha256
+from fedlora.common.parsing import json_in
 from fedlora.common.resources import resolve_path
 from fedlora.models.vocabulary import require_padding
 
@@ -145,7 +145,7 @@ def files_on_the_hub(name: str, revision: str | None) -> list[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        content: dict[str, Any] = json_in(path.read_text()) if path.is_file() else {}
     except ValueError as error:
         raise ModelError(f"model.name: {path} is not JSON ({error})") from error
     return content

@@ -1,11 +1,11 @@
 """Whether a model has an embedding for every token of its tokenizer; from the loaded two, or from their files alone."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fedlora.common.config import CausalLm, RunConfig, SequenceClassification
 from fedlora.common.errors import ModelError
+from fedlora.common.parsing import json_in
 from fedlora.common.resources import resolve_path
 
 
@@ -81,7 +81,7 @@ def _highest_token(content: dict[str, Any]) -> int | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_in(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

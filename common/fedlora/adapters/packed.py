@@ -16,6 +16,7 @@ from fedlora.adapters.tensor_file import TensorFile, is_moment
 from fedlora.adapters.tensor_writer import MAX_HEADER_BYTES, tensor_bytes
 from fedlora.common.errors import AdapterError
 from fedlora.common.open_files import require_descriptors
+from fedlora.common.parsing import json_in
 
 METADATA_KEY = "adapter_config"
 
@@ -118,8 +119,8 @@ def packed_config(packed: bytes | Path) -> dict[str, object]:
     """
     text = metadata_of(packed)[METADATA_KEY]
     try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        config = json_in(text)
+    except ValueError as error:
         raise _headless(packed, error) from error
     return json_object(config, origin=str(packed) if isinstance(packed, Path) else "packed adapter")
 
@@ -131,7 +132,7 @@ def packed_names(packed: bytes | Path) -> list[str]:
         AdapterError: there is no such header.
     """
     metadata_of(packed)
-    return sorted(json.loads(_header(packed)).keys() - {"__metadata__"})
+    return sorted(json_in(_header(packed)).keys() - {"__metadata__"})
 
 
 def metadata_of(packed: bytes | Path) -> dict[str, str]:
@@ -141,14 +142,14 @@ def metadata_of(packed: bytes | Path) -> dict[str, str]:
         AdapterError: there is no such header.
     """
     try:
-        header = json.loads(_header(packed))
+        header = json_in(_header(packed))
         metadata: dict[str, str] = header["__metadata__"]
         if not all(isinstance(text, str) for text in (metadata[METADATA_KEY], *metadata.values())):
             raise ValueError("it has metadata that is no text")
     except OSError as error:
         require_descriptors(error, kind=AdapterError)
         raise AdapterError(f"{packed!s}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _headless(packed, error) from error
     return metadata
 

@@ -23,6 +23,7 @@ from fedlora.adapters.tensor_file import TensorFile
 from fedlora.common.errors import AdapterError
 from fedlora.common.files import link_file, sync_folder, write_file
 from fedlora.common.open_files import require_descriptors
+from fedlora.common.parsing import json_in
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -257,11 +258,11 @@ def _half(layers: Mapping[str, LoraLayer], half: tuple[str, str]) -> Tensor:
 def _read_config(path: Path) -> dict[str, object]:
     _require_file(path)
     try:
-        config = json_object(json.loads(path.read_text(encoding="utf-8")), origin=str(path))
+        config = json_object(json_in(path.read_text(encoding="utf-8")), origin=str(path))
     except OSError as error:
         require_descriptors(error, kind=AdapterError)
         raise AdapterError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise AdapterError(f"{path}: not JSON ({error})") from error
     config.setdefault("peft_type", None)  # Of a file without it nobody knows what it is.
     refuse_another_product(config, origin=str(path))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedlora.common.errors import StoreError
 from fedlora.common.files import sha256_of, write_file
+from fedlora.common.parsing import json_in
 
 _MAX_REMEMBERED = 1_000
 
@@ -41,7 +42,7 @@ def _state(path: Path) -> list[str | int]:
 
 def _read(memory: Path) -> dict[str, str]:
     try:
-        content = json.loads(memory.read_bytes())
+        content = json_in(memory.read_bytes())
     except (OSError, ValueError):
         return {}
     return {str(key): str(digest) for key, digest in content.items()} if isinstance(content, dict) else {}

@@ -21,6 +21,7 @@ from pathlib import Path
 from fedlora.common.errors import StoreError, one_line
 from fedlora.common.files import sync_folder, write_file
 from fedlora.common.open_files import require_descriptors
+from fedlora.common.parsing import json_in
 from fedlora.common.versions import own_version, wheel_of
 
 VERSION_FILE = "version.json"
@@ -62,14 +63,14 @@ def version_of(folder: Path, form: Form) -> int:
     """
     path = folder / VERSION_FILE
     try:
-        found = json.loads(path.read_bytes())
+        found = json_in(path.read_bytes())
         kind, version, by = str(found["kind"]), int(found["version"]), str(found["written_by"])
     except (FileNotFoundError, NotADirectoryError):
         return 1
     except OSError as error:
         require_descriptors(error)
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise StoreError(f"{path} is damaged ({one_line(error)}); restore it from a backup") from error
     if kind != form.kind or version < 1:
         raise StoreError(f"{path} says {kind} {version}; expected a folder of the kind {form.kind}; choose another one")
@@ -117,7 +118,7 @@ def _migrate(folder: Path, backup: Path, migration: Migration) -> None:
                 if (content := changes[name]) is not None:
                     write_file(backup / "new" / name, content)
             write_file(changed, json.dumps(names) + "\n")
-        for name in json.loads(changed.read_bytes()):
+        for name in json_in(changed.read_bytes()):
             if (new := backup / "new" / name).is_file():
                 write_file(folder / name, new.read_bytes())
             elif (folder / name).exists():

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from fedlora.common.config import RunConfig
 from fedlora.common.config.aggregation import ELSEWHERE, settings_of_all
 from fedlora.common.errors import ConfigError
+from fedlora.common.parsing import toml_in
 from fedlora.common.section import Section
 from fedlora.common.spelling import twins_in_words
 
@@ -57,10 +58,13 @@ def parse_toml(
         aggregates_elsewhere: whether the aggregation method need not be installed here.
     """
     try:
-        table = tomllib.loads(text)
+        table = toml_in(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{origin}: not valid TOML: {error}") from error
-    return parse_run(table, overrides, origin=origin, aggregates_elsewhere=aggregates_elsewhere)
+    try:
+        return parse_run(table, overrides, origin=origin, aggregates_elsewhere=aggregates_elsewhere)
+    except RecursionError as error:  # A key of very many parts is a table in a table in a table.
+        raise ConfigError(f"{origin}: tables are nested too deeply; expected keys in sections") from error
 
 
 def parse_run(
@@ -152,7 +156,7 @@ def _apply(table: Table, override: str) -> None:
 def toml_value(text: str) -> object:
     """Return `text` as a TOML value; what is no TOML value is a string without its quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return toml_in(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
 

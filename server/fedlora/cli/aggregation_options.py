@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fedlora.common.errors import ConfigError
+from fedlora.common.parsing import toml_in
 from fedlora.methods import METHODS, Method
 
 
@@ -100,7 +101,7 @@ def _value(text: str) -> object:
     if text.lower() == "none":
         return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return toml_in(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
 

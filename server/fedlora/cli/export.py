@@ -1,6 +1,5 @@
 """`fedlora export`: a finished run's adapter, or the whole model, for who does not have fedlora."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import cast
 from fedlora.cli.json_output import print_json
 from fedlora.cli.outputs import FolderWritten
 from fedlora.common.errors import ConfigError, StoreError
+from fedlora.common.parsing import json_in
 from fedlora.common.run_folder import BEST_RECORD, MANIFEST_FILE, ROUNDS_FILE
 from fedlora.finished.export import Exported, export_run
 from fedlora.finished.finished_run import Choice, FinishedRun, open_finished
@@ -89,13 +89,13 @@ def _reports(path: Path) -> Sequence[RoundReport]:
 
 def _best_round(run: FinishedRun) -> int:
     try:
-        return int(json.loads((run.folder / BEST_RECORD).read_bytes())["round"])
+        return int(json_in((run.folder / BEST_RECORD).read_bytes())["round"])
     except (OSError, ValueError, LookupError, TypeError):
         return -1
 
 
 def _metric_name(folder: Path) -> str:
-    content = json.loads((folder / MANIFEST_FILE).read_bytes())
+    content = json_in((folder / MANIFEST_FILE).read_bytes())
     return str(content.get("metric", "accuracy"))
 
 

@@ -1,6 +1,5 @@
 """The part of a run's page on what lies in its folder: adapters to download, refused updates, the audit log."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from fedlora.common.errors import StoreError
 from fedlora.common.files import TEMPORARY_SUFFIX
+from fedlora.common.parsing import json_in
 from fedlora.common.printable import printable
 from fedlora.common.published import CODEC, METADATA_FILE
 from fedlora.common.run_folder import ADAPTER_FOLDER, BEST_FOLDER, PUBLISHED_FOLDER, QUARANTINE_FOLDER
@@ -143,8 +143,8 @@ def _size(folder: PlainFolder, files: tuple[str, ...]) -> str:
 
 def _refused(folder: PlainFolder, name: str) -> _Refused:
     try:
-        note = json.loads(folder.read(name, most_bytes=_MOST_BYTES) or b"{}")
-    except (ValueError, RecursionError):
+        note = json_in(folder.read(name, most_bytes=_MOST_BYTES) or b"{}")
+    except ValueError:
         note = {}
     said: Mapping[str, object] = note if isinstance(note, dict) else {}
     size = said.get("size_bytes")

@@ -1,7 +1,6 @@
 """What is known of a run at one moment, from the files in its folder."""
 
 import hashlib
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from pydantic import TypeAdapter
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, StoreError, one_line
 from fedlora.common.messages import SiteDescription
+from fedlora.common.parsing import json_in
 from fedlora.common.printable import printable
 from fedlora.common.run_file import parse_toml
 from fedlora.common.run_folder import (
@@ -180,8 +180,8 @@ def _rollback(folder: PlainFolder) -> tuple[Rollback | None, str]:
 
 def _json(folder: PlainFolder, name: str) -> Mapping[str, object]:
     try:
-        found = json.loads(folder.read(name, most_bytes=_MOST_BYTES) or b"{}")
-    except (ValueError, RecursionError):
+        found = json_in(folder.read(name, most_bytes=_MOST_BYTES) or b"{}")
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -204,8 +204,12 @@ def _changed(folder: PlainFolder, status: Mapping[str, object], processes: Seque
     """Return when the run last wrote of itself."""
     times = [record.last_seen for record in processes]
     found = folder.stat(ROUNDS_FILE)
-    if found is not None:
-        times.append(datetime.fromtimestamp(found.st_mtime, UTC))
-    with suppress(ValueError):
-        times.append(datetime.fromisoformat(str(status.get("written", ""))))
-    return max((time for time in times if time.tzinfo is not None), default=None)
+    # A file's time and a status may say anything.
+    with suppress(ValueError, OverflowError, OSError):
+        if found is not None:
+            times.append(datetime.fromtimestamp(found.st_mtime, UTC))
+    with suppress(ValueError, OverflowError):
+        written = datetime.fromisoformat(str(status.get("written", "")))
+        if written.tzinfo is not None:
+            times.append(written.astimezone(UTC))
+    return max(times, default=None)

@@ -1,11 +1,13 @@
 """The page that lists runs: of each its state, round, metric and last change, without reading all of its rounds."""
 
 import hashlib
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from fedlora.common.printable import printable
 from fedlora.common.run_folder import LOCK_FILE, MANIFEST_FILE, ROUNDS_FILE, RUN_FILE, STATUS_FILE
 from fedlora.dashboard.found_runs import FoundRuns
 from fedlora.dashboard.known_run import KnownRun, known_run
@@ -15,6 +17,8 @@ from fedlora.dashboard.rounds_tail import last_round
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.report.wording import UNKNOWN, score_text
 from fedlora.server.run_queue.store import QUEUE_FILE
+
+logger = logging.getLogger(__name__)
 
 _FILES = (RUN_FILE, STATUS_FILE, ROUNDS_FILE, MANIFEST_FILE)
 _NEVER = datetime.fromtimestamp(0, UTC)
@@ -75,6 +79,17 @@ def _mark(folder: PlainFolder) -> str:
 
 
 def _listed(place: str, folder: PlainFolder) -> ListedRun:
+    """Return a run's row; one that cannot be made says so."""
+    try:
+        return _read(place, folder)
+    # A folder may hold anything, and one run that cannot be read is no reason to list none.
+    except Exception:
+        logger.exception("%s: its row in the list of runs cannot be made", folder.path)
+        name = printable(folder.path.name, most=200)
+        return ListedRun(place, name, "failed", "cannot be read; the log of this command says why", UNKNOWN, None)
+
+
+def _read(place: str, folder: PlainFolder) -> ListedRun:
     last = last_round(folder)
     run = known_run(folder, () if last is None else (last,))
     return ListedRun(place, run.name, run.state, state_words(run), _metric(run, last), run.changed)

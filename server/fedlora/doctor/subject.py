@@ -1,12 +1,12 @@
 """What is examined: this machine for a site, for a run, for a server's folder, or as it is."""
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora.client.site.site_file import SiteConfig, load_site, state_folder
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
+from fedlora.common.parsing import toml_in
 from fedlora.common.run_file import load_run
 from fedlora.common.run_folder import RUN_FILE
 
@@ -64,6 +64,6 @@ def subject_of(path: Path | None) -> Subject:
 
 def _is_site(path: Path) -> bool:
     try:
-        return "site" in tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return "site" in toml_in(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return False  # load_run says what is wrong

@@ -13,6 +13,7 @@ from fedlora.client.site.limits_section import LimitsSection
 from fedlora.common.config import SPLITS, DataSection, Fraction, RunConfig, Section, Splits, TextFormat
 from fedlora.common.config.training import DEVICES, Device
 from fedlora.common.errors import ConfigError
+from fedlora.common.parsing import toml_in
 from fedlora.common.resources import DATASETS_PREFIX, PACKAGE_PREFIX
 
 
@@ -95,7 +96,7 @@ def load_site(path: Path, *, needs_data: bool = True) -> SiteConfig:
         ConfigError: the file is missing or no TOML, or a key or value is wrong; one line for each finding.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        table = toml_in(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; expected a site file with [site] name and [data] path") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -125,9 +125,17 @@ def records_in(raw: bytes) -> list[ProcessRecord]:
     """Return the records in a file's bytes.
 
     Raises:
-        ValueError: they are damaged.
+        ValueError: they are damaged, or of times that there are not.
     """
-    return _RECORDS.validate_json(raw)
+    records = _RECORDS.validate_json(raw)
+    for record in records:
+        try:
+            record.last_seen.astimezone(UTC)
+        except OverflowError as error:
+            raise ValueError(f"a process began at {record.began} and worked for {record.seconds} seconds") from error
+        if record.began.tzinfo is None:
+            raise ValueError(f"a process began at {record.began}, in nobody knows which zone")
+    return records
 
 
 def seconds_worked(folder: Path) -> float:

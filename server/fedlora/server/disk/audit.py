@@ -28,6 +28,7 @@ from pathlib import Path
 
 from fedlora.common.errors import StoreError
 from fedlora.common.files import append_to_file, sync_folder, unwritable
+from fedlora.common.parsing import json_in
 from fedlora.common.printable import printable
 from fedlora.common.run_folder import AUDIT_FILE
 
@@ -208,7 +209,7 @@ def _fault(entry: Entry | None, *, number: int, previous: str, cut: bytes) -> st
 
 def _parsed(line: bytes) -> dict[str, object] | None:
     try:
-        found = json.loads(line)
+        found = json_in(line)
     except ValueError:
         return None
     return found if isinstance(found, dict) and "previous" in found else None

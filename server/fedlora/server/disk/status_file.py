@@ -16,6 +16,7 @@ from fedlora.common.config import RunConfig
 from fedlora.common.errors import DiskFull, FedloraError, StoreError, one_line
 from fedlora.common.files import write_file
 from fedlora.common.locks import is_held
+from fedlora.common.parsing import json_in
 from fedlora.common.run_folder import LOCK_FILE, MANIFEST_FILE, STATUS_FILE
 from fedlora.server.disk.account import process_records, seconds_worked
 from fedlora.server.disk.audit import AuditLog
@@ -197,8 +198,8 @@ def _now() -> str:
 def _metric_name(folder: Path) -> str:
     """Return the name of the run's metric, which its manifest tells once it has met its sites."""
     try:
-        return str(json.loads((folder / MANIFEST_FILE).read_bytes())["metric"])
-    except (OSError, ValueError, KeyError):
+        return str(json_in((folder / MANIFEST_FILE).read_bytes())["metric"])
+    except (OSError, ValueError, KeyError, TypeError):
         return "metric"
 
 

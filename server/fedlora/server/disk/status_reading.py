@@ -1,12 +1,12 @@
 """What a status.json must hold to be shown: one that is cut, or somebody else's, is said in a line."""
 
-import json
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
 from fedlora.common.errors import StoreError
 from fedlora.common.folder_version import RUN_FOLDER, version_of
+from fedlora.common.parsing import json_in
 from fedlora.common.run_folder import STATUS_FILE
 
 
@@ -69,5 +69,5 @@ def status_in(raw: bytes, *, origin: str) -> dict[str, object]:
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"])) or "as a whole"
         raise StoreError(f"{origin} is damaged ({place}); a server that runs there writes it anew") from error
-    found: dict[str, object] = json.loads(raw)
+    found: dict[str, object] = json_in(raw)
     return found

@@ -41,6 +41,7 @@ from fedlora.common.errors import StoreError, one_line
 from fedlora.common.files import append_to_file, client_file_name, link_file, write_file
 from fedlora.common.messages import Failure, Score, SiteDescription, TrainReceipt
 from fedlora.common.packed_file import PackedFile, wire_bytes
+from fedlora.common.parsing import json_in
 from fedlora.common.run_folder import (
     ADAPTER_FOLDER,
     BEST_FOLDER,
@@ -125,7 +126,7 @@ class RunFolder:
         if not path.is_file():
             return None
         try:
-            content = json.loads(path.read_bytes())
+            content = json_in(path.read_bytes())
         except (ValueError, OSError) as error:
             raise StoreError(f"{path} is damaged ({one_line(error)}); restore it, or start a new run") from error
         if not isinstance(content, dict):
@@ -308,7 +309,7 @@ class RunFolder:
         """
         note = {"round": number, "loss": score.loss, "metric": score.metric}
         record = self.path / BEST_RECORD
-        if _read(record, json.loads) == note:
+        if _read(record, json_in) == note:
             return
         stored = known.get(number) or self._stored(number)
         if stored is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedlora.common.errors import StoreError
 from fedlora.common.files import write_file
+from fedlora.common.parsing import json_in
 from fedlora.server.record.events import Listener, NotPublished, ignore
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Withheld:
 def withheld_rounds(run_folder: Path) -> dict[int, str]:
     """Return by round why it is not published, of the newest that were refused."""
     try:
-        found = json.loads((run_folder / UNPUBLISHED_FILE).read_bytes())
+        found = json_in((run_folder / UNPUBLISHED_FILE).read_bytes())
         return {int(number): str(why) for number, why in found.items()}
     except (OSError, ValueError, AttributeError):
         return {}

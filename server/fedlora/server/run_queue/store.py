@@ -25,6 +25,7 @@ from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.files import TEMPORARY_SUFFIX, client_file_name, write_file
 from fedlora.common.folder_version import STORE_FOLDER, VERSION_FILE, version_of
 from fedlora.common.locks import held, is_held
+from fedlora.common.parsing import json_in
 from fedlora.common.run_file import parse_toml, require_labels, to_toml
 from fedlora.common.run_folder import AUDIT_FILE, IDENTITY_FOLDER, LOCK_FILE, RUN_FILE, STATUS_FILE, STOP_FILE
 from fedlora.server.disk.prolonging import changes
@@ -166,7 +167,7 @@ class RunStore:
     def server(self) -> dict[str, object]:
         """Return what the last server has noted; nothing before the first."""
         try:
-            found = json.loads((self.folder / SERVER_FILE).read_bytes())
+            found = json_in((self.folder / SERVER_FILE).read_bytes())
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}

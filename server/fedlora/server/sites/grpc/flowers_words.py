@@ -9,7 +9,6 @@ says what the arrays do not:
     num-rounds, seed, validation-examples, lora-trains    as in a TrainRequest; not needed
 """
 
-import json
 from typing import Any, cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
@@ -28,6 +27,7 @@ from fedlora.common.messages import (
     merge_scores,
 )
 from fedlora.common.packed_file import packed_bytes
+from fedlora.common.parsing import json_in
 from fedlora.common.records import reply_from_record, to_record
 
 ADAPTER_CONFIG_KEY = "adapter-config"
@@ -90,7 +90,7 @@ def reply_to(message: Message, content: RecordDict) -> Message:
 
 def _packed(arrays: ArrayRecord, config: ConfigRecord) -> bytes:
     try:
-        adapter_config = json_object(json.loads(str(config[ADAPTER_CONFIG_KEY])), origin=ADAPTER_CONFIG_KEY)
+        adapter_config = json_object(json_in(str(config[ADAPTER_CONFIG_KEY])), origin=ADAPTER_CONFIG_KEY)
         tensors = arrays.to_torch_state_dict()
     except (KeyError, ValueError, TypeError) as error:
         expected = f"expected {ADAPTER_CONFIG_KEY} in the config, and arrays under PEFT's key names"
