@@ -3,6 +3,8 @@
 import os
 import socket
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -188,3 +190,63 @@ def test_no_more_connections_are_taken_than_so_many(folder: Path) -> None:
         finally:
             for each in held:
                 each.close()
+
+
+def test_connections_on_which_nothing_is_asked_for_end_and_the_page_answers_again(folder: Path) -> None:
+    """Some send nothing, one a head that never ends, and one a body for what has been answered."""
+    with shown(folder) as client:
+        host, _, port = client.address.partition(":")
+        held = [socket.create_connection((host, int(port)), timeout=60) for _ in range(140)]
+        slow, chatty = held[:2]
+        slow.sendall(b"GET / HTTP/1.1\r\n")
+        chatty.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
+        try:
+            deadline = time.monotonic() + 60
+            while client.get("/runs/a").status == 503 and time.monotonic() < deadline:
+                for each in (slow, chatty):
+                    # Who is cut off here learns so from its next word.
+                    with suppress(OSError):
+                        each.sendall(b"x")
+                time.sleep(0.2)
+            assert client.get("/runs/a").status == 200
+            for each in held[2:]:
+                assert each.recv(1) == b""
+            for each in (slow, chatty):
+                assert is_ended(each)
+        finally:
+            for each in held:
+                each.close()
+
+
+def is_ended(connection: socket.socket) -> bool:
+    """Return whether the other side ends a connection within a minute, whatever it has sent before."""
+    try:
+        while connection.recv(1 << 16):
+            pass
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+def test_a_connection_whose_answer_nobody_reads_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedlora.dashboard.prompt_connections._ANSWER_SECONDS", 0.5)
+    write_adapter(folder / "a" / "adapter", bytes(64 << 20))
+    tensors = (folder / "a" / "adapter" / "adapter_model.safetensors").resolve()
+    with shown(folder) as client:
+        host, _, port = client.address.partition(":")
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            connection.sendall(b"GET /adapters/a?name=newest HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            head = connection.recv(100)
+            deadline = time.monotonic() + 60
+            while is_open_here(tensors) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert head.startswith(b"HTTP/1.1 200")
+            assert not is_open_here(tensors)
+            assert is_ended(connection)
+
+
+def is_open_here(path: Path) -> bool:
+    """Return whether this process, in which the dashboard is too, has a file open."""
+    return any(os.path.realpath(each) == str(path) for each in Path("/proc/self/fd").iterdir())

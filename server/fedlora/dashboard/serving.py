@@ -67,10 +67,11 @@ class Dashboard:
         import uvicorn
 
         from fedlora.dashboard.app import dashboard_app
+        from fedlora.dashboard.prompt_connections import PromptConnection
 
         config = uvicorn.Config(
             dashboard_app(self._folder, address=self.address, is_closing=lambda: self._server.should_exit),
-            http="h11",
+            http=PromptConnection,
             ws="none",
             loop="asyncio",
             lifespan="off",
