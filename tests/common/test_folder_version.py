@@ -142,8 +142,42 @@ def test_a_process_killed_before_any_change_of_a_file_loses_nothing(tmp_path: Pa
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)
     folders = sorted(tmp_path.iterdir())
     assert len(folders) > 20
+    versions = {version_seen_by_former(folder) for folder in folders}
+    assert versions == {1, 2, 3}
     for folder in folders:
+        if version_seen_by_former(folder) == 1:
+            assert held(folder) == FIRST
         bring_up_to_date(folder, FORM, is_new=False)
         assert held(folder) == THIRD
         former = {name: (folder / "migrated-from-1" / "former" / name).read_text() for name in ("sub/one", "two")}
         assert former == {"sub/one": "one ", "two": "two"}
+
+
+def version_seen_by_former(folder: Path) -> int:
+    """Return the version that a program which knows the first one alone finds, or refuses."""
+    try:
+        return version_of(folder, Form("run"))
+    except StoreError:
+        return int(json.loads((folder / VERSION_FILE).read_bytes())["version"])
+
+
+def test_what_a_former_program_writes_after_a_migration_that_came_to_nothing_is_migrated_too(tmp_path: Path) -> None:
+    """All that the migration says is on disk, and no file is changed yet: the folder is of the former version."""
+    written(tmp_path, FIRST)
+    written(tmp_path / "migrated-from-1", {"changed.json": '["two"]', "new/two": "stale"})
+    bring_up_to_date(tmp_path, Form("run"), is_new=False)
+    (tmp_path / "two").write_text("more")
+    bring_up_to_date(tmp_path, FORM, is_new=False)
+    assert held(tmp_path) == {"both": "ONE MORE!", "kept": "kept"}
+
+
+def test_a_migration_that_is_half_done_is_refused_by_a_former_program_and_gone_on_with(tmp_path: Path) -> None:
+    bring_up_to_date(written(tmp_path, FIRST), Form("run", (joined,)), is_new=False)
+    (tmp_path / "both").unlink()
+    found = json.loads((tmp_path / VERSION_FILE).read_bytes()) | {"is_migrating": True}
+    (tmp_path / VERSION_FILE).write_text(json.dumps(found))
+    with pytest.raises(StoreError, match="is of version 2"):
+        bring_up_to_date(tmp_path, Form("run"), is_new=False)
+    bring_up_to_date(tmp_path, FORM, is_new=False)
+    assert held(tmp_path) == THIRD
+    assert "is_migrating" not in json.loads((tmp_path / VERSION_FILE).read_bytes())

@@ -1,20 +1,22 @@
 """The version of a folder that fedlora keeps for long: what lies where in it, and in which form.
 
-    version.json              {"kind": "run", "version": 1, "written_by": "0.1.0"}
+    version.json              {"kind": "run", "version": 1, "written_by": "0.1.0"}, "is_migrating" while it is half done
     migrated-from-1/former/   the files that a migration has changed, as they were
                     new/      the files that took their place
-                    changed.json   the paths of both; once it is there, the migration is certain
+                    changed.json   the paths of both
 
 A folder without version.json is of version 1: before there were versions, there was one form. Who holds a folder brings
 it up to date before anything else is read of it, one version after the other. A migration says what changes and touches
-nothing; what it says is on disk, with what was there before, before the first file is changed. So a process that is
-killed meanwhile loses nothing: the next one goes on from what is on disk.
+nothing; what it says is on disk, with what was there before, and version.json has the new version, before the first
+file is changed. So a process that is killed meanwhile loses nothing: the next one goes on from what is on disk, and a
+program that knows the former version alone does not take the half of each for its own.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from fedlora.common.parsing import json_in
 from fedlora.common.versions import own_version, wheel_of
 
 VERSION_FILE = "version.json"
+_CHANGED_FILE = "changed.json"
 
 Migration = Callable[[Path], Mapping[str, bytes | None]]
 """Returns, of a folder of the version before, the new content of each file that changes, None for one that goes."""
@@ -55,32 +58,58 @@ AUTHORITY_FOLDER = Form("authority")
 STORE_FOLDER = Form("store")
 
 
-def version_of(folder: Path, form: Form) -> int:
-    """Return the version of a folder, 1 where it does not say.
+@dataclass(frozen=True)
+class _Said:
+    kind: str
+    version: int
+    by: str
+    is_migrating: bool
+
+
+def version_of(folder: Path, *forms: Form) -> int:
+    """Return the version of a folder that is of one of some kinds, 1 where it does not say.
 
     Raises:
         StoreError: it is newer than this program, or what the folder says of it is damaged or of another kind.
     """
+    said = _said(folder)
+    if said is None:
+        return 1
+    form = next((form for form in forms if form.kind == said.kind), None)
+    if form is None or said.version < 1:
+        kinds = " or ".join(form.kind for form in forms)
+        raise StoreError(
+            f"{folder / VERSION_FILE} says {said.kind} {said.version}; expected a folder of the kind {kinds}; choose "
+            "another one"
+        )
+    if said.version > form.version:
+        raise StoreError(
+            f"{folder} is of version {said.version} (a {said.kind} folder, written by fedlora {said.by}); this is "
+            f"fedlora {own_version()}, which knows version {form.version}; {wheel_of(said.by)}, or restore the backup "
+            "made before the upgrade"
+        )
+    return said.version
+
+
+def _said(folder: Path) -> _Said | None:
+    """Return what a folder says of its version, None where it says nothing.
+
+    Raises:
+        StoreError: that is damaged, or cannot be read.
+    """
     path = folder / VERSION_FILE
     try:
         found = json_in(path.read_bytes())
-        kind, version, by = str(found["kind"]), int(found["version"]), str(found["written_by"])
+        return _Said(
+            str(found["kind"]), int(found["version"]), str(found["written_by"]), bool(found.get("is_migrating"))
+        )
     except (FileNotFoundError, NotADirectoryError):
-        return 1
+        return None
     except OSError as error:
         require_descriptors(error)
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise StoreError(f"{path} is damaged ({one_line(error)}); restore it from a backup") from error
-    if kind != form.kind or version < 1:
-        raise StoreError(f"{path} says {kind} {version}; expected a folder of the kind {form.kind}; choose another one")
-    if version > form.version:
-        raise StoreError(
-            f"{folder} is of version {version} (a {kind} folder, written by fedlora {by}); this is fedlora "
-            f"{own_version()}, which knows version {form.version}; {wheel_of(by)}, or restore the backup made before "
-            "the upgrade"
-        )
-    return version
 
 
 def bring_up_to_date(folder: Path, form: Form, *, is_new: bool) -> tuple[str, ...]:
@@ -95,41 +124,58 @@ def bring_up_to_date(folder: Path, form: Form, *, is_new: bool) -> tuple[str, ..
     if is_new or (version == form.version and not (folder / VERSION_FILE).exists()):
         _write_version(folder, form, form.version)
         return ()
-    lines = []
+    said, lines = _said(folder), []
+    is_half_done = said is not None and said.is_migrating
+    if is_half_done:
+        version -= 1
     while version < form.version:
         backup = folder / f"migrated-from-{version}"
-        _migrate(folder, backup, form.migrations[version - 1])
+        with _as_store_errors(folder):
+            if not is_half_done:
+                _prepare(folder, backup, form.migrations[version - 1])
+                _write_version(folder, form, version + 1, is_migrating=True)
+            _replace(folder, backup)
+        is_half_done = False
         version += 1
         _write_version(folder, form, version)
         lines.append(f"{folder} is now of version {version}; what has changed of it is in {backup / 'former'}")
     return tuple(lines)
 
 
-def _migrate(folder: Path, backup: Path, migration: Migration) -> None:
-    """Change what a migration says, once that and what was there are on disk in `backup`."""
-    changed = backup / "changed.json"
+def _prepare(folder: Path, backup: Path, migration: Migration) -> None:
+    """Write what a migration says, and what was there, into `backup`; whatever another one has left there goes."""
+    shutil.rmtree(backup, ignore_errors=True)
+    names = sorted(changes := migration(folder))
+    for name in names:
+        if (folder / name).is_file():
+            write_file(backup / "former" / name, (folder / name).read_bytes())
+        if (content := changes[name]) is not None:
+            write_file(backup / "new" / name, content)
+    write_file(backup / _CHANGED_FILE, json.dumps(names) + "\n")
+
+
+def _replace(folder: Path, backup: Path) -> None:
+    """Put the new files of a migration in the place of the former ones, as often as it takes."""
+    for name in json_in((backup / _CHANGED_FILE).read_bytes()):
+        if (new := backup / "new" / name).is_file():
+            write_file(folder / name, new.read_bytes())
+        elif (folder / name).exists():
+            os.unlink(folder / name)
+            sync_folder((folder / name).parent)
+
+
+@contextmanager
+def _as_store_errors(folder: Path) -> Iterator[None]:
     try:
-        if not changed.exists():
-            shutil.rmtree(backup, ignore_errors=True)
-            names = sorted(changes := migration(folder))
-            for name in names:
-                if (folder / name).is_file():
-                    write_file(backup / "former" / name, (folder / name).read_bytes())
-                if (content := changes[name]) is not None:
-                    write_file(backup / "new" / name, content)
-            write_file(changed, json.dumps(names) + "\n")
-        for name in json_in(changed.read_bytes()):
-            if (new := backup / "new" / name).is_file():
-                write_file(folder / name, new.read_bytes())
-            elif (folder / name).exists():
-                os.unlink(folder / name)
-                sync_folder((folder / name).parent)
+        yield
     except (OSError, ValueError) as error:
         if isinstance(error, OSError):
             require_descriptors(error)
         raise StoreError(f"{folder}: cannot be migrated ({one_line(error)}); nothing of it is lost") from error
 
 
-def _write_version(folder: Path, form: Form, version: int) -> None:
-    content = {"kind": form.kind, "version": version, "written_by": own_version()}
+def _write_version(folder: Path, form: Form, version: int, *, is_migrating: bool = False) -> None:
+    content: dict[str, object] = {"kind": form.kind, "version": version, "written_by": own_version()}
+    if is_migrating:
+        content["is_migrating"] = True
     write_file(folder / VERSION_FILE, json.dumps(content) + "\n")

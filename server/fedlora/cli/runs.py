@@ -88,6 +88,7 @@ def show(name: Name, store: Store, as_json: Json = False) -> None:
 @runs_app.command()
 def stop(name: Name, store: Store, as_json: Json = False) -> None:
     """End a run in good order, or take it out of the queue; submitted again, it goes on. The next one begins."""
+    from fedlora.common.folder_version import RUN_FOLDER, version_of
     from fedlora.common.locks import is_held
     from fedlora.common.run_folder import LOCK_FILE, STOP_FILE
     from fedlora.server.run_queue.queue import RunQueue
@@ -95,6 +96,7 @@ def stop(name: Name, store: Store, as_json: Json = False) -> None:
 
     found = RunStore.existing(store)
     folder = found.run_folder(name)
+    version_of(folder, RUN_FOLDER)
 
     def stopped(queue: RunQueue) -> RunQueue:
         # One at which a server works is that one's to note.

@@ -15,7 +15,7 @@ from fedlora.cli.json_output import Json, print_json
 from fedlora.cli.log_options import FileOption, FormatOption, LogFormat
 from fedlora.cli.metrics_option import MetricsOption
 from fedlora.cli.outputs import Said
-from fedlora.cli.server_folder import authority_in, note_in
+from fedlora.cli.server_folder import authority_in, note_in, require_known_version
 from fedlora.cli.server_options import DEFAULT_PORT, Identity, Out
 from fedlora.cli.trace_option import TraceOption
 from fedlora.cli.track_option import TrackOption
@@ -154,6 +154,7 @@ def audit(
     from fedlora.common.run_folder import AUDIT_FILE
     from fedlora.server.disk.audit import read_audit
 
+    require_known_version(out)
     found = read_audit(out)
     for entry in found.entries if as_json else ():
         print(json.dumps(entry))

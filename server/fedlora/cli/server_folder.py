@@ -20,6 +20,7 @@ def authority_in(out: Path, identity: Path | None, ca: Path | None) -> "Authorit
     """
     from fedlora.server.identity.authority import Authority
 
+    require_known_version(out)
     folder = identity or _identity_of(out)
     if ca is not None:
         try:
@@ -27,6 +28,17 @@ def authority_in(out: Path, identity: Path | None, ca: Path | None) -> "Authorit
         except OSError as error:
             raise ConfigError(f"{ca}: cannot be read ({error.strerror}); expected a file in PEM") from error
     return Authority.kept(folder, datetime.now(UTC))
+
+
+def require_known_version(out: Path) -> None:
+    """Check that a folder is of no newer version, before anything of it is read or written.
+
+    Raises:
+        StoreError: it is, or is neither a run's nor a store's.
+    """
+    from fedlora.common.folder_version import RUN_FOLDER, STORE_FOLDER, version_of
+
+    version_of(out, RUN_FOLDER, STORE_FOLDER)
 
 
 def _identity_of(out: Path) -> Path:
@@ -73,6 +85,7 @@ def run_in(out: Path) -> str:
     from fedlora.server.identity.site_records import ANY_RUN
     from fedlora.server.run_queue.store import is_store
 
+    require_known_version(out)
     if is_store(out):
         return ANY_RUN
     if not (out / RUN_FILE).is_file():

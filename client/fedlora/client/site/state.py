@@ -7,7 +7,7 @@ from typing import IO
 
 from fedlora.common.errors import StoreError
 from fedlora.common.files import write_file
-from fedlora.common.folder_version import SITE_FOLDER, bring_up_to_date
+from fedlora.common.folder_version import SITE_FOLDER, bring_up_to_date, version_of
 from fedlora.common.locks import hold, is_held
 from fedlora.common.open_files import require_descriptors
 
@@ -30,6 +30,7 @@ class SiteState:
         Raises:
             StoreError: another client holds it, it is of a newer version, or it cannot be used.
         """
+        version_of(self.folder, SITE_FOLDER)  # A newer one is not even locked.
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.folder.chmod(0o700)
@@ -61,7 +62,7 @@ class SiteState:
         """Leave a wish for the site's client, which is at work: "paused", "leave", or nothing.
 
         Raises:
-            StoreError: no client is at work there, or the folder cannot be written.
+            StoreError: no client is at work there, or the folder cannot be written, or is of a newer version.
         """
         self.require_client()
         self._wish(wish)
@@ -70,10 +71,11 @@ class SiteState:
         """Check that a client of this site is at work.
 
         Raises:
-            StoreError: none is.
+            StoreError: none is, or the folder is of a newer version.
         """
         if not self.folder.is_dir():
             raise StoreError(f"{self.folder}: this site has never joined; join first")
+        version_of(self.folder, SITE_FOLDER)
         if not is_held(self.folder / _LOCK_FILE):
             raise StoreError(f"{self.folder}: no client of this site is running")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from fedlora.common.codec import Codec
 from fedlora.common.errors import StoreError, one_line
 from fedlora.common.files import sync_folder, unwritable, write_file
+from fedlora.common.folder_version import RUN_FOLDER, version_of
 from fedlora.common.published import Published, read_published
 from fedlora.common.run_folder import PUBLISHED_FOLDER
 
@@ -179,8 +180,9 @@ def published_held(run_folder: Path) -> Iterator[None]:
     """Hold the folder of what a run has published, so that what is offered stays what it is meanwhile.
 
     Raises:
-        StoreError: there is none, or its disk knows no locks.
+        StoreError: there is none, the run's is of a newer version, or its disk knows no locks.
     """
+    version_of(run_folder, RUN_FOLDER)
     folder = run_folder / PUBLISHED_FOLDER
     try:
         descriptor = os.open(folder, os.O_RDONLY)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedlora.common.errors import StoreError
+from fedlora.common.folder_version import RUN_FOLDER, STORE_FOLDER, version_of
 from fedlora.common.locks import is_held
 from fedlora.common.run_folder import LOCK_FILE, STATUS_FILE, STOP_FILE
 
@@ -37,11 +38,13 @@ def stop_requests_heeded(folder: Path, stop: Callable[[], None]) -> Iterator[Non
 
 
 def stop_server(folder: Path, *, timeout_seconds: float = 60.0) -> None:
-    """Have the server of a run folder end in good order, and return once it has.
+    """Have the server of a folder, a run's or a store's, end in good order, and return once it has.
 
     Raises:
-        StoreError: no server is running there, this user may not stop it, or it has not ended in time.
+        StoreError: no server is running there, this user may not stop it, it has not ended in time, or the folder is
+            of a newer version.
     """
+    version_of(folder, RUN_FOLDER, STORE_FOLDER)
     if not is_held(folder / LOCK_FILE):
         if not (folder / STATUS_FILE).exists():
             raise StoreError(f"{folder}: no server has run there; expected the folder given to server start")

@@ -351,6 +351,7 @@ def _locked(folder: Path) -> Iterator[None]:
     Raises:
         StoreError: it cannot be used, or is of a newer version.
     """
+    version_of(folder, AUTHORITY_FOLDER)  # A newer one is not even locked.
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_mode & 0o077:

@@ -23,7 +23,7 @@ from pathlib import Path
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.files import TEMPORARY_SUFFIX, client_file_name, write_file
-from fedlora.common.folder_version import STORE_FOLDER, VERSION_FILE, version_of
+from fedlora.common.folder_version import RUN_FOLDER, STORE_FOLDER, VERSION_FILE, version_of
 from fedlora.common.locks import held, is_held
 from fedlora.common.parsing import json_in
 from fedlora.common.run_file import parse_toml, require_labels, to_toml
@@ -66,6 +66,7 @@ class RunStore:
                 raise StoreError(f"--store {folder} {what}; expected a folder of its own for a server's runs")
         except OSError as error:
             raise StoreError(f"--store {folder}: cannot be read ({error.strerror}); choose another folder") from error
+        version_of(folder, STORE_FOLDER)
         store = cls(folder)
         store.change(lambda queue: queue)
         return store
@@ -125,12 +126,13 @@ class RunStore:
 
         Raises:
             ConfigError: it cannot be served, or one of its name is in the queue.
-            StoreError: one of its name is over and was another, or has nothing left to do.
+            StoreError: one of its name is over and was another, has nothing left to do, or is a newer version's.
         """
         require_labels(config)
         method_of(config)
         folder = self.run_folder(config.run.name)
         lines: tuple[str, ...] = ()
+        version_of(folder, RUN_FOLDER)
         if (folder / RUN_FILE).is_file():
             recorded = parse_toml((folder / RUN_FILE).read_text(), origin=str(folder / RUN_FILE))
             lines = changes(folder, recorded, config)
