@@ -133,6 +133,20 @@ def test_sites_stand_by_state_with_when_they_were_heard_of_and_why_they_were_ref
     assert "Round 2: 0 of 2 updates accepted; refused: serif (late)." in text
 
 
+def test_a_run_of_a_store_that_has_ended_is_submitted_again(tmp_path: Path) -> None:
+    store = RunStore.opened(tmp_path / "store")
+    alone = tmp_path / "alone"
+    for run in (store.run_folder("clinics"), alone):
+        with Claim(write_run(run), CONFIG, resume=True), StatusFile(run, CONFIG):
+            pass
+    with shown(tmp_path) as client:
+        of_store = words(client.get(f"/runs/store/runs/{store.run_folder('clinics').name}").text)
+        of_none = words(client.get("/runs/alone").text)
+    assert "To go on, submit it again: fedlora runs submit RUN.toml --store DIR" in of_store
+    assert "the same start command" not in of_store
+    assert "To go on, give the same start command again." in of_none
+
+
 @pytest.mark.parametrize(
     ("rounds", "ends_early", "said"),
     [(2, False, "interrupted: round 2 of 4"), (4, False, "finished"), (2, True, "ended early: round 2 of 4")],

@@ -38,6 +38,7 @@ from fedlora.server.disk.published_folder import Rollback
 from fedlora.server.disk.run_state import state_of
 from fedlora.server.disk.status_reading import status_in
 from fedlora.server.record.round_report import RoundReport
+from fedlora.server.run_queue.store import is_in_store
 
 _MOST_BYTES = 16 << 20
 _SITES = TypeAdapter(dict[str, SiteDescription])
@@ -63,6 +64,7 @@ class KnownRun:
         sites: what the sites said that they hold.
         worked: seconds of all processes.
         changed: when the run last wrote something of itself, in UTC; None where nobody knows.
+        is_in_store: whether it is one of a server's with a store.
         rollback: to which adapter the run is rolled back, until a better one is published.
         faults: what of the folder cannot be read, in a line each.
     """
@@ -78,6 +80,7 @@ class KnownRun:
     sites: Mapping[str, SiteDescription] = field(default_factory=dict)
     worked: float = 0.0
     changed: datetime | None = None
+    is_in_store: bool = False
     rollback: Rollback | None = None
     faults: tuple[str, ...] = ()
 
@@ -134,6 +137,7 @@ def known_run(folder: PlainFolder, reports: Sequence[RoundReport], faults: Seque
         sites=_sites(folder),
         worked=sum(record.seconds for record in processes),
         changed=_changed(folder, status, processes),
+        is_in_store=is_in_store(folder.path),
         rollback=rollback,
         faults=tuple(fault for fault in (*faults, config_fault, status_fault, rollback_fault) if fault),
     )

@@ -97,7 +97,7 @@ def happening(run: KnownRun) -> list[str]:
     if found.get("failure"):
         said.append(f"It failed: {_text(found['failure'])}")
     if run.state in ("failed", "stopped", "killed"):
-        said.append("To go on, give the same start command again.")
+        said.append(_way_on(run))
     if run.state == "interrupted":
         said.append("No process works on it. To go on, give the same command with --resume.")
     if run.is_running and found.get("waiting_for"):
@@ -149,6 +149,20 @@ def sites(run: KnownRun) -> Section | None:
     noun, caption = ("Sites", "Each site") if standings else ("Clients", "Each client")
     num_text_columns = sum(any(of(site) != UNKNOWN for site in shown) for _, of in _COLUMNS[:5])
     return Section(noun, [[about]], table=table(caption, _COLUMNS, shown, num_text_columns=num_text_columns))
+
+
+def _way_on(run: KnownRun) -> str:
+    """Return how a run that a server has ended, or left, goes on."""
+    if not run.is_in_store:
+        return "To go on, give the same start command again."
+    submit, start = "fedlora runs submit RUN.toml --store DIR", "fedlora server start --store DIR"
+    if run.state == "failed":
+        return f"To go on, submit it again: {submit}."
+    if run.state == "killed":
+        return f"It goes on once its server is started again: {start}."
+    return (
+        f"To go on, submit it again: {submit}; one that the end of its server has cut off goes on with that: {start}."
+    )
 
 
 def _round(run: KnownRun) -> int:

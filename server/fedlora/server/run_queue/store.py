@@ -180,6 +180,11 @@ def is_store(folder: Path) -> bool:
     return (folder / QUEUE_FILE).is_file() and not (folder / STATUS_FILE).exists()
 
 
+def is_in_store(folder: Path) -> bool:
+    """Return whether a run's folder is one of a store's."""
+    return folder.parent.name == _RUNS and is_store(folder.parent.parent)
+
+
 def last_round(folder: Path) -> int:
     """Return the last round of a run that is over, 0 before the first."""
     return max((report.round for report in recorded_rounds(folder)), default=0)
