@@ -131,7 +131,7 @@ def open_port(
 
     session = SessionService(grid, exchange, to_run, run)
     transfer = TransferService(exchange, tickets, grid, to_run, chunk_seconds=chunk_seconds)
-    present, hall = PresentRun(to_run, session, transfer), Hall(gate) if has_hall else None
+    present, hall = PresentRun(to_run, session, transfer), Hall(gate, store=folder) if has_hall else None
     if hall is not None:
         hall.present = present
 

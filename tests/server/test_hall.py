@@ -85,6 +85,34 @@ def test_a_site_of_another_run_waits_while_this_one_goes_on(port: OpenPort, auth
         conversation.hear("welcome")
 
 
+def test_of_a_site_that_is_not_invited_to_the_run_at_work_the_log_says_once_how_to_let_it_in(
+    port: OpenPort, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    credentials = enrolled(authority, "the north", "another run", "a third")
+    with open_channel(port.address, credentials) as channel:
+        for _ in range(2):
+            with Conversation(channel) as conversation:
+                conversation.hear("no_run")
+        # Who comes between runs is told of as soon as there is one.
+        late = enrolled(authority, "south", "another run")
+        here, hall_of(port).present = hall_of(port).present, None
+        with open_channel(port.address, late) as other, Conversation(other) as conversation:
+            conversation.hear("no_run")
+            hall_of(port).present = here
+            wait_until(lambda: "south is there" in caplog.text)
+            authority.invite("south", ["digits"], DAY, datetime.now(UTC))
+            conversation.hear("welcome")
+    said = [record.getMessage() for record in caplog.records if "is there and waits" in record.getMessage()]
+    assert said == [
+        f"{site} is there and waits: it is invited to {runs}, and not to digits, which is at work; fedlora sites "
+        f"invite {typed} --out {tmp_path} --run digits lets it in, at once and without the token"
+        for site, typed, runs in (
+            ("the north", "'the north'", "another run, a third"),
+            ("south", "south", "another run"),
+        )
+    ]
+
+
 @pytest.mark.parametrize("has_run", [False, True])
 def test_a_site_of_another_protocol_need_not_wait_to_hear_of_it(
     port: OpenPort, authority: Authority, has_run: bool

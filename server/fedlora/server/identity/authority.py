@@ -206,6 +206,15 @@ class Authority:
         """Return all records by name. A damaged one is said and left out."""
         return self._records.all()
 
+    def runs_of(self, name: str) -> tuple[str, ...]:
+        """Return the runs that a site may use, none where there is no such site.
+
+        Raises:
+            StoreError: its record is damaged.
+        """
+        record = self._records.get(name)
+        return () if record is None else record.runs
+
     def invited_site(self, peer: bytes, now: datetime) -> SiteRecord | None:
         """Return the record whose open invitation a certificate was made from, or None."""
         pending = (record for record in self.sites() if record.is_pending(now))

@@ -92,7 +92,7 @@ def serve_store(
         )
         refusals = Refusals(server.heard)
         gate = Gate(authority, run=None, refusals=refusals)
-        hall = Hall(gate)
+        hall = Hall(gate, store=store.folder)
 
         def add_services(port: grpc.aio.Server) -> None:
             add_SessionServiceServicer_to_server(hall, port)

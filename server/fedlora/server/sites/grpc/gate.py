@@ -43,6 +43,11 @@ class Gate:
         self.calls = calls or Calls()
         self._refusals = refusals or Refusals()
 
+    @property
+    def run(self) -> str | None:
+        """The run that it is of; None of all."""
+        return self._run
+
     def for_run(self, run: str) -> "Gate":
         """Return the same gate to one run."""
         return Gate(self._authority, run=run, refusals=self._refusals, calls=self.calls)

@@ -5,13 +5,17 @@ lets go of at the run's end, whatever its callers do.
 """
 
 import asyncio
+import logging
+import shlex
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
 
+from fedlora.common.errors import StoreError
 from fedlora.server.sites.grpc.gate import Context, Gate, refuse
 from fedlora.server.sites.grpc.run_calls import RunCalls
 from fedlora.server.sites.grpc.session import SessionService, greet, told
@@ -19,6 +23,8 @@ from fedlora.server.sites.grpc.transfer import TransferService
 from fedlora.v1 import exchange_pb2, session_pb2
 from fedlora.v1.exchange_pb2_grpc import AdapterExchangeServiceServicer
 from fedlora.v1.session_pb2_grpc import SessionServiceServicer
+
+logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.2
 # Of what belongs to no run that is there.
@@ -44,11 +50,13 @@ class Hall(SessionServiceServicer):
         present: the run that the server is at; None between runs. It may be set from any thread.
     """
 
-    def __init__(self, gate: Gate) -> None:
-        """`gate` lets in who may use any run."""
+    def __init__(self, gate: Gate, *, store: Path) -> None:
+        """`gate` lets in who may use any run; `store` is the folder of the runs, for words."""
         self._gate = gate
+        self._store = store
         self.present: PresentRun | None = None
         self._newest: dict[str, object] = {}
+        self._uninvited: set[tuple[str, str]] = set()
         self.exchange = HallExchange(self, gate)
 
     async def Connect(
@@ -80,7 +88,7 @@ class Hall(SessionServiceServicer):
     ) -> AsyncIterator[session_pb2.ConnectResponse | AsyncIterator[session_pb2.ConnectResponse] | None]:
         """Yield from time to time what a site is to hear or nothing, and at last what it hears of a run it may join."""
         standing, is_told, looked = self._gate.standing(context), False, time.monotonic()
-        while (present := self._open_to(context)) is None:
+        while (present := self._open_to(context, site)) is None:
             yield (
                 None
                 if is_told
@@ -95,10 +103,32 @@ class Hall(SessionServiceServicer):
         serving = present.calls.stream(present.session.serve(site, request_iterator, context))
         yield told(present.gate, site, serving, context)
 
-    def _open_to(self, context: Context) -> PresentRun | None:
-        """Return the run at present if the caller may take part in it."""
-        present = self.present
-        return present if present is not None and not present.gate.standing(context)() else None
+    def _open_to(self, context: Context, site: str) -> PresentRun | None:
+        """Return the run at present if the caller may take part in it; say so if only the invitation is wanting."""
+        if (present := self.present) is None:
+            return None
+        if not (code := present.gate.standing(context)()):
+            return present
+        if code == "other_run":
+            self._say_uninvited(site, str(present.gate.run))
+        return None
+
+    def _say_uninvited(self, site: str, run: str) -> None:
+        """Say once of a site and a run that the site is there and waits, as it is invited to others alone."""
+        authority = self._gate.authority
+        if authority is None or (site, run) in self._uninvited:
+            return
+        self._uninvited.add((site, run))
+        try:
+            invited_to = ", ".join(authority.runs_of(site))
+        except StoreError:
+            return  # Its connection ends with that.
+        invite = ["fedlora", "sites", "invite", site, "--out", str(self._store), "--run", run]
+        logger.warning(
+            "%s is there and waits: it is invited to %s, and not to %s, which is at work; %s lets it in, at once and "
+            "without the token",
+            site, invited_to, run, shlex.join(invite),
+        )  # fmt: skip
 
 
 class HallExchange(AdapterExchangeServiceServicer):
