@@ -5,7 +5,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry
 from site_bench import Bench, StartBench, adapter, train, wait_until
 
-from fedlora.client.site.events import Began, Connected, Disconnected, Ended, Settled, StandingTold
+from fedlora.client.site.events import Began, Connected, Disconnected, Ended, Idle, Settled, StandingTold
 from fedlora.client.site.gpus import Gpu, gpu_reader
 from fedlora.client.site.site_metrics import SiteMetrics
 
@@ -16,6 +16,18 @@ def shown(metrics: SiteMetrics) -> Callable[..., float | None]:
     registry = CollectorRegistry()
     registry.register(metrics)
     return lambda name, **labels: registry.get_sample_value(f"fedlora_{name}", labels)
+
+
+def test_a_site_for_which_the_server_has_no_run_is_in_order_and_one_that_comes_counts_no_second_connection() -> None:
+    metrics = SiteMetrics(certificate=None, gpus=list)
+    value = shown(metrics)
+    metrics(Idle())
+    assert (value("site_state", state="no_run"), metrics.obstacle) == (1, "")
+    metrics(Connected(5))
+    assert (value("site_state", state="starting"), value("site_connections_total")) == (1, 1)
+    for event in (StandingTold("withheld"), Disconnected(), Idle()):
+        metrics(event)
+    assert (metrics.obstacle, value("site_connections_total")) == ("", 2)
 
 
 def test_a_site_is_away_starting_ready_at_work_and_not_ready_in_turn() -> None:

@@ -93,14 +93,24 @@ def test_sites_stay_from_run_to_run_and_each_run_is_what_it_would_be_alone(
         none = server.command("adapters", "list", server.address, "--site", str(files["chalk"]), "--run", "fourth")
         assert (none.returncode, "has no such run" in none.stderr) == (1, True), none.stderr
         assert "third is stopped" in runs(server, "stop", "third")
+        assert_between_runs(server)
         assert server.command("server", "stop", "--out", str(server.out)).returncode == 0
         assert server.server.wait(SECONDS) == 0
-        for site in sites:
-            site.stop()
+        sites[0].stop()
     assert states(server)["third"] == "stopped"
     assert "is not enrolled" not in sites[0].text
     assert sites[0].text.count("enrolled as") == 1
     assert_traced(server)
+
+
+def assert_between_runs(deployment: Deployment) -> None:
+    """Check what a server shows whose last run was stopped, and that it hears of who is refused; one site is."""
+    metrics = scraped(deployment)
+    assert metrics['fedlora_run_state{state="stopped"}'] == 1
+    assert {state: value for state, value in metrics.items() if state.startswith("fedlora_sites{") and value} == {}
+    deployment.command("sites", "revoke", SITES[1], "--out", str(deployment.out))
+    assert deployment.sites[SITES[1]].wait(SECONDS) == 1
+    assert scraped(deployment)['fedlora_calls_refused_total{reason="revoked"}'] >= 1
 
 
 def assert_traced(deployment: Deployment) -> None:

@@ -89,6 +89,8 @@ class OpenPort:
     """The ids of the requests so far."""
     states: dict[str, str] = field(default_factory=dict)
     """What people are told of each site."""
+    details: dict[str, str] = field(default_factory=dict)
+    """The code that they are told with it."""
 
     def ask_for_update(self, site: str, *, round: int = 1, attempt: int = 0, max_bytes: int = 64 << 20) -> bytes:
         """Have a site asked for a training, as the strategy does, and return a ticket for its update."""
@@ -119,10 +121,11 @@ def open_port(
     exchange = ExchangeStore(folder / "run" / "exchange", precision=precision)
     tickets = TicketOffice(exchange.ticket_key_file)
     states: dict[str, str] = {}
+    details: dict[str, str] = {}
 
     def listen(event: Event) -> None:
         if isinstance(event, SiteChanged):
-            states[event.site] = event.state
+            states[event.site], details[event.site] = event.state, event.detail
 
     grid = GrpcGrid(exchange, tickets, max_start_bytes=1 << 20, listener=listen)
     gate = Gate(authority, run=None if has_hall else run.run.name)
@@ -149,7 +152,7 @@ def open_port(
             at = f"{host}:{port.number}"
             yield OpenPort(
                 folder / "run", authority, exchange, tickets, grid, registry, at, port.number, gate, hall, present,
-                states=states,
+                states=states, details=details,
             )  # fmt: skip
             registry.close(is_finished=False)
     finally:

@@ -1,5 +1,6 @@
 """What a site meets at a server with many runs, between them and at their ends."""
 
+import math
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -139,6 +140,21 @@ def test_a_site_that_is_revoked_while_it_waits_waits_no_more(
         conversation.hear("no_run")
         authority.revoke("leaving")
         assert conversation.hear_end() == (DENIED, "revoked")
+
+
+def test_a_site_that_is_revoked_while_it_is_away_is_waited_for_no_more_and_said(
+    port: OpenPort, authority: Authority
+) -> None:
+    for name, code in (("leaving", "revoked"), ("staying", "")):
+        with open_channel(port.address, enrolled(authority, name)) as channel, Conversation(channel) as conversation:
+            conversation.hear("welcome")
+        wait_until(lambda: "away" in port.states.values())
+        if code:
+            authority.revoke(name)
+        port.grid.look()
+        assert (port.states.pop(name), port.details[name]) == ("away", code)
+    away = port.grid.seconds_away()
+    assert (away["leaving"], away["staying"] < math.inf) == (math.inf, True)
 
 
 def test_nothing_is_exchanged_between_runs(port: OpenPort, authority: Authority) -> None:

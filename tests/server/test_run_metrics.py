@@ -20,8 +20,10 @@ from fedlora.server.record.events import (
     Waiting,
 )
 from fedlora.server.record.round_report import RoundReport
-from fedlora.server.record.running_summary import RunningSummary, Summarised
+from fedlora.server.record.running_summary import Summarised, after_rounds
 from fedlora.server.run_metrics import RunMetrics
+from fedlora.server.run_queue.metrics import StoreMetrics
+from fedlora.server.run_queue.store import RunStore
 
 REPORT = RoundReport(
     1, ("a", "b"), {}, {"b": "shape: q_proj"}, None, None, bytes_down=10, bytes_up=4, seconds={"training": 3.0}
@@ -31,11 +33,12 @@ REPORT = RoundReport(
 class Shown:
     """A run's metrics, and who hears of the run."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, reports: tuple[RoundReport, ...] = ()) -> None:
         self.registry = CollectorRegistry()
-        metrics = RunMetrics(RunConfig(), folder, known=RunningSummary(), certificate_of={"server": self._missing})
-        self.registry.register(metrics)
-        self.hear = Summarised([metrics.show])
+        certificate_of = {"server": self._missing}
+        self.metrics = RunMetrics(RunConfig(), folder, reports=reports, certificate_of=certificate_of)
+        self.registry.register(self.metrics)
+        self.hear = Summarised([self.metrics.show], known=after_rounds(reports))
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"fedlora_{name}", labels)
@@ -60,8 +63,14 @@ def test_refused_updates_are_counted_by_reason_each_once_and_made_up_ones_togeth
     assert shown.value("updates_refused_total", reason="norm") == 0
 
 
-def test_a_run_that_goes_on_counts_its_rounds_so_far_once(shown: Shown) -> None:
-    shown.hear(RunStarted(("a", "b"), 5, 2, (replace(REPORT, round=0, refused={}), REPORT)))
+@pytest.mark.parametrize("is_heard", [False, True])
+def test_a_run_that_goes_on_counts_its_rounds_so_far_once_and_from_the_first_scrape(
+    tmp_path: Path, is_heard: bool
+) -> None:
+    reports = (replace(REPORT, round=0, refused={}), REPORT)
+    shown = Shown(tmp_path, reports=reports)
+    if is_heard:
+        shown.hear(RunStarted(("a", "b"), 5, 2, reports))
     assert shown.value("rounds_total") == 1
     assert shown.value("updates_refused_total", reason="shape") == 1
     assert shown.value("adapter_bytes_total", direction="down") == 20
@@ -85,6 +94,48 @@ def test_a_round_that_is_begun_again_for_want_of_a_quorum_is_counted(shown: Show
     shown.hear(RoundEnded(REPORT))
     shown.hear(RoundStarted(2, ("a", "b"), ()))
     assert shown.value("rounds_repeated_total") == 1
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped"])
+def test_a_run_that_is_over_says_how_has_no_sites_and_waits_for_nothing(
+    shown: Shown, tmp_path: Path, state: str
+) -> None:
+    shown.hear(RunStarted(("a", "b"), 1, 1, ()))
+    shown.hear(RoundStarted(1, ("a", "b"), ()))
+    if state == "finished":
+        shown.hear(RoundEnded(REPORT))
+    for event in (SiteChanged("a", "away"), Waiting("the quorum"), DiskSpace(str(tmp_path), 1, 2)):
+        shown.hear(event)
+    shown.metrics.close()
+    shown.hear(SiteChanged("b", "away"))
+    assert shown.value("run_state", state=state) == 1
+    assert shown.value("run_state", state="training") == 0
+    assert shown.value("sites", state="away") == 0
+    assert shown.value("cohort_sites", state="waited_for") == 0
+    assert (shown.value("run_waiting"), shown.value("disk_short")) == (0, 0)
+
+
+def test_who_was_sent_away_for_good_is_no_site_that_is_away(shown: Shown) -> None:
+    shown.hear(SiteChanged("a", "away"))
+    shown.hear(SiteChanged("b", "away", "revoked"))
+    assert shown.value("sites", state="away") == 1
+
+
+def test_what_a_store_counts_goes_on_from_run_to_run_and_hears_of_callers_between_them(tmp_path: Path) -> None:
+    metrics, registry = StoreMetrics(RunStore.opened(tmp_path / "store"), certificate_of={}), CollectorRegistry()
+    registry.register(metrics)
+
+    def num(name: str, reason: str) -> float | None:
+        return registry.get_sample_value(f"fedlora_{name}_refused_total", {"reason": reason})
+
+    metrics.heard(CallsRefused("revoked", "c", "192.0.2.1", 3))
+    first = Summarised([metrics.begin(RunConfig(), tmp_path, reports=()).show])
+    first(RoundStarted(1, ("a", "b"), ()))
+    first(UpdateArrived(1, "b", "shape: q_proj", 0.0))
+    first(CallsRefused("revoked", "c", "192.0.2.1", 1))
+    metrics.begin(RunConfig(), tmp_path, reports=(REPORT,) * 9)
+    assert num("updates", "shape") == 1, "what a run that goes on has behind it is no news"
+    assert num("calls", "revoked") == 3, "the port tells the store of each itself"
 
 
 def test_sites_callers_and_the_disk_are_counted_by_state_and_code(shown: Shown, tmp_path: Path) -> None:

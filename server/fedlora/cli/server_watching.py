@@ -1,6 +1,6 @@
 """How a server is watched: its metrics over HTTP. Heavy imports stay inside."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from threading import Event
@@ -11,21 +11,28 @@ from fedlora.cli.metrics_option import watched
 if TYPE_CHECKING:
     from fedlora.common.config import RunConfig
     from fedlora.server.door import Door
-    from fedlora.server.record.running_summary import Picture, RunningSummary
+    from fedlora.server.record.round_report import RoundReport
+    from fedlora.server.run_metrics import RunMetrics
     from fedlora.server.run_queue.metrics import StoreMetrics
     from fedlora.server.run_queue.store import RunStore
 
 
 def metrics_of(
-    address: str | None, config: "RunConfig", door: "Door", out: Path, *, known: "RunningSummary", is_open: Event
-) -> "tuple[AbstractContextManager[None], list[Picture]]":
-    """Return the port on which the server is watched, and the pictures that must hear of the run for it."""
+    address: str | None,
+    config: "RunConfig",
+    door: "Door",
+    out: Path,
+    *,
+    reports: "Sequence[RoundReport]",
+    is_open: Event,
+) -> "tuple[AbstractContextManager[None], RunMetrics | None]":
+    """Return the port on which the server is watched, and what must hear of the run for it."""
     if address is None:
-        return nullcontext(), []
+        return nullcontext(), None
     from fedlora.server.run_metrics import RunMetrics
 
-    metrics = RunMetrics(config, out, known=known, certificate_of=_certificates(door, out))
-    return watched(address, metrics, obstacle=_obstacle(out, is_open)), [metrics.show]
+    metrics = RunMetrics(config, out, reports=reports, certificate_of=_certificates(door, out))
+    return watched(address, metrics, obstacle=_obstacle(out, is_open)), metrics
 
 
 def metrics_of_store(

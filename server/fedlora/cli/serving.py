@@ -15,7 +15,7 @@ import typer
 from fedlora.common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from rich.console import Console
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from fedlora.server.disk.status_file import StatusFile
     from fedlora.server.door import Door
     from fedlora.server.record.events import Listener
-    from fedlora.server.record.running_summary import Picture, RunningSummary
+    from fedlora.server.record.running_summary import RunningSummary
+    from fedlora.server.run_metrics import RunMetrics
     from fedlora.server.run_traces import RunTraces
 
 logger = logging.getLogger(__name__)
@@ -72,9 +73,10 @@ def serve_run(run: Path, out: Path, overrides: tuple[str, ...], door: "Door", wa
     from fedlora.trackers import load_trackers
 
     config, console = load_run(run, overrides), shown.console
-    known = after_rounds(recorded_rounds(out))
+    recorded = tuple(recorded_rounds(out))
+    known = after_rounds(recorded)
     status_file, is_open = _status_file(config, out, door, known=known), Event()
-    watching, shown_by_metrics = metrics_of(watched.metrics, config, door, out, known=known, is_open=is_open)
+    watching, metrics = metrics_of(watched.metrics, config, door, out, reports=recorded, is_open=is_open)
 
     def opened(port: int) -> None:
         is_open.set()
@@ -101,8 +103,7 @@ def serve_run(run: Path, out: Path, overrides: tuple[str, ...], door: "Door", wa
         with watching, tracer_for(_PROCESS, watched.trace) as tracer:
             traces = traces_of(tracer, config)
             view = console if shown.is_live else None
-            others = shown_by_metrics
-            all_shown = _shown(config, out, status_file, known=known, console=view, traces=traces, others=others)
+            all_shown = _shown(config, out, status_file, known=known, console=view, traces=traces, metrics=metrics)
             reached = whole_run(the_run, served, shown=all_shown)
     except typer.Exit:
         if shown.as_json:
@@ -139,6 +140,7 @@ def serve_runs(folder: Path, door: "Door", watched: Watched) -> None:
     from fedlora.cli.trace_option import tracer_for, traces_of
     from fedlora.finished.resident_check import ResidentCheck
     from fedlora.server.disk.recorded_rounds import recorded_rounds
+    from fedlora.server.record.events import ignore
     from fedlora.server.record.running_summary import after_rounds
     from fedlora.server.run_queue.serving import ShownRun, serve_store
     from fedlora.server.run_queue.store import RunStore
@@ -149,12 +151,13 @@ def serve_runs(folder: Path, door: "Door", watched: Watched) -> None:
     watching, metrics = metrics_of_store(watched.metrics, store, door, is_open=is_open)
 
     def shown(config: "RunConfig", out: Path, port: int) -> ShownRun:
-        known = after_rounds(recorded_rounds(out))
+        recorded = tuple(recorded_rounds(out))
+        known = after_rounds(recorded)
         status_file = _status_file(config, out, replace(door, identity=identity), known=known)
         status_file.listening(port, address=_address(door, port))
-        others = [] if metrics is None else [metrics.begin(config, out, known=known).show]
+        of_run = None if metrics is None else metrics.begin(config, out, reports=recorded)
         traces = traces_of(tracer, config)
-        return ShownRun(_shown(config, out, status_file, known=known, traces=traces, others=others), traces)
+        return ShownRun(_shown(config, out, status_file, known=known, traces=traces, metrics=of_run), traces)
 
     def opened(port: int) -> None:
         is_open.set()
@@ -162,8 +165,11 @@ def serve_runs(folder: Path, door: "Door", watched: Watched) -> None:
         _say_where(door, port, folder)
 
     command, trackers = shlex.join(sys.argv), load_trackers(watched.track)
+    heard = ignore if metrics is None else metrics.heard
     with watching, tracer_for(_PROCESS, watched.trace) as tracer, ResidentCheck() as check:
-        serve_store(store, door, check=check, shown=shown, command=command, opened=opened, trackers=trackers)
+        serve_store(
+            store, door, check=check, shown=shown, command=command, opened=opened, trackers=trackers, heard=heard
+        )
 
 
 @contextmanager
@@ -194,11 +200,11 @@ def _shown(
     known: "RunningSummary",
     console: "Console | None" = None,
     traces: "RunTraces | None",
-    others: "Sequence[Picture]" = (),
+    metrics: "RunMetrics | None" = None,
 ) -> "Iterator[Listener]":
     """Give a listener that tells log and status file what happens in a run, a live view on `console`, and others.
 
-    What is still at work in the traces ends with the block.
+    What is still at work in the traces ends with the block, and metrics and status file hear that the run does.
     """
     from fedlora.cli.live import logged_events, metric_name_in, progress_view
     from fedlora.server.record.running_summary import Summarised
@@ -206,11 +212,11 @@ def _shown(
     title, metric_name = config.run.name, partial(metric_name_in, out)
     view = nullcontext() if console is None else progress_view(title=title, metric_name=metric_name, console=console)
     traced = nullcontext() if traces is None else closing(traces)
-    with view as picture, status_file, traced:
+    measured = nullcontext() if metrics is None else closing(metrics)
+    with view as picture, status_file, traced, measured:
         logged = logged_events(title=title, metric_name=metric_name)
-        pictures = [status_file.show, logged, *([picture] if picture is not None else []), *others]
-        if traces is not None:
-            pictures.append(traces.show)
+        pictures = [status_file.show, logged, *([picture] if picture is not None else [])]
+        pictures += [watching.show for watching in (metrics, traces) if watching is not None]
         yield Summarised(pictures, known=known)
 
 

@@ -84,7 +84,7 @@ def _serve(
     run = RunServices(rounds, gate, check=check, traces=traces)
 
     def watch() -> None:
-        run.disk.look()
+        run.look()
         refusals.tell()
         run.registry.look()
 

@@ -8,8 +8,9 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -25,14 +26,43 @@ from fedlora.server.record.events import (
     Event,
     RoundEnded,
     RoundStarted,
-    RunStarted,
     UpdateArrived,
 )
-from fedlora.server.record.running_summary import RunningSummary, new_refusals
+from fedlora.server.record.round_report import RoundReport
+from fedlora.server.record.running_summary import RunningSummary, after_rounds, ended, new_refusals
 
 PHASES = ("training", "aggregation", "evaluation", "storing", "interrupted")
 RUN_STATES = ("starting", "training", "averaging", "evaluating", "between rounds", "finished", "stopped")
 _FILES_ON_THEIR_WAY = ("whole", "difference", "uploads", "updates")
+
+
+@dataclass
+class Counts:
+    """What is counted event by event, since no summary holds it: refused updates by reason, and repeated rounds."""
+
+    updates_refused: Counter[str] = field(default_factory=Counter)
+    num_repeated: int = 0
+
+    @classmethod
+    def of(cls, reports: Iterable[RoundReport]) -> "Counts":
+        """Return what rounds that are over have come to, as far as their reports tell."""
+        return cls(Counter(update_reason(why) for report in reports for why in report.refused.values()))
+
+
+class RefusedCalls:
+    """How many callers and uploads were refused at a port, by reason."""
+
+    def __init__(self) -> None:
+        self._num: Counter[str] = Counter()
+
+    def heard(self, event: Event) -> None:
+        """Count an event, if it tells of refused calls."""
+        if isinstance(event, CallsRefused):
+            self._num[call_reason(event.code)] += event.num
+
+    def family(self) -> Metric:
+        """Return the metric."""
+        return by_reason("fedlora_calls_refused", "callers and uploads refused", self._num, CALL_REASONS)
 
 
 class RunMetrics(Collector):
@@ -43,51 +73,62 @@ class RunMetrics(Collector):
         config: RunConfig,
         folder: Path,
         *,
-        known: RunningSummary,
+        reports: Sequence[RoundReport],
         certificate_of: Mapping[str, Callable[[], bytes]],
+        counts: Counts | None = None,
     ) -> None:
-        """Of a run that goes on, `known` is the summary before the first event.
+        """Take in a run before its first event.
 
-        `certificate_of` reads certificates, by whose they are; one that is not there yet is left out.
+        Args:
+            reports: of the rounds that are over, of a run that goes on.
+            certificate_of: reads certificates, by whose they are; one that is not there yet is left out.
+            counts: go on with what happens; without any they are the run's, and begin with its `reports`.
         """
         self._config = config
         self._folder = folder
         self._certificate_of = certificate_of
-        self._summary = known
+        self._summary = after_rounds(reports)
         self._timings = Timings(PHASES)
-        self._updates_refused: Counter[str] = Counter()
-        self._calls_refused: Counter[str] = Counter()
-        self._num_repeated = 0
+        self._counts = Counts.of(reports) if counts is None else counts
+        self._calls = RefusedCalls()
+        self._is_over = False
         self._last_ended = _changed(folder / ROUNDS_FILE)
 
     def show(self, event: Event, before: RunningSummary, summary: RunningSummary) -> None:
         """Take what is known after an event of the run."""
         self._summary = summary
         match event:
-            case RunStarted():
-                self._updates_refused = Counter(
-                    update_reason(why) for report in event.reports for why in report.refused.values()
-                )
             case RoundStarted():
-                self._num_repeated += before.phase in ("training", "averaging") and before.round == event.round
+                is_repeated = before.phase in ("training", "averaging") and before.round == event.round
+                self._counts.num_repeated += is_repeated
             case UpdateArrived() | RoundEnded():
-                self._updates_refused.update(map(update_reason, new_refusals(before, event).values()))
+                refused = new_refusals(before, event)
+                self._counts.updates_refused.update(map(update_reason, refused.values()))
             case CallsRefused():
-                self._calls_refused[call_reason(event.code)] += event.num
+                self._calls.heard(event)
         if isinstance(event, RoundEnded):
             self._last_ended = time.time()
             for phase, seconds in event.report.seconds.items():
                 self._timings.add(phase, seconds)
 
+    def close(self) -> None:
+        """Note that nobody is at work on the run any more."""
+        self._is_over = True
+
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
-        known = self._summary
+        yield from self.of_the_run()
+        yield self._calls.family()
+        yield certificate_ends(self._certificate_of)
+
+    def of_the_run(self) -> Iterator[Metric]:
+        """Yield what is the run's, and not the port's."""
+        known = _left(self._summary) if self._is_over else self._summary
         yield from self._rounds(known)
         yield from self._updates(known)
         yield from _scores(known)
         yield from self._sites(known)
         yield from self._disk(known)
-        yield certificate_ends(self._certificate_of)
 
     def _rounds(self, known: RunningSummary) -> Iterator[Metric]:
         yield of_states("fedlora_run_state", "1 for what the run is at", known.phase, RUN_STATES)
@@ -96,7 +137,7 @@ class RunMetrics(Collector):
         yield gauge("fedlora_run_round", "the round that is at work, or the next one", known.round)
         yield counter("fedlora_rounds", "rounds that are over, in all processes of the run", known.totals.rounds)
         yield counter(
-            "fedlora_rounds_repeated", "rounds that were begun again for want of a quorum", self._num_repeated
+            "fedlora_rounds_repeated", "rounds that were begun again for want of a quorum", self._counts.num_repeated
         )
         yield gauge("fedlora_last_round_timestamp_seconds", "when a round was last over; 0 before", self._last_ended)
         yield self._timings.family("fedlora_phase_seconds", "seconds of each round's phases")
@@ -105,8 +146,8 @@ class RunMetrics(Collector):
         yield counter(
             "fedlora_updates_accepted", "updates that count, in all rounds that are over", known.totals.accepted
         )
-        yield by_reason("fedlora_updates_refused", "updates that do not count", self._updates_refused, UPDATE_REASONS)
-        yield by_reason("fedlora_calls_refused", "callers and uploads refused", self._calls_refused, CALL_REASONS)
+        refused = self._counts.updates_refused
+        yield by_reason("fedlora_updates_refused", "updates that do not count", refused, UPDATE_REASONS)
         moved = CounterMetricFamily(
             "fedlora_adapter_bytes", "adapter bytes of the rounds that are over", labels=["direction"]
         )
@@ -125,7 +166,8 @@ class RunMetrics(Collector):
         )
 
     def _sites(self, known: RunningSummary) -> Iterator[Metric]:
-        counted = Counter(state for state, _ in known.sites.values())
+        # Who was sent away for good is away with the code for it, and is waited for no more.
+        counted = Counter(state for state, code in known.sites.values() if not (state == "away" and code))
         states = {state: counted[state] for state in SITE_STATES}
         yield labelled("fedlora_sites", "sites that are known, by state", "state", states)
         yield gauge("fedlora_sites_wanted", "sites that the run waits for at its start", self._config.federation.sites)
@@ -141,6 +183,11 @@ class RunMetrics(Collector):
             yield gauge("fedlora_disk_free_bytes", "free on the disk of the run's folder", disk.free)
             yield gauge("fedlora_disk_size_bytes", "size of the disk of the run's folder", disk.total)
         yield gauge("fedlora_disk_short", "1 while there is too little room for the next round", known.disk is not None)
+
+
+def _left(known: RunningSummary) -> RunningSummary:
+    """Return what is known of a run that nobody is at work on any more: it has no sites, and waits for nothing."""
+    return replace(ended(known), sites={}, waiting=frozenset(), waiting_for="", disk=None)
 
 
 def _scores(known: RunningSummary) -> Iterator[Metric]:

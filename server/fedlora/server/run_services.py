@@ -94,6 +94,11 @@ class RunServices:
         if not is_published:
             raise RunStopped("the last adapter is not published yet; the same command goes on with that")
 
+    def look(self) -> None:
+        """Look after the room on the disk, and after the sites that are away."""
+        self.disk.look()
+        self._grid.look()
+
     def clear(self) -> None:
         """Remove what was exchanged: of a run that is over, nobody asks for it."""
         self._exchange.clear()

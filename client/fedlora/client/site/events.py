@@ -16,9 +16,15 @@ BROKEN_OFF = "transfer"
 
 @dataclass(frozen=True)
 class Connected:
-    """A connection to the server stands, for a run of so many rounds."""
+    """A connection to the server stands, for a run of so many rounds; `is_new`: for another than the one before."""
 
     num_rounds: int
+    is_new: bool = True
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A connection to the server stands, which has no run for the site at present."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Settled:
     refusal: str
 
 
-Event = Connected | Disconnected | StandingTold | Began | Ended | Trained | Moved | Settled
+Event = Connected | Idle | Disconnected | StandingTold | Began | Ended | Trained | Moved | Settled
 Listener = Callable[[Event], None]
 
 

@@ -11,7 +11,7 @@ from enum import Enum, auto
 import grpc
 
 from fedlora.client.site.backoff import Backoff
-from fedlora.client.site.events import Connected, Disconnected, Listener, ignore
+from fedlora.client.site.events import Connected, Disconnected, Idle, Listener, ignore
 from fedlora.client.site.joining import shown_certificate
 from fedlora.client.site.line import Line
 from fedlora.client.site.outage import Outage
@@ -153,6 +153,7 @@ class Session:
                             logger.info(
                                 "connected to %s: no run there for this site at present; waiting for one", self._address
                             )
+                            self._listener(Idle())
                         case "drain" if response.drain.more_to_come:
                             self._leave_run(is_finished=response.drain.is_finished)
                             return _End.RUN_OVER

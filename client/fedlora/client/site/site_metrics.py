@@ -17,6 +17,7 @@ from fedlora.client.site.events import (
     Disconnected,
     Ended,
     Event,
+    Idle,
     Moved,
     Settled,
     StandingTold,
@@ -26,7 +27,9 @@ from fedlora.client.site.gpus import Gpu
 from fedlora.common.metric_families import Timings, by_reason, certificate_ends, counter, gauge, labelled, of_states
 from fedlora.common.reasons import UPDATE_REASONS, update_reason
 
-SITE_STATES = ("away", "starting", "ready", "at work", "not ready")
+SITE_STATES = ("away", "no run", "starting", "ready", "at work", "not ready")
+# Of a site from which nothing is asked that it does not do.
+_IN_ORDER = ("no run", "ready", "at work")
 _PHASES = (*PHASES, "forward", "backward", "optimizer", "training", "validation")
 
 
@@ -39,7 +42,7 @@ class SiteMetrics(Collector):
         self._gpus = gpus
         self._timings = Timings(_PHASES)
         self._num_connections = self._num_rounds = self._round = 0
-        self._is_connected = False
+        self._is_connected = self._has_run = False
         self._reason: str | None = None
         self._at_work: list[str] = []
         self._trained: Counter[str] = Counter()
@@ -52,8 +55,10 @@ class SiteMetrics(Collector):
         """Take what has happened."""
         match event:
             case Connected():
-                self._num_connections += 1
-                self._num_rounds, self._is_connected, self._reason = event.num_rounds, True, None
+                self._connect(has_run=True)
+                self._num_rounds = event.num_rounds
+            case Idle():
+                self._connect(has_run=False)
             case Disconnected():
                 self._is_connected = False
             case StandingTold():
@@ -75,11 +80,16 @@ class SiteMetrics(Collector):
             case Settled():
                 self._settled[update_reason(event.refusal) if event.refusal else ""] += 1
 
+    def _connect(self, *, has_run: bool) -> None:
+        """Note a connection; one that waited for a run goes on with it."""
+        self._num_connections += not self._is_connected
+        self._is_connected, self._has_run, self._reason = True, has_run, None
+
     @property
     def obstacle(self) -> str:
-        """What keeps the site from taking part, in a word or two; nothing while it does."""
+        """What keeps the site from taking part, in a word or two; nothing while it does, or no run is there for it."""
         state = self._state()
-        return "" if state in ("ready", "at work") else state
+        return "" if state in _IN_ORDER else state
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
@@ -121,6 +131,8 @@ class SiteMetrics(Collector):
     def _state(self) -> str:
         if not self._is_connected:
             return "away"
+        if not self._has_run:
+            return "no run"
         if self._reason:
             return "not ready"
         if any(phase in REQUESTS for phase in self._at_work):

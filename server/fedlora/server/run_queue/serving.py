@@ -72,6 +72,7 @@ def serve_store(
     command: str,
     opened: Callable[[int], None],
     trackers: Mapping[str, OpenTracker] | None = None,
+    heard: Listener = ignore,
 ) -> None:
     """Do the runs of a store as they come, until SIGTERM, SIGINT or `server stop`; the same call goes on.
 
@@ -79,12 +80,13 @@ def serve_store(
         command: goes into the manifests.
         opened: called with the port's number once sites can connect.
         trackers: of each run, what opens them by name.
+        heard: hears what happens at the port, with or without a run.
 
     Raises:
         FedloraError: the store or the port cannot be used, or another server is at work on it.
     """
     raise_open_files()
-    with _claimed(store.folder), audited(store.folder, ignore) as (listener, note):
+    with _claimed(store.folder), audited(store.folder, heard) as (listener, note):
         authority = authority_of(door, store.folder)
         credentials = credentials_of(door, authority)
         server = _StoreServer(
@@ -159,7 +161,7 @@ class _StoreServer:
     def look(self) -> None:
         """Look after the run at work, and after what an operator has rolled back in any."""
         if (at_work := self._at_work) is not None:
-            at_work[0].disk.look()
+            at_work[0].look()
         for registry in tuple(self._registries.values()):
             registry.look()
 

@@ -6,7 +6,7 @@ stays outstanding until it is answered or withdrawn, and is sent again at each n
 
 import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from flwr.app import Message
 from google.protobuf.message import Message as Proto
@@ -40,6 +40,8 @@ from fedlora.v1 import messages_pb2, session_pb2
 _POLL_SECONDS = 0.2
 _FULL_PAUSE_SECONDS = 2.0
 _WITHDRAWN = "withdrawn"
+# What speaks against a certificate for good; of one that has expired its site may have the next.
+_FOR_GOOD = ("revoked", "unknown_site", "other_run")
 
 
 class RunStopped(RunError):  # noqa: N818 (no error: it was asked for)
@@ -90,14 +92,18 @@ class GrpcGrid(PolledGrid):
 
     # -- for the session service
 
-    def connect(self, site: str, send: Send) -> None:
-        """Take a site's new connection; an older one ends."""
+    def connect(self, site: str, send: Send, standing: Callable[[], str] = lambda: "") -> None:
+        """Take a site's new connection; an older one ends.
+
+        `standing` says what speaks against the certificate that the site has shown, nothing while that is good.
+        """
         with self._changed:
             known = self._site(site)
             if known.send is not None:
                 known.send("replaced")
                 known.leave()
             known.send, known.description, known.reason, known.shut_out = send, None, "", ""
+            known.standing = standing
             for outstanding in known.outstanding.values():
                 outstanding.is_delivered = False
             self._send_taken_back(known)
@@ -118,8 +124,20 @@ class GrpcGrid(PolledGrid):
     def shut_out(self, site: str, code: str) -> None:
         """Note that a site was sent away for good: the rounds do without it."""
         with self._changed:
-            self._site(site).shut_out = code
+            known = self._site(site)
+            known.shut_out = code
+            self._tell(known)
             self._changed.notify_all()
+
+    def look(self) -> None:
+        """Look after the sites that are away: one whose certificate is good no more will not be back."""
+        with self._changed:
+            away = {name: site.standing for name, site in self._sites.items() if site.is_away}
+        for name, standing in away.items():
+            if (code := standing()) in _FOR_GOOD:
+                with self._changed:
+                    if self._site(name).is_away:
+                        self.shut_out(name, code)
 
     def ready(self, site: str, description: SiteDescription) -> None:
         """Take a site that has rehearsed as ready, and send it what is outstanding."""

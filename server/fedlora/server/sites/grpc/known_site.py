@@ -41,11 +41,18 @@ class KnownSite:
     taken_back: session_pb2.ConnectResponse | None = None
     # The code for which it was sent away, and will not be back: nobody waits for it.
     shut_out: str = ""
+    # Says what speaks against the certificate that it came with last.
+    standing: Callable[[], str] = lambda: ""
 
     @property
     def is_ready(self) -> bool:
         """Whether it is there and takes part."""
         return self.send is not None and self.description is not None
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it has no connection, and may come back."""
+        return self.send is None and not self.shut_out
 
     def leave(self) -> None:
         """Note that from now on it is away, if it was there: who comes and goes without being ready was never there."""

@@ -69,7 +69,7 @@ class SessionService(SessionServiceServicer):
         """Serve the connection of a site that has said its Hello, from the run's Welcome on; see `told`."""
         standing = self._gate.standing(context)
         outgoing = Outgoing()
-        self._grid.connect(site, outgoing.send)
+        self._grid.connect(site, outgoing.send, standing)
         listening = asyncio.create_task(self._listen(site, request_iterator, outgoing, context))
         try:
             num_ready, _ = self._grid.counts()
