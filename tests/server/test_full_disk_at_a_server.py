@@ -24,7 +24,7 @@ from fedlora.server.disk.audit import AuditLog, read_audit
 from fedlora.server.disk.space import DiskWatch
 from fedlora.server.disk.status_file import StatusFile, read_status
 from fedlora.server.disk.store import RunFolder
-from fedlora.server.record.events import DiskSpace, Event, RoundEnded, UpdateArrived
+from fedlora.server.record.events import DiskSpace, Event, RoundEnded, UpdateArrived, Waiting
 from fedlora.server.record.running_summary import Summarised
 
 
@@ -83,6 +83,8 @@ def test_a_run_waits_for_room_and_goes_on(tmp_path: Path, caplog: pytest.LogCapt
         said: list[DiskSpace] = []
         statuses: list[dict[str, object]] = []
         fillers: list[Path] = []
+        waited: list[str] = []
+        stuck: list[str] = []
 
         def room() -> None:
             """Wait until the operator can see it, then make room."""
@@ -109,6 +111,10 @@ def test_a_run_waits_for_room_and_goes_on(tmp_path: Path, caplog: pytest.LogCapt
 
         def both(event: Event) -> None:
             summarised(event)
+            if isinstance(event, Waiting):
+                waited.append(event.what)
+            elif isinstance(event, RoundEnded):
+                stuck.append(summarised.summary.waiting_for)
             listen(event)
 
         folder.mkdir()
@@ -120,6 +126,8 @@ def test_a_run_waits_for_room_and_goes_on(tmp_path: Path, caplog: pytest.LogCapt
         assert all(len(report.clients) == 2 for report in checkpoint.reports[1:])
         assert [event.is_short for event in said] == [True, False] * (len(said) // 2)
         assert len(statuses) == 2
+        assert any("no room on the disk" in what for what in waited)
+        assert stuck == [""] * 4, "nothing is waited for once it is written"
         lines = [line for line in status_lines({**statuses[0], "is_running": True}) if line.startswith("  disk")]
         assert len(lines) == 1
         assert str(folder) in lines[0]

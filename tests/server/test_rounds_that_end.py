@@ -171,6 +171,19 @@ def test_29_a_round_below_its_quorum_is_repeated_and_says_so(tmp_path: Path) -> 
     assert len(asked_a) == 1, "what was accepted is not asked for again"
 
 
+def test_what_a_run_waits_for_is_said_at_each_repetition_also_in_the_same_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_FIRST_PAUSE_SECONDS", "_LONGEST_PAUSE_SECONDS"):
+        monkeypatch.setattr(f"fedlora.server.rounds.collect.{name}", 0.1)
+    run = Run(tmp_path, {"a": honest, "b": failing("out_of_memory", 3)}, quorum=1.0, rounds=1).start()
+    run.reports()
+    said = [event.what for event in run.events if isinstance(event, Waiting)]
+    waits = [what for what in said if what.startswith("round 1 has")]
+    assert waits == [waits[0]] * 3
+    assert said.count("") >= 3, "and each time that it goes on"
+
+
 def test_10_a_round_without_any_accepted_update_is_repeated(tmp_path: Path) -> None:
     run = Run(tmp_path, {"a": failing("internal", 1), "b": failing("internal", 1)}, rounds=1).start()
     assert sorted(run.reports()[-1].clients) == ["a", "b"]

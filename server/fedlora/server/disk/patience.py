@@ -15,6 +15,7 @@ WaitForSpace = Callable[[DiskFull], None]
 
 class _Patient(Protocol):
     wait_for_space: WaitForSpace
+    go_on: Callable[[], None]
 
 
 Folder = TypeVar("Folder", bound=_Patient)
@@ -29,17 +30,30 @@ def give_up(error: DiskFull) -> NoReturn:
     raise error
 
 
+def wait_for_nothing() -> None:
+    """Do nothing: nobody has waited."""
+
+
 def patiently(
     write: Callable[Concatenate[Folder, Arguments], Written],
 ) -> Callable[Concatenate[Folder, Arguments], Written]:
-    """Return a method that writes, and writes again from its begin until there is room for all of it."""
+    """Return a method that writes, and writes again from its begin until there is room for all of it.
+
+    A folder that had to wait is told when it need not any more.
+    """
 
     @wraps(write)
     def written(folder: Folder, /, *arguments: Arguments.args, **named: Arguments.kwargs) -> Written:
+        has_waited = False
         while True:
             try:
-                return write(folder, *arguments, **named)
+                result = write(folder, *arguments, **named)
             except DiskFull as error:
                 folder.wait_for_space(error)
+                has_waited = True
+            else:
+                if has_waited:
+                    folder.go_on()
+                return result
 
     return written

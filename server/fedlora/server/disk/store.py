@@ -54,7 +54,7 @@ from fedlora.common.run_folder import (
 )
 from fedlora.methods import MethodState
 from fedlora.server.disk.method_state import pack_state, unpack_state
-from fedlora.server.disk.patience import WaitForSpace, give_up, patiently
+from fedlora.server.disk.patience import WaitForSpace, give_up, patiently, wait_for_nothing
 from fedlora.server.disk.quarantine import set_aside
 from fedlora.server.record.draw import Draw
 from fedlora.server.record.round_report import CODEC, RoundReport
@@ -107,12 +107,14 @@ class RunFolder:
 
     Attributes:
         wait_for_space: called while there is no room on the disk for what is to be written; then it is tried again.
+        go_on: called when it is written after all.
         keeps_former: whether a round goes on from the last two adapters, so that one more is kept.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.wait_for_space: WaitForSpace = give_up
+        self.go_on: Callable[[], None] = wait_for_nothing
         self.keeps_former = False
         self._num_listed: int | None = None  # In rounds.jsonl, where this process has looked.
 

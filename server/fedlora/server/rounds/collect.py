@@ -153,6 +153,7 @@ class Collector:
         """Ask the clients whose update is not there, and take their answers until the round is over."""
         patience = self._config.federation.patience
         intake.refused.clear()
+        federation.go_on()
         self._listener(RoundStarted(number, draw.cohort, tuple(intake.clients)))
         asked = {client: start_of(client) for client in draw.cohort if client not in intake.clients}
         requests = {client: Addressed(client, start.asked) for client, start in asked.items()}

@@ -104,7 +104,7 @@ class FederatedRun:
         """
         federation = Federation(sites, self._folder, self._listener, self._config)
         if not sites.are_fixed:
-            self._folder.wait_for_space = federation.wait_for_space
+            self._folder.wait_for_space, self._folder.go_on = federation.wait_for_space, federation.go_on
         federation.gather(num_sites=self._num_sites)
         checkpoint = self._folder.latest()
         ended = self._begin(federation) if checkpoint is None else self._go_on(federation, checkpoint)

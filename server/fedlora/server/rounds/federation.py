@@ -85,6 +85,7 @@ class Federation:
             return
         while what := self._decide(ready := self.link.descriptions(), num_sites):
             self.wait_for(what, seconds=0.1, hopeless=what)
+        self.go_on()
         self._greet_new(ready)
         _require_test(self.sites.values())
 
@@ -124,6 +125,12 @@ class Federation:
             self._waiting_for = what
             self._listener(Waiting(what))
         self.link.pause(seconds)
+
+    def go_on(self) -> None:
+        """Say that the run waits no more, if it did."""
+        if self._waiting_for:
+            self._waiting_for = ""
+            self._listener(Waiting(""))
 
     def wait_for_space(self, error: DiskFull) -> None:
         """Wait a little, where the disk has no room for what is to be written.

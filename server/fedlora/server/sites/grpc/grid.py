@@ -348,12 +348,19 @@ class GrpcGrid(PolledGrid):
 
     def _offer(self, packed: Packed) -> Offer:
         """Return an adapter on offer, once there is room for it on the disk."""
+        waits_for = ""
         while True:
             try:
-                return self._exchange.offer(packed)
+                offer = self._exchange.offer(packed)
             except DiskFull as error:
-                self._listener(Waiting(f"there is no room on the disk: {error}"))
+                if (what := f"there is no room on the disk: {error}") != waits_for:
+                    waits_for = what
+                    self._listener(Waiting(what))
                 self.pause(_FULL_PAUSE_SECONDS)
+            else:
+                if waits_for:
+                    self._listener(Waiting(""))
+                return offer
 
     def _deliver(self, site: KnownSite, outstanding: Outstanding) -> None:
         if site.send is not None and site.description is not None:
