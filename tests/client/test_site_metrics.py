@@ -8,6 +8,7 @@ from site_bench import Bench, StartBench, adapter, train, wait_until
 from fedlora.client.site.events import Began, Connected, Disconnected, Ended, Idle, Settled, StandingTold
 from fedlora.client.site.gpus import Gpu, gpu_reader
 from fedlora.client.site.site_metrics import SiteMetrics
+from fedlora.v1 import session_pb2
 
 GPU = Gpu(1, used_bytes=3 << 30, size_bytes=8 << 30, busy_share=0.5)
 
@@ -61,6 +62,18 @@ def test_what_the_server_says_of_updates_is_counted_by_its_code() -> None:
 
 def test_gpus_can_be_asked_for_on_any_machine() -> None:
     assert all(0 <= gpu.busy_share <= 1 and gpu.used_bytes <= gpu.size_bytes for gpu in gpu_reader()())
+
+
+def test_a_site_that_the_server_turns_away_is_not_ready(start_bench: StartBench) -> None:
+    metrics = SiteMetrics(certificate=None, gpus=list)
+    bench: Bench = start_bench(listener=metrics)
+    bench.connect()
+    metrics(Connected(5))
+    bench.readiness()
+    wait_until(lambda: metrics.obstacle == "")
+    turned_away = session_pb2.TurnedAway(reason="other_base_model")
+    bench.site.take(session_pb2.ConnectResponse(turned_away=turned_away))
+    assert (metrics.obstacle, shown(metrics)("site_state", state="not_ready")) == ("not ready", 1)
 
 
 def test_a_training_on_the_bench_is_told_phase_by_phase(start_bench: StartBench) -> None:

@@ -126,6 +126,7 @@ class Participation:
             case "turned_away":
                 # What does not fit stays as it is until somebody mends it and starts the site again.
                 self._reason = self._told = response.turned_away.reason
+                self._listener(StandingTold(self._reason))
                 logger.error("turned away by the server: %s%s", self._reason, _MISFITS.get(self._reason, ""))
 
     def _want(self, request: session_pb2.Request) -> None:
