@@ -1,5 +1,7 @@
 """A run's metrics after each of its events: what a scrape of a real run seldom has."""
 
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from fedlora.common.config import RunConfig
-from fedlora.common.run_folder import EXCHANGE_FOLDER
+from fedlora.common.run_folder import EXCHANGE_FOLDER, ROUNDS_FILE
 from fedlora.server.disk.space import why_not_writable
 from fedlora.server.record.events import (
     CallsRefused,
@@ -74,10 +76,10 @@ def test_a_run_that_goes_on_counts_its_rounds_so_far_once_and_from_the_first_scr
     assert shown.value("rounds_total") == 1
     assert shown.value("updates_refused_total", reason="shape") == 1
     assert shown.value("adapter_bytes_total", direction="down") == 20
-    assert shown.value("phase_seconds_count", phase="training") == 0, "timed by another process"
+    assert shown.value("phase_seconds_count", phase="training") == 2
     shown.hear(RoundEnded(replace(REPORT, round=2)))
     assert shown.value("updates_refused_total", reason="shape") == 2
-    assert shown.value("phase_seconds_bucket", phase="training", le="10.0") == 1
+    assert shown.value("phase_seconds_bucket", phase="training", le="10.0") == 3
     assert shown.value("phase_seconds_bucket", phase="training", le="2.0") == 0
 
 
@@ -94,6 +96,21 @@ def test_a_round_that_is_begun_again_for_want_of_a_quorum_is_counted(shown: Show
     shown.hear(RoundEnded(REPORT))
     shown.hear(RoundStarted(2, ("a", "b"), ()))
     assert shown.value("rounds_repeated_total") == 1
+
+
+def test_the_time_in_which_no_process_was_at_work_is_no_stalled_round(tmp_path: Path) -> None:
+    path, began = tmp_path / ROUNDS_FILE, time.time()
+    path.touch()
+    os.utime(path, (began - 86_400, began - 86_400))
+    shown = Shown(tmp_path, reports=(REPORT,))
+    assert shown.value("last_round_timestamp_seconds") == pytest.approx(began - 86_400)
+    shown.hear(RunStarted(("a", "b"), 5, 2, (REPORT,)))
+    shown.hear(RoundStarted(2, ("a", "b"), ()))
+    first = shown.value("last_round_timestamp_seconds")
+    assert first is not None
+    assert first >= began
+    shown.hear(RoundStarted(2, ("a", "b"), ()))
+    assert shown.value("last_round_timestamp_seconds") == first, "a round that is begun again and again stalls"
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped"])

@@ -89,10 +89,13 @@ class RunMetrics(Collector):
         self._certificate_of = certificate_of
         self._summary = after_rounds(reports)
         self._timings = Timings(PHASES)
+        for report in reports:
+            self._time(report)
         self._counts = Counts.of(reports) if counts is None else counts
         self._calls = RefusedCalls()
         self._is_over = False
         self._last_ended = _changed(folder / ROUNDS_FILE)
+        self._has_begun = False
 
     def show(self, event: Event, before: RunningSummary, summary: RunningSummary) -> None:
         """Take what is known after an event of the run."""
@@ -101,6 +104,9 @@ class RunMetrics(Collector):
             case RoundStarted():
                 is_repeated = before.phase in ("training", "averaging") and before.round == event.round
                 self._counts.num_repeated += is_repeated
+                if not self._has_begun:
+                    # Between the last round and this process nobody has worked, and nothing was slow.
+                    self._has_begun, self._last_ended = True, time.time()
             case UpdateArrived() | RoundEnded():
                 refused = new_refusals(before, event)
                 self._counts.updates_refused.update(map(update_reason, refused.values()))
@@ -108,8 +114,11 @@ class RunMetrics(Collector):
                 self._calls.heard(event)
         if isinstance(event, RoundEnded):
             self._last_ended = time.time()
-            for phase, seconds in event.report.seconds.items():
-                self._timings.add(phase, seconds)
+            self._time(event.report)
+
+    def _time(self, report: RoundReport) -> None:
+        for phase, seconds in report.seconds.items():
+            self._timings.add(phase, seconds)
 
     def close(self) -> None:
         """Note that nobody is at work on the run any more."""
@@ -139,7 +148,11 @@ class RunMetrics(Collector):
         yield counter(
             "fedlora_rounds_repeated", "rounds that were begun again for want of a quorum", self._counts.num_repeated
         )
-        yield gauge("fedlora_last_round_timestamp_seconds", "when a round was last over; 0 before", self._last_ended)
+        yield gauge(
+            "fedlora_last_round_timestamp_seconds",
+            "when a round was last over, or this process began its first one; 0 before",
+            self._last_ended,
+        )
         yield self._timings.family("fedlora_phase_seconds", "seconds of each round's phases")
 
     def _updates(self, known: RunningSummary) -> Iterator[Metric]:
