@@ -19,6 +19,7 @@ from stub_site import SCORE, Behaviour, StubSite, honest, lying
 from fedlora.aggregation import FedIT
 from fedlora.common.fates import PARTS
 from fedlora.methods import Method
+from fedlora.server.record.events import ScoreNotFinite
 from fedlora.server.record.round_report import CODEC, RoundReport
 from fedlora.v1 import messages_pb2 as pb
 from fedlora.v1 import session_pb2
@@ -205,6 +206,24 @@ def test_a_site_answers_for_itself_alone_and_by_no_invented_groups(
         assert len(CODEC.dump(report)) < 10_000
     assert "a score of groups does not count: 1,500 groups, none of its name" in caplog.text
     assert "a score of many does not count: over 1,000,000,000 examples; expected at most 4" in caplog.text
+
+
+def test_scores_that_are_not_finite_are_told_of_validation_and_of_held_out_sets(tmp_path: Path) -> None:
+    nan = pb.Score(num_examples=4, loss=math.nan, metric=0.5)
+    behaviours = {
+        "honest": honest,
+        "trains": telling(before=nan, after=nan),
+        "judges": judging(pb.EvaluateReceipt(groups={"judges": nan})),
+    }
+    with open_port(tmp_path / "port") as port, ExitStack() as stack:
+        config = run_config(len(behaviours), evaluation={"client_examples": 4})
+        run = PortRun(tmp_path / "run", port, config)
+        for name, behave in behaviours.items():
+            stack.enter_context(StubSite(name, tmp_path / name, behave).connect(port.address))
+        run.reports()
+    told = [(event.round, event.site) for event in run.events if isinstance(event, ScoreNotFinite)]
+    # The held-out set at the start and after the round, and the validation of the last adapter.
+    assert sorted(told) == [(0, "judges"), (1, "judges"), (1, "judges"), (1, "trains")]
 
 
 class OneRank(FedIT):

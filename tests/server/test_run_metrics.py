@@ -17,6 +17,7 @@ from fedlora.server.record.events import (
     RoundEnded,
     RoundStarted,
     RunStarted,
+    ScoreNotFinite,
     SiteChanged,
     UpdateArrived,
     Waiting,
@@ -130,6 +131,12 @@ def test_a_run_that_is_over_says_how_has_no_sites_and_waits_for_nothing(
     assert shown.value("sites", state="away") == 0
     assert shown.value("cohort_sites", state="waited_for") == 0
     assert (shown.value("run_waiting"), shown.value("disk_short")) == (0, 0)
+
+
+def test_scores_that_are_not_finite_are_counted(shown: Shown) -> None:
+    assert shown.value("scores_not_finite_total") == 0
+    shown.hear(ScoreNotFinite(1, "a"))
+    assert shown.value("scores_not_finite_total") == 1
 
 
 def test_who_was_sent_away_for_good_is_no_site_that_is_away(shown: Shown) -> None:

@@ -26,6 +26,7 @@ from fedlora.server.record.events import (
     Event,
     RoundEnded,
     RoundStarted,
+    ScoreNotFinite,
     UpdateArrived,
 )
 from fedlora.server.record.round_report import RoundReport
@@ -38,10 +39,14 @@ _FILES_ON_THEIR_WAY = ("whole", "difference", "uploads", "updates")
 
 @dataclass
 class Counts:
-    """What is counted event by event, since no summary holds it: refused updates by reason, and repeated rounds."""
+    """What is counted event by event, since no summary holds it.
+
+    That is refused updates by reason, repeated rounds, and scores that were not finite.
+    """
 
     updates_refused: Counter[str] = field(default_factory=Counter)
     num_repeated: int = 0
+    num_not_finite: int = 0
 
     @classmethod
     def of(cls, reports: Iterable[RoundReport]) -> "Counts":
@@ -110,6 +115,8 @@ class RunMetrics(Collector):
             case UpdateArrived() | RoundEnded():
                 refused = new_refusals(before, event)
                 self._counts.updates_refused.update(map(update_reason, refused.values()))
+            case ScoreNotFinite():
+                self._counts.num_not_finite += 1
             case CallsRefused():
                 self._calls.heard(event)
         if isinstance(event, RoundEnded):
@@ -136,6 +143,9 @@ class RunMetrics(Collector):
         yield from self._rounds(known)
         yield from self._updates(known)
         yield from _scores(known)
+        yield counter(
+            "fedlora_scores_not_finite", "sites' scores that are NaN or infinite", self._counts.num_not_finite
+        )
         yield from self._sites(known)
         yield from self._disk(known)
 

@@ -52,6 +52,14 @@ class UpdateArrived:
 
 
 @dataclass(frozen=True)
+class ScoreNotFinite:
+    """A site has told a score of an adapter that is NaN or infinite; it does not count."""
+
+    round: int
+    site: str
+
+
+@dataclass(frozen=True)
 class EvaluationStarted:
     """The global adapter goes to the clients' workers for its score on the held-out set."""
 
@@ -163,6 +171,7 @@ Event = (
     | RunStarted
     | RoundStarted
     | UpdateArrived
+    | ScoreNotFinite
     | EvaluationStarted
     | RoundEnded
 )

@@ -22,6 +22,7 @@ from fedlora.server.record.events import (
     RoundEnded,
     RoundStarted,
     RunStarted,
+    ScoreNotFinite,
     SiteChanged,
     SitesDescribed,
     UpdateArrived,
@@ -213,6 +214,8 @@ def updated(summary: RunningSummary, event: Event) -> RunningSummary:
         case DiskSpace():
             return replace(summary, disk=event if event.is_short else None)
         case Noted() | SitesDescribed() | Enrolled() | CallsRefused() | AdapterFetched() | NotPublished():
+            return summary
+        case ScoreNotFinite():
             return summary
 
 

@@ -9,6 +9,11 @@ from fedlora.common.messages import EvaluateReceipt, Generated, Score, SiteDescr
 _ROUNDING = 1e-6
 
 
+def is_finite(score: Score) -> bool:
+    """Return whether a score is of numbers, as that of an adapter is which has not diverged."""
+    return math.isfinite(score.loss) and math.isfinite(score.metric)
+
+
 def score_fault(score: Score, *, most: int, is_own_task: bool) -> str:
     """Return what speaks against a score, nothing where it can be true.
 

@@ -19,7 +19,7 @@ from fedlora.common.messages import (
 from fedlora.common.packed_file import Packed
 from fedlora.server.record.fair_shares import merge_fairly
 from fedlora.server.record.round_report import HeldOutReport
-from fedlora.server.rounds.believable import generated_in, score_in
+from fedlora.server.rounds.believable import generated_in, is_finite, score_in
 from fedlora.server.rounds.federation import Federation
 from fedlora.server.rounds.inquiry import Addressed, Answer, Inquiry, ask, expect, never
 
@@ -108,7 +108,9 @@ def validate(
     held = {name: federation.sites[name].num_validation for name in federation.expected(patience)}
     there = [name for name, number in held.items() if number > 0]
     receipts = _answers_of_sites(federation, dict.fromkeys(there, request), patience=patience)
-    scores = _scores(receipts, {name: min(num_examples, held[name]) for name in receipts}, round, is_own_task)
+    scores = _scores(
+        federation, receipts, {name: min(num_examples, held[name]) for name in receipts}, round, is_own_task
+    )
     return merge_fairly(scores) if scores else None
 
 
@@ -161,7 +163,8 @@ def _judge_at_sites(
     there = [name for name, number in held.items() if number > 0]
     receipts = _answers_of_sites(federation, dict.fromkeys(there, request), patience=patience)
     most = {name: held[name] if request.num_examples is None else request.num_examples for name in receipts}
-    groups = _scores(receipts, {name: min(most[name], held[name]) for name in receipts}, request.round, is_own_task)
+    most = {name: min(most[name], held[name]) for name in receipts}
+    groups = _scores(federation, receipts, most, request.round, is_own_task)
     if not groups:
         return None
     generated: list[Mapping[str, Generated]] = []
@@ -176,7 +179,11 @@ def _judge_at_sites(
 
 
 def _scores(
-    receipts: Mapping[str, EvaluateReceipt], most: Mapping[str, int], round: int, is_own_task: bool
+    federation: Federation,
+    receipts: Mapping[str, EvaluateReceipt],
+    most: Mapping[str, int],
+    round: int,
+    is_own_task: bool,
 ) -> dict[str, Score]:
     """Return by site the scores that can be true; `most` examples each are they over at most. The others are said."""
     scores: dict[str, Score] = {}
@@ -184,6 +191,8 @@ def _scores(
         score, fault = score_in(receipt, name, most=most[name], is_own_task=is_own_task)
         if fault:
             logger.warning("round %d: a score of %s does not count: %s", round, name, fault)
+        if (told := receipt.groups.get(name)) is not None and not is_finite(told):
+            federation.note_not_finite(round, name)
         if score is not None:
             scores[name] = score
     return scores

@@ -15,7 +15,7 @@ from fedlora.common.fates import num_left_out
 from fedlora.common.messages import SiteDescription
 from fedlora.server.disk.audit import run_id_in
 from fedlora.server.disk.store import RunFolder
-from fedlora.server.record.events import Listener, Noted, SitesDescribed, Waiting
+from fedlora.server.record.events import Listener, Noted, ScoreNotFinite, SitesDescribed, Waiting
 from fedlora.server.record.hourly import Hourly
 from fedlora.server.rounds.ending import shortened
 from fedlora.server.rounds.ground import (
@@ -96,6 +96,10 @@ class Federation:
     def note(self, line: str) -> None:
         """Tell whoever looks on something that they should know."""
         self._listener(Noted((line,)))
+
+    def note_not_finite(self, round: int, site: str) -> None:
+        """Tell whoever looks on that a site's score of a round's adapter is NaN or infinite."""
+        self._listener(ScoreNotFinite(round, site))
 
     def available(self, *, without: Collection[str] = ()) -> list[str]:
         """Return the sorted names of the sites that can be asked now, new ones included."""

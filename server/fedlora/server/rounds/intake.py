@@ -11,9 +11,9 @@ from fedlora.adapters.moments import Moments, Sharing
 from fedlora.common.messages import UNREADABLE, Failure, SiteDescription, TrainReceipt
 from fedlora.common.phases import announce
 from fedlora.server.disk.store import RunFolder
-from fedlora.server.record.events import Listener, UpdateArrived
+from fedlora.server.record.events import Listener, ScoreNotFinite, UpdateArrived
 from fedlora.server.rounds.admission import Admitted, Refusal, admit, outliers
-from fedlora.server.rounds.believable import believable_update
+from fedlora.server.rounds.believable import believable_update, is_finite
 from fedlora.server.rounds.inquiry import Answer
 from fedlora.server.rounds.starts import Start
 from fedlora.server.sites import Sites
@@ -136,6 +136,8 @@ class Intake:
         receipt, fault = believable_update(content, request=request, site=site, is_own_task=self._is_own_task)
         if fault:
             logger.warning("round %d: a score of %s does not count: %s", self._number, client, fault)
+        if not all(is_finite(score) for score in (content.before, content.after) if score is not None):
+            self._listener(ScoreNotFinite(self._number, client))
         self._admitted[client], self.receipts[client] = found, receipt
         return None
 
