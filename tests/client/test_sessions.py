@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[1] / "server"))
 
 from open_port import DEADLINE_SECONDS, RUN, Conversation, OpenPort, enrolled, named, open_port, refusal, wait_until
 
+from fedlora.client.site.events import Connected, Event, Finished, Idle
 from fedlora.client.site.line import Line
 from fedlora.client.site.participation import Participation
 from fedlora.client.site.session import Session
@@ -71,9 +72,11 @@ class Client:
         self.site = Onlooker()
         self.error: RunError | None = None
         self._leaves = threading.Event()
+        self.events: list[Event] = []
         self._session = Session(
-            address, "north", credentials=credentials, make_site=self.site.made, leaves=self._leaves.is_set
-        )
+            address, "north", credentials=credentials, make_site=self.site.made, leaves=self._leaves.is_set,
+            listener=self.events.append,
+        )  # fmt: skip
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
@@ -134,6 +137,22 @@ def test_a_site_leaves_when_the_run_is_over_and_waits_when_the_server_goes_away(
         port.grid.stop(is_finished=True)
         client.wait_for_end()
     assert client.error is None
+    assert [event for event in client.events if isinstance(event, Connected)][:2] == [
+        Connected(RUN.federation.rounds, is_new=True),
+        Connected(RUN.federation.rounds, is_new=False),
+    ]
+    assert client.events.count(Finished()) == 1
+
+
+def test_a_site_says_that_it_waits_for_a_run_and_then_that_it_is_in_one(tmp_path: Path) -> None:
+    with open_port(tmp_path, has_hall=True) as port:
+        assert port.hall is not None
+        port.hall.present = None
+        with Client(port.address) as client:
+            wait_until(lambda: client.events == [Idle()])
+            port.hall.present = port.present
+            client.wait_until_connected()
+        assert client.events[:2] == [Idle(), Connected(RUN.federation.rounds)]
 
 
 # -- lines that break

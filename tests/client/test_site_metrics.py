@@ -5,7 +5,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry
 from site_bench import Bench, StartBench, adapter, train, wait_until
 
-from fedlora.client.site.events import Began, Connected, Disconnected, Ended, Idle, Settled, StandingTold
+from fedlora.client.site.events import Began, Connected, Disconnected, Ended, Finished, Idle, Settled, StandingTold
 from fedlora.client.site.gpus import Gpu, gpu_reader
 from fedlora.client.site.site_metrics import SiteMetrics
 from fedlora.v1 import session_pb2
@@ -31,13 +31,34 @@ def test_a_site_for_which_the_server_has_no_run_is_in_order_and_one_that_comes_c
     assert (metrics.obstacle, value("site_connections_total")) == ("", 2)
 
 
+def test_the_round_is_that_of_the_run_at_present() -> None:
+    metrics = SiteMetrics(certificate=None, gpus=list)
+    value = shown(metrics)
+    for event, found in (
+        (Connected(50), 0), (Began("train", 50), 50), (Disconnected(), 50), (Connected(50, is_new=False), 50),
+        (Connected(3), 0), (Began("train", 1), 1), (Began("work"), 1),
+    ):  # fmt: skip
+        metrics(event)
+        assert value("site_round") == found
+
+
+def test_a_site_whose_run_is_over_is_finished_and_not_away() -> None:
+    metrics = SiteMetrics(certificate=None, gpus=list)
+    for event in (Connected(5), StandingTold(""), Disconnected()):
+        metrics(event)
+    assert (metrics.obstacle, metrics.is_finished) == ("away", False)
+    metrics(Finished())
+    assert (metrics.obstacle, metrics.is_finished) == ("", True)
+    assert shown(metrics)("site_state", state="finished") == 1
+
+
 def test_a_site_is_away_starting_ready_at_work_and_not_ready_in_turn() -> None:
     metrics = SiteMetrics(certificate=None, gpus=list)
     value = shown(metrics)
     told = [
         (Connected(5), "starting"), (StandingTold(""), "ready"), (Began("train", 2), "at_work"),
         (Began("work"), "at_work"), (Ended("work", 1.0), "at_work"), (Ended("train", 2.0), "ready"),
-        (StandingTold("paused"), "not_ready"), (Disconnected(), "away"), (Connected(5), "starting"),
+        (StandingTold("paused"), "not_ready"), (Disconnected(), "away"), (Connected(5, is_new=False), "starting"),
     ]  # fmt: skip
     for event, state in told:
         metrics(event)

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -119,3 +120,16 @@ def test_an_address_that_cannot_be_used_is_one_line(
 
 def _connected(number: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", number), timeout=30)
+
+
+def test_who_is_scraped_waits_for_one_scrape_more_and_who_is_not_for_none(registry: CollectorRegistry) -> None:
+    with WatchPort("0", registry, obstacle=str) as port:
+        port.await_scrape()
+        assert b" 200 OK" in asked(port.number, b"GET /metrics HTTP/1.1\r\n\r\n")
+        waiting = threading.Thread(target=port.await_scrape)
+        waiting.start()
+        assert b" 200 OK" in asked(port.number, b"GET /ready HTTP/1.1\r\n\r\n")
+        assert waiting.is_alive()
+        while waiting.is_alive():
+            asked(port.number, b"GET /metrics HTTP/1.1\r\n\r\n")
+            waiting.join(0.1)

@@ -127,6 +127,7 @@ def test_a_run_that_is_over_says_how_has_no_sites_and_waits_for_nothing(
     shown.metrics.close()
     shown.hear(SiteChanged("b", "away"))
     assert shown.value("run_state", state=state) == 1
+    assert shown.metrics.is_finished == (state == "finished")
     assert shown.value("run_state", state="training") == 0
     assert shown.value("sites", state="away") == 0
     assert shown.value("cohort_sites", state="waited_for") == 0

@@ -30,6 +30,8 @@ _LOOPBACK = "127.0.0.1"
 _MOST_REQUEST_BYTES = 8 << 10
 _REQUEST_SECONDS = 5.0
 _MOST_CONNECTIONS = 16
+# As long as Prometheus leaves between two scrapes unless it is told otherwise, and what one may be late.
+_LONGEST_INTERVAL_SECONDS, _LATE_SECONDS = 60.0, 5.0
 _PLAIN_TEXT = "text/plain; charset=utf-8"
 
 
@@ -77,6 +79,40 @@ class WatchPort:
         self._server.server_close()
         self._thread.join()
 
+    def await_scrape(self) -> None:
+        """Wait until who scrapes the process has seen it as it is now: an interval at most, and not if nobody does."""
+        scrapes = self._server.scrapes
+        if seconds := scrapes.interval_seconds:
+            logger.info("waiting for the last scrape of /metrics, %.0f s at most", seconds + _LATE_SECONDS)
+            scrapes.await_next(seconds + _LATE_SECONDS)
+
+
+class _Scrapes:
+    """When the last scrapes were; safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._times: list[float] = []
+        self._num = 0
+
+    def note(self) -> None:
+        with self._changed:
+            self._times = [*self._times[-1:], time.monotonic()]
+            self._num += 1
+            self._changed.notify_all()
+
+    @property
+    def interval_seconds(self) -> float:
+        """How long may pass until the next one, as far as that is known; 0 where there was none yet."""
+        with self._changed:
+            apart = self._times[-1] - self._times[0] if len(self._times) > 1 else _LONGEST_INTERVAL_SECONDS
+            return min(apart, _LONGEST_INTERVAL_SECONDS) if self._times else 0.0
+
+    def await_next(self, seconds: float) -> None:
+        with self._changed:
+            known = self._num
+            self._changed.wait_for(lambda: self._num > known, seconds)
+
 
 Answer = tuple[HTTPStatus, str, bytes]
 
@@ -108,6 +144,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: Any, family: int, answer: Callable[[str], Answer | None]) -> None:
         self.address_family = family
         self.answer = answer
+        self.scrapes = _Scrapes()
         self._room = threading.Semaphore(_MOST_CONNECTIONS)
         super().__init__(address, _Handler)
 
@@ -141,8 +178,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(_REQUEST_SECONDS)
 
     def do_GET(self) -> None:
+        path = urlsplit(self.path).path
         try:
-            answer = self.server.answer(urlsplit(self.path).path)
+            answer = self.server.answer(path)
         except Exception:
             logger.exception("%s cannot be answered; this is a bug in fedlora", "a page of the watch port")
             answer = HTTPStatus.INTERNAL_SERVER_ERROR, _PLAIN_TEXT, b"a bug; the log has it\n"
@@ -152,6 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+        if path == "/metrics":
+            self.server.scrapes.note()
 
     def log_message(self, *_: object) -> None:
         """A scrape every few seconds is no news."""

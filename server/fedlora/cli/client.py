@@ -129,7 +129,12 @@ def _join(
     if metrics is not None:
         site_metrics = _site_metrics(address, folder, insecure=insecure, files=files)
         listeners.append(site_metrics)
-        watching = watched(metrics, site_metrics, obstacle=lambda: site_metrics.obstacle)
+        watching = watched(
+            metrics,
+            site_metrics,
+            obstacle=lambda: site_metrics.obstacle,
+            is_finished=lambda: site_metrics.is_finished,
+        )
     with tracer_for("fedlora-client", trace) as tracer, watching:
         if tracer is not None:
             from fedlora.client.site.site_traces import SiteTraces

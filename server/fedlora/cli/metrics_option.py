@@ -22,11 +22,19 @@ MetricsOption = Annotated[
 
 
 @contextmanager
-def watched(address: str, collector: "Collector", *, obstacle: Callable[[], str]) -> Iterator[None]:
+def watched(
+    address: str,
+    collector: "Collector",
+    *,
+    obstacle: Callable[[], str],
+    is_finished: Callable[[], bool] = lambda: False,
+) -> Iterator[None]:
     """Show a collector's metrics, and those of the process, at an address while the block lasts.
 
     Args:
         obstacle: says what keeps the process from being ready, nothing if it is.
+        is_finished: says at the end whether all is done, which a last scrape is then to see, so that nobody takes the
+            process for one that has failed.
 
     Raises:
         ConfigError: the address cannot be used.
@@ -41,5 +49,7 @@ def watched(address: str, collector: "Collector", *, obstacle: Callable[[], str]
     registry.register(collector)
     ProcessCollector(registry=registry)
     Info("fedlora_build", "what is running", registry=registry).info({"version": version("fedlora")})
-    with WatchPort(address, registry, obstacle=obstacle):
+    with WatchPort(address, registry, obstacle=obstacle) as port:
         yield
+        if is_finished():
+            port.await_scrape()

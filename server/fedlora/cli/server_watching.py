@@ -32,7 +32,8 @@ def metrics_of(
     from fedlora.server.run_metrics import RunMetrics
 
     metrics = RunMetrics(config, out, reports=reports, certificate_of=_certificates(door, out))
-    return watched(address, metrics, obstacle=_obstacle(out, is_open)), metrics
+    obstacle = _obstacle(out, is_open)
+    return watched(address, metrics, obstacle=obstacle, is_finished=lambda: metrics.is_finished), metrics
 
 
 def metrics_of_store(

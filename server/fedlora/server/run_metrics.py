@@ -131,6 +131,11 @@ class RunMetrics(Collector):
         """Note that nobody is at work on the run any more."""
         self._is_over = True
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended with its last round."""
+        return self._is_over and self._summary.phase == "finished"
+
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
         yield from self.of_the_run()

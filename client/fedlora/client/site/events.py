@@ -28,6 +28,11 @@ class Idle:
 
 
 @dataclass(frozen=True)
+class Finished:
+    """The run is over, at a server that has no other: the site is done."""
+
+
+@dataclass(frozen=True)
 class Disconnected:
     """The connection is gone."""
 
@@ -80,7 +85,7 @@ class Settled:
     refusal: str
 
 
-Event = Connected | Idle | Disconnected | StandingTold | Began | Ended | Trained | Moved | Settled
+Event = Connected | Idle | Finished | Disconnected | StandingTold | Began | Ended | Trained | Moved | Settled
 Listener = Callable[[Event], None]
 
 

@@ -11,7 +11,7 @@ from enum import Enum, auto
 import grpc
 
 from fedlora.client.site.backoff import Backoff
-from fedlora.client.site.events import Connected, Disconnected, Idle, Listener, ignore
+from fedlora.client.site.events import Connected, Disconnected, Finished, Idle, Listener, ignore
 from fedlora.client.site.joining import shown_certificate
 from fedlora.client.site.line import Line
 from fedlora.client.site.outage import Outage
@@ -108,6 +108,7 @@ class Session:
                     what = _one_line(error)
                 else:
                     if end is _End.ALL_OVER:
+                        self._listener(Finished())
                         return
                     if end is _End.RUN_OVER:
                         outage.over()
@@ -204,7 +205,7 @@ class Session:
                 f"the server's run file has {size:,} characters; expected at most {_MOST_RUN_FILE_CHARACTERS:,}"
             )
         run = parse_toml(welcome.run_toml, origin="the server's run", aggregates_elsewhere=True)
-        if run != self._run:
+        if is_new := run != self._run:
             if self._site is not None:
                 self._site.close()
             self._site, self._run = self._make_site(run), run
@@ -212,7 +213,7 @@ class Session:
             "connected to %s (fedlora %s): run %s, %d of %d sites are ready",
             self._address, welcome.version, run.run.name, welcome.num_ready, welcome.num_expected,
         )  # fmt: skip
-        self._listener(Connected(run.federation.rounds))
+        self._listener(Connected(run.federation.rounds, is_new))
         if self._site is not None:
             self._site.connected(line)
 

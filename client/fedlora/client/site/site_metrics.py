@@ -17,6 +17,7 @@ from fedlora.client.site.events import (
     Disconnected,
     Ended,
     Event,
+    Finished,
     Idle,
     Moved,
     Settled,
@@ -27,14 +28,18 @@ from fedlora.client.site.gpus import Gpu
 from fedlora.common.metric_families import Timings, by_reason, certificate_ends, counter, gauge, labelled, of_states
 from fedlora.common.reasons import UPDATE_REASONS, update_reason
 
-SITE_STATES = ("away", "no run", "starting", "ready", "at work", "not ready")
+SITE_STATES = ("away", "no run", "starting", "ready", "at work", "not ready", "finished")
 # Of a site from which nothing is asked that it does not do.
-_IN_ORDER = ("no run", "ready", "at work")
+_IN_ORDER = ("no run", "ready", "at work", "finished")
 _PHASES = (*PHASES, "forward", "backward", "optimizer", "training", "validation")
 
 
 class SiteMetrics(Collector):
-    """Listens to what happens at a site, and shows it at each scrape."""
+    """Listens to what happens at a site, and shows it at each scrape.
+
+    Attributes:
+        is_finished: whether the run is over, at a server that has no other.
+    """
 
     def __init__(self, *, certificate: Callable[[], bytes] | None, gpus: Callable[[], list[Gpu]]) -> None:
         """`certificate` reads the site's, where there is one; `gpus` says how the GPUs are doing."""
@@ -42,7 +47,7 @@ class SiteMetrics(Collector):
         self._gpus = gpus
         self._timings = Timings(_PHASES)
         self._num_connections = self._num_rounds = self._round = 0
-        self._is_connected = self._has_run = False
+        self._is_connected = self._has_run = self.is_finished = False
         self._reason: str | None = None
         self._at_work: list[str] = []
         self._trained: Counter[str] = Counter()
@@ -57,8 +62,12 @@ class SiteMetrics(Collector):
             case Connected():
                 self._connect(has_run=True)
                 self._num_rounds = event.num_rounds
+                if event.is_new:
+                    self._round = 0
             case Idle():
                 self._connect(has_run=False)
+            case Finished():
+                self.is_finished = True
             case Disconnected():
                 self._is_connected = False
             case StandingTold():
@@ -129,6 +138,8 @@ class SiteMetrics(Collector):
         yield labelled("fedlora_gpu_utilization_ratio", "share of the time that a GPU was busy", "gpu", busy)
 
     def _state(self) -> str:
+        if self.is_finished:
+            return "finished"
         if not self._is_connected:
             return "away"
         if not self._has_run:
