@@ -93,6 +93,10 @@ def test_sites_stay_from_run_to_run_and_each_run_is_what_it_would_be_alone(
         none = server.command("adapters", "list", server.address, "--site", str(files["chalk"]), "--run", "fourth")
         assert (none.returncode, "has no such run" in none.stderr) == (1, True), none.stderr
         assert "third is stopped" in runs(server, "stop", "third")
+        submit = f"fedlora runs submit {store.run_folder('third')}/run.toml --store {server.out}"
+        assert f"  to go on  {submit}" in runs(server, "show", "third").splitlines()
+        done = server.command("server", "status", "--out", str(store.run_folder("third")))
+        assert f"  to go on  {submit}" in done.stdout.splitlines()
         assert_between_runs(server)
         assert server.command("server", "stop", "--out", str(server.out)).returncode == 0
         assert server.server.wait(SECONDS) == 0

@@ -14,6 +14,7 @@ from fedlora.common.printable import printable
 
 if TYPE_CHECKING:
     from fedlora.server.run_queue.queue import QueuedRun
+    from fedlora.server.run_queue.store import RunStore
 
 runs_app = typer.Typer(
     help="The runs of a server that lasts (server start --store): submit, list, show, stop.", no_args_is_help=True
@@ -79,7 +80,8 @@ def show(name: Name, store: Store, as_json: Json = False) -> None:
         print_json(RunShown(_told(run), str(folder), status))
         return
     print(printable(_line(run)))
-    for line in status_lines(status) if status is not None else ():
+    to_go_on = to_go_on_with(name, found)
+    for line in status_lines(status, to_go_on=to_go_on) if status is not None else ():
         print(printable(line))
     if folder.is_dir():
         print(f"  folder    {folder}")
@@ -140,6 +142,22 @@ def print_runs(store: Path, *, as_json: bool) -> None:
         print(f"no run yet; to submit one: fedlora runs submit RUN.toml --store {shlex.quote(str(store))}")
     for run in runs:
         print(printable(_line(run)))
+
+
+def to_go_on_with(name: str, store: "RunStore") -> str:
+    """Return the command that has a run of a store go on, which is not over; nothing where it does by itself.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    from fedlora.common.run_folder import RUN_FILE
+
+    folder = shlex.quote(str(store.folder))
+    states = {run.name: run.state for run in store.queue().runs}
+    if states.get(name) in ("waiting", "running"):
+        return "" if store.is_served else f"fedlora server start --store {folder}"
+    run_file = store.run_folder(name) / RUN_FILE
+    return f"fedlora runs submit {shlex.quote(str(run_file))} --store {folder}"
 
 
 def _line(run: "QueuedRun") -> str:

@@ -103,10 +103,10 @@ def start(
 @server_app.command()
 def status(out: Out, as_json: Json = False) -> None:
     """Say how a server is doing, or how it ended: round, sites, updates, bytes, scores; of a store, its runs."""
-    from fedlora.cli.runs import print_runs
+    from fedlora.cli.runs import print_runs, to_go_on_with
     from fedlora.cli.server_view import status_lines
     from fedlora.server.disk.status_file import read_status
-    from fedlora.server.run_queue.store import is_store
+    from fedlora.server.run_queue.store import RunStore, is_store
 
     if is_store(out):
         print_runs(out, as_json=as_json)
@@ -115,7 +115,9 @@ def status(out: Out, as_json: Json = False) -> None:
     if as_json:
         print_json(found)
         return
-    for line in status_lines(found):
+    store = out.absolute().parent.parent
+    of_a_store = {"to_go_on": to_go_on_with(str(found["run"]), RunStore.existing(store))} if is_store(store) else {}
+    for line in status_lines(found, **of_a_store):
         print(printable(line))
 
 

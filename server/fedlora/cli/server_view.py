@@ -24,15 +24,15 @@ from fedlora.server.report.wording import (
 )
 
 
-def status_lines(status: Status) -> Iterator[str]:
-    """Yield a server's status in lines for people."""
+def status_lines(status: Status, *, to_go_on: str = "give the same start command again") -> Iterator[str]:
+    """Yield a server's status in lines for people; `to_go_on` says what has a run go on that was not finished."""
     found: Mapping[str, Any] = status
     where = f", port {found['port']}, process {found['pid']}" if found["is_running"] else ""
     yield f"{found['run']}: {_state(found)}{where}"
     if found["failure"]:
         yield f"  because   {found['failure']}"
-    if found["state"] in ("failed", "stopped", "killed"):
-        yield "  to go on  give the same start command again"
+    if found["state"] in ("failed", "stopped", "killed") and to_go_on:
+        yield f"  to go on  {to_go_on}"
     if found["is_running"] and (disk := found.get("disk")):
         free, needed = bytes_text(disk["free_bytes"]), bytes_text(disk["needed_bytes"])
         yield f"  disk      too full: {free} free, {needed} needed; free some space on that of {disk['folder']}"
