@@ -4,14 +4,18 @@ import json
 import re
 import shutil
 import subprocess
+import threading
+import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from deployment import Deployment
+from deployment import Deployment, Process
 from monitoring_files import METRIC, README, queries, rules
-from test_deployment import SITES
-from watched_deployment import Watched, families, page, sampled, traced, value, watched_deployment
+from small_run import write_run_file
+from test_deployment import SITES, site_file
+from watched_deployment import Watched, address_of, families, page, sampled, traced, value, watched_deployment
 
 from fedlora.server.run_queue.metrics import StoreMetrics
 from fedlora.server.run_queue.store import RunStore
@@ -74,8 +78,9 @@ def test_no_label_says_more_than_a_word_of_a_small_set(watched: Watched) -> None
             assert len({sample.labels[name] for sample in family.samples for name in labels}) <= 60, family.name
 
 
-def test_what_alerts_and_dashboard_ask_for_is_exported(watched: Watched) -> None:
-    exported = sampled(watched.server, watched.site)
+def test_what_alerts_and_dashboard_ask_for_is_exported(watched: Watched, tmp_path: Path) -> None:
+    of_a_store = StoreMetrics(RunStore.opened(tmp_path / "store"), certificate_of={})
+    exported = sampled(watched.server, watched.site) | {family.name for family in of_a_store.collect()}
     asked = {name for text in (*(rule["expr"] for rule in rules()), *queries()) for name in METRIC.findall(text)}
     assert len(asked) > 30
     assert asked - exported == set()
@@ -142,6 +147,39 @@ def test_who_takes_part_is_ready_and_who_has_lost_its_server_is_not(watched: Wat
     site.wait_for("trying again")
     assert page(site, "/ready") == (503, "away\n")
     assert page(site, "/health") == (200, "alive\n")
+
+
+@pytest.mark.slow
+def test_the_last_scrape_of_server_and_site_says_that_their_run_is_finished(
+    tmp_path: Path, tiny_vision_model: Path, tiny_digits: Path
+) -> None:
+    overrides = ("federation.sites=1", "federation.rounds=1", 'data.labels=["0","1","2"]')
+    run = write_run_file(tmp_path, tiny_vision_model, tiny_digits, *overrides)
+    scrapes: dict[str, list[str]] = {"server": [], SITES[0]: []}
+
+    def scrape(process: Process) -> None:
+        address = address_of(process)
+        with suppress(OSError):
+            while True:
+                with urllib.request.urlopen(f"{address}/metrics", timeout=20) as answer:
+                    scrapes[process.name].append(answer.read().decode())
+
+    with Deployment(tmp_path, run) as deployment:
+        deployment.server.arguments = [*deployment.server.arguments, "--metrics", "0"]
+        deployment.server.start()
+        deployment.server.wait_for("listening on")
+        name = SITES[0]
+        site = deployment.add_site(name, site_file(tmp_path, name, tiny_digits), token=deployment.invite(name))
+        site.arguments = [*site.arguments, "--metrics", "0"]
+        site.start()
+        scrapers = [threading.Thread(target=scrape, args=(process,)) for process in (deployment.server, site)]
+        for scraper in scrapers:
+            scraper.start()
+        assert (deployment.server.wait(300), site.wait(300)) == (0, 0), deployment.server.text
+        for scraper in scrapers:
+            scraper.join()
+    assert value(scrapes[deployment.server.name][-1], "fedlora_run_state", state="finished") == 1
+    assert value(scrapes[name][-1], "fedlora_site_state", state="finished") == 1
 
 
 def test_a_port_that_is_taken_is_one_line_before_anything_starts(watched: Watched, tmp_path: Path) -> None:

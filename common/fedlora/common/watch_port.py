@@ -93,12 +93,11 @@ class _Scrapes:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._times: list[float] = []
-        self._num = 0
 
-    def note(self) -> None:
+    def note(self, began: float) -> None:
+        """Note a scrape that has been answered, and when that began."""
         with self._changed:
-            self._times = [*self._times[-1:], time.monotonic()]
-            self._num += 1
+            self._times = [*self._times[-1:], began]
             self._changed.notify_all()
 
     @property
@@ -109,9 +108,10 @@ class _Scrapes:
             return min(apart, _LONGEST_INTERVAL_SECONDS) if self._times else 0.0
 
     def await_next(self, seconds: float) -> None:
+        """Wait for one that begins from here on, so long at most."""
+        now = time.monotonic()
         with self._changed:
-            known = self._num
-            self._changed.wait_for(lambda: self._num > known, seconds)
+            self._changed.wait_for(lambda: self._times[-1] > now, seconds)
 
 
 Answer = tuple[HTTPStatus, str, bytes]
@@ -178,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(_REQUEST_SECONDS)
 
     def do_GET(self) -> None:
-        path = urlsplit(self.path).path
+        path, began = urlsplit(self.path).path, time.monotonic()
         try:
             answer = self.server.answer(path)
         except Exception:
@@ -191,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
         if path == "/metrics":
-            self.server.scrapes.note()
+            self.server.scrapes.note(began)
 
     def log_message(self, *_: object) -> None:
         """A scrape every few seconds is no news."""
