@@ -122,8 +122,13 @@ def _connected(number: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", number), timeout=30)
 
 
-def test_who_is_scraped_waits_for_one_scrape_more_and_who_is_not_for_none(registry: CollectorRegistry) -> None:
+def test_who_is_scraped_waits_for_one_scrape_more_and_who_is_not_for_none(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedlora.common.watch_port._LATE_SECONDS", 3600.0)
     with WatchPort("0", registry, obstacle=str) as port:
+        port.await_scrape()
+        assert b" 200 OK" in asked(port.number, b"GET /metrics HTTP/1.1\r\n\r\n")
         port.await_scrape()
         assert b" 200 OK" in asked(port.number, b"GET /metrics HTTP/1.1\r\n\r\n")
         waiting = threading.Thread(target=port.await_scrape)

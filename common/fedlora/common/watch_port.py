@@ -102,10 +102,10 @@ class _Scrapes:
 
     @property
     def interval_seconds(self) -> float:
-        """How long may pass until the next one, as far as that is known; 0 where there was none yet."""
+        """How far the last two were apart, as the next one will be; 0 where nobody has come back for a second."""
         with self._changed:
-            apart = self._times[-1] - self._times[0] if len(self._times) > 1 else _LONGEST_INTERVAL_SECONDS
-            return min(apart, _LONGEST_INTERVAL_SECONDS) if self._times else 0.0
+            apart = self._times[-1] - self._times[0] if self._times else 0.0
+            return min(apart, _LONGEST_INTERVAL_SECONDS)
 
     def await_next(self, seconds: float) -> None:
         """Wait for one that begins from here on, so long at most."""
