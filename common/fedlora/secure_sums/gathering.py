@@ -1,0 +1,168 @@
+"""The server's part in the sums of a round: it hands on what members tell each other, adds up, and takes out the masks.
+
+It believes no share: whether secrets are those of the member is seen from what that member has made known of them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations, islice
+
+import numpy as np
+
+from fedlora.secure_sums.keys import PublicKeys, SumPlan, agreed, public_of, seed_digest
+from fedlora.secure_sums.masks import add_mask
+from fedlora.secure_sums.member import Revealed, Roster
+from fedlora.secure_sums.neighbours import neighbours
+from fedlora.secure_sums.ring import Ring
+from fedlora.secure_sums.shares import joined
+
+# Of shares some of which are wrong, so many choices are tried.
+_MOST_TRIES = 200
+
+
+class SumLost(Exception):  # noqa: N818 (what has become of it)
+    """A sum cannot be had: too few members are there, or their shares have no secret."""
+
+
+@dataclass
+class _Sum:
+    total: Ring | None = None
+    there: list[str] = field(default_factory=list)
+    told: dict[str, Revealed] = field(default_factory=dict)
+
+
+class Gathering:
+    """Adds up the vectors of the members of a round, sum after sum."""
+
+    def __init__(self, plan: SumPlan) -> None:
+        self._plan = plan
+        self._keys: dict[str, PublicKeys] = {}
+        self._roster: Roster | None = None
+        self._sealed: dict[str, Mapping[str, bytes]] = {}
+        self._sums = [_Sum() for _ in range(plan.num_sums)]
+
+    def add_keys(self, keys: PublicKeys) -> None:
+        """Take what a member makes known of its keys.
+
+        Raises:
+            ValueError: it is no member, or all have been handed on.
+        """
+        if keys.member not in self._plan.members or self._roster is not None:
+            raise ValueError(f"keys of {keys.member}: it is no member, or comes too late")
+        self._keys[keys.member] = keys
+
+    def roster(self) -> tuple[PublicKeys, ...]:
+        """Return the keys of all who take part, to be handed to each of them; from here on nobody joins.
+
+        Raises:
+            SumLost: they are too few.
+        """
+        self._require(len(self._keys), "have made keys known")
+        self._roster = Roster(self._plan, self._keys)
+        return tuple(self._keys[name] for name in sorted(self._keys))
+
+    def add_sealed(self, member: str, sealed: Mapping[str, bytes]) -> None:
+        """Take a member's shares for its neighbours.
+
+        Raises:
+            ValueError: they are not for just these.
+        """
+        if member not in self._keys or sealed.keys() != set(self._neighbours(member)):
+            raise ValueError(f"shares of {member}: not for its neighbours")
+        self._sealed[member] = sealed
+
+    def sealed_for(self, member: str) -> dict[str, bytes]:
+        """Return what a member's neighbours have sealed for it.
+
+        Raises:
+            SumLost: too few have sealed any.
+        """
+        self._require(len(self._sealed), "have sent shares")
+        return {sender: self._sealed[sender][member] for sender in self._neighbours(member) if sender in self._sealed}
+
+    def add_masked(self, index: int, member: str, vector: Ring) -> None:
+        """Add a member's hidden vector to a sum.
+
+        Raises:
+            ValueError: it has sent no shares, or a vector already, or one of another form than the others.
+        """
+        the_sum = self._sums[index]
+        if member not in self._sealed or member in the_sum.there:
+            raise ValueError(f"a vector of {member}: it has sent no shares, or this is its second")
+        if the_sum.total is None:
+            the_sum.total = vector.copy()
+        elif the_sum.total.shape != vector.shape or the_sum.total.dtype != vector.dtype:
+            raise ValueError(f"a vector of {member}: {vector.dtype} {vector.shape}, the others' have another form")
+        else:
+            np.add(the_sum.total, vector, out=the_sum.total)
+        the_sum.there.append(member)
+
+    def there(self, index: int) -> tuple[str, ...]:
+        """Return who is there for a sum, to be confirmed by each of them.
+
+        Raises:
+            SumLost: they are too few.
+        """
+        self._require(len(self._sums[index].there), f"are there for sum {index}")
+        return tuple(sorted(self._sums[index].there))
+
+    def add_revealed(self, index: int, member: str, revealed: Revealed) -> None:
+        """Take what a member tells of others' secrets for a sum."""
+        self._sums[index].told[member] = revealed
+
+    def total(self, index: int) -> Ring:
+        """Return the sum of the vectors of those who are there.
+
+        Raises:
+            SumLost: too few have told their shares, or these have no secret.
+        """
+        there, told, total = self.there(index), self._sums[index].told, self._sums[index].total
+        assert total is not None
+        total = total.copy()
+        for member in there:
+            known = self._keys[member].own_seeds[index]
+            shares = {holder: each.own_seeds[member] for holder, each in told.items() if member in each.own_seeds}
+            add_mask(total, self._secret(member, shares, seed_digest, known), subtracts=True)
+        for member in sorted(self._sealed.keys() - set(there)):
+            known = self._keys[member].masking[index]
+            shares = {holder: each.masking[member] for holder, each in told.items() if member in each.masking}
+            hidden_with = [other for other in self._neighbours(member) if other in there]
+            if not hidden_with:
+                continue
+            private = self._secret(member, shares, public_of, known)
+            for other in hidden_with:
+                # What the other has added of it: it is taken away where that added, and added where it took away.
+                add_mask(total, self._seed(private, other, index), subtracts=other < member)
+        return total
+
+    def _seed(self, private: bytes, other: str, index: int) -> bytes:
+        theirs = self._keys[other].masking[index]
+        return agreed(private, theirs, b"mask", index.to_bytes(4, "big"), self._known_roster().context)
+
+    def _secret(self, member: str, shares: Mapping[str, bytes], shown: Callable[[bytes], bytes], known: bytes) -> bytes:
+        roster = self._known_roster()
+        numbered = {roster.number(holder): share for holder, share in sorted(shares.items())}
+        for chosen in islice(_choices(numbered, roster.needed), _MOST_TRIES):
+            try:
+                secret = joined(chosen, threshold=roster.needed)
+            except ValueError:
+                continue
+            if shown(secret) == known:
+                return secret
+        raise SumLost(f"{len(shares)} shares of {member} have no secret of it; it takes {roster.needed}")
+
+    def _neighbours(self, member: str) -> tuple[str, ...]:
+        return neighbours(self._known_roster().order(), member)
+
+    def _known_roster(self) -> Roster:
+        if self._roster is None:
+            raise ValueError("the keys have not been handed on yet")
+        return self._roster
+
+    def _require(self, found: int, what: str) -> None:
+        if found < self._plan.threshold:
+            raise SumLost(f"{found} of {len(self._plan.members)} {what}; it takes {self._plan.threshold}")
+
+
+def _choices(shares: Mapping[int, bytes], size: int) -> Iterator[dict[int, bytes]]:
+    return (dict(chosen) for chosen in combinations(sorted(shares.items()), size))

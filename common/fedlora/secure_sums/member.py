@@ -1,0 +1,257 @@
+"""A member's part in the sums of a round: what it tells, what it refuses to tell, and nothing of the network between.
+
+    1  public           its keys, signed                                  -> all
+    2  sealed           shares of its secrets for its neighbours          -> each of them, who alone can read theirs
+    3  masked           its vector for a sum, hidden                      -> the server
+    4  consented        whom it takes for there, signed                   -> all
+    5  revealed         shares of what is to be taken out of the sum      -> the server
+       3 to 5 again for each further sum of the round
+
+A member that is there has its own mask taken out, one that has left those with others; never both of one member, which
+is what a server would need to see a vector. So a member names its list once for each sum, and tells nothing before
+enough others have signed the same.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from fedlora.secure_sums.keys import PublicKeys, RoundKeys, SumPlan, agreed, digest, names_digest
+from fedlora.secure_sums.masks import add_mask
+from fedlora.secure_sums.neighbours import holders_needed, neighbours, ring_order
+from fedlora.secure_sums.ring import Ring
+from fedlora.secure_sums.shares import SHARE_BYTES, shared
+
+Sign = Callable[[bytes], bytes]
+# Whether a signature is that of a member, by its name.
+Verify = Callable[[str, bytes, bytes], bool]
+
+_NONCE_BYTES = 12
+
+
+class SumRefused(Exception):  # noqa: N818 (what a member does)
+    """A member does not go on: the server, or another member, asks for what would show somebody's vector."""
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """What a member tells of others' secrets for a sum: shares by the names of whose they are.
+
+    Attributes:
+        own_seeds: of the members that are there.
+        masking: of those that have left.
+    """
+
+    own_seeds: Mapping[str, bytes] = field(repr=False)
+    masking: Mapping[str, bytes] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Roster:
+    """Who has made keys known, what they are, and who is whose neighbour."""
+
+    plan: SumPlan
+    keys: Mapping[str, PublicKeys]
+
+    @property
+    def context(self) -> bytes:
+        """What all that follows is bound to."""
+        return digest(b"roster", self.plan.context, *(keys.signed_bytes(self.plan) for keys in self._sorted()))
+
+    @property
+    def needed(self) -> int:
+        """How many holders have a member's secrets together."""
+        return holders_needed(len(self.keys), threshold=self.plan.threshold)
+
+    def order(self) -> tuple[str, ...]:
+        """Return the members in the order in which they stand."""
+        return ring_order(sorted(self.keys), self.context)
+
+    def number(self, name: str) -> int:
+        """Return a holder's number, from 1 on."""
+        return sorted(self.keys).index(name) + 1
+
+    def _sorted(self) -> list[PublicKeys]:
+        return [self.keys[name] for name in sorted(self.keys)]
+
+
+def consent_bytes(context: bytes, index: int, there: Sequence[str]) -> bytes:
+    """Return what a member signs that takes these members for there."""
+    return digest(b"consent", context, index.to_bytes(4, "big"), names_digest(there))
+
+
+class Member:
+    """One member. Its methods are called in the order above; it keeps its word over all of them."""
+
+    def __init__(self, plan: SumPlan, name: str, keys: RoundKeys, *, sign: Sign, verify: Verify) -> None:
+        self._plan = plan
+        self._name = name
+        self._keys = keys
+        self._sign = sign
+        self._verify = verify
+        self._roster: Roster | None = None
+        self._shares: dict[str, tuple[bytes, ...]] = {}
+        self._masked: dict[int, tuple[bytes, Ring]] = {}
+        self._there: dict[int, tuple[str, ...]] = {}
+
+    def public(self) -> PublicKeys:
+        """Return what it makes known of its keys."""
+        keys = self._keys.public(self._name)
+        return replace(keys, signature=self._sign(keys.signed_bytes(self._plan)))
+
+    def sealed(self, public: Sequence[PublicKeys]) -> dict[str, bytes]:
+        """Return its shares for each neighbour, sealed.
+
+        Args:
+            public: of all who take part, itself among them.
+
+        Raises:
+            SumRefused: a key is not signed by whose it is said to be, or too few take part.
+        """
+        self._roster = roster = self._checked(public)
+        context, holders = roster.context, [self._name, *self._neighbours()]
+        numbers = [roster.number(holder) for holder in holders]
+        parts = [
+            shared(secret, threshold=roster.needed, holders=numbers)
+            for pair in zip(self._keys.own_seeds, self._keys.masking, strict=True)
+            for secret in pair
+        ]
+        told = {}
+        for holder, number in zip(holders, numbers, strict=True):
+            shares = b"".join(part[number] for part in parts)
+            if holder == self._name:
+                self._shares[holder] = _cut(shares)
+                continue
+            key = self._sealing_key(holder, sender=self._name)
+            nonce = secrets.token_bytes(_NONCE_BYTES)
+            told[holder] = nonce + ChaCha20Poly1305(key).encrypt(nonce, shares, context)
+        return told
+
+    def take(self, sealed: Mapping[str, bytes]) -> None:
+        """Open the shares that neighbours have sent; those who sent some are who it hides vectors with.
+
+        Raises:
+            SumRefused: they are another's, or were changed on the way, or are of too few.
+        """
+        roster = self._known_roster()
+        if strangers := sealed.keys() - set(self._neighbours()):
+            raise SumRefused(f"shares of {', '.join(sorted(strangers))}, who is no neighbour")
+        if len(self._shares) > 1:
+            raise SumRefused("shares come a second time")
+        for sender, message in sealed.items():
+            key = self._sealing_key(sender, sender=sender)
+            try:
+                opened = ChaCha20Poly1305(key).decrypt(message[:_NONCE_BYTES], message[_NONCE_BYTES:], roster.context)
+            except (InvalidTag, ValueError) as error:
+                raise SumRefused(f"the shares of {sender} cannot be opened") from error
+            if len(opened) != 2 * self._plan.num_sums * SHARE_BYTES:
+                raise SumRefused(f"the shares of {sender} are {len(opened)} bytes")
+            self._shares[sender] = _cut(opened)
+        if len(self._shares) < roster.needed:
+            raise SumRefused(f"{len(self._shares)} of {len(self._neighbours()) + 1} have sent shares")
+
+    def masked(self, index: int, vector: Ring) -> Ring:
+        """Return its vector for a sum, hidden.
+
+        Raises:
+            SumRefused: another vector was hidden by the same masks before, and both would show their difference; or
+                who is there has been told already.
+        """
+        content = digest(b"vector", vector.tobytes())
+        if (known := self._masked.get(index)) is not None:
+            if known[0] != content:
+                raise SumRefused(f"another vector for sum {index}")
+            return known[1]
+        if index in self._there:
+            raise SumRefused(f"sum {index} is over")
+        hidden = np.ascontiguousarray(vector).reshape(-1).copy()
+        add_mask(hidden, self._keys.own_seeds[index])
+        for other in self._hides_with():
+            add_mask(hidden, self._seed_with(other, index), subtracts=other < self._name)
+        self._masked[index] = content, hidden
+        return hidden
+
+    def consented(self, index: int, there: Sequence[str]) -> bytes:
+        """Return its signature under the list of the members that are there, which for each sum it gives to one list.
+
+        Raises:
+            SumRefused: it has signed another list, or is not on this one, or too few are.
+        """
+        roster, listed = self._known_roster(), tuple(sorted(set(there)))
+        if self._there.setdefault(index, listed) != listed:
+            raise SumRefused(f"another list of who is there for sum {index}")
+        if index not in self._masked or self._name not in listed:
+            raise SumRefused(f"sum {index} without a vector of its own")
+        if not set(listed) <= roster.keys.keys() or len(listed) < self._plan.threshold:
+            raise SumRefused(f"{len(listed)} members are there; expected {self._plan.threshold} or more of the round's")
+        return self._sign(consent_bytes(roster.context, index, listed))
+
+    def revealed(self, index: int, consents: Mapping[str, bytes]) -> Revealed:
+        """Return its shares of what is to be taken out of a sum.
+
+        Args:
+            index: of the sum.
+            consents: signatures under the list that it has signed, by member.
+
+        Raises:
+            SumRefused: it has signed no list, or fewer than the threshold have signed the same.
+        """
+        roster = self._known_roster()
+        if (there := self._there.get(index)) is None:
+            raise SumRefused(f"no list for sum {index}")
+        signed = consent_bytes(roster.context, index, there)
+        confirmed = [name for name in there if name in consents and self._verify(name, signed, consents[name])]
+        if len(confirmed) < self._plan.threshold:
+            raise SumRefused(f"{len(confirmed)} have signed the same list; expected {self._plan.threshold} or more")
+        own = {name: shares[2 * index] for name, shares in self._shares.items() if name in there}
+        masking = {name: shares[2 * index + 1] for name, shares in self._shares.items() if name not in there}
+        return Revealed(own, masking)
+
+    def _checked(self, public: Sequence[PublicKeys]) -> Roster:
+        plan, keys = self._plan, {each.member: each for each in public}
+        if self._roster is not None:
+            raise SumRefused("keys come a second time")
+        if len(keys) != len(public) or not keys.keys() <= set(plan.members) or len(keys) < plan.threshold:
+            raise SumRefused(f"keys of {len(public)} members; expected {plan.threshold} or more of the round's")
+        own = keys.get(self._name)
+        if own is None or own.signed_bytes(plan) != self._keys.public(self._name).signed_bytes(plan):
+            raise SumRefused("its own keys are missing, or have been changed")
+        for each in public:
+            if len(each.masking) != plan.num_sums or len(each.own_seeds) != plan.num_sums:
+                raise SumRefused(f"the keys of {each.member} are of {len(each.masking)} sums; expected {plan.num_sums}")
+            if not self._verify(each.member, each.signed_bytes(plan), each.signature):
+                raise SumRefused(f"the keys of {each.member} are not signed by {each.member}")
+        return Roster(plan, keys)
+
+    def _known_roster(self) -> Roster:
+        if self._roster is None:
+            raise SumRefused("nobody's keys are known yet")
+        return self._roster
+
+    def _neighbours(self) -> tuple[str, ...]:
+        return neighbours(self._known_roster().order(), self._name)
+
+    def _hides_with(self) -> list[str]:
+        return [name for name in self._shares if name != self._name]
+
+    def _sealing_key(self, other: str, *, sender: str) -> bytes:
+        roster = self._known_roster()
+        return self._agreed(self._keys.sealing, other, roster.keys[other].sealing, b"shares", sender.encode())
+
+    def _seed_with(self, other: str, index: int) -> bytes:
+        theirs = self._known_roster().keys[other].masking[index]
+        return self._agreed(self._keys.masking[index], other, theirs, b"mask", index.to_bytes(4, "big"))
+
+    def _agreed(self, private: bytes, other: str, public: bytes, *purpose: bytes) -> bytes:
+        try:
+            return agreed(private, public, *purpose, self._known_roster().context)
+        except ValueError as error:
+            raise SumRefused(f"a key of {other} is none") from error
+
+
+def _cut(shares: bytes) -> tuple[bytes, ...]:
+    return tuple(shares[start : start + SHARE_BYTES] for start in range(0, len(shares), SHARE_BYTES))
