@@ -7,6 +7,7 @@
     keys          what members tell each other of their keys, and what they agree on
     member        a member's part in a sum
     gathering     the server's part
+    adapter_sums  a round of adapters as sums, by the phases of its method
 
-Nothing here knows adapters, messages or a network: bytes and numbers in, values out.
+Nothing here knows messages or a network: bytes and numbers in, values out.
 """

@@ -141,7 +141,7 @@ class Gathering:
 
     def _secret(self, member: str, shares: Mapping[str, bytes], shown: Callable[[bytes], bytes], known: bytes) -> bytes:
         roster = self._known_roster()
-        numbered = {roster.number(holder): share for holder, share in sorted(shares.items())}
+        numbered = {roster.numbers[holder]: share for holder, share in sorted(shares.items())}
         for chosen in islice(_choices(numbered, roster.needed), _MOST_TRIES):
             try:
                 secret = joined(chosen, threshold=roster.needed)
@@ -152,7 +152,7 @@ class Gathering:
         raise SumLost(f"{len(shares)} shares of {member} have no secret of it; it takes {roster.needed}")
 
     def _neighbours(self, member: str) -> tuple[str, ...]:
-        return neighbours(self._known_roster().order(), member)
+        return neighbours(self._known_roster().order, member)
 
     def _known_roster(self) -> Roster:
         if self._roster is None:

@@ -8,6 +8,7 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -51,7 +52,7 @@ class SumPlan:
                 "and two at least"
             )
 
-    @property
+    @cached_property
     def context(self) -> bytes:
         """What all keys and signatures are bound to."""
         numbers = map(_eight_bytes, (self.round, self.attempt, self.threshold, self.num_sums))

@@ -15,6 +15,7 @@ enough others have signed the same.
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -57,7 +58,7 @@ class Roster:
     plan: SumPlan
     keys: Mapping[str, PublicKeys]
 
-    @property
+    @cached_property
     def context(self) -> bytes:
         """What all that follows is bound to."""
         return digest(b"roster", self.plan.context, *(keys.signed_bytes(self.plan) for keys in self._sorted()))
@@ -67,13 +68,15 @@ class Roster:
         """How many holders have a member's secrets together."""
         return holders_needed(len(self.keys), threshold=self.plan.threshold)
 
+    @cached_property
     def order(self) -> tuple[str, ...]:
-        """Return the members in the order in which they stand."""
+        """The members in the order in which they stand."""
         return ring_order(sorted(self.keys), self.context)
 
-    def number(self, name: str) -> int:
-        """Return a holder's number, from 1 on."""
-        return sorted(self.keys).index(name) + 1
+    @cached_property
+    def numbers(self) -> Mapping[str, int]:
+        """The holders' numbers, from 1 on."""
+        return {name: number for number, name in enumerate(sorted(self.keys), start=1)}
 
     def _sorted(self) -> list[PublicKeys]:
         return [self.keys[name] for name in sorted(self.keys)]
@@ -114,7 +117,7 @@ class Member:
         """
         self._roster = roster = self._checked(public)
         context, holders = roster.context, [self._name, *self._neighbours()]
-        numbers = [roster.number(holder) for holder in holders]
+        numbers = [roster.numbers[holder] for holder in holders]
         parts = [
             shared(secret, threshold=roster.needed, holders=numbers)
             for pair in zip(self._keys.own_seeds, self._keys.masking, strict=True)
@@ -233,7 +236,7 @@ class Member:
         return self._roster
 
     def _neighbours(self) -> tuple[str, ...]:
-        return neighbours(self._known_roster().order(), self._name)
+        return neighbours(self._known_roster().order, self._name)
 
     def _hides_with(self) -> list[str]:
         return [name for name in self._shares if name != self._name]
