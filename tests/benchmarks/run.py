@@ -26,6 +26,7 @@ import language_speed
 import plan_memory
 import recovery
 import round_overhead
+import secure_sums
 import server_cpu
 import trainer_speed
 import transfer_speed
@@ -48,6 +49,10 @@ _BENCHMARKS = {
     "aggregation-adapter": ("Aggregation of whole adapters from disk", aggregation_whole_adapter.figures),
     "aggregation-clients": ("Aggregation of 100 and 1,000 clients from disk", aggregation_many_clients.figures),
     "aggregation-peer": ("Aggregation against chorus-fl 0.1.0", aggregation_peer.figures),
+    "secure-sums": (
+        "Secure sums: a member's steps, and the server's",
+        secure_sums.figures,
+    ),
     "rounds": ("A round beside training, and the same on Flower's SuperLink", round_overhead.figures),
     "server": ("CPU of the server, of clients that do nothing, and of its checks", server_cpu.figures),
     "transfer": ("Rounds that carry 100 MB a site, and the same on Flower's SuperLink", transfer_speed.figures),
