@@ -51,6 +51,20 @@ def test_a_site_file_can_be_used_as_it_is(fedlora: Fedlora, tmp_path: Path) -> N
     assert (config.site.name, config.data.path, config.model.path) == ("north", "scans", "/srv/model")
 
 
+def test_a_site_file_elsewhere_has_the_path_that_was_typed_here(fedlora: Fedlora, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "data").mkdir()
+    assert fedlora("init", "--site", "north", "--data", "data", "--model", "base", "--out", "sub/north.toml").code == 0
+    config = load_site(tmp_path / "sub" / "north.toml")
+    assert (tmp_path / "sub" / str(config.data.path)).resolve() == tmp_path / "data"
+    assert (tmp_path / "sub" / str(config.model.path)).resolve() == tmp_path / "base"
+
+
+def test_the_commands_that_it_names_can_be_typed_whatever_the_files_name(fedlora: Fedlora) -> None:
+    done = fedlora("init", "--kind", "texts", "--data", "d.csv", "--out", "my run.toml")
+    assert "  fedlora plan 'my run.toml'" in done.out.splitlines()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -58,6 +72,9 @@ def test_a_site_file_can_be_used_as_it_is(fedlora: Fedlora, tmp_path: Path) -> N
         (["--kind", "films", "--data", "d"], "--kind is 'films'; expected one of pictures, texts, conversations"),
         (["--kind", "conversations", "--data", "d", "--model", ""], "model.name"),
         (["--site", "../north", "--data", "d"], "expected a name without slash"),
+        (["--site", "north", "--data", "d", "--kind", "texts"], "--kind is of a run file; leave it out with --site"),
+        (["--site", "north", "--data", "d", "--clients", "3"], "--clients is of a run file; leave it out with --site"),
+        (["--kind", "conversations", "--data", "d"], "--model is missing, and there is no terminal to ask at"),
         (["--kind", "texts", "--data", "d", "--out", "there.toml"], "there.toml is there already; move it away"),
     ],
 )

@@ -61,6 +61,20 @@ def test_an_image_runs_as_nobody_special_with_a_health_check_and_the_versions_of
     assert f'version="{PROJECT["version"]}"' in labels
 
 
+def test_docker_compose_reads_the_overlay_for_monitoring_which_has_every_service_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GRAFANA_PASSWORD", "chosen")
+    names = ("compose.yaml", "monitoring/compose.monitoring.yaml")
+    files = [part for name in names for part in ("--file", str(DEPLOY / name))]
+    done = judged(program("docker-compose"), *files, "config", "--format", "json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)["services"]
+    assert set(found) == {"server", "invite", "mnist", "sans", "prometheus", "grafana"}
+    measured = {name for name, service in found.items() if "FEDLORA_METRICS" in (service.get("environment") or {})}
+    assert measured == {"server", "mnist", "sans"}
+
+
 @pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "compose.gpu.yaml"])
 def test_images_are_called_by_the_version_of_the_project(name: str) -> None:
     found = re.findall(r"fedlora-(?:server|client):([\w.]+)", (DEPLOY / name).read_text())

@@ -10,6 +10,7 @@ from tracked import last, report, track
 
 from fedlora.common.errors import ConfigError
 from fedlora.trackers import TrackedRun, Tracker, load_trackers, registry
+from fedlora.trackers.mlflow_tracker import metric_name
 
 
 class Kept:
@@ -115,3 +116,17 @@ def test_a_tracker_of_another_package_is_found_by_its_name(monkeypatch: pytest.M
     import operator
 
     assert load_trackers(["theirs"]) == {"theirs": operator.add}
+
+
+@pytest.mark.parametrize("group", ["https://x.org", "..", ".", "a/../b", "a//b", "naïve?"])
+def test_a_groups_name_is_one_that_mlflow_takes(group: str) -> None:
+    name = metric_name(f"held_out/metric/{group}")
+    assert name.count("/") == 2
+    assert name.rpartition("/")[2].strip(".")
+    assert "?" not in name
+
+
+def test_names_that_are_fit_stay_and_others_do_not_become_the_same() -> None:
+    assert metric_name("seconds/round") == "seconds/round"
+    assert metric_name("held_out/metric/north-1") == "held_out/metric/north-1"
+    assert metric_name("held_out/metric/a/b") != metric_name("held_out/metric/a?b")

@@ -13,6 +13,8 @@ A message says what was found, what was expected and what to do. A programmer's 
 ValueError, and anything else is a bug that shows its traceback.
 """
 
+import re
+
 from fedlora.common.printable import printable
 
 
@@ -66,11 +68,16 @@ class RunError(FedloraError):
     code = "run"
 
 
+_CREDENTIALS = re.compile(r"//[^/@\s]+@")
+
 # An error, or what became of an example, travels as a code.
 CODE = "[a-z_]{1,40}"
 
 
 def one_line(said: Exception | str, *, most: int = 300) -> str:
-    """Return what an error of a library or a peer says, in one line of at most `most` characters."""
-    words = " ".join(str(said).split())
+    """Return what an error of a library or a peer says, in one line of at most `most` characters.
+
+    Names and passwords in addresses (`https://name:password@host`) are left out: the line goes to logs and reports.
+    """
+    words = _CREDENTIALS.sub("//…@", " ".join(str(said).split()))
     return printable(words or ("" if isinstance(said, str) else type(said).__name__), most=most)

@@ -1,5 +1,7 @@
 """`fedlora init`: a run file or a site file to begin with, by four questions or by options."""
 
+import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from fedlora.cli.interrupts import INTERRUPTED
 from fedlora.cli.json_output import print_json
 from fedlora.cli.outputs import FileBegun
 from fedlora.common.errors import ConfigError
@@ -117,7 +120,8 @@ def _run_file(options: Options) -> tuple[str, Path, tuple[str, ...]]:
     text = "\n".join(lines) + "\n"
     parse_toml(text, origin="what was answered")
     out = options.out or Path("run.toml")
-    return text, out, (f"fedlora data preview {out}", f"fedlora plan {out}", f"fedlora simulate {out}")
+    typed = shlex.quote(str(out))
+    return text, out, (f"fedlora data preview {typed}", f"fedlora plan {typed}", f"fedlora simulate {typed}")
 
 
 def _hints(kind: str) -> tuple[str, ...]:
@@ -129,11 +133,16 @@ def _hints(kind: str) -> tuple[str, ...]:
 
 def _site_file(options: Options) -> tuple[str, Path, tuple[str, ...]]:
     name = str(options.site)
+    for option, given in (("--kind", options.kind), ("--name", options.name), ("--clients", options.clients)):
+        if given is not None:
+            raise ConfigError(f"{option} is of a run file; leave it out with --site")
     data = _answer(options.data, "--data", "Where this site's data lie", asks=_asks(options))
     model = _answer(
-        options.model, "--model", "Where the base model lies here (empty: as the run says)", default="",
-        asks=_asks(options),
+        options.model, "--model", "Where the base model lies here (empty: as the run says)",
+        asks=_asks(options), may_be_empty=True,
     )  # fmt: skip
+    out = options.out or Path(f"{name}.toml")
+    data, model = (_from_folder(path, out.parent) for path in (data, model))
     lines = [
         "# This site's own decisions; nothing of this file is sent. fedlora client join --print-site prints every key.",
         "",
@@ -145,10 +154,17 @@ def _site_file(options: Options) -> tuple[str, Path, tuple[str, ...]]:
     ]
     if model:
         lines += ["", "[model]", toml_entry("path", model)]
-    out = options.out or Path(f"{name}.toml")
     text = "\n".join(lines) + "\n"
     _require_site(text, name)
-    return text, out, (f"fedlora doctor {out}", f"fedlora client join HOST:PORT --site {out} --token -")
+    typed = shlex.quote(str(out))
+    return text, out, (f"fedlora doctor {typed}", f"fedlora client join HOST:PORT --site {typed} --token -")
+
+
+def _from_folder(path: str, folder: Path) -> str:
+    """Return a path that was typed here as one that starts from `folder`, as a site file's do."""
+    if not path or ":" in path or Path(path).expanduser().is_absolute() or folder == Path():
+        return path
+    return os.path.relpath(path, folder)
 
 
 def _require_site(text: str, name: str) -> None:
@@ -169,8 +185,13 @@ def _asks(options: Options) -> bool:
     return not options.as_json and sys.stdin is not None and sys.stdin.isatty()
 
 
-def _answer(given: str | None, option: str, question: str, *, default: str = "", asks: bool) -> str:
+def _answer(
+    given: str | None, option: str, question: str, *, default: str = "", asks: bool, may_be_empty: bool = False
+) -> str:
     """Return what was typed, or else answered, or else the default.
+
+    Args:
+        may_be_empty: whether no answer is one.
 
     Raises:
         ConfigError: there is none, and nobody to ask.
@@ -178,9 +199,12 @@ def _answer(given: str | None, option: str, question: str, *, default: str = "",
     if given is not None:
         return given
     if asks:
-        is_needed = not default and option != "--model"
-        answered: str = typer.prompt(question, default=None if is_needed else default, show_default=bool(default))
+        is_needed = not default and not may_be_empty
+        try:
+            answered: str = typer.prompt(question, default=None if is_needed else default, show_default=bool(default))
+        except typer.Abort:
+            raise typer.Exit(INTERRUPTED) from None
         return answered.strip()
-    if default or option == "--model":
+    if default or may_be_empty:
         return default
     raise ConfigError(f"{option} is missing, and there is no terminal to ask at; give {option}")

@@ -3,6 +3,7 @@
 mlflow ui --backend-store-uri sqlite:///runs/digits/mlflow.db
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -15,6 +16,8 @@ _ADDRESS = "MLFLOW_TRACKING_URI"
 _RUN_ID = "fedlora.run_id"
 _IN_EVERY_ROUND = "seconds/round"
 _UNSPEAKABLE = re.compile(r"[^\w\-. :/]")
+# What an address would take for something else than a part of a path.
+_NO_PATH = re.compile(r"[?#%]")
 
 
 class MLflow:
@@ -30,11 +33,23 @@ class MLflow:
     def write(self, round: int, numbers: Mapping[str, float]) -> None:
         """Write a round's numbers."""
         for name, number in numbers.items():
-            self._client.log_metric(self._run, _UNSPEAKABLE.sub("_", name), number, step=round)
+            self._client.log_metric(self._run, metric_name(name), number, step=round)
 
     def close(self, *, is_finished: bool) -> None:
         """Say whether the run is over."""
         self._client.set_terminated(self._run, "FINISHED" if is_finished else "KILLED")
+
+
+def metric_name(name: str) -> str:
+    """Return a number's name as MLflow takes it: a group's may hold anything, and MLflow reads `/` and `..` as a path.
+
+    Where something had to be replaced, a few digits tell it from others that would come out alike.
+    """
+    *parts, last = name.split("/", 2)
+    clean = _UNSPEAKABLE.sub("_", last).replace("/", "_")
+    if clean.strip(".") == "" or clean != last:
+        clean = f"{clean.replace('.', '_')}-{hashlib.sha256(last.encode()).hexdigest()[:6]}"
+    return "/".join((*parts, clean))
 
 
 def open_tracker(run: TrackedRun) -> MLflow:
@@ -46,6 +61,8 @@ def open_tracker(run: TrackedRun) -> MLflow:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     is_elsewhere = bool(os.environ.get(_ADDRESS))
     database = f"sqlite:///{run.folder.resolve() / 'mlflow.db'}"
+    if not is_elsewhere and _NO_PATH.search(database):
+        raise ValueError(f"{run.folder}: MLflow opens no database under a name with ?, # or %; set {_ADDRESS}")
     client = MlflowClient(tracking_uri=os.environ[_ADDRESS] if is_elsewhere else database)
     experiment = client.get_experiment_by_name(run.name)
     if experiment is None:
