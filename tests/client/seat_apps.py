@@ -3,6 +3,7 @@
 It notes each training in the folder that SEAT_FOLDER names. A file `order` there says what is to happen, once.
 """
 
+import multiprocessing
 import os
 import sys
 import time
@@ -92,6 +93,11 @@ def _obey(folder: Path) -> Failure | None:
     (folder / "order").unlink()
     if order == "die":
         os._exit(4)
+    if order == "fork, then loop":
+        child = multiprocessing.Process(target=time.sleep, args=(DEADLINE_SECONDS,), daemon=True)
+        child.start()
+        _note(folder / "children", str(child.pid))
+        order = "loop"
     if order.startswith("speak"):
         print("printed \u2713")
         print("on standard error", file=sys.stderr)

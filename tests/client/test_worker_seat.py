@@ -123,6 +123,21 @@ def test_a_worker_that_is_killed_at_work_is_told(seat: WorkerSeat, folder: Path)
     assert answers == [Failure(WORKER_DIED, "the worker process died (exit code -9)")]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a data loader's own watch ends them, seconds later")
+def test_a_worker_has_children_that_die_with_it(seat: WorkerSeat, folder: Path) -> None:
+    (folder / "order").write_text("fork, then loop")
+    answers: list[object] = []
+    thread = in_background(seat, answers)
+    wait_until(lambda: bool(answers) or (folder / "begun").exists())
+    assert answers == []
+    child = int((folder / "children").read_text())
+    assert not has_ended(child)
+    os.kill(pids(folder)[0], signal.SIGKILL)
+    thread.join(DEADLINE_SECONDS)
+    assert answers == [Failure(WORKER_DIED, "the worker process died (exit code -9)")]
+    wait_until(lambda: has_ended(child))
+
+
 def test_a_worker_that_is_killed_between_messages_is_told_at_the_next(seat: WorkerSeat, folder: Path) -> None:
     seat.ask(seat.message(request()), TrainReceipt)
     (pid,) = pids(folder)

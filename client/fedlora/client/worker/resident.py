@@ -4,9 +4,12 @@ A process of its own keeps the parent's connections alive while Python trains, a
 driver or of the memory limit away from it. It knows neither torch nor where the messages come from.
 """
 
+import ctypes
+import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -24,6 +27,9 @@ APP_DIED = 8
 # In place of a request: the one at work is wanted no more.
 INTERRUPT = "interrupt"
 
+# Of Linux's prctl: the signal that a process gets when the one it was forked from ends.
+_SET_SIGNAL_AT_PARENTS_DEATH = 1
+
 Request = tuple[Message, Context]
 Answer = tuple[Message, RecordDict]
 
@@ -39,6 +45,7 @@ def serve(
     with output:
         write_into(output.fileno())
     os.environ.update(environment)
+    _allow_children()
     # Ctrl-C reaches the whole process group; the parent decides what becomes of the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
@@ -60,6 +67,18 @@ def reply_of(app: ClientApp, message: Message, context: Context) -> Message:
     except Exception as error:
         return Message(Error(APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
     return reply
+
+
+def _allow_children() -> None:
+    """Let a script's data loader have processes of its own, which die with the worker, however that ends.
+
+    Python lets a daemon have none. Its parent still holds this process for one, and ends it as one.
+    """
+    multiprocessing.current_process().daemon = False
+    if sys.platform == "linux":
+        # A process that is killed cannot end those it has forked, and they hold its pipes open.
+        prctl = ctypes.CDLL(None).prctl
+        os.register_at_fork(after_in_child=lambda: prctl(_SET_SIGNAL_AT_PARENTS_DEATH, signal.SIGKILL))
 
 
 def _receive(connection: Connection, requests: "queue.SimpleQueue[Request]") -> None:
