@@ -30,6 +30,10 @@ def _raises(_client: str, _run: RunConfig) -> Any:
     raise KeyError("a secret")
 
 
+def _exits(_client: str, _run: RunConfig) -> Any:
+    raise SystemExit(2)
+
+
 def _changed(_client: str, run: RunConfig) -> Any:
     trainer = scripts.make_trainer(_client, run)
     with torch.no_grad():
@@ -72,14 +76,20 @@ def _script(**changes: Any) -> Any:
 REFUSED: dict[str, tuple[Any, dict[str, Any], type[FedloraError], str]] = {
     "nothing": (lambda _client, _run: None, {}, ConfigError, "returned NoneType; expected a transformers.Trainer"),
     "error": (_raises, {}, ModelError, "make_trainer raised KeyError: 'a secret'"),
+    "exit": (_exits, {}, ModelError, "make_trainer raised SystemExit: 2"),
     "changed": (_changed, {}, ModelError, "the model's lm_head.weight has other values than the run's"),
     "half": (_half, {}, ModelError, r"the model's \S+ is bfloat16 \(.*\), the run's float32"),
     "rank": (_with_lora(r=2), {}, ModelError, r"lora_A.weight is \(2, 32\), the run's \(4, 32\) \(lora.rank = 4\)"),
     "alpha": (_with_lora(lora_alpha=4), {}, ModelError, "acts with 1 B A, the run's with 4 B A"),
+    "other LoRA": (
+        _with_lora(alora_invocation_tokens=[5]), {}, ModelError, "the model's LoRA has alora_invocation_tokens, which",
+    ),
     "layers": (_with_lora(target_modules=["k_proj"]), {}, ModelError, "4 tensors, of k_proj; the run 8, of q_proj"),
     "unfrozen": (_unfrozen, {}, ModelError, "trains base_model.model.lm_head.weight, which the run's adapter does not"),
     "quantised": (_quantised, {}, ConfigError, "the model's weights are quantised"),
     "best": (_script(load_best_model_at_end=True, eval_strategy="steps"), {}, ConfigError, "would send another"),
+    "bfloat16": (_script(bf16_full_eval=True), {}, ConfigError, "bf16_full_eval would turn the trained model itself"),
+    "float16": (_script(fp16_full_eval=True), {}, ConfigError, "fp16_full_eval would turn the trained model itself"),
     "batch size": (_script(auto_find_batch_size=True), {}, ConfigError, "auto_find_batch_size begins a round again"),
     "optimisers": (_ready_optimiser, {}, ConfigError, "optimizers= are ready ones, which cannot start afresh"),
     "endless": (_script(train_dataset=Endless(), max_steps=1), {}, DataError, "is Endless, which has no length"),

@@ -23,6 +23,11 @@ logger = logging.getLogger(__name__)
 
 MakeTrainer = Callable[[str, RunConfig], Trainer]
 
+# Settings of PEFT with which the same tensors act otherwise than in the run.
+_OTHER_LORA = (
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_qalora",
+)  # fmt: skip
+
 # numpy takes no larger ones.
 MOST_SEED = 2**32
 _PARTS = ("validation", "test")
@@ -85,12 +90,15 @@ def script_at_work(what: str) -> Iterator[None]:
         yield
     except FedloraError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # The end of a process, such as argparse's, would begin anew with each worker that takes its place.
         if is_out_of_memory(error):
             raise
         # It is a user's code: where it went wrong is theirs to read, in their own log.
         logger.exception("%s raised an error", what)
-        raise ModelError(f"{what} raised {type(error).__name__}: {one_line(error)}") from error
+        raise ModelError(
+            f"{what} raised {type(error).__name__}: {one_line(str(error) or type(error).__name__)}"
+        ) from error
 
 
 def _require_settings(config: RunConfig) -> None:
@@ -120,6 +128,10 @@ def _require_trainer(trainer: Any) -> None:
             args.load_best_model_at_end,
             "load_best_model_at_end would send another adapter than the last",
             "leave it out",
+        ),
+        *(
+            (getattr(args, name), f"{name} would turn the trained model itself into half precision", "leave it out")
+            for name in ("bf16_full_eval", "fp16_full_eval")
         ),
         (args.auto_find_batch_size, "auto_find_batch_size begins a round again half trained", "leave it out"),
         (
@@ -200,6 +212,8 @@ def _require_same_lora(model: PeftModel, config: RunConfig, reference: Reference
     if [*model.peft_config] != ["default"] or not isinstance(model.peft_config["default"], LoraConfig):
         kinds = ", ".join(f"{name}: {settings.peft_type}" for name, settings in model.peft_config.items())
         raise ModelError(f"make_trainer: the model has the adapters {kinds}; expected one of LoRA; {remedy}")
+    if other := [key for key in _OTHER_LORA if getattr(model.peft_config["default"], key, None) not in (None, False)]:
+        raise ModelError(f"make_trainer: the model's LoRA has {other[0]}, which the run's does not; {remedy}")
     found: dict[str, nn.Parameter] = {
         saved_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
