@@ -227,10 +227,28 @@ def test_mixed_precision_is_put_around_the_model_once(make_bench: MakeBench) -> 
 
 
 def test_a_metric_of_the_scripts_own_counts(make_bench: MakeBench) -> None:
-    bench = make_bench(partial(scripts.make_trainer, compute_metrics=lambda _judged: {"token_accuracy": 0.25}))
+    metrics = {"PER_token_accuracy": 0.75, "token_accuracy": 0.25}
+    bench = make_bench(partial(scripts.make_trainer, compute_metrics=lambda _judged: dict(metrics)))
     judged = bench.train("north", asked(initial_of(bench))).after
     assert judged is not None
     assert judged.metric == 0.25
+
+
+@pytest.mark.parametrize(
+    "loading", [{"dataloader_drop_last": True}, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}]
+)
+def test_each_example_is_judged_however_the_script_loads_its_own(
+    make_bench: MakeBench, loading: dict[str, Any]
+) -> None:
+    scores = []
+    for settings in ({}, loading):
+        bench = make_bench(partial(scripts.make_trainer, **settings))
+        adapter = initial_of(bench)
+        requests = [EvaluateRequest("run", 1, num, 0, 1, False, adapter, of_validation=True) for num in (20, None)]
+        scores.append([bench.evaluate("north", request).groups["north"] for request in requests])
+        args = bench._trainer("north").trainer.args
+        assert args.dataloader_drop_last == settings.get("dataloader_drop_last", False)
+    assert scores[0] == scores[1]
 
 
 def test_a_loss_that_is_no_number_is_told_as_such(make_bench: MakeBench) -> None:

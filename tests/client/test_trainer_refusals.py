@@ -107,6 +107,11 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[FedloraError], str]] = {
         _script(compute_metrics=lambda _judged: {"f1": 1.0}), {}, ConfigError,
         "the run's metric is 'token accuracy', and evaluate.. gives .*eval_f1",
     ),
+    "metrics": (
+        _script(compute_metrics=lambda _judged: {"a_token_accuracy": 1.0, "b_token_accuracy": 0.0}), {}, ConfigError,
+        "gives eval_a_token_accuracy, eval_b_token_accuracy; have compute_metrics give the one that is meant as",
+    ),
+    "loss only": (_script(prediction_loss_only=True), {}, ConfigError, "with prediction_loss_only the trainer keeps"),
     "proximal": (_script(), {"train": {"proximal_mu": 0.1}}, ConfigError, "train.proximal_mu = 0.1 is of fedlora"),
     "momentum": (_script(), {"train": {"client_momentum": 0.5}}, ConfigError, "client_momentum = 0.5 is of fedlora"),
     "tokens": (_script(), {"federation": {"weighting": "tokens"}}, ConfigError, 'weighting = "tokens" is of fedlora'),

@@ -1,7 +1,8 @@
 """Scores of a client's own trainer: its `evaluate()` on a fixed choice of the client's examples, with its metric."""
 
 import math
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,32 +26,38 @@ def judged(
 ) -> Score:
     """Return the score of the model's adapter on the examples at `indices` of a part.
 
-    The metric is the one that the script gives under a name that ends with the run's; where it gives none at all and
-    the task has labels, the share of right predictions. Over how many tokens a language model's score is, the
-    collator's labels say.
+    The metric is the one that the script gives under the run's name, or under the only one that ends with it; where it
+    gives none at all and the task has labels, the share of right predictions. Over how many tokens a language model's
+    score is, the collator's labels say.
 
     Args:
         part: "validation" or "test".
         most_loss: what a larger mean loss, and one that is no number, counts as.
 
     Raises:
-        ConfigError: the script has metrics, and not the run's.
+        ConfigError: the script has metrics, and not the run's, or several that could be it; or it keeps no predictions.
         DataError: there is no loss.
     """
     trainer: Any = own.trainer
     chosen = taken(own.held[part], indices)
     try:
-        found = _evaluated(trainer, chosen)
-        if (metric := _metric_in(found, metric_name)) is None and _may_be_given(trainer, task):
-            trainer.preprocess_logits_for_metrics = _most_likely
-            trainer.compute_metrics = _RightShare(metric_name, is_shifted=isinstance(task, CausalLm))
+        with _given_examples(trainer):
             found = _evaluated(trainer, chosen)
-            metric = _metric_in(found, metric_name)
-        num_tokens = _num_tokens(trainer, chosen) if isinstance(task, CausalLm) else 0
+            if (metric := _metric_in(found, metric_name)) is None and _may_be_given(trainer, task):
+                trainer.preprocess_logits_for_metrics = _most_likely
+                trainer.compute_metrics = _RightShare(metric_name, is_shifted=isinstance(task, CausalLm))
+                found = _evaluated(trainer, chosen)
+                metric = _metric_in(found, metric_name)
+            num_tokens = _num_tokens(trainer, chosen) if isinstance(task, CausalLm) else 0
     finally:
         lay_down(trainer)
     if (loss := found.get("eval_loss")) is None:
         raise DataError("the trainer's evaluate() gives no eval_loss: its eval_dataset has no labels")
+    if metric is None and trainer.args.prediction_loss_only:
+        raise ConfigError(
+            f"the run's metric is {metric_name!r}, and with prediction_loss_only the trainer keeps no predictions to "
+            "compute it from; leave that out"
+        )
     if metric is None:
         names = ", ".join(sorted(found)) or "nothing"
         raise ConfigError(
@@ -68,6 +75,22 @@ def taken(dataset: Any, indices: np.ndarray) -> Sized:
     return chosen
 
 
+@contextmanager
+def _given_examples(trainer: Any) -> Iterator[None]:
+    """Let a trainer judge each example that it is given, and no others.
+
+    The last batch is judged however few are in it; and a data loader whose processes stay would be taken for any data.
+    """
+    is_dropping = trainer.args.dataloader_drop_last
+    trainer.args.dataloader_drop_last = False
+    vars(trainer).pop("_eval_dataloaders", None)
+    try:
+        yield
+    finally:
+        trainer.args.dataloader_drop_last = is_dropping
+        vars(trainer).pop("_eval_dataloaders", None)
+
+
 def _evaluated(trainer: Any, chosen: Sized) -> dict[str, float]:
     """Return what `evaluate` gives and logs, such as the mean token accuracy of TRL, which it does not return."""
     num_before = len(trainer.state.log_history)
@@ -78,8 +101,22 @@ def _evaluated(trainer: Any, chosen: Sized) -> dict[str, float]:
 
 
 def _metric_in(found: dict[str, float], metric_name: str) -> float | None:
+    """Return the metric of the run's name, or else the one whose name ends with it.
+
+    Raises:
+        ConfigError: several end with it.
+    """
     key = _key(metric_name)
-    return next((value for name, value in sorted(found.items()) if name == key or name.endswith(f"_{key}")), None)
+    for name in (f"eval_{key}", key):
+        if name in found:
+            return found[name]
+    ending = sorted(name for name in found if name.endswith(f"_{key}"))
+    if len(ending) > 1:
+        raise ConfigError(
+            f"the run's metric is {metric_name!r}, and evaluate() gives {', '.join(ending)}; have compute_metrics give "
+            f"the one that is meant as {key!r} too"
+        )
+    return found[ending[0]] if ending else None
 
 
 def _key(metric_name: str) -> str:
