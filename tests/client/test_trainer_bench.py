@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import trainer_scripts as scripts
@@ -23,6 +24,7 @@ from fedlora.common.errors import ModelError
 from fedlora.common.messages import OK, EvaluateRequest, InitialiseRequest, TrainReceipt, TrainRequest
 from fedlora.training.data import load_federated_data
 from fedlora.training.optimizer_state import MomentsFolder
+from fedlora.training.own_trainer.content import content_digest
 from fedlora.training.trainer import TrainingInterrupted
 
 MakeRun = Callable[..., RunConfig]
@@ -249,6 +251,19 @@ def test_each_example_is_judged_however_the_script_loads_its_own(
         args = bench._trainer("north").trainer.args
         assert args.dataloader_drop_last == settings.get("dataloader_drop_last", False)
     assert scores[0] == scores[1]
+
+
+def test_examples_of_any_kind_have_a_digest() -> None:
+    objects, others = np.array([{"a": 1}, "b"], dtype=object), np.array([{"a": 2}, "b"], dtype=object)
+    assert content_digest([objects]) == content_digest([objects.copy()]) != content_digest([others])
+    assert content_digest([_holding_itself(1)]) == content_digest([_holding_itself(1)])
+    assert content_digest([_holding_itself(1)]) != content_digest([_holding_itself(2)])
+
+
+def _holding_itself(value: int) -> list[Any]:
+    held: list[Any] = [value]
+    held.append({"all": held})
+    return held
 
 
 def test_a_loss_that_is_no_number_is_told_as_such(make_bench: MakeBench) -> None:
