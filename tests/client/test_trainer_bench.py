@@ -253,6 +253,25 @@ def test_each_example_is_judged_however_the_script_loads_its_own(
     assert scores[0] == scores[1]
 
 
+def test_a_scheduler_that_a_script_sets_is_that_of_each_round(make_bench: MakeBench) -> None:
+    steps = Steps()
+
+    def make_trainer(client: str, run: RunConfig) -> Any:
+        trainer = scripts.make_trainer(client, run, callbacks=[steps])
+
+        def create_scheduler(_num_training_steps: int, _optimizer: Any = None) -> Any:
+            trainer.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(trainer.optimizer, factor=1.0)
+            return trainer.lr_scheduler
+
+        trainer.create_scheduler = create_scheduler
+        return trainer
+
+    bench = make_bench(make_trainer)
+    bench.rehearse("north")
+    rounds_of(bench)
+    assert set(steps.rates) == {0.02}
+
+
 def test_examples_of_any_kind_have_a_digest() -> None:
     objects, others = np.array([{"a": 1}, "b"], dtype=object), np.array([{"a": 2}, "b"], dtype=object)
     assert content_digest([objects]) == content_digest([objects.copy()]) != content_digest([others])

@@ -92,7 +92,7 @@ def train_round(
     args.logging_nan_inf_filter = False
     trainer.optimizer = trainer.lr_scheduler = None
     watch = _Watch(own, asked, settings, max_seconds=max_seconds, is_unwanted=is_unwanted)
-    make_scheduler = trainer.create_scheduler
+    make_scheduler, own_make_scheduler = trainer.create_scheduler, vars(trainer).get("create_scheduler")
     trainer.create_scheduler = lambda num_training_steps, optimizer=None: _moved_on(
         make_scheduler(num_training_steps * asked.num_rounds, optimizer), (asked.number - 1) * asked.num_steps
     )
@@ -119,7 +119,10 @@ def train_round(
             moments=read_moments(_plain(trainer.optimizer), own.resident.trained()) if is_kept else {},
         )
     finally:
-        del trainer.create_scheduler
+        if own_make_scheduler is None:
+            del trainer.create_scheduler
+        else:
+            trainer.create_scheduler = own_make_scheduler
         trainer.remove_callback(watch)
         trainer.optimizer = trainer.lr_scheduler = None
         lay_down(trainer)
