@@ -94,7 +94,7 @@ def _obey(folder: Path) -> Failure | None:
     if order == "die":
         os._exit(4)
     if order == "fork, then loop":
-        child = multiprocessing.Process(target=time.sleep, args=(DEADLINE_SECONDS,), daemon=True)
+        child = multiprocessing.Process(target=time.sleep, args=(10 * DEADLINE_SECONDS,), daemon=True)
         child.start()
         _note(folder / "children", str(child.pid))
         order = "loop"

@@ -76,7 +76,9 @@ def _allow_children() -> None:
     """
     multiprocessing.current_process().daemon = False
     if sys.platform == "linux":
-        # A process that is killed cannot end those it has forked, and they hold its pipes open.
+        # Forked from the worker itself, as a script's are elsewhere: from another process they take seconds, and
+        # outlive the worker. A process that is killed cannot end those it has forked, and they hold its pipes open.
+        multiprocessing.set_start_method("fork", force=True)
         prctl = ctypes.CDLL(None).prctl
         os.register_at_fork(after_in_child=lambda: prctl(_SET_SIGNAL_AT_PARENTS_DEATH, signal.SIGKILL))
 
