@@ -52,6 +52,19 @@ def members_of(plan: SumPlan, signers: Signers | None = None) -> dict[str, Membe
     }
 
 
+def introduced(plan: SumPlan, members: Mapping[str, Member]) -> Gathering:
+    """Return what gathers the sums of members, all of whom know each other's keys and shares."""
+    gathering = Gathering(plan)
+    for member in members.values():
+        gathering.add_keys(member.public())
+    roster = gathering.roster()
+    for name, member in members.items():
+        gathering.add_sealed(name, member.sealed(roster))
+    for name, member in members.items():
+        member.take(gathering.sealed_for(name))
+    return gathering
+
+
 def vectors_of(plan: SumPlan, size: int = 1000, *, kind: type = np.uint32) -> list[dict[str, Ring]]:
     """Return for each sum each member's vector."""
     random = np.random.default_rng(7)

@@ -10,7 +10,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))
 
-from sums import Signers, members_of
+from sums import introduced, members_of
 
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.aggregation import aggregate
@@ -18,7 +18,6 @@ from fedlora.common.errors import AdapterError, ConfigError
 from fedlora.methods import METHODS, Method
 from fedlora.methods.flex_lora import FlexLora
 from fedlora.secure_sums.adapter_sums import AdapterSums, num_sums
-from fedlora.secure_sums.gathering import Gathering
 from fedlora.secure_sums.keys import SumPlan
 from fedlora.secure_sums.ring import FixedPoint
 
@@ -52,14 +51,8 @@ def adapter(seed: int, *, near: Adapter | None = None) -> Adapter:
 def secure(method: Method, start: Adapter, updates: Mapping[str, Adapter], leaves_second: str = "") -> Adapter:
     """Return what the sites' updates become by secure sums; one may leave after the first."""
     plan = SumPlan("run", 1, 0, SITES, 3, num_sums(method, start))
-    members, gathering = members_of(plan, Signers(SITES)), Gathering(plan)
-    for member in members.values():
-        gathering.add_keys(member.public())
-    roster = gathering.roster()
-    for name, member in members.items():
-        gathering.add_sealed(name, member.sealed(roster))
-    for name, member in members.items():
-        member.take(gathering.sealed_for(name))
+    members = members_of(plan)
+    gathering = introduced(plan, members)
     fixed = FixedPoint(32, 64.0, len(SITES))
     # Each site, and the server, goes through the method by itself.
     own = {name: AdapterSums(method, start) for name in SITES}

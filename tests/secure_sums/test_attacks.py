@@ -10,7 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from sums import Signers, gathered, members_of, names, plan_of, vectors_of
+from sums import Signers, gathered, introduced, members_of, names, plan_of, vectors_of
 
 from fedlora.secure_sums.gathering import Gathering, SumLost
 from fedlora.secure_sums.keys import PublicKeys, RoundKeys, agreed
@@ -31,15 +31,9 @@ class Sums:
             name: Member(PLAN, name, self.secrets[name], sign=self.signers.sign(name), verify=self.signers.verify)
             for name in PLAN.members
         }
-        self.gathering = Gathering(PLAN)
-        self.vectors = vectors_of(PLAN)
-        for member in self.members.values():
-            self.gathering.add_keys(member.public())
+        self.gathering = introduced(PLAN, self.members)
         self.roster = self.gathering.roster()
-        for name, member in self.members.items():
-            self.gathering.add_sealed(name, member.sealed(self.roster))
-        for name, member in self.members.items():
-            member.take(self.gathering.sealed_for(name))
+        self.vectors = vectors_of(PLAN)
         self.hidden = {name: member.masked(0, self.vectors[0][name]) for name, member in self.members.items()}
 
 

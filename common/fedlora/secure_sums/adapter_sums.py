@@ -60,9 +60,7 @@ class AdapterSums:
 
     def sizes(self) -> list[int]:
         """Return how many numbers each part of the next sum has: in the first, one for each tensor and the weight."""
-        if not self._num_taken:
-            return [tensor.numel() for tensor in _tensors(self._start).values()] + [1]
-        return [prod(_shape(part)) for part in self._parts(self._start)]
+        return [prod(shape) for shape in self._shapes()]
 
     def term(self, update: Adapter) -> Tensor:
         """Return what a site adds to the next sum, before its weight is put to it: float32, of one dimension.
@@ -91,9 +89,12 @@ class AdapterSums:
         Raises:
             ValueError: it has another number of them.
         """
-        if total.numel() != sum(self.sizes()):
-            raise ValueError(f"a total of {total.numel()} numbers; expected {sum(self.sizes())}")
-        parts = torch.split(total.double(), self.sizes())
+        shapes = self._shapes()
+        sizes = [prod(shape) for shape in shapes]
+        if total.numel() != sum(sizes):
+            raise ValueError(f"a total of {total.numel()} numbers; expected {sum(sizes)}")
+        flat = torch.split(total.double(), sizes)
+        parts = [part.reshape(shape) for part, shape in zip(flat, shapes, strict=True)]
         if not self._num_taken:
             self._begin(parts)
         else:
@@ -120,7 +121,7 @@ class AdapterSums:
             raise AdapterError("the sites' weights have no sum")
         means = {}
         for (path, tensor), change in zip(start.items(), changes, strict=True):
-            mean = tensor.double() + (change / self._weight).reshape(tensor.shape)
+            mean = tensor.double() + change / self._weight
             means[path] = mean.float() if tensor.is_floating_point() else mean.round().to(tensor.dtype)
         for path, like in self._start.layers.items():
             mean_A, mean_B = means.pop(f"{path}.A"), means.pop(f"{path}.B")
@@ -133,15 +134,19 @@ class AdapterSums:
         self._beside = means
 
     def _go_on(self, parts: Sequence[Tensor]) -> None:
-        expected = self._parts(self._start)
-        for (path, layer), total, like in zip(list(self._at_work.items()), parts, expected, strict=True):
-            mean = (total / self._weight).float().reshape(_shape(like))
+        for (path, layer), total in zip(list(self._at_work.items()), parts, strict=True):
             try:
-                layer.wanted = layer.phases.send(mean)
+                layer.wanted = layer.phases.send((total / self._weight).float())
             except StopIteration as ended:
                 combined: Combined = ended.value
                 self._pairs[path] = combined.A, combined.B
                 del self._at_work[path]
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes of the parts of the next sum; they are the same for every adapter."""
+        if not self._num_taken:
+            return [*(tuple(tensor.shape) for tensor in _tensors(self._start).values()), ()]
+        return [_shape(part) for part in self._parts(self._start)]
 
     def _parts(self, update: Adapter) -> list[Tensor | Product]:
         """Return what an adapter's layers at work add to the next sum."""

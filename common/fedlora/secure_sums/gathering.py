@@ -9,10 +9,9 @@ from itertools import combinations, islice
 
 import numpy as np
 
-from fedlora.secure_sums.keys import PublicKeys, SumPlan, agreed, public_of, seed_digest
+from fedlora.secure_sums.keys import PublicKeys, SumPlan, public_of, seed_digest
 from fedlora.secure_sums.masks import add_mask
 from fedlora.secure_sums.member import Revealed, Roster
-from fedlora.secure_sums.neighbours import neighbours
 from fedlora.secure_sums.ring import Ring
 from fedlora.secure_sums.shares import joined
 
@@ -132,12 +131,9 @@ class Gathering:
             private = self._secret(member, shares, public_of, known)
             for other in hidden_with:
                 # What the other has added of it: it is taken away where that added, and added where it took away.
-                add_mask(total, self._seed(private, other, index), subtracts=other < member)
+                seed = self._known_roster().mask_seed(private, other, index)
+                add_mask(total, seed, subtracts=other < member)
         return total
-
-    def _seed(self, private: bytes, other: str, index: int) -> bytes:
-        theirs = self._keys[other].masking[index]
-        return agreed(private, theirs, b"mask", index.to_bytes(4, "big"), self._known_roster().context)
 
     def _secret(self, member: str, shares: Mapping[str, bytes], shown: Callable[[bytes], bytes], known: bytes) -> bytes:
         roster = self._known_roster()
@@ -152,7 +148,7 @@ class Gathering:
         raise SumLost(f"{len(shares)} shares of {member} have no secret of it; it takes {roster.needed}")
 
     def _neighbours(self, member: str) -> tuple[str, ...]:
-        return neighbours(self._known_roster().order, member)
+        return self._known_roster().neighbours(member)
 
     def _known_roster(self) -> Roster:
         if self._roster is None:

@@ -13,7 +13,8 @@ enough others have signed the same.
 """
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -77,6 +78,19 @@ class Roster:
     def numbers(self) -> Mapping[str, int]:
         """The holders' numbers, from 1 on."""
         return {name: number for number, name in enumerate(sorted(self.keys), start=1)}
+
+    def neighbours(self, name: str) -> tuple[str, ...]:
+        """Return with whom a member hides its vectors, and who holds shares of its secrets."""
+        return neighbours(self.order, name)
+
+    def mask_seed(self, masking: bytes, other: str, index: int) -> bytes:
+        """Return the seed of the mask that two members have in common in a sum, from the private key of one.
+
+        Raises:
+            ValueError: the public key of the other is none.
+        """
+        theirs = self.keys[other].masking[index]
+        return agreed(masking, theirs, b"mask", index.to_bytes(4, "big"), self.context)
 
     def _sorted(self) -> list[PublicKeys]:
         return [self.keys[name] for name in sorted(self.keys)]
@@ -236,24 +250,28 @@ class Member:
         return self._roster
 
     def _neighbours(self) -> tuple[str, ...]:
-        return neighbours(self._known_roster().order, self._name)
+        return self._known_roster().neighbours(self._name)
 
     def _hides_with(self) -> list[str]:
         return [name for name in self._shares if name != self._name]
 
     def _sealing_key(self, other: str, *, sender: str) -> bytes:
         roster = self._known_roster()
-        return self._agreed(self._keys.sealing, other, roster.keys[other].sealing, b"shares", sender.encode())
+        with _key_of(other):
+            return agreed(self._keys.sealing, roster.keys[other].sealing, b"shares", sender.encode(), roster.context)
 
     def _seed_with(self, other: str, index: int) -> bytes:
-        theirs = self._known_roster().keys[other].masking[index]
-        return self._agreed(self._keys.masking[index], other, theirs, b"mask", index.to_bytes(4, "big"))
+        with _key_of(other):
+            return self._known_roster().mask_seed(self._keys.masking[index], other, index)
 
-    def _agreed(self, private: bytes, other: str, public: bytes, *purpose: bytes) -> bytes:
-        try:
-            return agreed(private, public, *purpose, self._known_roster().context)
-        except ValueError as error:
-            raise SumRefused(f"a key of {other} is none") from error
+
+@contextmanager
+def _key_of(other: str) -> Iterator[None]:
+    """Refuse to go on with a key that is none."""
+    try:
+        yield
+    except ValueError as error:
+        raise SumRefused(f"a key of {other} is none") from error
 
 
 def _cut(shares: bytes) -> tuple[bytes, ...]:

@@ -106,7 +106,7 @@ def status(out: Out, as_json: Json = False) -> None:
     from fedlora.cli.runs import print_runs, to_go_on_with
     from fedlora.cli.server_view import status_lines
     from fedlora.server.disk.status_file import read_status
-    from fedlora.server.run_queue.store import RunStore, is_store
+    from fedlora.server.run_queue.store import RunStore, is_in_store, is_store
 
     if is_store(out):
         print_runs(out, as_json=as_json)
@@ -115,8 +115,10 @@ def status(out: Out, as_json: Json = False) -> None:
     if as_json:
         print_json(found)
         return
-    store = out.absolute().parent.parent
-    of_a_store = {"to_go_on": to_go_on_with(str(found["run"]), RunStore.existing(store))} if is_store(store) else {}
+    folder = out.absolute()
+    of_a_store = {}
+    if is_in_store(folder):
+        of_a_store["to_go_on"] = to_go_on_with(str(found["run"]), RunStore.existing(folder.parent.parent))
     for line in status_lines(found, **of_a_store):
         print(printable(line))
 
