@@ -6,6 +6,7 @@ Every field has a default and a one-line description; `run_file` reads, checks a
 from fedlora.common.config.aggregation import AggregationSection, MethodElsewhere, OwnMethod
 from fedlora.common.config.federation import EvaluationSection, ExchangeSection, FederationSection, RobustSection
 from fedlora.common.config.idle import Occasion, idle_settings
+from fedlora.common.config.privacy import PrivacySection
 from fedlora.common.config.run import RunConfig, RunSection
 from fedlora.common.config.sources import (
     EMBEDDED_DIGITS,
@@ -58,6 +59,7 @@ __all__ = [
     "OwnTask",
     "PartitionSection",
     "PixelRange",
+    "PrivacySection",
     "RobustSection",
     "RunConfig",
     "RunSection",

@@ -4,6 +4,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fedlora.common.config.aggregation import AggregationSection, OwnMethod
 from fedlora.common.config.federation import EvaluationSection, ExchangeSection, FederationSection, RobustSection
+from fedlora.common.config.privacy import PrivacySection
 from fedlora.common.config.sources import (
     EMBEDDED_ENCODER,
     ByGroup,
@@ -47,6 +48,7 @@ class RunConfig(Section):
     federation: FederationSection = FederationSection()
     aggregation: AggregationSection = Field(default_factory=default_method)
     robust: RobustSection = RobustSection()
+    privacy: PrivacySection = PrivacySection()
     evaluation: EvaluationSection = EvaluationSection()
     exchange: ExchangeSection = ExchangeSection()
 
