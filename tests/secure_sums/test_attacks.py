@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,38 @@ def test_consents_of_another_sum_or_of_strangers_confirm_nothing(sums: Sums) -> 
         sums.members["site-000"].revealed(0, signed)
 
 
+def test_members_whose_vectors_come_from_other_things_confirm_nothing_to_each_other(sums: Sums) -> None:
+    """A server that told the others something from which nothing follows would have one member's vector."""
+    for name in names(5):
+        basis = b"what it is told" if name == "site-000" else b"what the others are told"
+        sums.members[name].masked(1, sums.vectors[1][name], basis=basis)
+    consents = {name: sums.members[name].consented(1, names(5)) for name in names(5)}
+    with pytest.raises(SumRefused, match="1 have signed"):
+        sums.members["site-000"].revealed(1, consents)
+    assert sums.members["site-001"].revealed(1, consents).own_seeds.keys() == set(names(5))
+
+
+def test_a_member_keeps_its_word_in_another_process(sums: Sums) -> None:
+    member = sums.members["site-000"]
+    consent = member.consented(0, names(5))
+    again = Member(
+        PLAN,
+        "site-000",
+        sums.secrets["site-000"],
+        sign=sums.signers.sign("site-000"),
+        verify=sums.signers.verify,
+        memory=deepcopy(member.memory),
+    )
+    assert again.sealed(sums.roster) == member.sealed(sums.roster)
+    assert np.array_equal(again.masked(0, sums.vectors[0]["site-000"]), sums.hidden["site-000"])
+    with pytest.raises(SumRefused, match="another vector"):
+        again.masked(0, sums.vectors[0]["site-001"])
+    with pytest.raises(SumRefused, match="another list"):
+        again.consented(0, names(4))
+    consents = {name: sums.members[name].consented(0, names(5)) for name in names(5)[1:]} | {"site-000": consent}
+    assert again.revealed(0, consents) == member.revealed(0, consents)
+
+
 def test_nothing_is_revealed_before_a_list_is_signed(sums: Sums) -> None:
     with pytest.raises(SumRefused, match="no list"):
         sums.members["site-000"].revealed(0, {})
@@ -95,7 +128,7 @@ def test_never_are_both_secrets_of_one_member_told(sums: Sums) -> None:
 
 def test_a_second_vector_is_not_hidden_by_the_same_masks(sums: Sums) -> None:
     member = sums.members["site-000"]
-    assert member.masked(0, sums.vectors[0]["site-000"]) is sums.hidden["site-000"]
+    assert np.array_equal(member.masked(0, sums.vectors[0]["site-000"]), sums.hidden["site-000"])
     with pytest.raises(SumRefused, match="another vector"):
         member.masked(0, sums.vectors[0]["site-001"])
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, StringConstraints, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from fedlora.common.errors import CODE
@@ -171,3 +171,10 @@ Entries = Annotated[Mapping[K, V], _at_most_entries(_MAX_ENTRIES)]
 Word = Annotated[str, _cut(40)]
 Fingerprint = Annotated[str, _cut(100)]
 Fingerprints = Annotated[Mapping[Word, Fingerprint], _at_most_entries(_MAX_FINGERPRINTS)]
+# A key, a share of one, a digest or a signature.
+Key = Annotated[bytes, Field(max_length=200)]
+# Shares of a member's secrets for one other.
+Sealed = Annotated[bytes, Field(max_length=4_000)]
+# A certificate, and what it certifies.
+Certified = Annotated[bytes, Field(max_length=8_000)]
+SumStep = Literal["seal", "mask", "consent", "reveal"]

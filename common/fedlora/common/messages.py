@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedlora.common.bounds import (
+    Certified,
     Code,
     Entries,
     Factors,
     Fingerprint,
     Fingerprints,
+    Key,
     KnownFates,
     Name,
     NumAnswered,
@@ -25,7 +27,9 @@ from fedlora.common.bounds import (
     NumTokens,
     Part,
     RunId,
+    Sealed,
     Seconds,
+    SumStep,
     Text,
     TrainedRank,
     Withheld,
@@ -130,6 +134,42 @@ class InitialiseReceipt:
 
 
 @dataclass(frozen=True)
+class SumTerms:
+    """How a round's updates are summed up so that no single one is seen: all members are told the same.
+
+    Attributes:
+        members: those that are asked, in order of their names.
+        threshold: how many of them it takes to the end.
+        repetition: how often the round was begun anew; each time updates are others.
+        most_examples: a member weighs by its examples over this number; 0: all weigh alike.
+        most_change: a larger change is scaled down to this norm; 0: as large as it is.
+        clips: of each sum, what numbers are clipped to.
+    """
+
+    members: tuple[Name, ...]
+    threshold: int
+    repetition: int
+    most_examples: NumExamples
+    most_change: Number
+    clips: tuple[Number, ...]
+
+
+@dataclass(frozen=True)
+class SumKeys:
+    """What a member makes known of its keys; see `fedlora.secure_sums.keys.PublicKeys`.
+
+    Attributes:
+        identity: by what the others know whose signature it is.
+    """
+
+    sealing: Key = field(repr=False)
+    masking: tuple[Key, ...] = field(repr=False)
+    own_seeds: tuple[Key, ...] = field(repr=False)
+    signature: Key = field(repr=False)
+    identity: Certified = field(repr=False)
+
+
+@dataclass(frozen=True)
 class TrainRequest:
     """Asks for one round of local training.
 
@@ -143,6 +183,7 @@ class TrainRequest:
         validation_examples: at most so many of its own validation examples are judged before and after; at a site of
             its own choice.
         trains: the factors that are trained, "A", "B" or both; a factor that is not does not travel back.
+        sums: how the update goes into sums with others', in place of being sent itself; None where it is sent.
     """
 
     run: RunId
@@ -155,6 +196,7 @@ class TrainRequest:
     trains: Factors = ("A", "B")
     former: Packed = field(default=b"", repr=False)
     moments: Packed = field(default=b"", repr=False)
+    sums: SumTerms | None = None
 
     @property
     def frozen_factor(self) -> str:
@@ -178,6 +220,7 @@ class TrainReceipt:
         num_tokens: answer tokens that the steps learned from; 0 where the task has none.
         micro_batch_size: examples of a forward pass, where want of memory made them fewer than asked for; else 0.
         wire_sha256: of the update as it came over the wire, hex; empty where it did not come over one.
+        keys: for the sums that the update goes into in place of being sent; None where it is sent.
     """
 
     run: Name
@@ -197,6 +240,60 @@ class TrainReceipt:
     num_tokens: NumTokens = 0
     micro_batch_size: NumExamples = 0
     wire_sha256: str = ""
+    keys: SumKeys | None = None
+
+
+@dataclass(frozen=True)
+class SumRequest:
+    """Asks a member for its next step in the sums of a round: seal, and for each sum mask, consent and reveal.
+
+    Attributes:
+        index: of the sum.
+        keys: seal: of all who take part, by name.
+        sealed: mask: what the others have sealed for this member, by name.
+        there: consent: who is there.
+        consents: reveal: signatures under that, by name.
+        num_numbers: mask: how many numbers the sum is of.
+        adapter: mask: the total of the sum before, packed; nothing for the first.
+    """
+
+    run: RunId
+    round: int
+    repetition: int
+    step: SumStep
+    index: int = 0
+    keys: Entries[Name, SumKeys] = field(default_factory=dict)
+    sealed: Entries[Name, Sealed] = field(default_factory=dict)
+    there: tuple[Name, ...] = ()
+    consents: Entries[Name, Key] = field(default_factory=dict)
+    num_numbers: int = 0
+    adapter: Packed = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
+class SumReceipt:
+    """A member's answer.
+
+    Attributes:
+        sealed: seal: shares for the others, by name.
+        consent: its signature under who is there.
+        own_seeds, masking: reveal: shares of the secrets of those that are there, and of those that have left, by name.
+        num_clipped: mask: how many of its numbers were clipped.
+        adapter: mask: its vector for the sum, hidden, packed.
+    """
+
+    run: Name
+    round: int
+    repetition: int
+    step: Word
+    index: int
+    client: Name
+    sealed: Entries[Name, Sealed] = field(default_factory=dict, repr=False)
+    consent: Key = field(default=b"", repr=False)
+    own_seeds: Entries[Name, Key] = field(default_factory=dict, repr=False)
+    masking: Entries[Name, Key] = field(default_factory=dict, repr=False)
+    num_clipped: NumExamples = 0
+    adapter: Packed = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from fedlora.common.messages import (
     InitialiseReceipt,
     InitialiseRequest,
     SiteDescription,
+    SumReceipt,
+    SumRequest,
     TrainReceipt,
     TrainRequest,
 )
@@ -39,6 +41,7 @@ _QUESTIONS: dict[type, tuple[str, type]] = {
     InitialiseRequest: (f"{MessageType.QUERY}.initialise", InitialiseReceipt),
     TrainRequest: (MessageType.TRAIN, TrainReceipt),
     EvaluateRequest: (MessageType.EVALUATE, EvaluateReceipt),
+    SumRequest: (f"{MessageType.QUERY}.sum", SumReceipt),
 }
 
 

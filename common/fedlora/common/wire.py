@@ -16,6 +16,8 @@ from fedlora.common.messages import (
     InitialiseReceipt,
     InitialiseRequest,
     SiteDescription,
+    SumReceipt,
+    SumRequest,
     TrainReceipt,
     TrainRequest,
 )
@@ -26,8 +28,8 @@ from fedlora.v1 import session_pb2
 # Peers with different numbers refuse each other.
 PROTOCOL = 5
 
-Request = InitialiseRequest | TrainRequest | EvaluateRequest
-Receipt = InitialiseReceipt | TrainReceipt | EvaluateReceipt | Failure
+Request = InitialiseRequest | TrainRequest | EvaluateRequest | SumRequest
+Receipt = InitialiseReceipt | TrainReceipt | EvaluateReceipt | SumReceipt | Failure
 
 _REQUESTS: dict[str, type[Request]] = {kind.__name__: kind for kind in get_args(Request)}
 _RECEIPTS: dict[str, type[Receipt]] = {kind.__name__: kind for kind in get_args(Receipt)}

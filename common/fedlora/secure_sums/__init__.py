@@ -8,6 +8,7 @@
     member        a member's part in a sum
     gathering     the server's part
     adapter_sums  a round of adapters as sums, by the phases of its method
+    round_terms   what server and clients alike make of a round's terms
 
-Nothing here knows messages or a network: bytes and numbers in, values out.
+Nothing here knows a network: bytes and numbers in, values out.
 """

@@ -58,6 +58,11 @@ class AdapterSums:
         """Whether no further sum is wanted."""
         return self._num_taken > 0 and not self._at_work
 
+    @property
+    def weight(self) -> float:
+        """The sum of the weights of who is in the first sum; 0 before that is known."""
+        return self._weight
+
     def sizes(self) -> list[int]:
         """Return how many numbers each part of the next sum has: in the first, one for each tensor and the weight."""
         return [prod(shape) for shape in self._shapes()]

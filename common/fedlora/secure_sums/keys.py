@@ -29,6 +29,7 @@ class SumPlan:
             lists of who is there confirmed; above half of all and those who would lie for the server together, so that
             it has not with their help.
         num_sums: of the round, one after another.
+        terms: a digest of what else they must agree on, such as how numbers are written.
     """
 
     run: str
@@ -37,6 +38,7 @@ class SumPlan:
     members: tuple[str, ...]
     threshold: int
     num_sums: int
+    terms: bytes = b""
 
     def __post_init__(self) -> None:
         """Check what is given.
@@ -56,7 +58,7 @@ class SumPlan:
     def context(self) -> bytes:
         """What all keys and signatures are bound to."""
         numbers = map(_eight_bytes, (self.round, self.attempt, self.threshold, self.num_sums))
-        return digest(b"plan", self.run.encode(), *numbers, *(name.encode() for name in self.members))
+        return digest(b"plan", self.run.encode(), self.terms, *numbers, *(name.encode() for name in self.members))
 
 
 @dataclass(frozen=True)

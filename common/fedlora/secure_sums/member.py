@@ -9,7 +9,10 @@
 
 A member that is there has its own mask taken out, one that has left those with others; never both of one member, which
 is what a server would need to see a vector. So a member names its list once for each sum, and tells nothing before
-enough others have signed the same.
+enough others have signed the same. With the list they sign what their vectors come from, such as the total of the sum
+before: a server that told the others something from which nothing follows would have one member's vector for the sum.
+
+A member that is asked again for a step gives the same answer, also in another process that has its `Memory`.
 """
 
 import secrets
@@ -96,24 +99,55 @@ class Roster:
         return [self.keys[name] for name in sorted(self.keys)]
 
 
-def consent_bytes(context: bytes, index: int, there: Sequence[str]) -> bytes:
-    """Return what a member signs that takes these members for there."""
-    return digest(b"consent", context, index.to_bytes(4, "big"), names_digest(there))
+@dataclass
+class Memory:
+    """What a member has said and heard, by which it keeps its word in another process too.
+
+    Attributes:
+        roster: whose keys it knows.
+        sealed: the shares that it has sealed, by whom they are for.
+        shares: those that it holds, by whose they are; its own among them.
+        masked: by sum, the digest of the vector that it has hidden, and what that came from.
+        there: by sum, the list that it has signed.
+    """
+
+    roster: tuple[PublicKeys, ...] = ()
+    sealed: dict[str, bytes] = field(default_factory=dict, repr=False)
+    shares: dict[str, tuple[bytes, ...]] = field(default_factory=dict, repr=False)
+    masked: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+    there: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+
+def consent_bytes(context: bytes, index: int, there: Sequence[str], basis: bytes = b"") -> bytes:
+    """Return what a member signs that takes these members for there, its vector having come from `basis`."""
+    return digest(b"consent", context, index.to_bytes(4, "big"), names_digest(there), basis)
 
 
 class Member:
-    """One member. Its methods are called in the order above; it keeps its word over all of them."""
+    """One member. Its methods are called in the order above; it keeps its word over all of them.
 
-    def __init__(self, plan: SumPlan, name: str, keys: RoundKeys, *, sign: Sign, verify: Verify) -> None:
+    Attributes:
+        memory: what is to be on disk before an answer leaves, where another process may go on.
+    """
+
+    def __init__(
+        self,
+        plan: SumPlan,
+        name: str,
+        keys: RoundKeys,
+        *,
+        sign: Sign,
+        verify: Verify,
+        memory: Memory | None = None,
+    ) -> None:
         self._plan = plan
         self._name = name
         self._keys = keys
         self._sign = sign
         self._verify = verify
-        self._roster: Roster | None = None
-        self._shares: dict[str, tuple[bytes, ...]] = {}
-        self._masked: dict[int, tuple[bytes, Ring]] = {}
-        self._there: dict[int, tuple[str, ...]] = {}
+        self.memory = memory or Memory()
+        known = self.memory.roster
+        self._roster = Roster(plan, {each.member: each for each in known}) if known else None
 
     def public(self) -> PublicKeys:
         """Return what it makes known of its keys."""
@@ -127,9 +161,15 @@ class Member:
             public: of all who take part, itself among them.
 
         Raises:
-            SumRefused: a key is not signed by whose it is said to be, or too few take part.
+            SumRefused: a key is not signed by whose it is said to be, too few take part, or other keys came before.
         """
-        self._roster = roster = self._checked(public)
+        ordered = tuple(sorted(public, key=lambda keys: keys.member))
+        if self.memory.roster:
+            if ordered != self.memory.roster:
+                raise SumRefused("other keys than before")
+            return self.memory.sealed
+        roster = self._checked(public)
+        self._roster, self.memory.roster = roster, ordered
         context, holders = roster.context, [self._name, *self._neighbours()]
         numbers = [roster.numbers[holder] for holder in holders]
         parts = [
@@ -137,16 +177,15 @@ class Member:
             for pair in zip(self._keys.own_seeds, self._keys.masking, strict=True)
             for secret in pair
         ]
-        told = {}
         for holder, number in zip(holders, numbers, strict=True):
             shares = b"".join(part[number] for part in parts)
             if holder == self._name:
-                self._shares[holder] = _cut(shares)
+                self.memory.shares[holder] = _cut(shares)
                 continue
             key = self._sealing_key(holder, sender=self._name)
             nonce = secrets.token_bytes(_NONCE_BYTES)
-            told[holder] = nonce + ChaCha20Poly1305(key).encrypt(nonce, shares, context)
-        return told
+            self.memory.sealed[holder] = nonce + ChaCha20Poly1305(key).encrypt(nonce, shares, context)
+        return self.memory.sealed
 
     def take(self, sealed: Mapping[str, bytes]) -> None:
         """Open the shares that neighbours have sent; those who sent some are who it hides vectors with.
@@ -154,42 +193,39 @@ class Member:
         Raises:
             SumRefused: they are another's, or were changed on the way, or are of too few.
         """
-        roster = self._known_roster()
+        roster, held = self._known_roster(), self.memory.shares
         if strangers := sealed.keys() - set(self._neighbours()):
             raise SumRefused(f"shares of {', '.join(sorted(strangers))}, who is no neighbour")
-        if len(self._shares) > 1:
-            raise SumRefused("shares come a second time")
-        for sender, message in sealed.items():
-            key = self._sealing_key(sender, sender=sender)
-            try:
-                opened = ChaCha20Poly1305(key).decrypt(message[:_NONCE_BYTES], message[_NONCE_BYTES:], roster.context)
-            except (InvalidTag, ValueError) as error:
-                raise SumRefused(f"the shares of {sender} cannot be opened") from error
-            if len(opened) != 2 * self._plan.num_sums * SHARE_BYTES:
-                raise SumRefused(f"the shares of {sender} are {len(opened)} bytes")
-            self._shares[sender] = _cut(opened)
-        if len(self._shares) < roster.needed:
-            raise SumRefused(f"{len(self._shares)} of {len(self._neighbours()) + 1} have sent shares")
+        opened = {sender: self._opened(sender, message) for sender, message in sealed.items()}
+        if len(held) > 1:
+            if opened != {sender: shares for sender, shares in held.items() if sender != self._name}:
+                raise SumRefused("other shares than before")
+            return
+        if len(opened) + 1 < roster.needed:
+            raise SumRefused(f"{len(opened) + 1} of {len(self._neighbours()) + 1} have sent shares")
+        held |= opened
 
-    def masked(self, index: int, vector: Ring) -> Ring:
+    def masked(self, index: int, vector: Ring, *, basis: bytes = b"") -> Ring:
         """Return its vector for a sum, hidden.
 
+        Args:
+            index: of the sum.
+            vector: its numbers.
+            basis: what all members' vectors come from, to be signed.
+
         Raises:
-            SumRefused: another vector was hidden by the same masks before, and both would show their difference; or
-                who is there has been told already.
+            SumRefused: another vector was hidden by the same masks before, and both would show their difference.
         """
-        content = digest(b"vector", vector.tobytes())
-        if (known := self._masked.get(index)) is not None:
-            if known[0] != content:
-                raise SumRefused(f"another vector for sum {index}")
-            return known[1]
-        if index in self._there:
-            raise SumRefused(f"sum {index} is over")
-        hidden = np.ascontiguousarray(vector).reshape(-1).copy()
+        if not self._hides_with():
+            raise SumRefused("nobody to hide a vector with")
+        flat = np.ascontiguousarray(vector).reshape(-1)
+        known = self.memory.masked.setdefault(index, (digest(b"vector", flat.tobytes()), basis))
+        if known != (digest(b"vector", flat.tobytes()), basis):
+            raise SumRefused(f"another vector for sum {index}")
+        hidden = flat.copy()
         add_mask(hidden, self._keys.own_seeds[index])
         for other in self._hides_with():
             add_mask(hidden, self._seed_with(other, index), subtracts=other < self._name)
-        self._masked[index] = content, hidden
         return hidden
 
     def consented(self, index: int, there: Sequence[str]) -> bytes:
@@ -199,13 +235,13 @@ class Member:
             SumRefused: it has signed another list, or is not on this one, or too few are.
         """
         roster, listed = self._known_roster(), tuple(sorted(set(there)))
-        if self._there.setdefault(index, listed) != listed:
-            raise SumRefused(f"another list of who is there for sum {index}")
-        if index not in self._masked or self._name not in listed:
+        if index not in self.memory.masked or self._name not in listed:
             raise SumRefused(f"sum {index} without a vector of its own")
         if not set(listed) <= roster.keys.keys() or len(listed) < self._plan.threshold:
             raise SumRefused(f"{len(listed)} members are there; expected {self._plan.threshold} or more of the round's")
-        return self._sign(consent_bytes(roster.context, index, listed))
+        if self.memory.there.setdefault(index, listed) != listed:
+            raise SumRefused(f"another list of who is there for sum {index}")
+        return self._sign(self._consent_bytes(index, listed))
 
     def revealed(self, index: int, consents: Mapping[str, bytes]) -> Revealed:
         """Return its shares of what is to be taken out of a sum.
@@ -217,21 +253,34 @@ class Member:
         Raises:
             SumRefused: it has signed no list, or fewer than the threshold have signed the same.
         """
-        roster = self._known_roster()
-        if (there := self._there.get(index)) is None:
+        if (there := self.memory.there.get(index)) is None:
             raise SumRefused(f"no list for sum {index}")
-        signed = consent_bytes(roster.context, index, there)
+        signed = self._consent_bytes(index, there)
         confirmed = [name for name in there if name in consents and self._verify(name, signed, consents[name])]
         if len(confirmed) < self._plan.threshold:
             raise SumRefused(f"{len(confirmed)} have signed the same list; expected {self._plan.threshold} or more")
-        own = {name: shares[2 * index] for name, shares in self._shares.items() if name in there}
-        masking = {name: shares[2 * index + 1] for name, shares in self._shares.items() if name not in there}
+        held = self.memory.shares
+        own = {name: shares[2 * index] for name, shares in held.items() if name in there}
+        masking = {name: shares[2 * index + 1] for name, shares in held.items() if name not in there}
         return Revealed(own, masking)
+
+    def _consent_bytes(self, index: int, there: Sequence[str]) -> bytes:
+        _, basis = self.memory.masked[index]
+        return consent_bytes(self._known_roster().context, index, there, basis)
+
+    def _opened(self, sender: str, message: bytes) -> tuple[bytes, ...]:
+        roster = self._known_roster()
+        key = self._sealing_key(sender, sender=sender)
+        try:
+            opened = ChaCha20Poly1305(key).decrypt(message[:_NONCE_BYTES], message[_NONCE_BYTES:], roster.context)
+        except (InvalidTag, ValueError) as error:
+            raise SumRefused(f"the shares of {sender} cannot be opened") from error
+        if len(opened) != 2 * self._plan.num_sums * SHARE_BYTES:
+            raise SumRefused(f"the shares of {sender} are {len(opened)} bytes")
+        return _cut(opened)
 
     def _checked(self, public: Sequence[PublicKeys]) -> Roster:
         plan, keys = self._plan, {each.member: each for each in public}
-        if self._roster is not None:
-            raise SumRefused("keys come a second time")
         if len(keys) != len(public) or not keys.keys() <= set(plan.members) or len(keys) < plan.threshold:
             raise SumRefused(f"keys of {len(public)} members; expected {plan.threshold} or more of the round's")
         own = keys.get(self._name)
@@ -253,7 +302,7 @@ class Member:
         return self._known_roster().neighbours(self._name)
 
     def _hides_with(self) -> list[str]:
-        return [name for name in self._shares if name != self._name]
+        return [name for name in self.memory.shares if name != self._name]
 
     def _sealing_key(self, other: str, *, sender: str) -> bytes:
         roster = self._known_roster()

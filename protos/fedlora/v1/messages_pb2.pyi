@@ -139,7 +139,7 @@ class InitialiseReceipt(_message.Message):
     def __init__(self) -> None: ...
 
 class TrainRequest(_message.Message):
-    __slots__ = ("run", "round", "attempt", "seed", "num_rounds", "validation_examples", "trains")
+    __slots__ = ("run", "round", "attempt", "seed", "num_rounds", "validation_examples", "trains", "sums")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +147,7 @@ class TrainRequest(_message.Message):
     NUM_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     TRAINS_FIELD_NUMBER: _ClassVar[int]
+    SUMS_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     attempt: int
@@ -154,10 +155,133 @@ class TrainRequest(_message.Message):
     num_rounds: int
     validation_examples: int
     trains: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., seed: _Optional[int] = ..., num_rounds: _Optional[int] = ..., validation_examples: _Optional[int] = ..., trains: _Optional[_Iterable[str]] = ...) -> None: ...
+    sums: SumTerms
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., seed: _Optional[int] = ..., num_rounds: _Optional[int] = ..., validation_examples: _Optional[int] = ..., trains: _Optional[_Iterable[str]] = ..., sums: _Optional[_Union[SumTerms, _Mapping]] = ...) -> None: ...
+
+class SumTerms(_message.Message):
+    __slots__ = ("members", "threshold", "repetition", "most_examples", "most_change", "clips")
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_FIELD_NUMBER: _ClassVar[int]
+    MOST_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    MOST_CHANGE_FIELD_NUMBER: _ClassVar[int]
+    CLIPS_FIELD_NUMBER: _ClassVar[int]
+    members: _containers.RepeatedScalarFieldContainer[str]
+    threshold: int
+    repetition: int
+    most_examples: int
+    most_change: float
+    clips: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, members: _Optional[_Iterable[str]] = ..., threshold: _Optional[int] = ..., repetition: _Optional[int] = ..., most_examples: _Optional[int] = ..., most_change: _Optional[float] = ..., clips: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class SumKeys(_message.Message):
+    __slots__ = ("sealing", "masking", "own_seeds", "signature", "identity")
+    SEALING_FIELD_NUMBER: _ClassVar[int]
+    MASKING_FIELD_NUMBER: _ClassVar[int]
+    OWN_SEEDS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    sealing: bytes
+    masking: _containers.RepeatedScalarFieldContainer[bytes]
+    own_seeds: _containers.RepeatedScalarFieldContainer[bytes]
+    signature: bytes
+    identity: bytes
+    def __init__(self, sealing: _Optional[bytes] = ..., masking: _Optional[_Iterable[bytes]] = ..., own_seeds: _Optional[_Iterable[bytes]] = ..., signature: _Optional[bytes] = ..., identity: _Optional[bytes] = ...) -> None: ...
+
+class SumRequest(_message.Message):
+    __slots__ = ("run", "round", "repetition", "step", "index", "keys", "sealed", "there", "consents", "num_numbers")
+    class KeysEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: SumKeys
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[SumKeys, _Mapping]] = ...) -> None: ...
+    class SealedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    class ConsentsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    THERE_FIELD_NUMBER: _ClassVar[int]
+    CONSENTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    repetition: int
+    step: str
+    index: int
+    keys: _containers.MessageMap[str, SumKeys]
+    sealed: _containers.ScalarMap[str, bytes]
+    there: _containers.RepeatedScalarFieldContainer[str]
+    consents: _containers.ScalarMap[str, bytes]
+    num_numbers: int
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., repetition: _Optional[int] = ..., step: _Optional[str] = ..., index: _Optional[int] = ..., keys: _Optional[_Mapping[str, SumKeys]] = ..., sealed: _Optional[_Mapping[str, bytes]] = ..., there: _Optional[_Iterable[str]] = ..., consents: _Optional[_Mapping[str, bytes]] = ..., num_numbers: _Optional[int] = ...) -> None: ...
+
+class SumReceipt(_message.Message):
+    __slots__ = ("run", "round", "repetition", "step", "index", "client", "sealed", "consent", "own_seeds", "masking", "num_clipped")
+    class SealedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    class OwnSeedsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    class MaskingEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    CONSENT_FIELD_NUMBER: _ClassVar[int]
+    OWN_SEEDS_FIELD_NUMBER: _ClassVar[int]
+    MASKING_FIELD_NUMBER: _ClassVar[int]
+    NUM_CLIPPED_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    repetition: int
+    step: str
+    index: int
+    client: str
+    sealed: _containers.ScalarMap[str, bytes]
+    consent: bytes
+    own_seeds: _containers.ScalarMap[str, bytes]
+    masking: _containers.ScalarMap[str, bytes]
+    num_clipped: int
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., repetition: _Optional[int] = ..., step: _Optional[str] = ..., index: _Optional[int] = ..., client: _Optional[str] = ..., sealed: _Optional[_Mapping[str, bytes]] = ..., consent: _Optional[bytes] = ..., own_seeds: _Optional[_Mapping[str, bytes]] = ..., masking: _Optional[_Mapping[str, bytes]] = ..., num_clipped: _Optional[int] = ...) -> None: ...
 
 class TrainReceipt(_message.Message):
-    __slots__ = ("run", "round", "attempt", "client", "status", "num_examples", "num_steps", "loss", "before", "after", "seconds", "withheld", "num_tokens", "micro_batch_size", "wire_bytes", "wire_sha256")
+    __slots__ = ("run", "round", "attempt", "client", "status", "num_examples", "num_steps", "loss", "before", "after", "seconds", "withheld", "num_tokens", "micro_batch_size", "wire_bytes", "wire_sha256", "keys")
     class SecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +305,7 @@ class TrainReceipt(_message.Message):
     MICRO_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     WIRE_BYTES_FIELD_NUMBER: _ClassVar[int]
     WIRE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     attempt: int
@@ -197,7 +322,8 @@ class TrainReceipt(_message.Message):
     micro_batch_size: int
     wire_bytes: int
     wire_sha256: str
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., client: _Optional[str] = ..., status: _Optional[str] = ..., num_examples: _Optional[int] = ..., num_steps: _Optional[int] = ..., loss: _Optional[float] = ..., before: _Optional[_Union[Score, _Mapping]] = ..., after: _Optional[_Union[Score, _Mapping]] = ..., seconds: _Optional[_Mapping[str, float]] = ..., withheld: _Optional[_Iterable[str]] = ..., num_tokens: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., wire_sha256: _Optional[str] = ...) -> None: ...
+    keys: SumKeys
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., client: _Optional[str] = ..., status: _Optional[str] = ..., num_examples: _Optional[int] = ..., num_steps: _Optional[int] = ..., loss: _Optional[float] = ..., before: _Optional[_Union[Score, _Mapping]] = ..., after: _Optional[_Union[Score, _Mapping]] = ..., seconds: _Optional[_Mapping[str, float]] = ..., withheld: _Optional[_Iterable[str]] = ..., num_tokens: _Optional[int] = ..., micro_batch_size: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., wire_sha256: _Optional[str] = ..., keys: _Optional[_Union[SumKeys, _Mapping]] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
     __slots__ = ("run", "round", "num_examples", "shard", "num_shards", "with_predictions", "num_generated", "of_validation")

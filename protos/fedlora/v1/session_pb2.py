@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fedlora.v1 import messages_pb2 as fedlora_dot_v1_dot_messages__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64lora/v1/session.proto\x12\nfedlora.v1\x1a\x19\x66\x65\x64lora/v1/messages.proto\"\x91\x01\n\x0e\x43onnectRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.fedlora.v1.HelloH\x00\x12*\n\treadiness\x18\x02 \x01(\x0b\x32\x15.fedlora.v1.ReadinessH\x00\x12$\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x12.fedlora.v1.AnswerH\x00\x42\t\n\x07\x63ontent\"\xce\x02\n\x0f\x43onnectResponse\x12&\n\x07welcome\x18\x01 \x01(\x0b\x32\x13.fedlora.v1.WelcomeH\x00\x12&\n\x07request\x18\x02 \x01(\x0b\x32\x13.fedlora.v1.RequestH\x00\x12\x30\n\x0c\x63\x61ncellation\x18\x03 \x01(\x0b\x32\x18.fedlora.v1.CancellationH\x00\x12\x36\n\x0f\x61\x63knowledgement\x18\x04 \x01(\x0b\x32\x1b.fedlora.v1.AcknowledgementH\x00\x12\"\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x11.fedlora.v1.DrainH\x00\x12-\n\x0bturned_away\x18\x06 \x01(\x0b\x32\x16.fedlora.v1.TurnedAwayH\x00\x12#\n\x06no_run\x18\x07 \x01(\x0b\x32\x11.fedlora.v1.NoRunH\x00\x42\t\n\x07\x63ontent\"*\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\"}\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08run_toml\x18\x03 \x01(\t\x12\x11\n\tnum_ready\x18\x04 \x01(\r\x12\x14\n\x0cnum_expected\x18\x05 \x01(\r\x12\x14\n\x0cunix_seconds\x18= \x01(\x03\"\\\n\tReadiness\x12\x32\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1b.fedlora.v1.SiteDescriptionH\x00\x12\x10\n\x06reason\x18\x02 \x01(\tH\x00\x42\t\n\x07\x63ontent\"\xf7\x02\n\x07Request\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x1a.fedlora.v1.OfferedAdapter\x12\x0e\n\x06ticket\x18\x03 \x01(\x0c\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x33\n\ninitialise\x18\x05 \x01(\x0b\x32\x1d.fedlora.v1.InitialiseRequestH\x00\x12)\n\x05train\x18\x06 \x01(\x0b\x32\x18.fedlora.v1.TrainRequestH\x00\x12/\n\x08\x65valuate\x18\x07 \x01(\x0b\x32\x1b.fedlora.v1.EvaluateRequestH\x00\x12*\n\x06\x66ormer\x18\x08 \x01(\x0b\x32\x1a.fedlora.v1.OfferedAdapter\x12+\n\x07moments\x18\t \x01(\x0b\x32\x1a.fedlora.v1.OfferedAdapter\x12\x13\n\x0btraceparent\x18= \x01(\tB\t\n\x07\x63ontent\"\x8a\x02\n\x06\x41nswer\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12(\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x17.fedlora.v1.SentAdapter\x12\x33\n\ninitialise\x18\x03 \x01(\x0b\x32\x1d.fedlora.v1.InitialiseReceiptH\x00\x12)\n\x05train\x18\x04 \x01(\x0b\x32\x18.fedlora.v1.TrainReceiptH\x00\x12/\n\x08\x65valuate\x18\x05 \x01(\x0b\x32\x1b.fedlora.v1.EvaluateReceiptH\x00\x12&\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x13.fedlora.v1.FailureH\x00\x42\t\n\x07\x63ontent\"I\n\rFinishedRound\x12\x14\n\x0cstarted_from\x18\x01 \x01(\t\x12\"\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x12.fedlora.v1.Answer\"\"\n\x0c\x43\x61ncellation\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"P\n\x0f\x41\x63knowledgement\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07refusal\x18\x02 \x01(\t\x12\x18\n\x10taken_back_round\x18\x33 \x01(\r\"\x1c\n\nTurnedAway\x12\x0e\n\x06reason\x18\x01 \x01(\t\"2\n\x05\x44rain\x12\x13\n\x0bis_finished\x18\x01 \x01(\x08\x12\x14\n\x0cmore_to_come\x18\x02 \x01(\x08\"\x1d\n\x05NoRun\x12\x14\n\x0cunix_seconds\x18= \x01(\x03\x32X\n\x0eSessionService\x12\x46\n\x07\x43onnect\x12\x1a.fedlora.v1.ConnectRequest\x1a\x1b.fedlora.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64lora/v1/session.proto\x12\nfedlora.v1\x1a\x19\x66\x65\x64lora/v1/messages.proto\"\x91\x01\n\x0e\x43onnectRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.fedlora.v1.HelloH\x00\x12*\n\treadiness\x18\x02 \x01(\x0b\x32\x15.fedlora.v1.ReadinessH\x00\x12$\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x12.fedlora.v1.AnswerH\x00\x42\t\n\x07\x63ontent\"\xce\x02\n\x0f\x43onnectResponse\x12&\n\x07welcome\x18\x01 \x01(\x0b\x32\x13.fedlora.v1.WelcomeH\x00\x12&\n\x07request\x18\x02 \x01(\x0b\x32\x13.fedlora.v1.RequestH\x00\x12\x30\n\x0c\x63\x61ncellation\x18\x03 \x01(\x0b\x32\x18.fedlora.v1.CancellationH\x00\x12\x36\n\x0f\x61\x63knowledgement\x18\x04 \x01(\x0b\x32\x1b.fedlora.v1.AcknowledgementH\x00\x12\"\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x11.fedlora.v1.DrainH\x00\x12-\n\x0bturned_away\x18\x06 \x01(\x0b\x32\x16.fedlora.v1.TurnedAwayH\x00\x12#\n\x06no_run\x18\x07 \x01(\x0b\x32\x11.fedlora.v1.NoRunH\x00\x42\t\n\x07\x63ontent\"*\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\"}\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08run_toml\x18\x03 \x01(\t\x12\x11\n\tnum_ready\x18\x04 \x01(\r\x12\x14\n\x0cnum_expected\x18\x05 \x01(\r\x12\x14\n\x0cunix_seconds\x18= \x01(\x03\"\\\n\tReadiness\x12\x32\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1b.fedlora.v1.SiteDescriptionH\x00\x12\x10\n\x06reason\x18\x02 \x01(\tH\x00\x42\t\n\x07\x63ontent\"\x9e\x03\n\x07Request\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x1a.fedlora.v1.OfferedAdapter\x12\x0e\n\x06ticket\x18\x03 \x01(\x0c\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x33\n\ninitialise\x18\x05 \x01(\x0b\x32\x1d.fedlora.v1.InitialiseRequestH\x00\x12)\n\x05train\x18\x06 \x01(\x0b\x32\x18.fedlora.v1.TrainRequestH\x00\x12/\n\x08\x65valuate\x18\x07 \x01(\x0b\x32\x1b.fedlora.v1.EvaluateRequestH\x00\x12%\n\x03sum\x18\n \x01(\x0b\x32\x16.fedlora.v1.SumRequestH\x00\x12*\n\x06\x66ormer\x18\x08 \x01(\x0b\x32\x1a.fedlora.v1.OfferedAdapter\x12+\n\x07moments\x18\t \x01(\x0b\x32\x1a.fedlora.v1.OfferedAdapter\x12\x13\n\x0btraceparent\x18= \x01(\tB\t\n\x07\x63ontent\"\xb1\x02\n\x06\x41nswer\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12(\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x17.fedlora.v1.SentAdapter\x12\x33\n\ninitialise\x18\x03 \x01(\x0b\x32\x1d.fedlora.v1.InitialiseReceiptH\x00\x12)\n\x05train\x18\x04 \x01(\x0b\x32\x18.fedlora.v1.TrainReceiptH\x00\x12/\n\x08\x65valuate\x18\x05 \x01(\x0b\x32\x1b.fedlora.v1.EvaluateReceiptH\x00\x12&\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x13.fedlora.v1.FailureH\x00\x12%\n\x03sum\x18\x07 \x01(\x0b\x32\x16.fedlora.v1.SumReceiptH\x00\x42\t\n\x07\x63ontent\"I\n\rFinishedRound\x12\x14\n\x0cstarted_from\x18\x01 \x01(\t\x12\"\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x12.fedlora.v1.Answer\"\"\n\x0c\x43\x61ncellation\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"P\n\x0f\x41\x63knowledgement\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07refusal\x18\x02 \x01(\t\x12\x18\n\x10taken_back_round\x18\x33 \x01(\r\"\x1c\n\nTurnedAway\x12\x0e\n\x06reason\x18\x01 \x01(\t\"2\n\x05\x44rain\x12\x13\n\x0bis_finished\x18\x01 \x01(\x08\x12\x14\n\x0cmore_to_come\x18\x02 \x01(\x08\"\x1d\n\x05NoRun\x12\x14\n\x0cunix_seconds\x18= \x01(\x03\x32X\n\x0eSessionService\x12\x46\n\x07\x43onnect\x12\x1a.fedlora.v1.ConnectRequest\x1a\x1b.fedlora.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,21 +43,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READINESS']._serialized_start=723
   _globals['_READINESS']._serialized_end=815
   _globals['_REQUEST']._serialized_start=818
-  _globals['_REQUEST']._serialized_end=1193
-  _globals['_ANSWER']._serialized_start=1196
-  _globals['_ANSWER']._serialized_end=1462
-  _globals['_FINISHEDROUND']._serialized_start=1464
-  _globals['_FINISHEDROUND']._serialized_end=1537
-  _globals['_CANCELLATION']._serialized_start=1539
-  _globals['_CANCELLATION']._serialized_end=1573
-  _globals['_ACKNOWLEDGEMENT']._serialized_start=1575
-  _globals['_ACKNOWLEDGEMENT']._serialized_end=1655
-  _globals['_TURNEDAWAY']._serialized_start=1657
-  _globals['_TURNEDAWAY']._serialized_end=1685
-  _globals['_DRAIN']._serialized_start=1687
-  _globals['_DRAIN']._serialized_end=1737
-  _globals['_NORUN']._serialized_start=1739
-  _globals['_NORUN']._serialized_end=1768
-  _globals['_SESSIONSERVICE']._serialized_start=1770
-  _globals['_SESSIONSERVICE']._serialized_end=1858
+  _globals['_REQUEST']._serialized_end=1232
+  _globals['_ANSWER']._serialized_start=1235
+  _globals['_ANSWER']._serialized_end=1540
+  _globals['_FINISHEDROUND']._serialized_start=1542
+  _globals['_FINISHEDROUND']._serialized_end=1615
+  _globals['_CANCELLATION']._serialized_start=1617
+  _globals['_CANCELLATION']._serialized_end=1651
+  _globals['_ACKNOWLEDGEMENT']._serialized_start=1653
+  _globals['_ACKNOWLEDGEMENT']._serialized_end=1733
+  _globals['_TURNEDAWAY']._serialized_start=1735
+  _globals['_TURNEDAWAY']._serialized_end=1763
+  _globals['_DRAIN']._serialized_start=1765
+  _globals['_DRAIN']._serialized_end=1815
+  _globals['_NORUN']._serialized_start=1817
+  _globals['_NORUN']._serialized_end=1846
+  _globals['_SESSIONSERVICE']._serialized_start=1848
+  _globals['_SESSIONSERVICE']._serialized_end=1936
 # @@protoc_insertion_point(module_scope)

@@ -67,7 +67,7 @@ class Readiness(_message.Message):
     def __init__(self, description: _Optional[_Union[_messages_pb2.SiteDescription, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("request_id", "adapter", "ticket", "precision", "initialise", "train", "evaluate", "former", "moments", "traceparent")
+    __slots__ = ("request_id", "adapter", "ticket", "precision", "initialise", "train", "evaluate", "sum", "former", "moments", "traceparent")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,7 @@ class Request(_message.Message):
     INITIALISE_FIELD_NUMBER: _ClassVar[int]
     TRAIN_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
     FORMER_FIELD_NUMBER: _ClassVar[int]
     MOMENTS_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
@@ -85,26 +86,29 @@ class Request(_message.Message):
     initialise: _messages_pb2.InitialiseRequest
     train: _messages_pb2.TrainRequest
     evaluate: _messages_pb2.EvaluateRequest
+    sum: _messages_pb2.SumRequest
     former: _messages_pb2.OfferedAdapter
     moments: _messages_pb2.OfferedAdapter
     traceparent: str
-    def __init__(self, request_id: _Optional[str] = ..., adapter: _Optional[_Union[_messages_pb2.OfferedAdapter, _Mapping]] = ..., ticket: _Optional[bytes] = ..., precision: _Optional[str] = ..., initialise: _Optional[_Union[_messages_pb2.InitialiseRequest, _Mapping]] = ..., train: _Optional[_Union[_messages_pb2.TrainRequest, _Mapping]] = ..., evaluate: _Optional[_Union[_messages_pb2.EvaluateRequest, _Mapping]] = ..., former: _Optional[_Union[_messages_pb2.OfferedAdapter, _Mapping]] = ..., moments: _Optional[_Union[_messages_pb2.OfferedAdapter, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., adapter: _Optional[_Union[_messages_pb2.OfferedAdapter, _Mapping]] = ..., ticket: _Optional[bytes] = ..., precision: _Optional[str] = ..., initialise: _Optional[_Union[_messages_pb2.InitialiseRequest, _Mapping]] = ..., train: _Optional[_Union[_messages_pb2.TrainRequest, _Mapping]] = ..., evaluate: _Optional[_Union[_messages_pb2.EvaluateRequest, _Mapping]] = ..., sum: _Optional[_Union[_messages_pb2.SumRequest, _Mapping]] = ..., former: _Optional[_Union[_messages_pb2.OfferedAdapter, _Mapping]] = ..., moments: _Optional[_Union[_messages_pb2.OfferedAdapter, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("request_id", "adapter", "initialise", "train", "evaluate", "failure")
+    __slots__ = ("request_id", "adapter", "initialise", "train", "evaluate", "failure", "sum")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     INITIALISE_FIELD_NUMBER: _ClassVar[int]
     TRAIN_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     adapter: _messages_pb2.SentAdapter
     initialise: _messages_pb2.InitialiseReceipt
     train: _messages_pb2.TrainReceipt
     evaluate: _messages_pb2.EvaluateReceipt
     failure: _messages_pb2.Failure
-    def __init__(self, request_id: _Optional[str] = ..., adapter: _Optional[_Union[_messages_pb2.SentAdapter, _Mapping]] = ..., initialise: _Optional[_Union[_messages_pb2.InitialiseReceipt, _Mapping]] = ..., train: _Optional[_Union[_messages_pb2.TrainReceipt, _Mapping]] = ..., evaluate: _Optional[_Union[_messages_pb2.EvaluateReceipt, _Mapping]] = ..., failure: _Optional[_Union[_messages_pb2.Failure, _Mapping]] = ...) -> None: ...
+    sum: _messages_pb2.SumReceipt
+    def __init__(self, request_id: _Optional[str] = ..., adapter: _Optional[_Union[_messages_pb2.SentAdapter, _Mapping]] = ..., initialise: _Optional[_Union[_messages_pb2.InitialiseReceipt, _Mapping]] = ..., train: _Optional[_Union[_messages_pb2.TrainReceipt, _Mapping]] = ..., evaluate: _Optional[_Union[_messages_pb2.EvaluateReceipt, _Mapping]] = ..., failure: _Optional[_Union[_messages_pb2.Failure, _Mapping]] = ..., sum: _Optional[_Union[_messages_pb2.SumReceipt, _Mapping]] = ...) -> None: ...
 
 class FinishedRound(_message.Message):
     __slots__ = ("started_from", "answer")

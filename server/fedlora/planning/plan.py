@@ -81,7 +81,7 @@ def plan_of(config: RunConfig) -> Plan:
             one,
             num_clients=num_clients,
             num_rounds=config.federation.rounds,
-            precision=config.exchange.precision,
+            precision=config.wire_precision,
             init_changes_base=init_changes_base,
             needs_former=needs_former,
             form=config.train.shared_moments,
@@ -95,7 +95,7 @@ def plan_of(config: RunConfig) -> Plan:
         num_parameters=outline.num_parameters,
         num_trained=outline.num_trained,
         num_clients=num_clients,
-        precision=config.exchange.precision,
+        precision=config.wire_precision,
         step=step,
         traffic=tuple(traffic(one) for one in (method, *others)),
         server=server_cost(

@@ -37,7 +37,7 @@ class RunServices:
         config, folder = rounds.run.config, rounds.run.folder
         num_moments = len(config.train.shared_moments)
         self.gate = gate
-        self._exchange = exchange = ExchangeStore(folder / EXCHANGE_FOLDER, precision=config.exchange.precision)
+        self._exchange = exchange = ExchangeStore(folder / EXCHANGE_FOLDER, precision=config.wire_precision)
         tickets = TicketOffice(exchange.ticket_key_file)
         self._grid = grid = GrpcGrid(
             exchange,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from fedlora.client.worker.source import WorkbenchSource
+from fedlora.client.worker.sums.signer import SimulatedSigners
 from fedlora.common.config import Occasion, RunConfig, idle_settings
 from fedlora.common.errors import ConfigError, RunError, StoreError
 from fedlora.common.messages import SiteDescription
@@ -194,6 +195,8 @@ def simulate_over(
         base_model=base_model,
         explain_failures=True,
         moments_folder=out.resolve() / "optimizer",
+        sums_folder=out.resolve() / "sums",
+        signer_of=SimulatedSigners(config.run.seed),
         make_trainer=make_trainer,
         client_names=tuple(data.clients),
     )

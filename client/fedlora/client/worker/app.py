@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from flwr.app import Context, Message
@@ -9,7 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
 from fedlora.client.worker.workbench import Workbench
-from fedlora.common.errors import FedloraError
+from fedlora.common.errors import FedloraError, RunError
 from fedlora.common.messages import (
     INTERNAL,
     OUT_OF_MEMORY,
@@ -17,6 +18,7 @@ from fedlora.common.messages import (
     EvaluateRequest,
     Failure,
     InitialiseRequest,
+    SumRequest,
     TrainRequest,
 )
 from fedlora.common.records import from_record, to_record
@@ -25,6 +27,7 @@ from fedlora.training.memory import is_out_of_memory
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    from fedlora.client.worker.sums.own_part import OwnSums
     from fedlora.client.worker.trainer_bench import TrainerBench
 
 Bench: TypeAlias = "Workbench | TrainerBench"
@@ -35,10 +38,16 @@ _resident: dict[str, Bench] = {}
 
 
 def make_client_app(
-    load: Callable[[], Bench], *, key: str, explain_failures: bool, mods: Sequence[Mod] = ()
+    load: Callable[[], Bench],
+    *,
+    key: str,
+    explain_failures: bool,
+    sums: "OwnSums | None" = None,
+    mods: Sequence[Mod] = (),
 ) -> ClientApp:
     """Return the ClientApp over the workbench that `load` gives, at the first message whose `key` is another.
 
+    `sums` is the clients' part in secure sums; without it updates are sent themselves.
     A node serves the client at the place of its `partition-id` among the sorted names, the first without one.
     What goes wrong is answered as a `Failure`: a typed code, and its text only with `explain_failures`. The answers are
     for a process of the same owner: they hold what is local too.
@@ -61,9 +70,21 @@ def make_client_app(
 
         return handle
 
+    def train(workbench: Bench, client: str, message: Message) -> object:
+        request = from_record(message.content, TrainRequest)
+        if sums is None:
+            return workbench.train(client, request)
+        return sums.trained(client, request, partial(workbench.train, client))
+
+    def step(_workbench: Bench, client: str, message: Message) -> object:
+        if sums is None:
+            raise RunError("no secure sums here")
+        return sums.answer(client, from_record(message.content, SumRequest))
+
     app.query("describe")(answering(_describe))
     app.query("initialise")(answering(_initialise))
-    app.train()(answering(_train))
+    app.query("sum")(answering(step))
+    app.train()(answering(train))
     app.evaluate()(answering(_evaluate))
     return app
 
@@ -76,10 +97,6 @@ def _describe(workbench: Bench, client: str, message: Message) -> object:
 
 def _initialise(workbench: Bench, _client: str, message: Message) -> object:
     return workbench.initialise(from_record(message.content, InitialiseRequest))
-
-
-def _train(workbench: Bench, client: str, message: Message) -> object:
-    return workbench.train(client, from_record(message.content, TrainRequest))
 
 
 def _evaluate(workbench: Bench, client: str, message: Message) -> object:

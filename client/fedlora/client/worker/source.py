@@ -13,6 +13,8 @@ from fedlora.training.data import FederatedData, load_federated_data, load_own_d
 
 if TYPE_CHECKING:
     from fedlora.client.worker.app import Bench
+    from fedlora.client.worker.sums.own_part import OwnSums
+    from fedlora.client.worker.sums.signer import SignerOf
     from fedlora.models.base_model import BaseModel
     from fedlora.training.own_trainer.made import MakeTrainer
 
@@ -27,6 +29,8 @@ class WorkbenchSource:
         site: the site whose own data these are; None in a simulation, where one workbench serves all clients.
         explain_failures: whether the server belongs to the same person and may be told the text of an error.
         moments_folder: where clients keep the moments of their optimisers, if the run asks for that.
+        sums_folder: where clients keep their parts in secure sums, if the run asks for that.
+        signer_of: with `sums_folder`, who signs for a client in these.
         make_trainer: makes each client's own trainer, which has its data; None for fedlora's.
         client_names: with `make_trainer`, who the clients are.
     """
@@ -38,6 +42,8 @@ class WorkbenchSource:
     site: OwnSite | None = None
     explain_failures: bool = False
     moments_folder: Path | None = None
+    sums_folder: Path | None = None
+    signer_of: "SignerOf | None" = None
     make_trainer: "MakeTrainer | None" = None
     client_names: tuple[str, ...] = ()
 
@@ -45,7 +51,7 @@ class WorkbenchSource:
         """Return the ClientApp over this source; the workbench is loaded at its first message."""
         from fedlora.client.worker.app import make_client_app
 
-        return make_client_app(self.load, key=self.key, explain_failures=self.explain_failures)
+        return make_client_app(self.load, key=self.key, explain_failures=self.explain_failures, sums=self._sums())
 
     def make_client_app_over_files(self) -> ClientApp:
         """Return the same app for a site, where adapters come and go as files."""
@@ -53,8 +59,19 @@ class WorkbenchSource:
         from fedlora.client.worker.files_mod import adapters_as_files
 
         return make_client_app(
-            self.load, key=self.key, explain_failures=self.explain_failures, mods=[adapters_as_files]
+            self.load,
+            key=self.key,
+            explain_failures=self.explain_failures,
+            sums=self._sums(),
+            mods=[adapters_as_files],
         )
+
+    def _sums(self) -> "OwnSums | None":
+        if self.sums_folder is None or self.signer_of is None:
+            return None
+        from fedlora.client.worker.sums.own_part import OwnSums
+
+        return OwnSums(self.config, self.sums_folder, self.signer_of)
 
     def load(self) -> "Bench":
         """Return the workbench: reads the data and the base model, which takes seconds."""

@@ -137,6 +137,16 @@ _NO_VALIDATION = "the clients judge no validation examples (data.validation, eva
 
 _RULES = (
     _Rule(
+        ("exchange.precision",),
+        "the sums of privacy.secure_sums start from the server's very numbers, in float32",
+        lambda config, _: config.privacy.secure_sums,
+    ),
+    _Rule(
+        ("federation.norm_limit",),
+        "under privacy.secure_sums nobody sees a single update",
+        lambda config, _: config.privacy.secure_sums,
+    ),
+    _Rule(
         ("model.revision",),
         "model.name is no model of the hub",
         lambda config, _: config.model.name.startswith(("package:", ".", "/", "~")),

@@ -1,10 +1,12 @@
 """The whole run file, and what does not go together in it."""
 
+from typing import Literal
+
 from pydantic import Field, field_validator, model_validator
 
 from fedlora.common.config.aggregation import AggregationSection, OwnMethod
 from fedlora.common.config.federation import EvaluationSection, ExchangeSection, FederationSection, RobustSection
-from fedlora.common.config.privacy import PrivacySection
+from fedlora.common.config.privacy import PrivacySection, require_sums_fit
 from fedlora.common.config.sources import (
     EMBEDDED_ENCODER,
     ByGroup,
@@ -61,6 +63,11 @@ class RunConfig(Section):
     def method_name(self) -> str:
         """The name of the aggregation method, of one's own too."""
         return self.aggregation.name if isinstance(self.aggregation, Method | OwnMethod) else self.aggregation.method
+
+    @property
+    def wire_precision(self) -> Literal["bfloat16", "float32", "int8"]:
+        """The precision of adapters on the wire; sums start from the very numbers that the server has."""
+        return "float32" if self.privacy.secure_sums else self.exchange.precision
 
     @property
     def evaluation_batch_size(self) -> int:
@@ -125,6 +132,7 @@ class RunConfig(Section):
             ValueError: it does.
         """
         named = f"aggregation.method = {method.name}"
+        require_sums_fit(self, method)
         if not method.allows_client_ranks and self.lora.client_ranks:
             raise ValueError(
                 f"{named} needs one rank for all clients; remove lora.client_ranks, or take "

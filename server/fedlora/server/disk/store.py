@@ -14,6 +14,7 @@
     rounds/NNNN/
         plan.json             the round's clients
         updates/NAME-HASH.*   each accepted update (.safetensors) and its receipt (.json), until the round is over
+        sums/                 of secure sums: what members have said, until the round is over (sum_journal)
         predictions.json      predicted labels of the held-out set, where the whole of it was judged
         answers.json          generated answers to some of it, of a simulated language model
         adapter.safetensors   the global adapter after the round, packed; kept for the last two rounds, or three
@@ -56,6 +57,7 @@ from fedlora.methods import MethodState
 from fedlora.server.disk.method_state import pack_state, unpack_state
 from fedlora.server.disk.patience import WaitForSpace, give_up, patiently, wait_for_nothing
 from fedlora.server.disk.quarantine import set_aside
+from fedlora.server.disk.sum_journal import SumJournal
 from fedlora.server.record.draw import Draw
 from fedlora.server.record.round_report import CODEC, RoundReport
 
@@ -240,6 +242,10 @@ class RunFolder:
         recorded = dataclasses.replace(receipt, wire_bytes=wire_bytes(packed))
         write_file(folder / f"{name}.json", _RECEIPT.dump(recorded, leave_out={"adapter"}))
 
+    def sum_journal(self, number: int) -> SumJournal:
+        """Return what is kept of a round's secure sums while they go on."""
+        return SumJournal(self._round(number) / "sums")
+
     def quarantine(self, number: int, client: str, refused: TrainReceipt | Failure, reason: str) -> None:
         """Set aside what a client sent in a round and was refused, with the reason, for who wants to look."""
         claims: dict[str, object] = {}
@@ -340,6 +346,7 @@ class RunFolder:
 
     def _prune(self, number: int) -> None:
         shutil.rmtree(self._round(number) / "updates", ignore_errors=True)
+        self.sum_journal(number).clear()
         num_kept = _KEPT_ADAPTERS + self.keeps_former
         if number >= num_kept:
             for file in ("adapter.safetensors", _STATE_FILE):

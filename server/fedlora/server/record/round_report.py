@@ -99,7 +99,8 @@ class RoundReport:
         cohort: the clients that were asked.
         clients: by name, those whose update was accepted.
         refused: by name, the others, with the reason: its code, and what was found where that is known.
-        aggregation: norms of the error before and after the correction, overall and by layer; None in round 0.
+        aggregation: norms of the error before and after the correction, overall and by layer; None in round 0, and
+            under secure sums, where nobody can measure them.
         held_out: None where there is no held-out set.
         bytes_down, bytes_up: adapter bytes to and from the clients, those of interrupted processes included.
         seconds: wall time by phase: training (of the whole cohort), aggregation, evaluation, storing; and
@@ -109,6 +110,7 @@ class RoundReport:
         validation: of the last round, the new adapter's score on the clients' own validation examples; that of the
             rounds before is in the next round's `before`.
         ended_early: whether this was the last round because validation had not become better.
+        sums: of secure sums, in a line each, who was in them, how exact they are, and what went otherwise than usual.
     """
 
     round: int
@@ -124,6 +126,7 @@ class RoundReport:
     validation: Score | None = None
     ended_early: bool = False
     state_sha256: str = ""
+    sums: tuple[str, ...] = ()
 
 
 CODEC = Codec(RoundReport)

@@ -88,20 +88,11 @@ def admit(
         weighs_tokens: whether it counts by the tokens it trained on, so that there must be some.
         sharing: what moments are to come beside it; there may be none if None.
     """
-    asked = (request.run, request.round, request.attempt, client)
-    answered = (receipt.run, receipt.round, receipt.attempt, receipt.client)
-    if asked != answered:
-        return Refusal("wrong_request", f"an answer for {answered}; asked was {asked}")
-    if receipt.status != OK:
-        return Refusal(receipt.status if receipt.status in _FAILURES else INTERNAL)
-    if receipt.num_examples != num_examples:
-        return Refusal("num_examples", f"{receipt.num_examples}; expected {num_examples}, as it described itself")
-    if num_examples < 1:
-        return Refusal("num_examples", "0; expected 1 or more")
-    if not int(weighs_tokens) <= receipt.num_tokens <= MAX_TOKENS:
-        return Refusal("num_tokens", f"{receipt.num_tokens}; expected {int(weighs_tokens)} to {MAX_TOKENS}")
-    if not math.isfinite(receipt.loss) and "loss" not in receipt.withheld:
-        return Refusal(LOSS_NOT_FINITE, f"a training loss of {receipt.loss}")
+    refusal = receipt_refusal(
+        receipt, request=request, client=client, num_examples=num_examples, weighs_tokens=weighs_tokens
+    )
+    if refusal is not None:
+        return refusal
     try:
         # First of all: a configuration may hold regular expressions, and nobody's but our own are to be run.
         config = _config(receipt.adapter)
@@ -121,6 +112,27 @@ def admit(
         return Refusal("unreadable", str(error))
     except RecursionError:
         return Refusal("unreadable", "a configuration of lists within lists, too deep to be read")
+
+
+def receipt_refusal(
+    receipt: TrainReceipt, *, request: TrainRequest, client: str, num_examples: int, weighs_tokens: bool = False
+) -> Refusal | None:
+    """Return what speaks against a receipt whatever its update is; for the arguments see `admit`."""
+    asked = (request.run, request.round, request.attempt, client)
+    answered = (receipt.run, receipt.round, receipt.attempt, receipt.client)
+    if asked != answered:
+        return Refusal("wrong_request", f"an answer for {answered}; asked was {asked}")
+    if receipt.status != OK:
+        return Refusal(receipt.status if receipt.status in _FAILURES else INTERNAL)
+    if receipt.num_examples != num_examples:
+        return Refusal("num_examples", f"{receipt.num_examples}; expected {num_examples}, as it described itself")
+    if num_examples < 1:
+        return Refusal("num_examples", "0; expected 1 or more")
+    if not int(weighs_tokens) <= receipt.num_tokens <= MAX_TOKENS:
+        return Refusal("num_tokens", f"{receipt.num_tokens}; expected {int(weighs_tokens)} to {MAX_TOKENS}")
+    if not math.isfinite(receipt.loss) and "loss" not in receipt.withheld:
+        return Refusal(LOSS_NOT_FINITE, f"a training loss of {receipt.loss}")
+    return None
 
 
 def examine(update: Adapter, reference: Adapter) -> Admitted | Refusal:

@@ -21,7 +21,7 @@ from fedlora.server.rounds.late import LateUpdates
 from fedlora.server.rounds.misses import Misses
 from fedlora.server.rounds.starts import Start, Starts
 
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2.0, 60.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Collector:
         def start_of(client: str) -> Start:
             return starts.for_rank(federation.sites[client].lora_rank)
 
-        pause = _FIRST_PAUSE_SECONDS
+        pause = FIRST_PAUSE_SECONDS
         for repetition in count():
             draw = self._drawn(federation, number, intake.clients, repetition)
             if not repetition:
@@ -107,7 +107,7 @@ class Collector:
                 hopeless=f"round {number}: {len(intake.clients)} of {len(draw.cohort)} updates were accepted, fewer "
                 f"than federation.quorum = {settings.quorum:g} asks for ({reasons})",
             )
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         return _collected(draw, intake, lambda client: starts.bytes_down(client, federation.sites[client].lora_rank))
 
     def _sharing(self, federation: Federation) -> Sharing | None:
@@ -157,7 +157,7 @@ class Collector:
         self._listener(RoundStarted(number, draw.cohort, tuple(intake.clients)))
         asked = {client: start_of(client) for client in draw.cohort if client not in intake.clients}
         requests = {client: Addressed(client, start.asked) for client, start in asked.items()}
-        deadline = self._deadline(federation, draw.cohort, intake, needed)
+        deadline = self._deadline(federation, draw.cohort, needed, intake.answered)
         inquiry = Inquiry(federation.link, requests, expected=TrainReceipt, deadline=deadline)
 
         def over(waiting: Collection[str]) -> bool:
@@ -190,9 +190,13 @@ class Collector:
                 intake.take(answer, replace(start_of(answer.key), request=request))
 
     def _deadline(
-        self, federation: Federation, cohort: Sequence[str], intake: Intake, needed: Mapping[str, float]
+        self,
+        federation: Federation,
+        cohort: Sequence[str],
+        needed: Mapping[str, float],
+        answered: Mapping[str, float],
     ) -> Deadline:
-        """Return for how long the round waits for each client."""
+        """Return for how long the round waits for each client, by what each needed last and what more is known of."""
         settings = self._config.federation
         seconds: float | None
         if settings.deadline == "adaptive":
@@ -205,9 +209,7 @@ class Collector:
         if federation.link.are_fixed:
             return never
         # As answers come, more is known of what is usual.
-        return lambda client: default_deadline(
-            [*{**needed, **intake.answered}.values()], num_missed=self._misses.of(client)
-        )
+        return lambda client: default_deadline([*{**needed, **answered}.values()], num_missed=self._misses.of(client))
 
 
 def _collected(draw: Draw, intake: Intake, bytes_for: Callable[[str], int]) -> Collected:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from fedlora.adapters import Adapter, pack
 from fedlora.aggregation import AggregationReport, Robust, ServerOptimizer
+from fedlora.aggregation.server_optimizer import stepped
 from fedlora.aggregation.shared_moments import moments_in
 from fedlora.common.config import RunConfig
 from fedlora.common.messages import Score, TrainReceipt, TrainRequest
@@ -27,6 +28,7 @@ from fedlora.server.rounds.evaluation import Judged, judge, validate
 from fedlora.server.rounds.federation import Federation
 from fedlora.server.rounds.first_adapter import first_adapter
 from fedlora.server.rounds.starts import Former, SharedMoments, Starts, start_of_round
+from fedlora.server.rounds.summed_round import SumCollector
 from fedlora.server.sites import Sites, Traffic
 
 
@@ -34,13 +36,14 @@ from fedlora.server.sites import Sites, Traffic
 class _NewAdapter:
     """What a round's updates became: the global adapter, what is kept, the error of the averages, the weights.
 
-    `shares` are how much of the round's weight each client has.
+    `shares` are how much of the round's weight each client has, `sums` what is to be known of secure sums.
     """
 
     adapter: Adapter
     state: MethodState = field(default_factory=dict)
     aggregation: AggregationReport | None = None
     shares: Mapping[str, Share] = field(default_factory=dict)
+    sums: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +97,8 @@ class FederatedRun:
         folder.keeps_former = self._needs_former
         regauges = robust is not None and robust.regauge
         self._collector = Collector(config, folder, by_factors=not regauges, listener=listener)
+        secure = config.privacy.secure_sums
+        self._summing = SumCollector(config, method, folder, listener=listener) if secure else None
 
     def start(self, sites: Sites) -> None:
         """Run the rounds that are left.
@@ -152,7 +157,6 @@ class FederatedRun:
         settings, seed = self._config.federation, self._config.run.seed
         number, given = before.report.round + 1, before.stored
         self._account.begin(number, lambda: self._bytes_moved(federation.link.traffic(), Collected()))
-        began = time.perf_counter()
         plan = self._method.plan(number)
         start = start_of_round(given.adapter, plan=plan, seed=seed, round=number)
         request = TrainRequest(
@@ -170,6 +174,16 @@ class FederatedRun:
         starts = Starts(
             start, packed, request, method=self._method, former=_former_of(before, federation.link), moments=moments
         )
+        made = self._of_updates if self._summing is None else self._of_sums
+        new, collected, seconds = made(federation, number, starts, before)
+        ended = self._finish(federation, number, new, collected, seconds)
+        return replace(ended, former=given) if self._needs_former else ended
+
+    def _of_updates(
+        self, federation: Federation, number: int, starts: Starts, before: _Ended
+    ) -> tuple[_NewAdapter, Collected, dict[str, float]]:
+        """Return what the clients' updates become, what they said of themselves, and the seconds of each phase."""
+        began, settings = time.perf_counter(), self._config.federation
         collected = self._collector.collect(federation, number, starts, needed=self._needed)
         trained = time.perf_counter()
         announce("aggregate")
@@ -185,23 +199,34 @@ class FederatedRun:
         )
         result = complete(
             collected.updates,
-            start=start,
+            start=starts.whole.adapter,
             weights=weights.by_client,
             method=self._method,
             state=before.state,
             robust=self._robust,
             server_optimizer=self._server_optimizer,
             moments=collected.moments,
-            form=form,
+            form=self._config.train.shared_moments,
         )
         seconds = {
             "training": trained - began - collected.storing_seconds,
             "aggregation": time.perf_counter() - trained,
             "storing": collected.storing_seconds,
         }
-        new = _NewAdapter(result.adapter, result.state, result.report, weights.shares)
-        ended = self._finish(federation, number, new, collected, seconds)
-        return replace(ended, former=given) if self._needs_former else ended
+        return _NewAdapter(result.adapter, result.state, result.report, weights.shares), collected, seconds
+
+    def _of_sums(
+        self, federation: Federation, number: int, starts: Starts, before: _Ended
+    ) -> tuple[_NewAdapter, Collected, dict[str, float]]:
+        """Return the same of a round whose server sees sums over the clients alone."""
+        assert self._summing is not None
+        began = time.perf_counter()
+        collected, summed = self._summing.summed(federation, number, starts, needed=self._needed, state=before.state)
+        adapter, state = summed.adapter, {**before.state, **summed.state}
+        if self._server_optimizer is not None:
+            adapter, state, _ = stepped(adapter, starts.whole.adapter, state, self._server_optimizer)
+        seconds = {"training": summed.trained - began, "aggregation": time.perf_counter() - summed.trained}
+        return _NewAdapter(adapter, state, None, summed.shares, summed.notes), collected, seconds
 
     def _finish(
         self,
@@ -254,6 +279,7 @@ class FederatedRun:
             state_sha256=state_sha256,
             validation=validation,
             ended_early=ends_early,
+            sums=new.sums,
         )
         announce("publish")
         self._folder.complete(report, stored)

@@ -72,6 +72,11 @@ class Starts:
         self._whole = Start(adapter, replace(request, moments=self._moments(adapter, request)))
         self._by_rank: dict[int, Start] = {}
 
+    @property
+    def whole(self) -> Start:
+        """The start of a client that trains all of the adapter."""
+        return self._whole
+
     def for_rank(self, rank: int) -> Start:
         """Return the start of a client that says it trains at most `rank`; all of it where ranks may not differ."""
         if not self._method.allows_client_ranks:

@@ -15,6 +15,7 @@ from fedlora.common.messages import (
     EvaluateRequest,
     Failure,
     SiteDescription,
+    SumRequest,
     TrainRequest,
 )
 from fedlora.common.packed_file import Packed, packed_bytes
@@ -136,4 +137,6 @@ def _with_bytes(request: object, read: Callable[[Packed], bytes]) -> object:
     if isinstance(request, TrainRequest):
         adapter, former, moments = read(request.adapter), read(request.former), read(request.moments)
         return replace(request, adapter=adapter, former=former, moments=moments)
-    return replace(request, adapter=read(request.adapter)) if isinstance(request, EvaluateRequest) else request
+    if isinstance(request, EvaluateRequest | SumRequest):
+        return replace(request, adapter=read(request.adapter))
+    return request
