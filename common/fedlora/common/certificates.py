@@ -20,7 +20,7 @@ from typing import TypeVar
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -239,6 +239,39 @@ def is_issued_by(certificate: bytes, issuer: bytes) -> bool:
     try:
         _load_certificate(certificate).verify_directly_issued_by(_load_certificate(issuer))
     except (ConfigError, ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def signed(key: bytes, message: bytes) -> bytes:
+    """Return the signature of a certificate's key: ECDSA or RSA (PKCS 1 v1.5) with SHA-256, or Ed25519.
+
+    Raises:
+        ConfigError: the key is of another kind, or damaged.
+    """
+    private = _load_any_key(key)
+    if isinstance(private, ec.EllipticCurvePrivateKey):
+        return private.sign(message, ec.ECDSA(hashes.SHA256()))
+    if isinstance(private, rsa.RSAPrivateKey):
+        return private.sign(message, padding.PKCS1v15(), hashes.SHA256())
+    if isinstance(private, ed25519.Ed25519PrivateKey):
+        return private.sign(message)
+    raise ConfigError(f"a key of the type {type(private).__name__}; expected P-256, RSA or Ed25519")
+
+
+def is_signed_by(certificate: bytes, message: bytes, signature: bytes) -> bool:
+    """Return whether a signature is that of a certificate's key; see `signed`."""
+    try:
+        public = _load_certificate(certificate).public_key()
+        if isinstance(public, ec.EllipticCurvePublicKey):
+            public.verify(signature, message, ec.ECDSA(hashes.SHA256()))
+        elif isinstance(public, rsa.RSAPublicKey):
+            public.verify(signature, message, padding.PKCS1v15(), hashes.SHA256())
+        elif isinstance(public, ed25519.Ed25519PublicKey):
+            public.verify(signature, message)
+        else:
+            return False
+    except (ConfigError, InvalidSignature, UnsupportedAlgorithm, ValueError):
         return False
     return True
 

@@ -9,7 +9,7 @@ from fedlora.common.errors import FedloraError
 from fedlora.common.messages import TrainReceipt
 
 # What a request asks for; and what is done for it, each within the other.
-REQUESTS = ("initialise", "train", "evaluate", "validate")
+REQUESTS = ("initialise", "train", "evaluate", "validate", "sum")
 PHASES = ("rehearse", *REQUESTS, "download", "work", "upload")
 BROKEN_OFF = "transfer"
 

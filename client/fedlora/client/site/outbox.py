@@ -5,6 +5,7 @@ outbox/RUN/NNNN/update              the update of a round as it goes on the wire
                 residual            what its rounding took, which goes into the next update (int8)
                 answer              once it is there, the round's training is done and is never done again
 residual/RUN                        the residual of the last acknowledged update
+vector                              hidden numbers on their way into a sum
 judged.jsonl                        which adapters were judged, on which choice of examples
 """
 
@@ -92,6 +93,11 @@ class Outbox:
             kept.parent.mkdir(parents=True, exist_ok=True)
             os.replace(folder / "residual", kept)
         shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def vector_file(self) -> Path:
+        """Where the site's hidden numbers for a sum are on their way out; they can be made again."""
+        return self._folder / "vector"
 
     @property
     def judged_file(self) -> Path:

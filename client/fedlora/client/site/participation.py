@@ -289,7 +289,8 @@ class Participation:
                         line.exchange, message.ticket, result.update, blob, metadata=line.metadata, effort=effort
                     )
                 self._listener(Moved(bytes_up=sent))
-                logger.info("round %d: sent %s bytes", answer.train.round, f"{sent:,}")
+                round = answer.sum.round if answer.HasField("sum") else answer.train.round
+                logger.info("round %d: sent %s bytes", round, f"{sent:,}")
         else:
             write_receipt(result, answer)
         answer.request_id = message.request_id

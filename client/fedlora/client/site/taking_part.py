@@ -13,6 +13,7 @@ from fedlora.client.site.participation import Participation
 from fedlora.client.site.session import Session
 from fedlora.client.site.site_file import SiteConfig, for_site
 from fedlora.client.site.state import SiteState
+from fedlora.client.site.sum_signers import SiteSigners
 from fedlora.client.worker.seat import WorkerSeat
 from fedlora.client.worker.source import WorkbenchSource
 from fedlora.common.channels import Credentials
@@ -51,7 +52,7 @@ def hold_and_take_part(
         known = None if is_insecure else site_credentials(address, name, state=folder, token=token, files=files)
         take_part(
             address, config, beside=beside, state=state, credentials=known or (lambda: None),
-            make_trainer=make_trainer, listener=listener,
+            signer_of=SiteSigners(folder, address, files, is_insecure), make_trainer=make_trainer, listener=listener,
         )  # fmt: skip
 
 
@@ -62,6 +63,7 @@ def take_part(
     beside: Path,
     state: SiteState,
     credentials: Callable[[], Credentials | None],
+    signer_of: SiteSigners,
     make_trainer: "MakeTrainer | None" = None,
     listener: Listener = ignore,
 ) -> None:
@@ -72,6 +74,7 @@ def take_part(
         beside: the folder that the site file's paths start from.
         state: the site's folder, which is held meanwhile.
         credentials: asked for at each connection.
+        signer_of: signs for the site in secure sums.
         make_trainer: makes the site's own trainer in its worker, so it must be picklable; None for fedlora's.
         listener: hears what happens here.
 
@@ -83,7 +86,13 @@ def take_part(
         config.site.name,
         credentials=credentials,
         make_site=lambda run: _site_of(
-            run, config, beside=beside, state=state, make_trainer=make_trainer, listener=listener
+            run,
+            config,
+            beside=beside,
+            state=state,
+            signer_of=signer_of,
+            make_trainer=make_trainer,
+            listener=listener,
         ),
         leaves=lambda: state.wish() == "leave",
         listener=listener,
@@ -97,6 +106,7 @@ def _site_of(
     *,
     beside: Path,
     state: SiteState,
+    signer_of: SiteSigners,
     make_trainer: "MakeTrainer | None",
     listener: Listener,
 ) -> Participation:
@@ -108,6 +118,8 @@ def _site_of(
         make_trainer=make_trainer,
         client_names=(own.name,),
         moments_folder=state.folder / "optimizer",
+        sums_folder=state.folder / "sums",
+        signer_of=signer_of,
         explain_failures=True,  # To this process, which logs it; only the code leaves the site.
     )
     environment = {} if config.worker.gpu is None else {"CUDA_VISIBLE_DEVICES": config.worker.gpu}

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from flwr.app import Message
 
@@ -16,8 +16,10 @@ from fedlora.client.site.outbox import Finished, Outbox
 from fedlora.client.site.site_file import SiteConfig
 from fedlora.client.worker.files_mod import DIFFERENCE, Making, ask_for_file, make_of_differences
 from fedlora.client.worker.seat import WorkerSeat
+from fedlora.common.bounds import SumStep
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError
+from fedlora.common.files import sha256_of
 from fedlora.common.messages import (
     INTERRUPTED,
     EvaluateReceipt,
@@ -26,18 +28,23 @@ from fedlora.common.messages import (
     InitialiseReceipt,
     InitialiseRequest,
     SiteDescription,
+    SumReceipt,
+    SumRequest,
     TrainReceipt,
     TrainRequest,
 )
 from fedlora.common.packed_file import PackedFile
 from fedlora.common.phases import announce
 from fedlora.common.schema import ADAPTER, FORMER, MOMENTS
-from fedlora.common.wire import Receipt, Request
+from fedlora.common.wire import Receipt, Request, write_receipt
 from fedlora.v1 import messages_pb2, session_pb2
 
 logger = logging.getLogger(__name__)
 
 Key = tuple[str, str, int, int, str]
+
+_STEPS = get_args(SumStep)
+_MOST_SUMS = 1000
 
 
 class Tasks:
@@ -67,7 +74,9 @@ class Tasks:
         self._evaluated: dict[Key, EvaluateReceipt] = {}
 
     def is_done(self, key: Key, request: Request) -> bool:
-        """Return whether the result is on the site's disk."""
+        """Return whether the result is on the site's disk; of a round's sums, the update that goes into them is."""
+        if isinstance(request, SumRequest):
+            return True
         return isinstance(request, TrainRequest) and self._finished(key, request) is not None
 
     def result(self, key: Key, request: Request, message: session_pb2.Request) -> Receipt | Finished:
@@ -87,6 +96,8 @@ class Tasks:
                 return self._evaluation(key, request, message)
             case InitialiseRequest():
                 return self._initialised(request)
+            case SumRequest():
+                return self._summed(request, message)
 
     def _evaluation(self, key: Key, request: EvaluateRequest, message: session_pb2.Request) -> Receipt:
         if (known := self._evaluated.get(key)) is not None:
@@ -137,6 +148,21 @@ class Tasks:
         logger.info("round %d: trained %d steps, loss %.4g", request.round, receipt.num_steps, answer.loss)
         return self._outbox.finish(receipt, run=request.run, round=request.round, started_from=key[-1])
 
+    def _summed(self, request: SumRequest, message: session_pb2.Request) -> Receipt | Finished:
+        """Return the answer to a step of a round's sums, for which the worker keeps its own state."""
+        announce(f"{request.step} {request.index}")
+        target = self._outbox.vector_file
+        offers = {ADAPTER: message.adapter} if message.HasField(ADAPTER) else {}
+        receipt = self._ask(request, offers, SumReceipt, lambda asked: ask_for_file(asked, target, precision="raw"))
+        if not isinstance(receipt, SumReceipt):
+            return self._allowed_receipt(receipt)
+        answer = session_pb2.Answer()
+        write_receipt(receipt, answer)
+        if isinstance(receipt.adapter, PackedFile):
+            blob = answer.adapter.encoded
+            blob.sha256, blob.size_bytes = bytes.fromhex(sha256_of([target])), receipt.adapter.wire_bytes
+        return Finished(answer, target)
+
     def _finished(self, key: Key, request: TrainRequest) -> Finished | None:
         return self._outbox.finished(request.run, request.round, started_from=key[-1])
 
@@ -153,7 +179,7 @@ class Tasks:
 
     def _ask(
         self,
-        request: TrainRequest | EvaluateRequest,
+        request: TrainRequest | EvaluateRequest | SumRequest,
         offers: Mapping[str, messages_pb2.OfferedAdapter],
         expected: type,
         prepare: Callable[[Message], None] = lambda _message: None,
@@ -229,4 +255,8 @@ def key_of(message: session_pb2.Request) -> Key:
         evaluate = message.evaluate
         kind = "validate" if evaluate.of_validation else kind
         return kind, evaluate.run, evaluate.round, evaluate.shard, adapter
+    if kind == "sum":
+        step = message.sum
+        place = (step.repetition * _MOST_SUMS + step.index) * len(_STEPS) + _STEPS.index(step.step)
+        return kind, step.run, step.round, place, adapter
     return kind, "", 0, 0, adapter

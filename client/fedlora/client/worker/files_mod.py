@@ -21,6 +21,7 @@ from fedlora.common.records import adapter_in, put_adapter, to_record
 from fedlora.common.schema import ADAPTER, PACKED
 
 DIFFERENCE = "difference"
+_RAW = "raw"
 _SETTINGS, _MAKINGS = "fedlora.files", "fedlora.differences"
 
 
@@ -39,7 +40,7 @@ def ask_for_file(
     """Have the answer's adapter written to `target`, as a difference to the one in `message`, if that has one.
 
     Args:
-        precision: "float32", "bfloat16" or "int8".
+        precision: "float32", "bfloat16" or "int8"; "raw" for what is no adapter, and stays as it is.
         residual, new_residual: what the last rounding took, and where to write what this one takes.
     """
     message.content[_SETTINGS] = ConfigRecord(
@@ -90,6 +91,10 @@ def _over_files(message: Message, context: Context, call_next: ClientAppCallable
     if settings is None or reply.has_error() or not (made := adapter_in(reply.content)):
         return reply
     target = Path(str(settings["target"]))
+    if settings["precision"] == _RAW:
+        target.write_bytes(cast(bytes, made))
+        put_adapter(reply.content, PackedFile(target, target.stat().st_size))
+        return reply
     packed = target.with_name(f"{target.name}.packed")
     try:
         packed.write_bytes(cast(bytes, made))  # Not synced: a crash here loses a training that was not finished.

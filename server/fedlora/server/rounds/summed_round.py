@@ -393,6 +393,8 @@ class SumCollector(Collector):
     def _asked(self, round: _Round, requests: Mapping[str, SumRequest]) -> Iterator[tuple[str, SumReceipt]]:
         """Yield the members' answers as they come; why others have none is noted."""
         federation = round.federation
+        for step in {f"{request.step} {request.index}" for request in requests.values()}:
+            announce(step)
         addressed = {name: Addressed(name, partial(_same, own)) for name, own in requests.items()}
         deadline = never if federation.link.are_fixed else federation.answer_seconds
         inquiry = Inquiry(federation.link, addressed, expected=SumReceipt, deadline=deadline)

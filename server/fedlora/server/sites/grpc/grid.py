@@ -40,6 +40,8 @@ from fedlora.v1 import messages_pb2, session_pb2
 _POLL_SECONDS = 0.2
 _FULL_PAUSE_SECONDS = 2.0
 _WITHDRAWN = "withdrawn"
+# Of a vector for a sum.
+_BYTES_OF_A_NUMBER, _HEADER_BYTES = 4, 4096
 # What speaks against a certificate for good; of one that has expired its site may have the next.
 _FOR_GOOD = ("revoked", "unknown_site", "other_run")
 
@@ -329,8 +331,15 @@ class GrpcGrid(PolledGrid):
             request.former.CopyFrom(offered(self._offer(former)))
         if moments := adapter_in(content, name=MOMENTS, with_files=True):
             request.moments.CopyFrom(offered(self._offer(moments)))
-        if not request.HasField("initialise"):
-            offer = self._offer(adapter_in(content, with_files=True))
+        packed = adapter_in(content, with_files=True)
+        if request.HasField("sum"):
+            # Numbers of the sum before, which are no adapter that an answer could be a difference to.
+            if packed:
+                request.adapter.CopyFrom(offered(self._offer(packed)))
+            most = _BYTES_OF_A_NUMBER * request.sum.num_numbers + _HEADER_BYTES
+            request.ticket = self._tickets.issue(Ticket(*place(request), site, most))
+        elif not request.HasField("initialise"):
+            offer = self._offer(packed)
             request.adapter.CopyFrom(offered(offer))
         if request.HasField("train"):
             most = self._exchange.max_upload_bytes(offer) * (1 + self._num_moments) if offer is not None else 0

@@ -12,6 +12,9 @@ from fedlora.common.messages import SiteDescription
 from fedlora.server.disk.exchange import FileOnOffer, Offer
 from fedlora.v1 import messages_pb2, session_pb2
 
+# Above all attempts.
+_FIRST_SUM = 1000
+
 # Of a connection: sends a response, or ends it with a code.
 Send = Callable[[session_pb2.ConnectResponse | str], None]
 
@@ -96,9 +99,11 @@ def taken_back(round: int, refusal: str) -> session_pb2.ConnectResponse:
 
 
 def place(request: session_pb2.Request) -> tuple[str, int, int]:
-    """Return run, round and attempt of the update that a request asks for."""
+    """Return run, round and attempt of the file that a request asks for: of a sum's, a number of its own."""
     if request.HasField("train"):
         return request.train.run, request.train.round, request.train.attempt
+    if request.HasField("sum"):
+        return request.sum.run, request.sum.round, _FIRST_SUM + request.sum.index
     return ("", 0, 0) if request.HasField("initialise") else ("", -1, -1)
 
 

@@ -170,9 +170,11 @@ class SessionService(SessionServiceServicer):
 
     def _adapter(self, site: str, answer: session_pb2.Answer, outstanding: Outstanding) -> Packed:
         """Return the file of an answer's adapter, which lies in the exchange; empty bytes where it has none."""
-        if not answer.HasField("adapter") or not (answer.HasField("train") or answer.HasField("initialise")):
+        if not answer.HasField("adapter") or answer.WhichOneof("content") not in ("train", "initialise", "sum"):
             return b""
         upload = self._upload(site, answer)
+        if answer.HasField("sum"):
+            return PackedFile(upload, upload.stat().st_size)
         round, sha256 = answer.train.round, answer.adapter.encoded.sha256.hex()
         whole = self._exchange.whole_update(site, round=round, sha256=sha256, offer=outstanding.offer)
         return PackedFile(whole, upload.stat().st_size)
@@ -184,7 +186,8 @@ class SessionService(SessionServiceServicer):
             AdapterError: there is none.
         """
         # The run's first adapter is of round 0.
-        round, sha256 = answer.train.round, answer.adapter.encoded.sha256.hex()
+        round = answer.sum.round if answer.HasField("sum") else answer.train.round
+        sha256 = answer.adapter.encoded.sha256.hex()
         if len(sha256) != 64 or not 0 <= round < 10**6:
             raise AdapterError("an update without a digest")
         upload = self._exchange.upload_file(site, round=round, sha256=sha256)
