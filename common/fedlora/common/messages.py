@@ -279,6 +279,7 @@ class SumReceipt:
         consent: its signature under who is there.
         own_seeds, masking: reveal: shares of the secrets of those that are there, and of those that have left, by name.
         num_clipped: mask: how many of its numbers were clipped.
+        accused: in place of an answer: whose keys or shares are not what they should be.
         adapter: mask: its vector for the sum, hidden, packed.
     """
 
@@ -293,6 +294,7 @@ class SumReceipt:
     own_seeds: Entries[Name, Key] = field(default_factory=dict, repr=False)
     masking: Entries[Name, Key] = field(default_factory=dict, repr=False)
     num_clipped: NumExamples = 0
+    accused: tuple[Name, ...] = ()
     adapter: Packed = field(default=b"", repr=False)
 
 

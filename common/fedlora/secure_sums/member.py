@@ -39,7 +39,15 @@ _NONCE_BYTES = 12
 
 
 class SumRefused(Exception):  # noqa: N818 (what a member does)
-    """A member does not go on: the server, or another member, asks for what would show somebody's vector."""
+    """A member does not go on: the server, or another member, asks for what would show somebody's vector.
+
+    Attributes:
+        accused: the members that it is about, as the member sees it; the server may have changed what they said.
+    """
+
+    def __init__(self, what: str, *, accused: Sequence[str] = ()) -> None:
+        super().__init__(what)
+        self.accused = tuple(accused)
 
 
 @dataclass(frozen=True)
@@ -274,9 +282,9 @@ class Member:
         try:
             opened = ChaCha20Poly1305(key).decrypt(message[:_NONCE_BYTES], message[_NONCE_BYTES:], roster.context)
         except (InvalidTag, ValueError) as error:
-            raise SumRefused(f"the shares of {sender} cannot be opened") from error
+            raise SumRefused(f"the shares of {sender} cannot be opened", accused=(sender,)) from error
         if len(opened) != 2 * self._plan.num_sums * SHARE_BYTES:
-            raise SumRefused(f"the shares of {sender} are {len(opened)} bytes")
+            raise SumRefused(f"the shares of {sender} are {len(opened)} bytes", accused=(sender,))
         return _cut(opened)
 
     def _checked(self, public: Sequence[PublicKeys]) -> Roster:
@@ -286,12 +294,18 @@ class Member:
         own = keys.get(self._name)
         if own is None or own.signed_bytes(plan) != self._keys.public(self._name).signed_bytes(plan):
             raise SumRefused("its own keys are missing, or have been changed")
-        for each in public:
-            if len(each.masking) != plan.num_sums or len(each.own_seeds) != plan.num_sums:
-                raise SumRefused(f"the keys of {each.member} are of {len(each.masking)} sums; expected {plan.num_sums}")
-            if not self._verify(each.member, each.signed_bytes(plan), each.signature):
-                raise SumRefused(f"the keys of {each.member} are not signed by {each.member}")
+        if wrong := sorted(name for name, each in keys.items() if not self._is_good(each)):
+            raise SumRefused(
+                f"the keys of {', '.join(wrong)} are not signed by whose they are said to be, or not for "
+                f"{plan.num_sums} sums",
+                accused=wrong,
+            )
         return Roster(plan, keys)
+
+    def _is_good(self, keys: PublicKeys) -> bool:
+        plan = self._plan
+        numbers = {len(keys.masking), len(keys.own_seeds)}
+        return numbers == {plan.num_sums} and self._verify(keys.member, keys.signed_bytes(plan), keys.signature)
 
     def _known_roster(self) -> Roster:
         if self._roster is None:
@@ -320,7 +334,7 @@ def _key_of(other: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise SumRefused(f"a key of {other} is none") from error
+        raise SumRefused(f"a key of {other} is none", accused=(other,)) from error
 
 
 def _cut(shares: bytes) -> tuple[bytes, ...]:

@@ -234,7 +234,7 @@ class SumRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., repetition: _Optional[int] = ..., step: _Optional[str] = ..., index: _Optional[int] = ..., keys: _Optional[_Mapping[str, SumKeys]] = ..., sealed: _Optional[_Mapping[str, bytes]] = ..., there: _Optional[_Iterable[str]] = ..., consents: _Optional[_Mapping[str, bytes]] = ..., num_numbers: _Optional[int] = ...) -> None: ...
 
 class SumReceipt(_message.Message):
-    __slots__ = ("run", "round", "repetition", "step", "index", "client", "sealed", "consent", "own_seeds", "masking", "num_clipped")
+    __slots__ = ("run", "round", "repetition", "step", "index", "client", "sealed", "consent", "own_seeds", "masking", "num_clipped", "accused")
     class SealedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -267,6 +267,7 @@ class SumReceipt(_message.Message):
     OWN_SEEDS_FIELD_NUMBER: _ClassVar[int]
     MASKING_FIELD_NUMBER: _ClassVar[int]
     NUM_CLIPPED_FIELD_NUMBER: _ClassVar[int]
+    ACCUSED_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     repetition: int
@@ -278,7 +279,8 @@ class SumReceipt(_message.Message):
     own_seeds: _containers.ScalarMap[str, bytes]
     masking: _containers.ScalarMap[str, bytes]
     num_clipped: int
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., repetition: _Optional[int] = ..., step: _Optional[str] = ..., index: _Optional[int] = ..., client: _Optional[str] = ..., sealed: _Optional[_Mapping[str, bytes]] = ..., consent: _Optional[bytes] = ..., own_seeds: _Optional[_Mapping[str, bytes]] = ..., masking: _Optional[_Mapping[str, bytes]] = ..., num_clipped: _Optional[int] = ...) -> None: ...
+    accused: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., repetition: _Optional[int] = ..., step: _Optional[str] = ..., index: _Optional[int] = ..., client: _Optional[str] = ..., sealed: _Optional[_Mapping[str, bytes]] = ..., consent: _Optional[bytes] = ..., own_seeds: _Optional[_Mapping[str, bytes]] = ..., masking: _Optional[_Mapping[str, bytes]] = ..., num_clipped: _Optional[int] = ..., accused: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TrainReceipt(_message.Message):
     __slots__ = ("run", "round", "attempt", "client", "status", "num_examples", "num_steps", "loss", "before", "after", "seconds", "withheld", "num_tokens", "micro_batch_size", "wire_bytes", "wire_sha256", "keys")

@@ -93,6 +93,7 @@ class _Round:
     terms: SumTerms
     journal: SumJournal
     refused: dict[str, str]
+    accusations: dict[str, tuple[str, ...]]
     began: float = field(default_factory=time.monotonic)
     receipts: dict[str, TrainReceipt] = field(default_factory=dict)
     answered: dict[str, float] = field(default_factory=dict)
@@ -137,16 +138,40 @@ class SumCollector(Collector):
         for time_again in count():
             draw = self._drawn(federation, number, (), time_again)
             refused: dict[str, str] = {}
+            accusations: dict[str, tuple[str, ...]] = {}
             try:
                 terms = self._terms(federation, draw, journal, starts.whole.adapter, state, is_anew=time_again > 0)
-                round = _Round(federation, number, draw, terms, journal, refused)
+                round = _Round(federation, number, draw, terms, journal, refused, accusations)
                 return self._sums(round, starts, needed)
             except SumLost as lost:
                 reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(refused.items()))
                 what = f"round {number}: {lost}" + (f" ({reasons})" if reasons else "")
                 federation.wait_for(f"{what}; begun anew in {pause:.0f} s", seconds=pause, hopeless=what)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            finally:
+                self._bar(number, draw, accusations)
         raise AssertionError  # for the type checker: the count has no end
+
+    def _bar(self, number: int, draw: Draw, accusations: Mapping[str, Sequence[str]]) -> None:
+        """Ask those no more between whom something is wrong: one of whom most say so, or else both of a pair.
+
+        Of two that contradict each other one lies, and nobody can tell which.
+        """
+        for accused in sorted({name for names in accusations.values() for name in names}):
+            accusers = {name for name, names in accusations.items() if accused in names} - {accused}
+            is_sure = 2 * len(accusers) >= len(draw.cohort)
+            barred = {accused} if is_sure else {accused, *accusers}
+            if barred <= self._barred:
+                continue
+            self._barred |= barred
+            self._listener(
+                Noted(
+                    (
+                        f"round {number}: {', '.join(sorted(accusers))} cannot work with {accused} in secure sums: "
+                        f"without {', '.join(sorted(barred))} from here on, until the server starts again",
+                    )
+                )
+            )
 
     def _terms(
         self,
@@ -409,6 +434,9 @@ class SumCollector(Collector):
                 round.refused[answer.key] = str(Refusal(content.code, content.text))
             elif not _answers(content, asked, answer.key):
                 round.refused[answer.key] = "wrong_request"
+            elif content.accused:
+                round.refused[answer.key] = f"sums_refused: it says that {', '.join(content.accused)} are at fault"
+                round.accusations[answer.key] = content.accused
             else:
                 yield answer.key, content
         for name in inquiry.waiting:

@@ -93,7 +93,12 @@ class OwnSums:
                 case "reveal":
                     told = member.revealed(request.index, request.consents)
                     receipt = replace(empty, own_seeds=dict(told.own_seeds), masking=dict(told.masking))
-        except (SumRefused, ValueError) as error:
+        except SumRefused as error:
+            if not error.accused:
+                raise SumsRefused(f"round {request.round}, {request.step}: {error}") from error
+            logger.error("round %d, %s: %s", request.round, request.step, error)
+            return replace(empty, accused=error.accused)
+        except ValueError as error:
             raise SumsRefused(f"round {request.round}, {request.step}: {error}") from error
         write_part(folder, part)
         logger.debug("round %d: %s in %.2f s", request.round, request.step, time.perf_counter() - began)
@@ -169,8 +174,14 @@ class OwnSums:
         return Member(plan, client, part.keys, sign=signer.sign, verify=verify, memory=part.memory)
 
     def _sealed(self, member: Member, part: Part, keys: Mapping[str, SumKeys], signer: Signer) -> Mapping[str, bytes]:
+        unknown: dict[str, str] = {}
         for name, theirs in keys.items():
-            signer.require_known(name, theirs.identity)
+            try:
+                signer.require_known(name, theirs.identity)
+            except SumsRefused as error:
+                unknown[name] = str(error)
+        if unknown:
+            raise SumRefused("; ".join(unknown.values()), accused=sorted(unknown))
         if not part.identities:
             part.identities = {name: theirs.identity for name, theirs in keys.items()}
         public = [
