@@ -18,6 +18,7 @@ from test_deployment import site_file
 from test_kill_matrix import exit_code
 
 from fedlora.adapters import Adapter, open_adapter, unpack
+from fedlora.common import certificates
 from fedlora.methods import default_method
 from fedlora.secure_sums.adapter_sums import AdapterSums
 from fedlora.simulation import simulate
@@ -124,3 +125,32 @@ def distance(one: Adapter, other: Adapter) -> float:
 def tensors(adapter: Adapter) -> Mapping[str, torch.Tensor]:
     pairs = {f"{path}.{factor}": getattr(layer, factor) for path, layer in adapter.layers.items() for factor in "AB"}
     return pairs | dict(adapter.dense)
+
+
+def test_a_site_that_the_others_cannot_know_is_done_without(run: Path, tiny_digits: Path, tmp_path: Path) -> None:
+    """Two of three say that its key is not what it was: the round is begun anew without it, and says so."""
+    (tmp_path / "run.toml").write_text(run.read_text())
+    with Deployment(tmp_path, tmp_path / "run.toml") as deployment:
+        deployment.server.start()
+        deployment.server.wait_for("listening on")
+        for name in ("chalk", "print", "pencil"):
+            deployment.enrol(name, site_file(tmp_path, name, tiny_digits))
+            if name != "pencil":
+                distrust("pencil", next(tmp_path.rglob(f"{name}*/identity-*.json")).parent)
+        assert deployment.server.wait(300) == 0, deployment.server.text
+    report = json.loads((deployment.out / "rounds.jsonl").read_text().splitlines()[1])
+    assert set(report["clients"]) == {"chalk", "print"}
+    assert "begun anew 1 times" in " ".join(report["sums"])
+    assert "cannot work with pencil" in deployment.server.text
+    assert "pencil signs with another key than before" in deployment.sites["chalk"].text
+    kept = distance(
+        open_adapter(deployment.out / "adapter"), expected(tmp_path, {"chalk", "print"}, {"chalk", "print"})
+    )
+    assert kept < CLOSE
+
+
+def distrust(name: str, folder: Path) -> None:
+    """Have a site believe that it has met another under another key."""
+    authority = json.loads(next(folder.glob("identity-*.json")).read_text())["ca_pem"].encode()
+    peers = {certificates.fingerprint_of(authority).hex(): {name: "00" * 32}}
+    (folder / "peers.json").write_text(json.dumps(peers))

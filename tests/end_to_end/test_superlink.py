@@ -204,6 +204,14 @@ def test_a_run_config_without_an_absolute_path_is_refused(given: dict[str, str])
         superlink_app.app(None, context)  # type: ignore[arg-type]
 
 
+def test_a_run_of_secure_sums_is_refused(run_file: RunFile, tmp_path: Path) -> None:
+    run = run_file('data.labels=["0", "1", "2"]', "privacy.secure_sums=true")
+    context = Context(1, 0, {}, RecordDict(), {"run": str(run), "out": str(tmp_path / "out")})
+    with pytest.raises(ConfigError, match="which a SuperLink does not show them"):
+        superlink_app.app(None, context)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_without_named_labels_is_refused(run_file: RunFile, tmp_path: Path) -> None:
     context = Context(1, 0, {}, RecordDict(), {"run": str(run_file()), "out": str(tmp_path / "out")})
     with pytest.raises(ConfigError, match=r"data\.labels is empty"):

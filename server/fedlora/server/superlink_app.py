@@ -42,6 +42,11 @@ def main(grid: Grid, context: Context) -> None:
     run_file, out = _path(context.run_config, "run"), _path(context.run_config, "out")
     config = load_run(run_file)
     require_labels(config, origin=str(run_file))
+    if config.privacy.secure_sums:
+        raise ConfigError(
+            f"{run_file}: privacy.secure_sums needs sites that know each other's certificates, which a SuperLink does "
+            "not show them; run it over fedlora server start, or set it to false"
+        )
     run = Run(
         config,
         out,

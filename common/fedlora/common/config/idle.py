@@ -142,11 +142,6 @@ _RULES = (
         lambda config, _: config.privacy.secure_sums,
     ),
     _Rule(
-        ("federation.norm_limit",),
-        "under privacy.secure_sums nobody sees a single update",
-        lambda config, _: config.privacy.secure_sums,
-    ),
-    _Rule(
         ("model.revision",),
         "model.name is no model of the hub",
         lambda config, _: config.model.name.startswith(("package:", ".", "/", "~")),

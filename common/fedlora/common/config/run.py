@@ -132,7 +132,8 @@ class RunConfig(Section):
             ValueError: it does.
         """
         named = f"aggregation.method = {method.name}"
-        require_sums_fit(self, method)
+        if self.privacy.secure_sums:
+            require_sums_fit(method, lora=self.lora, train=self.train, federation=self.federation, robust=self.robust)
         if not method.allows_client_ranks and self.lora.client_ranks:
             raise ValueError(
                 f"{named} needs one rank for all clients; remove lora.client_ranks, or take "
