@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -22,19 +23,26 @@ from fedlora.common.messages import (
     InitialiseRequest,
     Score,
     SiteDescription,
+    SumRequest,
     TrainReceipt,
     TrainRequest,
 )
 from fedlora.common.packed_file import PackedFile
 from fedlora.common.records import from_record, kind_of, to_record
 
+if TYPE_CHECKING:
+    from fedlora.client.worker.sums.own_part import OwnSums
+
 NUM_EXAMPLES, LOSS = 10, 0.5
 _STEP = 1 / 64  # Exact in bfloat16, so that also the sites' copies change by it.
 LABELS = ("one", "other")
 
 
-def make_idle_app(name: str, adapter: Path, num_held_out: int) -> ClientApp:
-    """Return the app for a site's worker, which gets adapters as files; the first adapter is in the file `adapter`."""
+def make_idle_app(name: str, adapter: Path, num_held_out: int, sums: "OwnSums | None" = None) -> ClientApp:
+    """Return the app for a site's worker, which gets adapters as files; the first adapter is in the file `adapter`.
+
+    `sums` is the site's part in secure sums, where the run has them.
+    """
     import torch
 
     from fedlora.client.worker.files_mod import adapters_as_files
@@ -43,9 +51,22 @@ def make_idle_app(name: str, adapter: Path, num_held_out: int) -> ClientApp:
     app = ClientApp(mods=[adapters_as_files])
 
     def answer(message: Message, _context: Context) -> Message:
-        return answered(message, name=name, adapter=adapter, num_held_out=num_held_out)
+        if sums is not None and kind_of(message.content) == TrainRequest.__name__:
+            request = from_record(message.content, TrainRequest)
+            receipt: object = sums.trained(name, request, lambda asked: _trained(asked, name))
+        elif sums is not None and kind_of(message.content) == SumRequest.__name__:
+            receipt = sums.answer(name, from_record(message.content, SumRequest))
+        else:
+            return answered(message, name=name, adapter=adapter, num_held_out=num_held_out)
+        return Message(to_record(receipt, with_local=True), reply_to=message)
 
-    for register in (app.query("describe"), app.query("initialise"), app.train(), app.evaluate()):
+    for register in (
+        app.query("describe"),
+        app.query("initialise"),
+        app.query("sum"),
+        app.train(),
+        app.evaluate(),
+    ):
         register(answer)
     return app
 

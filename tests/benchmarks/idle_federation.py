@@ -62,13 +62,14 @@ def write_adapter(path: Path, shape: Shape) -> None:
     path.write_bytes(pack(Adapter(layers, config=config)))
 
 
-def idle_run(*, num_rounds: int, num_sites: int, method: str | None = None) -> RunConfig:
-    """Return the run: the default one but for its rounds and sites, and the aggregation where one is named."""
+def idle_run(*, num_rounds: int, num_sites: int, method: str | None = None, has_secure_sums: bool = False) -> RunConfig:
+    """Return the run: the default one but for its rounds and sites, and what is given."""
     changes: dict[str, Any] = {
         "run": {"name": "idle"},
         "model": {"name": "idle"},
         "data": {"labels": LABELS},
         "federation": {"rounds": num_rounds, "sites": num_sites},
+        "privacy": {"secure_sums": has_secure_sums},
     }
     if method is not None:
         changes["aggregation"] = {"method": method}

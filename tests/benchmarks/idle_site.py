@@ -32,22 +32,27 @@ def main(address: str, name: str, token: str, folder: Path, adapter: Path, num_h
             address,
             name,
             credentials=lambda: credentials,
-            make_site=partial(_make_site, name, state.folder, adapter, num_held_out),
+            make_site=partial(_make_site, address, name, state.folder, adapter, num_held_out),
         ).run()
 
 
-def _make_site(name: str, folder: Path, adapter: Path, num_held_out: int, run: "RunConfig") -> "Participation":
+def _make_site(
+    address: str, name: str, folder: Path, adapter: Path, num_held_out: int, run: "RunConfig"
+) -> "Participation":
     from fedlora.client.site.limits_section import LimitsSection
     from fedlora.client.site.outbox import Outbox
     from fedlora.client.site.participation import Participation
     from fedlora.client.site.site_file import SiteConfig, SiteDataSection, SiteSection
+    from fedlora.client.site.sum_signers import SiteSigners
     from fedlora.client.worker.seat import WorkerSeat
+    from fedlora.client.worker.sums.own_part import OwnSums
 
+    sums = OwnSums(run, folder / "sums", SiteSigners(folder, address)) if run.privacy.secure_sums else None
     limits = LimitsSection(base_models=(run.model.name,), max_rounds=run.federation.rounds, least_examples=1)
     return Participation(
         run,
         SiteConfig(site=SiteSection(name=name), data=SiteDataSection(path="nothing"), limits=limits),
-        seat=WorkerSeat(partial(make_idle_app, name, adapter, num_held_out), {}),
+        seat=WorkerSeat(partial(make_idle_app, name, adapter, num_held_out, sums), {}),
         outbox=Outbox(folder),
         is_paused=lambda: False,
     )

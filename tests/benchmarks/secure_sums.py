@@ -1,17 +1,20 @@
 """`secure-sums`: what it takes to hide a vector among 5, 50 and 500 members, and to take the masks out of the sum.
 
-In one process and one thread, without a network: a real member among as many as there are, each with keys and shares
+First whole rounds of five sites that do nothing, over mTLS on this machine, open ones and secure ones. Then, in one
+process and one thread, without a network: a real member among as many as there are, each with keys and shares
 of its own. From 50 members on a member hides its vector with some of the others alone (`neighbours`). The server's
 part is that of a sum in which nobody leaves: a mask of each member.
 """
 
 import secrets
+import statistics
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from figures import Figure, at_most
+from fresh_process import run_fresh
 from progress import progress
 
 from fedlora.secure_sums.keys import RoundKeys, SumPlan
@@ -23,6 +26,8 @@ from fedlora.secure_sums.ring import FixedPoint
 
 def figures(*, quick: bool) -> Iterator[Figure]:
     """Yield the seconds of a mask, of a member's steps and of the server's."""
+    for megabytes in (1,) if quick else (10, 100):
+        yield from _rounds(megabytes, num_sites=3 if quick else 5, num_rounds=1 if quick else 3)
     size = (1 << 20) if quick else 25_000_000
     num_repeats = 1 if quick else 5
     vector = np.zeros(size, np.uint32)
@@ -35,7 +40,22 @@ def figures(*, quick: bool) -> Iterator[Figure]:
     writing = [_seconds(lambda: fixed.written(numbers, weight=0.1)) for _ in range(num_repeats)]
     yield Figure(f"{mega:.0f} MB of float32 in fixed point", "s", writing)
     for num_members in (5, 50) if quick else (5, 50, 500):
-        yield from _member(num_members, vector[: size // 10])
+        for part in (vector[: size // 10],) if quick else (vector[: size // 10], vector):
+            yield from _member(num_members, part)
+
+
+def _rounds(megabytes: float, *, num_sites: int, num_rounds: int) -> Iterator[Figure]:
+    """Yield seconds and bytes of a secure round beside an open one."""
+    medians = {}
+    for name, is_secure in (("open", 0), ("secure", 1)):
+        label = f"{num_sites} sites, {megabytes:g} MB in float32: a round, {name}"
+        progress(label)
+        found = run_fresh("timed_secure_rounds.py", megabytes, num_sites, num_rounds, is_secure)
+        medians[name] = statistics.median(found["round"])
+        yield Figure(label, "s", found["round"])
+        for way in ("up", "down"):
+            yield Figure(f"{label}, a site {way}", "MB", [count / num_sites / 1e6 for count in found[way]])
+    yield Figure(f"{num_sites} sites, {megabytes:g} MB: secure / open", "x", [medians["secure"] / medians["open"]])
 
 
 def _member(num_members: int, vector: "np.ndarray[tuple[int, ...], np.dtype[np.uint32]]") -> Iterator[Figure]:
