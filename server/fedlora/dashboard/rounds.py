@@ -16,6 +16,7 @@ from fedlora.server.report.headline import refused
 from fedlora.server.report.learning import learning
 from fedlora.server.report.numbers import held_outs, metric_of
 from fedlora.server.report.series_chart import Panel, Series, series_chart
+from fedlora.server.report.sums import secure_sums
 from fedlora.server.report.times import times
 from fedlora.server.report.wording import capital, is_percentage, score_text, significant
 
@@ -54,6 +55,7 @@ def on_learning(run: KnownRun) -> list[Section]:
         _by_group(reports, name),
         groups_and_clients(reports, name),
         aggregation(reports),
+        secure_sums(reports),
     )
     return [each for each in found if each is not None]
 

@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import shutil
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Engine = Literal["inprocess", "ray"]
+
+_SUMS_FOLDER = "sums"
 
 
 def engine_named(name: str) -> Engine:
@@ -195,7 +198,7 @@ def simulate_over(
         base_model=base_model,
         explain_failures=True,
         moments_folder=out.resolve() / "optimizer",
-        sums_folder=out.resolve() / "sums",
+        sums_folder=out.resolve() / _SUMS_FOLDER,
         signer_of=SimulatedSigners(config.run.seed),
         make_trainer=make_trainer,
         client_names=tuple(data.clients),
@@ -222,6 +225,8 @@ def simulate_over(
     reached = whole_run(
         run, simulated, shown=nullcontext(listener), resume=resume, write_report=None if make_trainer else write_report
     )
+    # What clients kept for the sums of the last round.
+    shutil.rmtree(out / _SUMS_FOLDER, ignore_errors=True)
     if reached is None:
         raise RunError(f"{out}: the run ended without a round; this is a bug")
     return SimulationResult(out, reached.reports, reached.adapter)

@@ -8,6 +8,7 @@
     adapter/                  the newest global adapter, a PEFT folder
     best/                     the best round's, by the clients' validation loss, and best.json: which one that is
     optimizer/                each client's moments, in a simulation whose clients keep them
+    sums/                     the clients' parts in secure sums, while a simulation that has them goes on
     report.html
     published/NAME-vNNNN/     finished adapters for who serves them (registry)
     quarantine/               refused updates, by the site that sent them, and why (quarantine)

@@ -25,7 +25,7 @@ from fedlora.common.schema import from_proto, parse, serialised, to_proto
 from fedlora.secure_sums.keys import PublicKeys, RoundKeys
 from fedlora.secure_sums.member import Memory
 
-_KEPT_RUNS = 8
+_KEPT_RUNS = 2
 
 
 def _decoded(value: Any) -> Any:
