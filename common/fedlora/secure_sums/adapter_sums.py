@@ -10,7 +10,7 @@ that agrees with them. To begin again without it would be a second sum of the sa
 two would be its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.common.errors import AdapterError, ConfigError
 from fedlora.methods import ClientPair, Combined, Layer, Method, Phases, Product, names_of
-from fedlora.methods.method import Contribution
+from fedlora.methods.method import Contribution, Factor
 
 
 @dataclass
@@ -35,8 +35,12 @@ class _LayerAtWork:
 class AdapterSums:
     """The sums of one round, one after another: `term` for each site, `take` the total, until `is_over`."""
 
-    def __init__(self, method: Method, start: Adapter) -> None:
+    def __init__(self, method: Method, start: Adapter, *, only: Collection[str] | None = None) -> None:
         """Begin a round.
+
+        Args:
+            only: the tensors that the first sum is of, by path as `trained_paths` has them; the others stay as they
+                are at the start. All of them if None.
 
         Raises:
             ConfigError: the method is not made of sums, or changes the base weights.
@@ -47,6 +51,7 @@ class AdapterSums:
             raise ConfigError(f"{method.name} {why}, which secure sums do not show; choose one of {able}")
         self._method = method
         self._start = start
+        self._only = only
         self._at_work: dict[str, _LayerAtWork] = {}
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
         self._beside: dict[str, Tensor] = {}
@@ -80,7 +85,7 @@ class AdapterSums:
         if {path: tensor.shape for path, tensor in own.items()} != {path: each.shape for path, each in start.items()}:
             raise AdapterError("the update has other tensors than the round's start; expected the same, of one rank")
         if not self._num_taken:
-            parts = [(own[path].double() - start[path].double()).float().reshape(-1) for path in start]
+            parts = [(own[path].double() - start[path].double()).float().reshape(-1) for path in self._summed()]
             return torch.cat([*parts, torch.ones(1)])
         parts = [_whole(part).float().reshape(-1) for part in self._parts(update)]
         return torch.cat(parts)
@@ -124,8 +129,9 @@ class AdapterSums:
         self._weight = float(weight)
         if not self._weight > 0:
             raise AdapterError("the sites' weights have no sum")
-        means = {}
-        for (path, tensor), change in zip(start.items(), changes, strict=True):
+        means = dict(start)
+        for path, change in zip(self._summed(), changes, strict=True):
+            tensor = start[path]
             mean = tensor.double() + change / self._weight
             means[path] = mean.float() if tensor.is_floating_point() else mean.round().to(tensor.dtype)
         for path, like in self._start.layers.items():
@@ -150,8 +156,13 @@ class AdapterSums:
     def _shapes(self) -> list[tuple[int, ...]]:
         """Return the shapes of the parts of the next sum; they are the same for every adapter."""
         if not self._num_taken:
-            return [*(tuple(tensor.shape) for tensor in _tensors(self._start).values()), ()]
+            start = _tensors(self._start)
+            return [*(tuple(start[path].shape) for path in self._summed()), ()]
         return [_shape(part) for part in self._parts(self._start)]
+
+    def _summed(self) -> list[str]:
+        """Return the paths of the tensors that the first sum is of, in their order."""
+        return [path for path in _tensors(self._start) if self._only is None or path in self._only]
 
     def _parts(self, update: Adapter) -> list[Tensor | Product]:
         """Return what an adapter's layers at work add to the next sum."""
@@ -172,6 +183,12 @@ def num_sums(method: Method, start: Adapter) -> int:
         sums.take(sums.term(Adapter({path: layer})))
         count += 1
     return count
+
+
+def trained_paths(start: Adapter, trains: Collection[Factor]) -> list[str]:
+    """Return the paths of the tensors of a round's start that its clients train: no counter, nor the other factor."""
+    left_out = {f"{path}.{factor}" for path in start.layers for factor in ("A", "B") if factor not in trains}
+    return [path for path, tensor in _tensors(start).items() if tensor.is_floating_point() and path not in left_out]
 
 
 def _tensors(adapter: Adapter) -> Mapping[str, Tensor]:
