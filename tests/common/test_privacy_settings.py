@@ -1,56 +1,73 @@
-"""What a run cannot have whose server sees sums alone, each refused in a line that says why."""
+"""What [privacy] lacks, and what does not go together with it, is said in one line."""
 
 import pytest
-from pydantic import ValidationError
 
-from fedlora.common.config import RunConfig, idle_settings
+from fedlora.common.errors import ConfigError
+from fedlora.common.run_file import parse_run, to_toml
+from fedlora.methods import METHODS
 
-SECURE = {"secure_sums": True}
+PRIVATE = {"unit": "client", "noise_multiplier": 1.0, "clip": 1.0}
 
 
-@pytest.mark.parametrize(
-    ("sections", "why"),
-    [
-        ({"aggregation": {"method": "flora"}}, "aggregation.method = flora, which takes every client's pair"),
-        ({"aggregation": {"method": "fedex_lora"}}, "aggregation.method = fedex_lora"),
-        ({"aggregation": {"method": "lora_fair_cosine"}}, "aggregation.method = lora_fair_cosine"),
-        ({"aggregation": {"method": "flex_lora"}}, "aggregation.method = flex_lora"),
-        ({"lora": {"client_ranks": {"a": 2}}}, "lora.client_ranks"),
-        ({"federation": {"late": "next_round"}}, 'federation.late = "next_round"'),
-        ({"federation": {"max_share": 0.5}}, "federation.max_share"),
-        ({"robust": {"regauge": True}}, "robust.regauge"),
-        ({"robust": {"clip": 2.0}}, "robust.clip"),
-        ({"robust": {"select": "multi_krum", "attackers": 1}}, 'robust.select = "multi_krum"'),
-        ({"robust": {"weighting": "geometric_median"}}, 'robust.weighting = "geometric_median"'),
-        ({"train": {"optimizer_state": "shared"}}, 'train.optimizer_state = "shared"'),
-    ],
-)
-def test_what_takes_single_updates_is_refused_by_name(sections: dict[str, dict[str, object]], why: str) -> None:
-    RunConfig.model_validate(sections)
-    with pytest.raises(ValidationError) as raised:
-        RunConfig.model_validate({**sections, "privacy": SECURE})
-    assert f"privacy.secure_sums does not go with {why}" in str(raised.value)
+def parsed(privacy: dict[str, object], method: str = "fedit", **sections: dict[str, object]) -> object:
+    federation = {"weighting": "uniform", **sections.pop("federation", {})}
+    given = {"privacy": privacy, "federation": federation, "aggregation": {"method": method}, **sections}
+    return parse_run(given, origin="run.toml")
 
 
 @pytest.mark.parametrize(
-    "method",
+    ("privacy", "said"),
     [
-        {"method": "fedit"},
-        {"method": "lora_fair"},
-        {"method": "lora_fair_two_sided"},
-        {"method": "ffa_lora"},
-        {"method": "rolora"},
-        {"method": "flex_lora", "power_iterations": 1},
+        ({"epsilon": 3.0}, 'epsilon is for a run with noise; set unit = "client", or remove it'),
+        ({"clip": 3.0}, "clip is for a run with noise"),
+        ({"unit": "client", "epsilon": 3.0}, "needs clip, the norm that bounds what one client adds"),
+        ({"unit": "client", "clip": 1.0}, "needs epsilon, the budget, or noise_multiplier, or both"),
+        (PRIVATE | {"secure_sums": True}, "under secure_sums = true it does not; use one of them"),
+        (PRIVATE | {"clip": []}, "privacy.clip"),
+        (PRIVATE | {"clip": 0.0}, "privacy.clip"),
+        (PRIVATE | {"delta": 1.0}, "privacy.delta"),
+        (PRIVATE | {"noise_multiplier": 0.0}, "privacy.noise_multiplier"),
     ],
 )
-def test_methods_made_of_sums_go_with_it(method: dict[str, object]) -> None:
-    config = RunConfig.model_validate({"aggregation": method, "privacy": SECURE})
-    assert config.wire_precision == "float32"
+def test_what_is_missing_is_named(privacy: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parsed(privacy)
+    assert said in str(refused.value)
 
 
-def test_what_does_nothing_beside_it_is_said() -> None:
-    config = RunConfig.model_validate(
-        {"privacy": SECURE, "exchange": {"precision": "int8"}, "federation": {"norm_limit": 5.0}}
-    )
-    (line,) = idle_settings(config)
-    assert line.startswith("exchange.precision")
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"federation": {"weighting": "examples"}}, 'federation.weighting = "examples", which weighs a client by how'),
+        ({"federation": {"max_share": 0.5}}, "federation.max_share, which is for weights, and all weigh alike"),
+        ({"federation": {"late": "next_round"}}, 'federation.late = "next_round", which lets a client have two'),
+        ({"federation": {"oversample": 1.5}}, "federation.oversample = 1.5, which lets one client's update keep out"),
+        ({"federation": {"server_optimizer": "adam"}}, 'federation.server_optimizer = "adam", which steps'),
+        ({"robust": {"clip": 2.0}}, "[robust], which compares updates with each other; remove the section"),
+        ({"lora": {"client_ranks": {"a": 4}}}, "lora.client_ranks, which tells which ranks took part; remove it"),
+        ({"train": {"optimizer_state": "shared"}}, 'train.optimizer_state = "shared", which sends'),
+        ({"evaluation": {"early_stopping": 2}}, "evaluation.early_stopping, which ends the run by scores"),
+    ],
+)
+def test_what_does_not_go_with_it_is_named(sections: dict[str, dict[str, object]], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parsed(PRIVATE, **sections)
+    assert f'privacy.unit = "client" does not go with {said}' in str(refused.value)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_method_that_is_not_made_of_sums_is_named(method: str) -> None:
+    if method in ("fedit", "ffa_lora", "rolora", "lora_fair", "lora_fair_two_sided"):
+        parsed(PRIVATE, method)
+        return
+    with pytest.raises(ConfigError, match=f"adds noise to sums, and aggregation.method = {method} .*take .*fedit"):
+        parsed(PRIVATE, method)
+
+
+def test_one_clip_and_several_are_written_as_they_were() -> None:
+    for clip in (0.5, [0.5, 0.05]):
+        config = parse_run(
+            {"privacy": PRIVATE | {"clip": clip}, "federation": {"weighting": "uniform"}}, origin="run.toml"
+        )
+        assert config.privacy.clips == (tuple(clip) if isinstance(clip, list) else (clip,))
+        assert f"clip = {clip}" in to_toml(config)

@@ -175,6 +175,8 @@ def _rows(view: RunView) -> Iterator[tuple[str, Text]]:
         yield "loss", _latest(loss_text(summary.losses.latest[-1]), summary.losses, "yellow")
         if (aggregation := report.aggregation) is not None:
             yield "error of average", _errors(aggregation.error_before, aggregation.error_after)
+        if report.epsilon is not None:
+            yield "epsilon", Text(f"{report.epsilon:.2f}")
         if (best := summary.validation.best) is not None:
             yield "validation loss", _validation(summary.validation.course, best[1])
         if capped := cap_lines(report):
@@ -254,6 +256,8 @@ def _report_line(view: RunView, report: RoundReport) -> str:
     if report.aggregation is not None:
         before, after = error_texts(report.aggregation.error_before, report.aggregation.error_after)
         parts.append(f"error of the average {before} -> {after}")
+    if report.epsilon is not None:
+        parts.append(f"epsilon {report.epsilon:.2f}")
     if report.ended_early:
         parts.append("ended early")
     if report.refused:

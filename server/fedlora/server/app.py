@@ -15,6 +15,7 @@ from fedlora.server.record.events import Listener
 from fedlora.server.rounds.federated_run import FederatedRun
 from fedlora.server.run_method import method_of
 from fedlora.server.run_optimizer import server_optimizer_of
+from fedlora.server.run_privacy import client_privacy_of
 from fedlora.server.sites import sites_behind
 
 
@@ -38,12 +39,14 @@ def server_app_for(
         method: in place of the run's.
     """
     robust = Robust(**config.robust.model_dump())
+    method = method or method_of(config)
     run = FederatedRun(
         config,
-        method or method_of(config),
+        method,
         RunFolder(folder),
         robust=None if robust == Robust() else robust,
         server_optimizer=server_optimizer_of(config.federation),
+        privacy=client_privacy_of(config, method),
         num_sites=num_sites,
         command=command,
         listener=listener,

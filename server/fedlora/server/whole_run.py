@@ -15,6 +15,7 @@ from fedlora.server.disk.claim import Claim
 from fedlora.server.record.events import Event, HeardSites, Listener, Noted, ignore
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.run_method import method_of
+from fedlora.server.run_privacy import client_privacy_of
 from fedlora.server.running_report import RunningReport
 from fedlora.trackers.tracker import OpenTracker
 from fedlora.trackers.tracking import Tracking
@@ -108,8 +109,8 @@ def whole_run(
     Raises:
         FedloraError: the folder is another run's, or the run cannot go on.
     """
-    if run.method is None:
-        method_of(run.config)  # Refused before anything is written.
+    # Refused before anything is written.
+    client_privacy_of(run.config, run.method or method_of(run.config))
     with Claim(run.folder, run.config, resume=resume) as claim, shown as listener:
         account = Account(run.folder)
         heard = HeardSites(listener)

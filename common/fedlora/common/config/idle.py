@@ -357,6 +357,16 @@ _RULES = (
         "fewer than three updates of a round have no median to compare with",
         lambda config, occasion: _num_updates(config, occasion) < 3,
     ),
+    _Rule(
+        ("federation.norm_limit",),
+        'under privacy.unit = "client" no update is refused for what others have sent; privacy.clip bounds it',
+        lambda config, _: config.privacy.unit == "client",
+    ),
+    _Rule(
+        ("privacy.delta",),
+        'privacy.unit = "none" adds no noise',
+        lambda config, _: config.privacy.unit == "none",
+    ),
     _Rule(("evaluation.round_examples", "evaluation.generate"), _NO_TEST, _has_no_test),
     _Rule(
         ("evaluation.round_examples",),

@@ -1,11 +1,12 @@
 """[privacy]: what a server learns of a client, and how much all that is made known can tell."""
 
-from pydantic import Field
+from typing import Annotated, Literal
 
-from fedlora.common.config.federation import FederationSection, RobustSection
-from fedlora.common.config.training import LoraSection, TrainSection
-from fedlora.common.section import Section
-from fedlora.methods import Method, names_of
+from pydantic import Field, model_validator
+
+from fedlora.common.section import Positive, Section
+
+_Clips = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
 
 
 class PrivacySection(Section):
@@ -14,35 +15,52 @@ class PrivacySection(Section):
         description="the server learns sums over the clients alone, and no single client's update; each client is told "
         "the others' names",
     )
+    unit: Literal["none", "client"] = Field(
+        "none",
+        description='whom differential privacy protects in the global adapters; "client": each client as a whole, by '
+        "noise that the server adds",
+    )
+    epsilon: Positive | None = Field(
+        None,
+        description="the budget, over all rounds: the run ends before it is passed; without noise_multiplier also what "
+        "the noise is worked out from, for federation.rounds",
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        1e-5, description="the chance that epsilon does not hold; far below one over the number of clients there are"
+    )
+    noise_multiplier: Positive | None = Field(
+        None, description="the noise's standard deviation, over the norm that clip leaves"
+    )
+    clip: Positive | _Clips | None = Field(
+        None,
+        description="the most that the norm of what a client adds to a sum may be; where the method takes several sums "
+        "in a round, a list: one for each, in their order",
+    )
 
+    @property
+    def clips(self) -> tuple[float, ...]:
+        """The bounds of a round's sums, in their order."""
+        if self.clip is None:
+            return ()
+        return self.clip if isinstance(self.clip, tuple) else (self.clip,)
 
-def require_sums_fit(
-    method: Method, *, lora: LoraSection, train: TrainSection, federation: FederationSection, robust: RobustSection
-) -> None:
-    """Check that a run whose server sees sums alone asks for nothing that takes single updates.
-
-    Raises:
-        ValueError: it does.
-    """
-    named = "privacy.secure_sums"
-    if method.needs_every_pair or method.changes_base:
-        why = "takes every client's pair by itself" if method.needs_every_pair else "changes the base weights"
-        able = names_of(lambda kind: not kind.changes_base and not kind().needs_every_pair)
-        raise ValueError(f"{named} does not go with aggregation.method = {method.name}, which {why}; take {able}")
-    for is_set, key, why in (
-        (bool(lora.client_ranks), "lora.client_ranks", "sums are over pairs of one rank"),
-        (
-            federation.late == "next_round",
-            'federation.late = "next_round"',
-            "a late update has no others to hide among",
-        ),
-        (federation.max_share is not None, "federation.max_share", "the server does not see who weighs how much"),
-        (federation.weighting == "tokens", 'federation.weighting = "tokens"', "weights are agreed on before training"),
-        (robust.regauge, "robust.regauge", "nobody sees a single update"),
-        (robust.clip is not None, "robust.clip", "nobody sees a single update"),
-        (robust.select != "all", f'robust.select = "{robust.select}"', "nobody sees a single update"),
-        (robust.weighting != "given", f'robust.weighting = "{robust.weighting}"', "nobody sees a single update"),
-        (train.optimizer_state == "shared", 'train.optimizer_state = "shared"', "each client's moments would be seen"),
-    ):
-        if is_set:
-            raise ValueError(f"{named} does not go with {key}: {why}; remove one of them")
+    @model_validator(mode="after")
+    def _has_what_it_takes(self) -> "PrivacySection":
+        if self.unit == "none":
+            for key in ("epsilon", "noise_multiplier", "clip"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f'{key} is for a run with noise; set unit = "client", or remove it')
+            return self
+        if self.clip is None:
+            raise ValueError(f'unit = "{self.unit}" needs clip, the norm that bounds what one client adds')
+        if self.epsilon is None and self.noise_multiplier is None:
+            raise ValueError(
+                f'unit = "{self.unit}" needs epsilon, the budget, or noise_multiplier, or both; without either there '
+                "is no noise"
+            )
+        if self.secure_sums:
+            raise ValueError(
+                f'unit = "{self.unit}" adds the noise at a server that knows the updates, and under secure_sums = true '
+                "it does not; use one of them"
+            )
+        return self

@@ -6,7 +6,9 @@ from pydantic import Field, field_validator, model_validator
 
 from fedlora.common.config.aggregation import AggregationSection, OwnMethod
 from fedlora.common.config.federation import EvaluationSection, ExchangeSection, FederationSection, RobustSection
-from fedlora.common.config.privacy import PrivacySection, require_sums_fit
+from fedlora.common.config.privacy import PrivacySection
+from fedlora.common.config.private_fit import require_private_method, require_private_settings
+from fedlora.common.config.secure_fit import require_sums_fit
 from fedlora.common.config.sources import (
     EMBEDDED_ENCODER,
     ByGroup,
@@ -121,6 +123,8 @@ class RunConfig(Section):
                 f"train.micro_batch_size is {self.train.micro_batch_size}, more than train.batch_size = "
                 f"{self.train.batch_size}; expected at most that"
             )
+        if self.privacy.unit == "client":
+            require_private_settings(self.federation, self.robust, self.lora, self.train, self.evaluation)
         if isinstance(self.aggregation, Method):
             self.require_fit(self.aggregation)
         return self
@@ -149,6 +153,8 @@ class RunConfig(Section):
                 f"lora.init = {self.lora.init!r} is lost under {named}, whose pairs start afresh in every round; take "
                 "default, or another method"
             )
+        if self.privacy.unit == "client":
+            require_private_method(method)
         self._require_momentum_fits(method, named)
         self._require_moments_fit(method, named)
         if self.model.quantization != "none" and method.changes_base:

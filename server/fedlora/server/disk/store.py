@@ -4,6 +4,7 @@
     manifest.json             run id, versions, fingerprints of base model and data, seed, command
     sites.json                what each site says of itself, where sites come and go
     rounds.jsonl              one RoundReport a line, from round 0
+    privacy.json              what is spent of a privacy budget, before the noise of a round is drawn
     processes.json            for how long each process has worked on the run (account)
     adapter/                  the newest global adapter, a PEFT folder
     best/                     the best round's, by the clients' validation loss, and best.json: which one that is
@@ -49,6 +50,7 @@ from fedlora.common.run_folder import (
     BEST_FOLDER,
     BEST_RECORD,
     MANIFEST_FILE,
+    PRIVACY_FILE,
     QUARANTINE_FOLDER,
     REPORT_FILE,
     ROUNDS_FILE,
@@ -59,7 +61,9 @@ from fedlora.server.disk.method_state import pack_state, unpack_state
 from fedlora.server.disk.patience import WaitForSpace, give_up, patiently, wait_for_nothing
 from fedlora.server.disk.quarantine import set_aside
 from fedlora.server.disk.sum_journal import SumJournal
+from fedlora.server.record import privacy_record
 from fedlora.server.record.draw import Draw
+from fedlora.server.record.privacy_record import PrivacyRecord
 from fedlora.server.record.round_report import CODEC, RoundReport
 
 logger = logging.getLogger(__name__)
@@ -162,7 +166,7 @@ class RunFolder:
         while (report := _read(self._report_file(len(reports)), CODEC.load)) is not None:
             reports.append(report)
         for number in range(len(reports) - 1, -1, -1):
-            stored, state = self._read_adapter(reports[number]), self._read_state(reports[number])
+            stored, state = self._adapter_of(reports[number]), self._read_state(reports[number])
             if stored is not None and state is not None:
                 return Checkpoint(number, stored, tuple(reports[: number + 1]), state)
         if reports:
@@ -205,6 +209,15 @@ class RunFolder:
     def write_sites(self, sites: Mapping[str, SiteDescription]) -> None:
         """Record who takes part."""
         write_file(self.path / SITES_FILE, _SITES.dump_json(dict(sites), indent=1) + b"\n")
+
+    def privacy(self) -> PrivacyRecord | None:
+        """Return what is spent of the privacy budget, or None where that is not recorded, or damaged."""
+        return _read(self.path / PRIVACY_FILE, privacy_record.CODEC.load)
+
+    @patiently
+    def write_privacy(self, record: PrivacyRecord) -> None:
+        """Record what is spent of the privacy budget."""
+        write_file(self.path / PRIVACY_FILE, privacy_record.CODEC.dump(record) + "\n")
 
     def draw(self, number: int) -> Draw | None:
         """Return whom a round asks, or None where nobody was drawn yet."""
@@ -262,6 +275,15 @@ class RunFolder:
     def answers(self, number: int) -> dict[int, str]:
         """Return the generated answers by place in the held-out set, empty where none were asked for."""
         return _read(self._round(number) / "answers.json", _ANSWERS.validate_json) or {}
+
+    def adapter_after(self, number: int, sha256: str) -> StoredAdapter | None:
+        """Return the global adapter after a round, known by its digest; None where it is not there, or damaged."""
+        path = self._adapter_file(number)
+
+        def load(packed: bytes) -> StoredAdapter:
+            return StoredAdapter(unpack(_checked(packed, sha256)), PackedFile(path, len(packed), sha256))
+
+        return _read(path, load)
 
     @patiently
     def write_adapter(self, number: int, adapter: Adapter) -> StoredAdapter:
@@ -327,7 +349,7 @@ class RunFolder:
 
     def _stored(self, number: int) -> StoredAdapter | None:
         report = _read(self._report_file(number), CODEC.load)
-        return None if report is None else self._read_adapter(report)
+        return None if report is None else self._adapter_of(report)
 
     def _list_reports(self, number: int) -> None:
         """Have all reports up to a round in rounds.jsonl: the last one is appended, where the others are there."""
@@ -353,14 +375,8 @@ class RunFolder:
             for file in ("adapter.safetensors", _STATE_FILE):
                 (self._round(number - num_kept) / file).unlink(missing_ok=True)
 
-    def _read_adapter(self, report: RoundReport) -> StoredAdapter | None:
-        path = self._adapter_file(report.round)
-
-        def load(packed: bytes) -> StoredAdapter:
-            adapter = unpack(_checked(packed, report.adapter_sha256))
-            return StoredAdapter(adapter, PackedFile(path, len(packed), report.adapter_sha256))
-
-        return _read(path, load)
+    def _adapter_of(self, report: RoundReport) -> StoredAdapter | None:
+        return self.adapter_after(report.round, report.adapter_sha256)
 
     def _read_state(self, report: RoundReport) -> MethodState | None:
         if not report.state_sha256:
@@ -379,13 +395,13 @@ class RunFolder:
 
 
 def _checked(packed: bytes, sha256: str) -> bytes:
-    """Return the bytes, whose digest is in the report.
+    """Return the bytes, whose digest is recorded.
 
     Raises:
         ValueError: it is another.
     """
     if hashlib.sha256(packed).hexdigest() != sha256:
-        raise ValueError("another sha256 than in the report")
+        raise ValueError("another sha256 than is recorded")
     return packed
 
 

@@ -109,7 +109,11 @@ class RoundReport:
         state_sha256: of what the method keeps for the next round; empty where it keeps nothing.
         validation: of the last round, the new adapter's score on the clients' own validation examples; that of the
             rounds before is in the next round's `before`.
-        ended_early: whether this was the last round because validation had not become better.
+        ended_early: whether this was the last round because validation had not become better, or because the privacy
+            budget allows no other.
+        epsilon: what the global adapters up to this one tell of one client at most, under privacy.unit = "client". The
+            scores, losses and clients here are not noised, and it says nothing of them.
+        num_clipped: then by sum of the round, of how many clients the term was clipped; not noised either.
         sums: of secure sums, in a line each, who was in them, how exact they are, and what went otherwise than usual.
     """
 
@@ -127,6 +131,8 @@ class RoundReport:
     ended_early: bool = False
     state_sha256: str = ""
     sums: tuple[str, ...] = ()
+    epsilon: float | None = None
+    num_clipped: tuple[int, ...] = ()
 
 
 CODEC = Codec(RoundReport)

@@ -21,12 +21,14 @@ from fedlora.server.disk.account import Account
 from fedlora.server.disk.store import Checkpoint, RunFolder, StoredAdapter
 from fedlora.server.record.best_round import best_round, has_stalled, score_of_start, scores_in
 from fedlora.server.record.events import EvaluationStarted, Listener, Noted, RoundEnded, RunStarted, ignore
+from fedlora.server.record.privacy_record import ClientPrivacy
 from fedlora.server.record.round_report import ClientReport, RoundReport, Share
 from fedlora.server.rounds.collect import Collected, Collector
 from fedlora.server.rounds.completion import complete, weigh
 from fedlora.server.rounds.evaluation import Judged, judge, validate
 from fedlora.server.rounds.federation import Federation
 from fedlora.server.rounds.first_adapter import first_adapter
+from fedlora.server.rounds.private_rounds import PrivateRounds
 from fedlora.server.rounds.starts import Former, SharedMoments, Starts, start_of_round
 from fedlora.server.rounds.summed_round import SumCollector
 from fedlora.server.sites import Sites, Traffic
@@ -70,6 +72,7 @@ class FederatedRun:
         *,
         robust: Robust | None = None,
         server_optimizer: ServerOptimizer | None = None,
+        privacy: ClientPrivacy | None = None,
         num_sites: int,
         command: str,
         listener: Listener = ignore,
@@ -78,12 +81,13 @@ class FederatedRun:
         """`num_sites` are waited for at the start, `command` goes into the manifest, `listener` hears what happens.
 
         `robust` is what is done to the updates of a round before `method` combines them, `server_optimizer` how the
-        server steps to what comes of that; `account` keeps the time.
+        server steps to what comes of that, `privacy` how sums over the clients are noised; `account` keeps the time.
         """
         self._config = config
         self._method = method
         self._robust = robust
         self._server_optimizer = server_optimizer
+        self._private = PrivateRounds(privacy, method, folder) if privacy else None
         self._folder = folder
         self._num_sites = num_sites
         self._command = command
@@ -122,6 +126,8 @@ class FederatedRun:
         # One that does not fit is refused before anything is written.
         adapter = first_adapter(federation, self._config, self._method)
         federation.identify(config=self._config, command=self._command)
+        if self._private is not None:
+            self._private.begin()
         self._account.begin(0, lambda: self._bytes_moved(federation.link.traffic(), Collected()))
         self._listener(RunStarted(tuple(federation.sites), self._config.federation.rounds, 0, ()))
         return self._finish(federation, 0, _NewAdapter(adapter), Collected(), {})
@@ -132,11 +138,16 @@ class FederatedRun:
         self._folder.publish(checkpoint.stored, checkpoint.round)
         self._folder.forget_accepted_after(checkpoint.round + 1)
         reports = checkpoint.reports
+        if self._private is not None:
+            self._private.go_on(reports)
         for report in reports:
             self._learn(report)
         num_rounds, is_over = self._config.federation.rounds, self._is_over(reports[-1])
         if is_over and reports[-1].round < num_rounds:
-            self._listener(Noted((_why_over(reports[-1].round, self._config),)))
+            if not reports[-1].ended_early:  # A round that was cut off has spent the rest of the budget.
+                reports = (*reports[:-1], replace(reports[-1], ended_early=True))
+                self._folder.complete(reports[-1], checkpoint.stored)
+            self._listener(Noted((self._why_over(reports[-1].round),)))
         self._listener(RunStarted(tuple(federation.sites), num_rounds, len(reports), reports, is_over))
         former = None if is_over or not self._needs_former else self._folder.before(checkpoint)
         ended = _Ended(checkpoint.stored, checkpoint.state, reports[-1], former)
@@ -148,6 +159,8 @@ class FederatedRun:
 
         A run that has ended early goes on where its run file is no longer content with what it went by then.
         """
+        if self._private is not None and self._private.is_over_after(last.round):
+            return True
         if not last.ended_early:
             return last.round >= self._config.federation.rounds
         known_then = {number: score for number, score in self._scores.items() if number < last.round}
@@ -183,10 +196,26 @@ class FederatedRun:
         self, federation: Federation, number: int, starts: Starts, before: _Ended
     ) -> tuple[_NewAdapter, Collected, dict[str, float]]:
         """Return what the clients' updates become, what they said of themselves, and the seconds of each phase."""
-        began, settings = time.perf_counter(), self._config.federation
+        began = time.perf_counter()
         collected = self._collector.collect(federation, number, starts, needed=self._needed)
         trained = time.perf_counter()
         announce("aggregate")
+        start = starts.whole.adapter
+        if self._private is not None:
+            adapter = self._private.combined(number, collected, start=start, plan=self._method.plan(number))
+            new = _NewAdapter(adapter, shares=weigh(dict.fromkeys(collected.receipts, 1), weighting="uniform").shares)
+        else:
+            new = self._combined(number, collected, start=start, state=before.state)
+        seconds = {
+            "training": trained - began - collected.storing_seconds,
+            "aggregation": time.perf_counter() - trained,
+            "storing": collected.storing_seconds,
+        }
+        return new, collected, seconds
+
+    def _combined(self, number: int, collected: Collected, *, start: Adapter, state: MethodState) -> _NewAdapter:
+        """Return what the method makes of the round's updates."""
+        settings = self._config.federation
         weighs_tokens = settings.weighting == "tokens"
         weights = weigh(
             {
@@ -199,21 +228,16 @@ class FederatedRun:
         )
         result = complete(
             collected.updates,
-            start=starts.whole.adapter,
+            start=start,
             weights=weights.by_client,
             method=self._method,
-            state=before.state,
+            state=state,
             robust=self._robust,
             server_optimizer=self._server_optimizer,
             moments=collected.moments,
             form=self._config.train.shared_moments,
         )
-        seconds = {
-            "training": trained - began - collected.storing_seconds,
-            "aggregation": time.perf_counter() - trained,
-            "storing": collected.storing_seconds,
-        }
-        return _NewAdapter(result.adapter, result.state, result.report, weights.shares), collected, seconds
+        return _NewAdapter(result.adapter, result.state, result.report, weights.shares)
 
     def _of_sums(
         self, federation: Federation, number: int, starts: Starts, before: _Ended
@@ -280,10 +304,14 @@ class FederatedRun:
             validation=validation,
             ended_early=ends_early,
             sums=new.sums,
+            epsilon=self._private.epsilon if self._private else None,
+            num_clipped=self._private.num_clipped(number) if self._private else (),
         )
         announce("publish")
         self._folder.complete(report, stored)
         self._listener(RoundEnded(report))
+        if ends_early and self._private is not None:
+            self._listener(Noted((self._why_over(number),)))
         self._learn(report)
         return _Ended(stored, new.state, report)
 
@@ -305,11 +333,25 @@ class FederatedRun:
         )
 
     def _ends_early(self, number: int, clients: Mapping[str, ClientReport]) -> bool:
-        """Return whether the clients' validation, with what they say of this round's start, has stopped falling."""
+        """Return whether no round follows: the budget allows none, or the clients' validation has stopped falling.
+
+        What they say of this round's start is a part of it.
+        """
         if number == self._config.federation.rounds:
             return False
+        if self._private is not None and self._private.is_over_after(number):
+            return True
         scores = self._scores | score_of_start(number, clients)
         return has_stalled(scores, patience=self._config.evaluation.early_stopping)
+
+    def _why_over(self, last: int) -> str:
+        num_rounds, patience = self._config.federation.rounds, self._config.evaluation.early_stopping
+        if self._private is not None:
+            return self._private.why_over(last, num_rounds)
+        return (
+            f"the run ended early, after round {last} of {num_rounds}, by evaluation.early_stopping = {patience}; it "
+            "goes on with --set evaluation.early_stopping=0, or a higher number"
+        )
 
     def _learn(self, report: RoundReport) -> None:
         """Take from a report what later rounds go by."""
@@ -338,13 +380,6 @@ def _former_of(before: _Ended, sites: Sites) -> Former | None:
         return None
     sent_to = before.report.cohort if sites.keep_adapters else ()
     return Former(before.former.adapter, before.former.packed, sent_to)
-
-
-def _why_over(last: int, config: RunConfig) -> str:
-    return (
-        f"the run ended early, after round {last} of {config.federation.rounds}, by evaluation.early_stopping = "
-        f"{config.evaluation.early_stopping}; it goes on with --set evaluation.early_stopping=0, or a higher number"
-    )
 
 
 def _client_reports(number: int, collected: Collected, shares: Mapping[str, Share]) -> dict[str, ClientReport]:
