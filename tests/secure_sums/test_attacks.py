@@ -161,9 +161,9 @@ def test_what_is_told_of_who_leaves_in_the_second_sum_does_not_open_the_first(su
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda keys: replace(keys, sealing=RoundKeys.made(1).public("x").sealing), "not signed by site-001"),
-        (lambda keys: replace(keys, masking=(keys.masking[1], keys.masking[0])), "not signed by site-001"),
-        (lambda keys: replace(keys, masking=keys.masking[:1]), "of 1 sums"),
+        (lambda keys: replace(keys, sealing=RoundKeys.made(1).public("x").sealing), "keys of site-001 are not signed"),
+        (lambda keys: replace(keys, masking=(keys.masking[1], keys.masking[0])), "keys of site-001 are not signed"),
+        (lambda keys: replace(keys, masking=keys.masking[:1]), "or not for 2 sums"),
         (lambda keys: replace(keys, member="site-002"), "keys of 5 members"),
         (lambda keys: replace(keys, member="stranger"), "keys of 5 members"),
     ],
