@@ -17,7 +17,7 @@ from figures import Figure, at_most
 from fresh_process import run_fresh
 from progress import progress
 
-from fedlora.secure_sums.keys import RoundKeys, SumPlan
+from fedlora.secure_sums.keys import RoundKeys, SumPlan, least_threshold
 from fedlora.secure_sums.masks import add_mask
 from fedlora.secure_sums.member import Member
 from fedlora.secure_sums.neighbours import degree
@@ -61,7 +61,7 @@ def _rounds(megabytes: float, *, num_sites: int, num_rounds: int) -> Iterator[Fi
 def _member(num_members: int, vector: "np.ndarray[tuple[int, ...], np.dtype[np.uint32]]") -> Iterator[Figure]:
     progress(f"{num_members} members")
     names = tuple(f"site-{number:03}" for number in range(num_members))
-    plan = SumPlan("run", 1, 0, names, num_members // 2 + 1, 2)
+    plan = SumPlan("run", 1, 0, names, least_threshold(num_members), 2)
     signers = {name: Ed25519PrivateKey.generate() for name in names}
 
     def verify(name: str, message: bytes, signature: bytes) -> bool:
@@ -75,9 +75,13 @@ def _member(num_members: int, vector: "np.ndarray[tuple[int, ...], np.dtype[np.u
     roster = [members[name].public() for name in names]
     one, title = members[names[0]], f"{num_members} members"
     sealed: dict[str, bytes] = {}
-    yield Figure(f"{title}: keys checked, shares made", "s", [_seconds(lambda: sealed.update(one.sealed(roster)))])
-    theirs = {name: members[name].sealed(roster)[names[0]] for name in sealed}
-    yield Figure(f"{title}: shares opened", "s", [_seconds(lambda: one.take(theirs))])
+    yield Figure(
+        f"{title}: keys checked, shares made", "s", [_seconds(lambda: sealed.update(one.sealed(roster).shares))]
+    )
+    every = {name: members[name].sealed(roster) for name in sealed}
+    theirs = {name: each.shares[names[0]] for name, each in every.items()}
+    digests = {name: each.digests[names[0]] for name, each in every.items()}
+    yield Figure(f"{title}: shares opened", "s", [_seconds(lambda: one.take(theirs, digests, names))])
     mega = vector.nbytes / 1e6
     hiding = [_seconds(lambda: one.masked(0, vector))]
     yield Figure(f"{title}: {mega:.0f} MB hidden, with {degree(num_members)} others", "s", hiding)
@@ -94,8 +98,9 @@ def _member(num_members: int, vector: "np.ndarray[tuple[int, ...], np.dtype[np.u
 
 def _bytes_up(sealed: dict[str, bytes], num_members: int) -> int:
     """Return the bytes that a member sends beside its vectors for two sums: keys, shares, consents, what it reveals."""
-    keys, consents, revealed = 32 + 4 * 32 + 64, 2 * 64, 2 * (degree(num_members) + 1) * 33
-    return keys + sum(map(len, sealed.values())) + consents + revealed
+    num_holders = degree(num_members) + 1
+    keys, signed, revealed, digests = 32 + 4 * 32 + 64, 4 * 64, 2 * num_holders * 33, 4 * num_holders * 16
+    return keys + sum(map(len, sealed.values())) + digests + signed + revealed
 
 
 def _seconds(work: Callable[[], object]) -> float:

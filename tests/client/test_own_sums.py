@@ -12,17 +12,18 @@ from fedlora.adapters import Adapter, LoraLayer, pack
 from fedlora.client.worker.sums.own_part import OwnSums
 from fedlora.client.worker.sums.signer import SimulatedSigners, SumsRefused
 from fedlora.common.config import RunConfig
+from fedlora.common.errors import StoreError
 from fedlora.common.messages import LOSS_NOT_FINITE, OK, SumReceipt, SumRequest, SumTerms, TrainReceipt, TrainRequest
 from fedlora.methods import default_method
 from fedlora.secure_sums.adapter_sums import AdapterSums
 from fedlora.secure_sums.gathering import Gathering
 from fedlora.secure_sums.keys import PublicKeys
-from fedlora.secure_sums.member import Revealed
+from fedlora.secure_sums.member import Revealed, Sealed
 from fedlora.secure_sums.round_terms import packed_vector, plan_of, read, unpacked_vector, written
 
 NAMES = ("ann", "bob", "cyd")
 CONFIG = {"r": 2, "lora_alpha": 4, "peft_type": "LORA"}
-RUN = RunConfig.model_validate({"privacy": {"secure_sums": True}})
+RUN = RunConfig.model_validate({"run": {"seed": 7}, "privacy": {"secure_sums": True}})
 TERMS = SumTerms(NAMES, threshold=2, repetition=0, most_examples=10, most_change=0.0, clips=(64.0, 64.0))
 SIZE = 2 * 5 + 4 * 2 + 1
 
@@ -82,21 +83,30 @@ class Clients:
             gathering.add_keys(PublicKeys(name, keys.sealing, keys.masking, keys.own_seeds, keys.signature))
         gathering.roster()
         for name in NAMES:
-            gathering.add_sealed(name, self.ask(name, "seal", keys=self.keys()).sealed)
+            answer = self.ask(name, "seal", keys=self.keys())
+            gathering.add_sealed(name, Sealed(answer.sealed, answer.digests))
         return gathering
+
+    def mask(self, gathering: Gathering, name: str, index: int = 0, **changed: object) -> SumReceipt:
+        """Return a client's answer, from whom its shares are as the server has them."""
+        sealed, digests = gathering.sealed_for(name)
+        parts = {"sealed": sealed, "digests": digests, "sealers": gathering.sealers(), **changed}
+        return self.ask(name, "mask", index, **parts)
 
     def keys(self) -> Mapping[str, object]:
         return {name: receipt.keys for name, receipt in self.receipts.items()}
 
     def total(self, gathering: Gathering, index: int, former: bytes = b"", size: int = SIZE) -> bytes:
         """Return a sum's total."""
+        vouchers = {}
         for name in NAMES:
-            answer = self.ask(name, "mask", index, sealed=gathering.sealed_for(name), adapter=former)
+            answer = self.mask(gathering, name, index, adapter=former)
             assert isinstance(answer.adapter, bytes)
             gathering.add_masked(index, name, unpacked_vector(answer.adapter, size))
+            vouchers[name] = answer.voucher
         consents = {name: self.ask(name, "consent", index, there=NAMES).consent for name in NAMES}
         for name in NAMES:
-            told = self.ask(name, "reveal", index, consents=consents)
+            told = self.ask(name, "reveal", index, consents=consents, vouchers=vouchers)
             gathering.add_revealed(index, name, Revealed(told.own_seeds, told.masking))
         return packed_vector(gathering.total(index))
 
@@ -142,30 +152,77 @@ def test_the_update_itself_is_not_given(clients: Clients) -> None:
 
 
 @pytest.mark.parametrize(
-    "terms",
+    ("terms", "run", "round"),
     [
-        replace(TERMS, members=("ann", "bob")),
-        replace(TERMS, threshold=3),
-        replace(TERMS, most_examples=100),
-        replace(TERMS, clips=(64.0, 32.0)),
+        (replace(TERMS, members=("ann", "bob")), "run", 1),
+        (replace(TERMS, threshold=3), "run", 1),
+        (replace(TERMS, most_examples=100), "run", 1),
+        (replace(TERMS, clips=(64.0, 32.0)), "run", 1),
+        (replace(TERMS, repetition=1), "run", 1),
+        (TERMS, "another", 1),
     ],
-    ids=["members", "threshold", "weights", "clips"],
+    ids=["members", "threshold", "weights", "clips", "anew", "another run"],
 )
-def test_sums_that_have_begun_do_not_begin_again_on_other_terms(clients: Clients, terms: SumTerms) -> None:
+def test_what_has_gone_into_sums_does_not_go_into_others(
+    clients: Clients, terms: SumTerms, run: str, round: int
+) -> None:
     """The difference of two sums over the same updates would be what the one has and the other has not."""
     clients.sealed()
-    with pytest.raises(SumsRefused, match="have begun"):
-        clients.train("ann", replace(REQUEST, sums=terms))
+    clients.seeds.clear()
+    clients.train("ann", replace(REQUEST, sums=terms, run=run, round=round))
+    assert clients.seeds == [RUN.run.seed + (1 << 32)]
 
 
-def test_a_round_that_begins_anew_trains_by_other_draws(clients: Clients) -> None:
+def test_nor_after_other_rounds_or_with_a_part_that_is_damaged(clients: Clients) -> None:
+    clients.sealed()
+    clients.train("ann", replace(REQUEST, round=2))
+    clients.train("ann", REQUEST)
+    (part,) = clients.folder.rglob("ann*/**/part.json")
+    part.write_text("{")
+    clients.train("ann", REQUEST)
+    assert len(set(clients.seeds[3:])) == 3
+    next(clients.folder.rglob("summed-ann*")).write_text("{")
+    with pytest.raises(StoreError, match="restore it"):
+        clients.train("ann", replace(REQUEST, round=3))
+
+
+def test_a_seed_that_is_not_the_runs_is_refused(clients: Clients) -> None:
+    """It would be that of a training that has been summed up, under another name."""
+    with pytest.raises(SumsRefused, match="the run's is 7"):
+        clients.train("ann", replace(REQUEST, seed=7 + (1 << 32)))
+
+
+def test_a_run_that_has_had_secure_sums_has_them_for_ever(clients: Clients) -> None:
+    clients.sealed()
+    open_run = RunConfig.model_validate({"run": {"seed": 7}})
+    opened = OwnSums(open_run, clients.folder / "ann", SimulatedSigners(0))
+    with pytest.raises(SumsRefused, match="has had secure sums"):
+        opened.trained("ann", replace(REQUEST, sums=None, round=2), lambda asked: receipt_of("ann", asked))
+    other = opened.trained("ann", replace(REQUEST, sums=None, run="other"), lambda asked: receipt_of("ann", asked))
+    assert other.adapter
+
+
+def test_a_round_that_begins_anew_leaves_the_former_behind(clients: Clients) -> None:
     clients.sealed()
     clients.train("ann", replace(REQUEST, sums=replace(TERMS, repetition=1)))
-    assert len(set(clients.seeds)) == 2
-    with pytest.raises(SumsRefused, match="have begun"):
-        clients.train("ann", REQUEST)
     with pytest.raises(SumsRefused, match="no part"):
         clients.ask("ann", "consent", there=NAMES)
+
+
+@pytest.mark.parametrize(
+    ("terms", "why"),
+    [
+        (replace(TERMS, most_examples=0), "weights that are not the run file's"),
+        (replace(TERMS, most_examples=10**9, clips=(2.0**20, 64.0)), "5 examples would weigh next to nothing"),
+        (replace(TERMS, clips=(1e-6, 64.0)), "clips of"),
+        (replace(TERMS, most_change=float("nan")), "expected finite numbers"),
+    ],
+)
+def test_terms_under_which_others_alone_would_be_summed_up_are_refused(
+    clients: Clients, terms: SumTerms, why: str
+) -> None:
+    with pytest.raises(SumsRefused, match=why):
+        clients.train("ann", replace(REQUEST, sums=terms))
 
 
 @pytest.mark.parametrize("clips", [(64.0,), (64.0, 64.0, 64.0)])
@@ -177,7 +234,7 @@ def test_another_number_of_sums_than_the_method_has_is_refused(clients: Clients,
 def test_a_round_of_others_or_of_half_of_them_is_refused(clients: Clients) -> None:
     with pytest.raises(SumsRefused, match="other members"):
         clients.train("ann", replace(REQUEST, sums=replace(TERMS, members=("bob", "cyd"))))
-    with pytest.raises(SumsRefused, match="more than half"):
+    with pytest.raises(SumsRefused, match="two in three"):
         clients.train("ann", replace(REQUEST, sums=replace(TERMS, threshold=1)))
 
 
@@ -197,8 +254,8 @@ def test_keys_that_another_has_signed_are_told_of_and_by_name(clients: Clients) 
 
 def test_shares_that_do_not_open_are_told_of_by_name(clients: Clients) -> None:
     gathering = clients.sealed()
-    sealed = gathering.sealed_for("ann")
-    answer = clients.ask("ann", "mask", sealed=sealed | {"bob": sealed["bob"][::-1]})
+    sealed, _ = gathering.sealed_for("ann")
+    answer = clients.mask(gathering, "ann", sealed=sealed | {"bob": sealed["bob"][::-1]})
     assert answer.accused == ("bob",)
     assert answer.adapter == b""
 
@@ -206,7 +263,7 @@ def test_shares_that_do_not_open_are_told_of_by_name(clients: Clients) -> None:
 def test_who_is_said_to_be_there_is_signed_once(clients: Clients) -> None:
     gathering = clients.sealed()
     for name in NAMES:
-        clients.ask(name, "mask", sealed=gathering.sealed_for(name))
+        clients.mask(gathering, name)
     consent = clients.ask("ann", "consent", there=NAMES).consent
     clients.own["ann"] = clients.client("ann")
     with pytest.raises(SumsRefused, match="another list"):
@@ -216,41 +273,67 @@ def test_who_is_said_to_be_there_is_signed_once(clients: Clients) -> None:
         clients.ask("ann", "reveal", consents={"ann": consent})
 
 
-def test_a_total_that_only_one_is_told_brings_nothing_to_light(clients: Clients) -> None:
+@pytest.mark.parametrize("one", NAMES)
+def test_a_total_that_only_one_is_told_brings_nothing_to_light(clients: Clients, one: str) -> None:
     """With means of zero the others would add nothing, and the second sum would be one client's."""
     gathering = clients.sealed()
     total = clients.total(gathering, 0)
-    zero = packed_vector(np.zeros(SIZE, np.uint32) + np.uint32(1 << 20))
-    for name in NAMES:
-        clients.ask(name, "mask", 1, sealed=gathering.sealed_for(name), adapter=total if name == "ann" else zero)
+    zero = packed_vector(np.full(SIZE, 1 << 20, np.uint32))
+    vouchers = {
+        name: clients.mask(gathering, name, 1, adapter=total if name == one else zero).voucher for name in NAMES
+    }
     consents = {name: clients.ask(name, "consent", 1, there=NAMES).consent for name in NAMES}
-    with pytest.raises(SumsRefused, match="1 have signed"):
-        clients.ask("ann", "reveal", 1, consents=consents)
+    for name in NAMES:
+        with pytest.raises(SumsRefused, match="come from something else"):
+            clients.ask(name, "reveal", 1, consents=consents, vouchers=vouchers)
 
 
-def test_a_second_total_of_one_sum_is_refused(clients: Clients) -> None:
+def test_a_start_that_only_one_is_told_brings_nothing_to_light(clients: Clients) -> None:
+    """From an adapter of zeros nothing is learned: the others would add nothing."""
+    zeros = Adapter({"q": LoraLayer(torch.zeros(2, 5), torch.zeros(4, 2), 2.0)}, {}, CONFIG)
+    gathering = Gathering(plan_of("run", 1, TERMS))
+    for name in NAMES:
+        keys = clients.train(name, REQUEST if name == "cyd" else replace(REQUEST, adapter=pack(zeros))).keys
+        assert keys is not None
+        gathering.add_keys(PublicKeys(name, keys.sealing, keys.masking, keys.own_seeds, keys.signature))
+    gathering.roster()
+    for name in NAMES:
+        answer = clients.ask(name, "seal", keys=clients.keys())
+        gathering.add_sealed(name, Sealed(answer.sealed, answer.digests))
+    vouchers = {name: clients.mask(gathering, name).voucher for name in NAMES}
+    consents = {name: clients.ask(name, "consent", there=NAMES).consent for name in NAMES}
+    for name in NAMES:
+        with pytest.raises(SumsRefused, match="come from something else"):
+            clients.ask(name, "reveal", consents=consents, vouchers=vouchers)
+
+
+def test_a_second_total_of_one_sum_is_refused_and_one_that_is_none_is_not_kept(clients: Clients) -> None:
     gathering = clients.sealed()
     total = clients.total(gathering, 0)
-    clients.ask("ann", "mask", 1, sealed=gathering.sealed_for("ann"), adapter=total)
+    with pytest.raises(SumsRefused, match="no vector"):
+        clients.mask(gathering, "ann", 1, adapter=b"none")
+    with pytest.raises(SumsRefused, match="sum 2 of 2"):
+        clients.mask(gathering, "ann", 2, adapter=total)
+    clients.mask(gathering, "ann", 1, adapter=total)
     other = packed_vector(unpacked_vector(total, SIZE) + np.uint32(1))
     with pytest.raises(SumsRefused, match="another total"):
-        clients.ask("ann", "mask", 1, sealed=gathering.sealed_for("ann"), adapter=other)
+        clients.mask(gathering, "ann", 1, adapter=other)
 
 
 def test_a_change_is_scaled_down_to_what_the_round_allows_and_the_weight_is_not() -> None:
     terms = replace(TERMS, most_change=0.5)
     sums = AdapterSums(default_method(), START)
-    vector, num_clipped = written(sums.term(UPDATES["ann"]), sums.sizes(), terms, index=0, weight=1.0)
-    told = read(vector, terms, index=0)
+    made = written(sums.term(UPDATES["ann"]), terms, index=0, weight=1.0)
+    told = read(made.vector, terms, index=0)
     assert float(told[:-1].norm()) == pytest.approx(0.5, rel=1e-5)
     assert float(told[-1]) == pytest.approx(1.0, rel=1e-6)
-    assert num_clipped == 0
+    assert (made.num_clipped, made.is_scaled) == (0, True)
 
 
 def test_what_is_kept_of_a_round_is_this_users_alone_and_goes_with_the_next(clients: Clients) -> None:
     clients.sealed()
     (part,) = clients.folder.rglob("ann*/**/part.json")
-    assert part.stat().st_mode & 0o077 == 0
+    assert all(path.stat().st_mode & 0o077 == 0 for path in part.parent.iterdir())
     clients.train("ann", replace(REQUEST, round=2))
     assert not part.exists()
     assert len(list(clients.folder.rglob("ann*/**/part.json"))) == 1

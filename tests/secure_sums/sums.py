@@ -7,7 +7,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedlora.secure_sums.gathering import Gathering
-from fedlora.secure_sums.keys import RoundKeys, SumPlan
+from fedlora.secure_sums.keys import RoundKeys, SumPlan, least_threshold
 from fedlora.secure_sums.member import Member, Sign, Verify
 from fedlora.secure_sums.ring import Ring
 
@@ -41,7 +41,7 @@ def names(count: int) -> tuple[str, ...]:
 
 
 def plan_of(count: int, *, threshold: int | None = None, num_sums: int = 2) -> SumPlan:
-    return SumPlan("run", 1, 0, names(count), threshold or count // 2 + 1, num_sums)
+    return SumPlan("run", 1, 0, names(count), threshold or least_threshold(count), num_sums)
 
 
 def members_of(plan: SumPlan, signers: Signers | None = None) -> dict[str, Member]:
@@ -61,7 +61,7 @@ def introduced(plan: SumPlan, members: Mapping[str, Member]) -> Gathering:
     for name, member in members.items():
         gathering.add_sealed(name, member.sealed(roster))
     for name, member in members.items():
-        member.take(gathering.sealed_for(name))
+        member.take(*gathering.sealed_for(name), gathering.sealers())
     return gathering
 
 
@@ -97,15 +97,16 @@ def gathered(
     for name in here("sealed", [keys.member for keys in roster]):
         gathering.add_sealed(name, members[name].sealed(roster))
     for name in here("taken", [keys.member for keys in roster]):
-        members[name].take(gathering.sealed_for(name))
+        members[name].take(*gathering.sealed_for(name), gathering.sealers())
     totals = []
     for index in range(plan.num_sums):
         for name in here(("masked", index), plan.members):
             gathering.add_masked(index, name, members[name].masked(index, vectors[index][name]))
         there = gathering.there(index)
+        vouchers = {name: members[name].voucher(index) for name in there}
         consents = {name: members[name].consented(index, there) for name in here(("consented", index), there)}
         for name in here(("revealed", index), consents):
-            gathering.add_revealed(index, name, members[name].revealed(index, consents))
+            gathering.add_revealed(index, name, members[name].revealed(index, consents, vouchers))
         if each is not None:
             each(gathering, index)
         totals.append((gathering.total(index), there))

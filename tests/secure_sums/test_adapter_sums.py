@@ -67,8 +67,9 @@ def secure(method: Method, start: Adapter, updates: Mapping[str, Adapter], leave
             gathering.add_masked(index, name, members[name].masked(index, term))
         listed = gathering.there(index)
         consents = {name: members[name].consented(index, listed) for name in there}
+        vouchers = {name: members[name].voucher(index) for name in there}
         for name in there:
-            gathering.add_revealed(index, name, members[name].revealed(index, consents))
+            gathering.add_revealed(index, name, members[name].revealed(index, consents, vouchers))
         total = torch.from_numpy(fixed.read(gathering.total(index)))
         for sums in (servers, *own.values()):
             sums.take(total)

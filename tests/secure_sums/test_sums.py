@@ -41,7 +41,7 @@ def test_with_fewer_than_the_threshold_there_is_no_total(place: Place) -> None:
 
 
 def test_members_that_leave_at_different_places_leave_the_others_total() -> None:
-    plan = plan_of(9, threshold=5)
+    plan = plan_of(12)
     vectors = vectors_of(plan)
     leaving: dict[str, Place] = {
         "site-000": "keys", "site-002": "taken", "site-004": ("masked", 1), "site-008": ("revealed", 1),

@@ -250,9 +250,10 @@ class SumRequest:
     Attributes:
         index: of the sum.
         keys: seal: of all who take part, by name.
-        sealed: mask: what the others have sealed for this member, by name.
+        sealed, digests: mask: what the others have sealed for this member, and digests of it, by name.
+        sealers: mask: all who have sealed anything.
         there: consent: who is there.
-        consents: reveal: signatures under that, by name.
+        consents, vouchers: reveal: signatures under that, and of what those who are there have hidden, by name.
         num_numbers: mask: how many numbers the sum is of.
         adapter: mask: the total of the sum before, packed; nothing for the first.
     """
@@ -267,6 +268,9 @@ class SumRequest:
     there: tuple[Name, ...] = ()
     consents: Entries[Name, Key] = field(default_factory=dict)
     num_numbers: int = 0
+    digests: Entries[Name, Sealed] = field(default_factory=dict)
+    sealers: tuple[Name, ...] = ()
+    vouchers: Entries[Name, Key] = field(default_factory=dict)
     adapter: Packed = field(default=b"", repr=False)
 
 
@@ -275,10 +279,11 @@ class SumReceipt:
     """A member's answer.
 
     Attributes:
-        sealed: seal: shares for the others, by name.
+        sealed, digests: seal: shares for the others, by name, and digests of them, and of its own.
         consent: its signature under who is there.
         own_seeds, masking: reveal: shares of the secrets of those that are there, and of those that have left, by name.
-        num_clipped: mask: how many of its numbers were clipped.
+        voucher: mask: its signature of whom its numbers are hidden with, and of what they come from.
+        num_clipped, is_scaled: mask: how many of its numbers were clipped, and whether its change was scaled down.
         accused: in place of an answer: whose keys or shares are not what they should be.
         adapter: mask: its vector for the sum, hidden, packed.
     """
@@ -295,6 +300,9 @@ class SumReceipt:
     masking: Entries[Name, Key] = field(default_factory=dict, repr=False)
     num_clipped: NumExamples = 0
     accused: tuple[Name, ...] = ()
+    digests: Entries[Name, Sealed] = field(default_factory=dict)
+    voucher: Key = field(default=b"", repr=False)
+    is_scaled: bool = False
     adapter: Packed = field(default=b"", repr=False)
 
 

@@ -5,6 +5,7 @@
     shares        a secret among holders, of whom so many together have it (Shamir 1979)
     neighbours    who hides vectors with whom, and how many of them it takes
     keys          what members tell each other of their keys, and what they agree on
+    roster        who takes part, by their keys, and what they sign of it
     member        a member's part in a sum
     gathering     the server's part
     adapter_sums  a round of adapters as sums, by the phases of its method

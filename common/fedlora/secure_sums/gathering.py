@@ -1,26 +1,32 @@
 """The server's part in the sums of a round: it hands on what members tell each other, adds up, and takes out the masks.
 
-It believes no share: whether secrets are those of the member is seen from what that member has made known of them.
+It believes no share: whether one is what its holder was given, and whether secrets are those of the member, is seen
+from what that member has made known of them. So it knows who is at fault where a sum cannot be had.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, islice
 
 import numpy as np
 
 from fedlora.secure_sums.keys import PublicKeys, SumPlan, public_of, seed_digest
 from fedlora.secure_sums.masks import add_mask
-from fedlora.secure_sums.member import Revealed, Roster
+from fedlora.secure_sums.member import DIGEST_BYTES, Revealed, Sealed, share_digest
 from fedlora.secure_sums.ring import Ring
+from fedlora.secure_sums.roster import Roster
 from fedlora.secure_sums.shares import joined
-
-# Of shares some of which are wrong, so many choices are tried.
-_MOST_TRIES = 200
 
 
 class SumLost(Exception):  # noqa: N818 (what has become of it)
-    """A sum cannot be had: too few members are there, or their shares have no secret."""
+    """A sum cannot be had: too few members are there, or their shares have no secret.
+
+    Attributes:
+        at_fault: the members that have made it so, where that can be known.
+    """
+
+    def __init__(self, what: str, *, at_fault: Sequence[str] = ()) -> None:
+        super().__init__(what)
+        self.at_fault = tuple(at_fault)
 
 
 @dataclass
@@ -37,7 +43,7 @@ class Gathering:
         self._plan = plan
         self._keys: dict[str, PublicKeys] = {}
         self._roster: Roster | None = None
-        self._sealed: dict[str, Mapping[str, bytes]] = {}
+        self._sealed: dict[str, Sealed] = {}
         self._sums = [_Sum() for _ in range(plan.num_sums)]
 
     def add_keys(self, keys: PublicKeys) -> None:
@@ -60,24 +66,37 @@ class Gathering:
         self._roster = Roster(self._plan, self._keys)
         return tuple(self._keys[name] for name in sorted(self._keys))
 
-    def add_sealed(self, member: str, sealed: Mapping[str, bytes]) -> None:
+    def add_sealed(self, member: str, sealed: Sealed) -> None:
         """Take a member's shares for its neighbours.
 
         Raises:
-            ValueError: they are not for just these.
+            ValueError: they, or their digests, are not for just these.
         """
-        if member not in self._keys or sealed.keys() != set(self._neighbours(member)):
+        if member not in self._keys or sealed.shares.keys() != set(self._neighbours(member)):
             raise ValueError(f"shares of {member}: not for its neighbours")
+        size = 2 * self._plan.num_sums * DIGEST_BYTES
+        holders = {member, *sealed.shares}
+        if sealed.digests.keys() != holders or any(len(each) != size for each in sealed.digests.values()):
+            raise ValueError(f"shares of {member}: their digests are not for its neighbours and itself")
         self._sealed[member] = sealed
 
-    def sealed_for(self, member: str) -> dict[str, bytes]:
-        """Return what a member's neighbours have sealed for it.
+    def sealers(self) -> tuple[str, ...]:
+        """Return who has sealed shares.
 
         Raises:
-            SumLost: too few have sealed any.
+            SumLost: they are too few, or too few of them have the secrets of one.
         """
         self._require(len(self._sealed), "have sent shares")
-        return {sender: self._sealed[sender][member] for sender in self._neighbours(member) if sender in self._sealed}
+        roster, sealers = self._known_roster(), tuple(sorted(self._sealed))
+        if lost := [name for name in sealers if not roster.has_enough(name, sealers)]:
+            raise SumLost(f"too few have sent shares who have the secrets of {', '.join(lost)}")
+        return sealers
+
+    def sealed_for(self, member: str) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """Return what a member's neighbours have sealed for it, and the digests of these shares."""
+        senders = [sender for sender in self._neighbours(member) if sender in self._sealed]
+        shares = {sender: self._sealed[sender].shares[member] for sender in senders}
+        return shares, {sender: self._sealed[sender].digests[member] for sender in senders}
 
     def add_masked(self, index: int, member: str, vector: Ring) -> None:
         """Add a member's hidden vector to a sum.
@@ -103,7 +122,10 @@ class Gathering:
             SumLost: they are too few.
         """
         self._require(len(self._sums[index].there), f"are there for sum {index}")
-        return tuple(sorted(self._sums[index].there))
+        roster, there = self._known_roster(), tuple(sorted(self._sums[index].there))
+        if lost := [name for name in there if not roster.has_enough(name, there)]:
+            raise SumLost(f"too few are there for sum {index} who have the secrets of {', '.join(lost)}")
+        return there
 
     def add_revealed(self, index: int, member: str, revealed: Revealed) -> None:
         """Take what a member tells of others' secrets for a sum."""
@@ -113,7 +135,7 @@ class Gathering:
         """Return the sum of the vectors of those who are there.
 
         Raises:
-            SumLost: too few have told their shares, or these have no secret.
+            SumLost: too few have told their shares, or these have no secret; it says who is at fault.
         """
         there, told, total = self.there(index), self._sums[index].told, self._sums[index].total
         assert total is not None
@@ -121,31 +143,41 @@ class Gathering:
         for member in there:
             known = self._keys[member].own_seeds[index]
             shares = {holder: each.own_seeds[member] for holder, each in told.items() if member in each.own_seeds}
-            add_mask(total, self._secret(member, shares, seed_digest, known), subtracts=True)
+            add_mask(total, self._secret(member, 2 * index, shares, seed_digest, known), subtracts=True)
         for member in sorted(self._sealed.keys() - set(there)):
             known = self._keys[member].masking[index]
             shares = {holder: each.masking[member] for holder, each in told.items() if member in each.masking}
             hidden_with = [other for other in self._neighbours(member) if other in there]
             if not hidden_with:
                 continue
-            private = self._secret(member, shares, public_of, known)
+            private = self._secret(member, 2 * index + 1, shares, public_of, known)
             for other in hidden_with:
                 # What the other has added of it: it is taken away where that added, and added where it took away.
-                seed = self._known_roster().mask_seed(private, other, index)
+                seed = self._known_roster().mask_seed(private, other, index, name=member)
                 add_mask(total, seed, subtracts=other < member)
         return total
 
-    def _secret(self, member: str, shares: Mapping[str, bytes], shown: Callable[[bytes], bytes], known: bytes) -> bytes:
-        roster = self._known_roster()
-        numbered = {roster.numbers[holder]: share for holder, share in sorted(shares.items())}
-        for chosen in islice(_choices(numbered, roster.needed), _MOST_TRIES):
-            try:
-                secret = joined(chosen, threshold=roster.needed)
-            except ValueError:
-                continue
+    def _secret(
+        self, member: str, place: int, shares: Mapping[str, bytes], shown: Callable[[bytes], bytes], known: bytes
+    ) -> bytes:
+        """Return a member's secret, from its holders' shares; `place` is that of the secret among all of its own."""
+        roster, digests = self._known_roster(), self._sealed[member].digests
+        part = slice(DIGEST_BYTES * place, DIGEST_BYTES * (place + 1))
+        liars = [
+            holder
+            for holder, share in shares.items()
+            if holder not in digests or share_digest(share) != digests[holder][part]
+        ]
+        good = {roster.numbers[holder]: share for holder, share in shares.items() if holder not in liars}
+        if len(good) < roster.needed:
+            raise SumLost(f"{len(good)} shares of {member} are good; it takes {roster.needed}", at_fault=liars)
+        try:
+            secret = joined(good, threshold=roster.needed)
             if shown(secret) == known:
                 return secret
-        raise SumLost(f"{len(shares)} shares of {member} have no secret of it; it takes {roster.needed}")
+        except ValueError:
+            pass  # As below.
+        raise SumLost(f"the shares of {member} have no secret of it", at_fault=(member,))
 
     def _neighbours(self, member: str) -> tuple[str, ...]:
         return self._known_roster().neighbours(member)
@@ -158,7 +190,3 @@ class Gathering:
     def _require(self, found: int, what: str) -> None:
         if found < self._plan.threshold:
             raise SumLost(f"{found} of {len(self._plan.members)} {what}; it takes {self._plan.threshold}")
-
-
-def _choices(shares: Mapping[int, bytes], size: int) -> Iterator[dict[int, bytes]]:
-    return (dict(chosen) for chosen in combinations(sorted(shares.items()), size))

@@ -17,6 +17,11 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from fedlora.secure_sums.masks import SEED_BYTES
 
 
+def least_threshold(num_members: int) -> int:
+    """Return how many of so many members must be there to the end at least: two in three, and two."""
+    return max(2, -(-2 * num_members // 3))
+
+
 @dataclass(frozen=True)
 class SumPlan:
     """What the members of a round's sums have in common.
@@ -25,9 +30,8 @@ class SumPlan:
         run: the run's id.
         round, attempt: of the run.
         members: names in order; each of them is asked to take part.
-        threshold: how many of them must be there to the end. Above half of them, so that no server has two
-            lists of who is there confirmed; above half of all and those who would lie for the server together, so that
-            it has not with their help.
+        threshold: how many of them must be there to the end: two in three at least. So no server has two lists of who
+            is there confirmed, unless 2 threshold - members of them would sign both, which is a third of them.
         num_sums: of the round, one after another.
         terms: a digest of what else they must agree on, such as how numbers are written.
     """
@@ -44,14 +48,14 @@ class SumPlan:
         """Check what is given.
 
         Raises:
-            ValueError: the members are not in order, or fewer than two must be there, or no more than half of them.
+            ValueError: the members are not in order, or fewer than two must be there, or than two in three of them.
         """
         if list(self.members) != sorted(set(self.members)):
             raise ValueError("expected the members' names in order, each once")
-        if not max(2, len(self.members) // 2 + 1) <= self.threshold <= len(self.members):
+        if not least_threshold(len(self.members)) <= self.threshold <= len(self.members):
             raise ValueError(
-                f"a threshold of {self.threshold} of {len(self.members)} members; expected more than half of them, "
-                "and two at least"
+                f"a threshold of {self.threshold} of {len(self.members)} members; expected two in three of them, and "
+                "two at least"
             )
 
     @cached_property

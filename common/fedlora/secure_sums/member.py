@@ -9,8 +9,10 @@
 
 A member that is there has its own mask taken out, one that has left those with others; never both of one member, which
 is what a server would need to see a vector. So a member names its list once for each sum, and tells nothing before
-enough others have signed the same. With the list they sign what their vectors come from, such as the total of the sum
-before: a server that told the others something from which nothing follows would have one member's vector for the sum.
+enough others have signed the same. With its vector each signs with whom it is hidden and what it comes from, such as
+the total of the sum before, and nobody tells anything before all that are there have signed the same of theirs. Or
+else a server could let one hide its vector with members that it says have left, or have one's vector for the sum by
+telling the others something from which nothing follows.
 
 A member that is asked again for a step gives the same answer, also in another process that has its `Memory`.
 """
@@ -19,7 +21,6 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -27,8 +28,8 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from fedlora.secure_sums.keys import PublicKeys, RoundKeys, SumPlan, agreed, digest, names_digest
 from fedlora.secure_sums.masks import add_mask
-from fedlora.secure_sums.neighbours import holders_needed, neighbours, ring_order
 from fedlora.secure_sums.ring import Ring
+from fedlora.secure_sums.roster import Roster
 from fedlora.secure_sums.shares import SHARE_BYTES, shared
 
 Sign = Callable[[bytes], bytes]
@@ -36,6 +37,8 @@ Sign = Callable[[bytes], bytes]
 Verify = Callable[[str, bytes, bytes], bool]
 
 _NONCE_BYTES = 12
+# Of a share, which is a random number of twice as many.
+DIGEST_BYTES = 16
 
 
 class SumRefused(Exception):  # noqa: N818 (what a member does)
@@ -64,47 +67,17 @@ class Revealed:
 
 
 @dataclass(frozen=True)
-class Roster:
-    """Who has made keys known, what they are, and who is whose neighbour."""
+class Sealed:
+    """A member's shares of its secrets.
 
-    plan: SumPlan
-    keys: Mapping[str, PublicKeys]
+    Attributes:
+        shares: sealed, by whom they are for.
+        digests: of each holder's shares, by holder, itself among them: by these a holder knows that it has what all
+            think, and the server who tells it something else.
+    """
 
-    @cached_property
-    def context(self) -> bytes:
-        """What all that follows is bound to."""
-        return digest(b"roster", self.plan.context, *(keys.signed_bytes(self.plan) for keys in self._sorted()))
-
-    @property
-    def needed(self) -> int:
-        """How many holders have a member's secrets together."""
-        return holders_needed(len(self.keys), threshold=self.plan.threshold)
-
-    @cached_property
-    def order(self) -> tuple[str, ...]:
-        """The members in the order in which they stand."""
-        return ring_order(sorted(self.keys), self.context)
-
-    @cached_property
-    def numbers(self) -> Mapping[str, int]:
-        """The holders' numbers, from 1 on."""
-        return {name: number for number, name in enumerate(sorted(self.keys), start=1)}
-
-    def neighbours(self, name: str) -> tuple[str, ...]:
-        """Return with whom a member hides its vectors, and who holds shares of its secrets."""
-        return neighbours(self.order, name)
-
-    def mask_seed(self, masking: bytes, other: str, index: int) -> bytes:
-        """Return the seed of the mask that two members have in common in a sum, from the private key of one.
-
-        Raises:
-            ValueError: the public key of the other is none.
-        """
-        theirs = self.keys[other].masking[index]
-        return agreed(masking, theirs, b"mask", index.to_bytes(4, "big"), self.context)
-
-    def _sorted(self) -> list[PublicKeys]:
-        return [self.keys[name] for name in sorted(self.keys)]
+    shares: Mapping[str, bytes] = field(repr=False)
+    digests: Mapping[str, bytes]
 
 
 @dataclass
@@ -114,21 +87,20 @@ class Memory:
     Attributes:
         roster: whose keys it knows.
         sealed: the shares that it has sealed, by whom they are for.
+        digests: of the shares, by who holds them.
         shares: those that it holds, by whose they are; its own among them.
+        sealers: all who have sealed shares, as it was told.
         masked: by sum, the digest of the vector that it has hidden, and what that came from.
         there: by sum, the list that it has signed.
     """
 
     roster: tuple[PublicKeys, ...] = ()
     sealed: dict[str, bytes] = field(default_factory=dict, repr=False)
+    digests: dict[str, bytes] = field(default_factory=dict)
     shares: dict[str, tuple[bytes, ...]] = field(default_factory=dict, repr=False)
+    sealers: tuple[str, ...] = ()
     masked: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
     there: dict[int, tuple[str, ...]] = field(default_factory=dict)
-
-
-def consent_bytes(context: bytes, index: int, there: Sequence[str], basis: bytes = b"") -> bytes:
-    """Return what a member signs that takes these members for there, its vector having come from `basis`."""
-    return digest(b"consent", context, index.to_bytes(4, "big"), names_digest(there), basis)
 
 
 class Member:
@@ -162,8 +134,8 @@ class Member:
         keys = self._keys.public(self._name)
         return replace(keys, signature=self._sign(keys.signed_bytes(self._plan)))
 
-    def sealed(self, public: Sequence[PublicKeys]) -> dict[str, bytes]:
-        """Return its shares for each neighbour, sealed.
+    def sealed(self, public: Sequence[PublicKeys]) -> Sealed:
+        """Return its shares for each neighbour, sealed, and digests of all shares.
 
         Args:
             public: of all who take part, itself among them.
@@ -175,7 +147,7 @@ class Member:
         if self.memory.roster:
             if ordered != self.memory.roster:
                 raise SumRefused("other keys than before")
-            return self.memory.sealed
+            return Sealed(self.memory.sealed, self.memory.digests)
         roster = self._checked(public)
         self._roster, self.memory.roster = roster, ordered
         context, holders = roster.context, [self._name, *self._neighbours()]
@@ -187,30 +159,40 @@ class Member:
         ]
         for holder, number in zip(holders, numbers, strict=True):
             shares = b"".join(part[number] for part in parts)
+            self.memory.digests[holder] = shares_digest(_cut(shares))
             if holder == self._name:
                 self.memory.shares[holder] = _cut(shares)
                 continue
             key = self._sealing_key(holder, sender=self._name)
             nonce = secrets.token_bytes(_NONCE_BYTES)
             self.memory.sealed[holder] = nonce + ChaCha20Poly1305(key).encrypt(nonce, shares, context)
-        return self.memory.sealed
+        return Sealed(self.memory.sealed, self.memory.digests)
 
-    def take(self, sealed: Mapping[str, bytes]) -> None:
-        """Open the shares that neighbours have sent; those who sent some are who it hides vectors with.
+    def take(self, sealed: Mapping[str, bytes], digests: Mapping[str, bytes], sealers: Sequence[str]) -> None:
+        """Open the shares that neighbours have sent; those are who it hides vectors with.
+
+        Args:
+            sealed: by whose they are.
+            digests: of the shares, as their members have made them known.
+            sealers: all who have sealed any.
 
         Raises:
-            SumRefused: they are another's, or were changed on the way, or are of too few.
+            SumRefused: they are not those of its neighbours that have sealed any, or of too few; or others came before.
+                Shares that cannot be opened, or are others than made known, are their members' fault.
         """
-        roster, held = self._known_roster(), self.memory.shares
-        if strangers := sealed.keys() - set(self._neighbours()):
-            raise SumRefused(f"shares of {', '.join(sorted(strangers))}, who is no neighbour")
-        opened = {sender: self._opened(sender, message) for sender, message in sealed.items()}
-        if len(held) > 1:
-            if opened != {sender: shares for sender, shares in held.items() if sender != self._name}:
+        roster, held, known = self._known_roster(), self.memory.shares, tuple(sorted(sealers))
+        if self._name not in known or sealed.keys() != set(known) & set(self._neighbours()):
+            raise SumRefused(
+                f"shares of {', '.join(sorted(sealed)) or 'nobody'}; expected its neighbours' who have sealed"
+            )
+        if not roster.has_enough(self._name, known) or len(known) < self._plan.threshold:
+            raise SumRefused(f"{len(known)} have sealed shares; expected {self._plan.threshold} or more")
+        opened = self._all_opened(sealed, digests)
+        if self.memory.sealers:
+            if (known, opened) != (self.memory.sealers, {name: held[name] for name in held if name != self._name}):
                 raise SumRefused("other shares than before")
             return
-        if len(opened) + 1 < roster.needed:
-            raise SumRefused(f"{len(opened) + 1} of {len(self._neighbours()) + 1} have sent shares")
+        self.memory.sealers = known
         held |= opened
 
     def masked(self, index: int, vector: Ring, *, basis: bytes = b"") -> Ring:
@@ -236,6 +218,11 @@ class Member:
             add_mask(hidden, self._seed_with(other, index), subtracts=other < self._name)
         return hidden
 
+    def voucher(self, index: int) -> bytes:
+        """Return its signature of whom its vector for a sum is hidden with, and of what it comes from."""
+        _, basis = self.memory.masked[index]
+        return self._sign(self._known_roster().voucher_bytes(index, self.memory.sealers, basis))
+
     def consented(self, index: int, there: Sequence[str]) -> bytes:
         """Return its signature under the list of the members that are there, which for each sum it gives to one list.
 
@@ -245,36 +232,59 @@ class Member:
         roster, listed = self._known_roster(), tuple(sorted(set(there)))
         if index not in self.memory.masked or self._name not in listed:
             raise SumRefused(f"sum {index} without a vector of its own")
-        if not set(listed) <= roster.keys.keys() or len(listed) < self._plan.threshold:
-            raise SumRefused(f"{len(listed)} members are there; expected {self._plan.threshold} or more of the round's")
+        before = self.memory.there.get(index - 1, self.memory.sealers)
+        if not set(listed) <= set(before) or len(listed) < self._plan.threshold:
+            raise SumRefused(
+                f"{len(listed)} members are there; expected {self._plan.threshold} or more, all there before"
+            )
+        if lost := [name for name in listed if not roster.has_enough(name, listed)]:
+            raise SumRefused(f"too few are there who have the secrets of {', '.join(lost)}")
         if self.memory.there.setdefault(index, listed) != listed:
             raise SumRefused(f"another list of who is there for sum {index}")
-        return self._sign(self._consent_bytes(index, listed))
+        return self._sign(roster.consent_bytes(index, listed))
 
-    def revealed(self, index: int, consents: Mapping[str, bytes]) -> Revealed:
+    def revealed(self, index: int, consents: Mapping[str, bytes], vouchers: Mapping[str, bytes]) -> Revealed:
         """Return its shares of what is to be taken out of a sum.
 
         Args:
             index: of the sum.
             consents: signatures under the list that it has signed, by member.
+            vouchers: what those who are there have signed of their vectors.
 
         Raises:
-            SumRefused: it has signed no list, or fewer than the threshold have signed the same.
+            SumRefused: it has signed no list, fewer than the threshold have signed the same, or the vector of one that
+                is there is hidden with others than its own, or comes from something else.
         """
+        roster = self._known_roster()
         if (there := self.memory.there.get(index)) is None:
             raise SumRefused(f"no list for sum {index}")
-        signed = self._consent_bytes(index, there)
+        signed = roster.consent_bytes(index, there)
         confirmed = [name for name in there if name in consents and self._verify(name, signed, consents[name])]
         if len(confirmed) < self._plan.threshold:
             raise SumRefused(f"{len(confirmed)} have signed the same list; expected {self._plan.threshold} or more")
+        _, basis = self.memory.masked[index]
+        vouched = roster.voucher_bytes(index, self.memory.sealers, basis)
+        others = [name for name in there if not self._verify(name, vouched, vouchers.get(name, b""))]
+        if others:
+            raise SumRefused(f"the vectors of {', '.join(others)} are hidden with others, or come from something else")
         held = self.memory.shares
         own = {name: shares[2 * index] for name, shares in held.items() if name in there}
         masking = {name: shares[2 * index + 1] for name, shares in held.items() if name not in there}
         return Revealed(own, masking)
 
-    def _consent_bytes(self, index: int, there: Sequence[str]) -> bytes:
-        _, basis = self.memory.masked[index]
-        return consent_bytes(self._known_roster().context, index, there, basis)
+    def _all_opened(self, sealed: Mapping[str, bytes], digests: Mapping[str, bytes]) -> dict[str, tuple[bytes, ...]]:
+        opened, wrong = {}, []
+        for sender, message in sealed.items():
+            try:
+                opened[sender] = self._opened(sender, message)
+            except SumRefused:
+                wrong.append(sender)
+                continue
+            if shares_digest(opened[sender]) != digests.get(sender):
+                wrong.append(sender)
+        if wrong:
+            raise SumRefused(f"the shares of {', '.join(sorted(wrong))} are not good", accused=sorted(wrong))
+        return opened
 
     def _opened(self, sender: str, message: bytes) -> tuple[bytes, ...]:
         roster = self._known_roster()
@@ -282,9 +292,9 @@ class Member:
         try:
             opened = ChaCha20Poly1305(key).decrypt(message[:_NONCE_BYTES], message[_NONCE_BYTES:], roster.context)
         except (InvalidTag, ValueError) as error:
-            raise SumRefused(f"the shares of {sender} cannot be opened", accused=(sender,)) from error
+            raise SumRefused(f"the shares of {sender} cannot be opened") from error
         if len(opened) != 2 * self._plan.num_sums * SHARE_BYTES:
-            raise SumRefused(f"the shares of {sender} are {len(opened)} bytes", accused=(sender,))
+            raise SumRefused(f"the shares of {sender} are {len(opened)} bytes")
         return _cut(opened)
 
     def _checked(self, public: Sequence[PublicKeys]) -> Roster:
@@ -321,11 +331,13 @@ class Member:
     def _sealing_key(self, other: str, *, sender: str) -> bytes:
         roster = self._known_roster()
         with _key_of(other):
-            return agreed(self._keys.sealing, roster.keys[other].sealing, b"shares", sender.encode(), roster.context)
+            pair = names_digest((self._name, other))
+            theirs = roster.keys[other].sealing
+            return agreed(self._keys.sealing, theirs, b"shares", sender.encode(), pair, roster.context)
 
     def _seed_with(self, other: str, index: int) -> bytes:
         with _key_of(other):
-            return self._known_roster().mask_seed(self._keys.masking[index], other, index)
+            return self._known_roster().mask_seed(self._keys.masking[index], other, index, name=self._name)
 
 
 @contextmanager
@@ -339,3 +351,13 @@ def _key_of(other: str) -> Iterator[None]:
 
 def _cut(shares: bytes) -> tuple[bytes, ...]:
     return tuple(shares[start : start + SHARE_BYTES] for start in range(0, len(shares), SHARE_BYTES))
+
+
+def shares_digest(shares: Sequence[bytes]) -> bytes:
+    """Return what tells a holder's shares of a member from others, and not what they are: some bytes for each."""
+    return b"".join(share_digest(share) for share in shares)
+
+
+def share_digest(share: bytes) -> bytes:
+    """Return the digest of a single one."""
+    return digest(b"share", share)[:DIGEST_BYTES]

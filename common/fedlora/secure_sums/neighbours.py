@@ -2,7 +2,7 @@
 
 Bell, Bonawitz, Gascon, Lepoint, Raykova: "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead", CCS 2020
 (SecAgg+): members stand on a ring in random order, and each has the nearest on both sides for neighbours. So few of
-them are enough that, but for a chance of 2^-40, no member's secrets are with members who would tell, and every
+them are enough that, but for a chance of 2^-80, no member's secrets are with members who would tell, and every
 member's secrets can be had back when some leave.
 """
 
@@ -15,7 +15,7 @@ COMPLETE_BELOW = 50
 # Of the members, these shares may tell the server all they know, and may leave in the middle.
 MAY_TELL = 0.2
 MAY_LEAVE = 0.2
-_CHANCE = 2.0**-40
+_CHANCE = 2.0**-80
 
 
 def degree(num_members: int) -> int:

@@ -3,8 +3,9 @@
 A vector travels as a safetensors file with one tensor.
 """
 
+import math
 import struct
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +18,11 @@ from fedlora.common.messages import SumTerms
 from fedlora.secure_sums.keys import SumPlan, digest
 from fedlora.secure_sums.ring import Bits, FixedPoint, Ring
 
+LEAST_CLIP, MOST_CLIP = 2.0**-12, 2.0**20
+
 _VECTOR = "sum"
+# What one is at least in a sum, in units of its numbers.
+_LEAST_UNITS = 100
 _BITS: Bits = 32
 
 
@@ -39,12 +44,25 @@ def share_of(terms: SumTerms, num_examples: int) -> float:
     return weight / len(terms.members)
 
 
-def written(term: Tensor, sizes: Sequence[int], terms: SumTerms, *, index: int, weight: float) -> tuple[Ring, int]:
-    """Return a client's term of a sum as it is added up, and how many of its numbers were clipped.
+@dataclass(frozen=True)
+class Written:
+    """A client's term of a sum as it is added up.
+
+    Attributes:
+        num_clipped: how many numbers were beyond the clip.
+        is_scaled: whether the change was larger than the round allows.
+    """
+
+    vector: Ring
+    num_clipped: int
+    is_scaled: bool
+
+
+def written(term: Tensor, terms: SumTerms, *, index: int, weight: float) -> Written:
+    """Return a client's term of a sum as it is added up.
 
     Args:
-        term: float32, of one dimension.
-        sizes: of its parts; the last of the first sum, whose number is one, is the weight itself.
+        term: float32, of one dimension; the last number of the first sum is one, and stands for the weight.
         terms: of the round.
         index: of the sum.
         weight: see `share_of`.
@@ -52,8 +70,39 @@ def written(term: Tensor, sizes: Sequence[int], terms: SumTerms, *, index: int, 
     Raises:
         ValueError: a number is not finite.
     """
-    fixed = _fixed_point(terms, index)
-    return fixed.written(_within(term, sizes, terms, index=index).numpy(), weight=weight)
+    within = _within(term, terms) if index == 0 else term
+    vector, num_clipped = _fixed_point(terms, index).written(within.numpy(), weight=weight)
+    return Written(vector, num_clipped, within is not term)
+
+
+def with_weight(total: Ring, terms: SumTerms, weight: float) -> Ring:
+    """Return the total of the first sum with the clients' weight in its last place, as it is known without them.
+
+    So no client has its way with all by a number of its own there.
+    """
+    known = total.copy()
+    known[-1:] = _fixed_point(terms, 0).written(np.ones(1, np.float32), weight=weight)[0]
+    return known
+
+
+def require_terms(terms: SumTerms, *, is_uniform: bool, num_examples: int) -> None:
+    """Check that terms are such as leave a client's numbers their weight.
+
+    Raises:
+        ValueError: they are not.
+    """
+    numbers = (*terms.clips, terms.most_change)
+    if not all(math.isfinite(number) for number in numbers) or terms.most_change < 0:
+        raise ValueError(f"clips or a bound of {numbers}; expected finite numbers")
+    if not all(LEAST_CLIP <= clip <= MOST_CLIP for clip in terms.clips):
+        raise ValueError(f"clips of {terms.clips}; expected {LEAST_CLIP:g} to {MOST_CLIP:g}")
+    if is_uniform != (terms.most_examples == 0):
+        raise ValueError("weights that are not the run file's")
+    if any(
+        share_of(terms, num_examples) * _fixed_point(terms, index).scale < _LEAST_UNITS
+        for index in range(len(terms.clips))
+    ):
+        raise ValueError(f"{num_examples} examples would weigh next to nothing, and others alone would be summed up")
 
 
 def read(total: Ring, terms: SumTerms, *, index: int) -> Tensor:
@@ -90,12 +139,9 @@ def _fixed_point(terms: SumTerms, index: int) -> FixedPoint:
     return FixedPoint(_BITS, terms.clips[index], len(terms.members))
 
 
-def _within(term: Tensor, sizes: Sequence[int], terms: SumTerms, *, index: int) -> Tensor:
+def _within(term: Tensor, terms: SumTerms) -> Tensor:
     """Return a term whose change is no larger than the round allows: a client's own bound, as nobody sees it."""
-    if index or not terms.most_change:
+    norm = float(term[:-1].double().norm())
+    if not terms.most_change or norm <= terms.most_change:
         return term
-    change = term[: sum(sizes) - 1]
-    norm = float(change.double().norm())
-    if norm <= terms.most_change:
-        return term
-    return torch.cat([change * (terms.most_change / norm), term[-1:]])
+    return torch.cat([term[:-1] * (terms.most_change / norm), term[-1:]])

@@ -189,7 +189,7 @@ class SumKeys(_message.Message):
     def __init__(self, sealing: _Optional[bytes] = ..., masking: _Optional[_Iterable[bytes]] = ..., own_seeds: _Optional[_Iterable[bytes]] = ..., signature: _Optional[bytes] = ..., identity: _Optional[bytes] = ...) -> None: ...
 
 class SumRequest(_message.Message):
-    __slots__ = ("run", "round", "repetition", "step", "index", "keys", "sealed", "there", "consents", "num_numbers")
+    __slots__ = ("run", "round", "repetition", "step", "index", "keys", "sealed", "there", "consents", "num_numbers", "digests", "sealers", "vouchers")
     class KeysEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -211,6 +211,20 @@ class SumRequest(_message.Message):
         key: str
         value: bytes
         def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    class DigestsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    class VouchersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REPETITION_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +235,9 @@ class SumRequest(_message.Message):
     THERE_FIELD_NUMBER: _ClassVar[int]
     CONSENTS_FIELD_NUMBER: _ClassVar[int]
     NUM_NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    SEALERS_FIELD_NUMBER: _ClassVar[int]
+    VOUCHERS_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     repetition: int
@@ -231,10 +248,13 @@ class SumRequest(_message.Message):
     there: _containers.RepeatedScalarFieldContainer[str]
     consents: _containers.ScalarMap[str, bytes]
     num_numbers: int
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., repetition: _Optional[int] = ..., step: _Optional[str] = ..., index: _Optional[int] = ..., keys: _Optional[_Mapping[str, SumKeys]] = ..., sealed: _Optional[_Mapping[str, bytes]] = ..., there: _Optional[_Iterable[str]] = ..., consents: _Optional[_Mapping[str, bytes]] = ..., num_numbers: _Optional[int] = ...) -> None: ...
+    digests: _containers.ScalarMap[str, bytes]
+    sealers: _containers.RepeatedScalarFieldContainer[str]
+    vouchers: _containers.ScalarMap[str, bytes]
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., repetition: _Optional[int] = ..., step: _Optional[str] = ..., index: _Optional[int] = ..., keys: _Optional[_Mapping[str, SumKeys]] = ..., sealed: _Optional[_Mapping[str, bytes]] = ..., there: _Optional[_Iterable[str]] = ..., consents: _Optional[_Mapping[str, bytes]] = ..., num_numbers: _Optional[int] = ..., digests: _Optional[_Mapping[str, bytes]] = ..., sealers: _Optional[_Iterable[str]] = ..., vouchers: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
 
 class SumReceipt(_message.Message):
-    __slots__ = ("run", "round", "repetition", "step", "index", "client", "sealed", "consent", "own_seeds", "masking", "num_clipped", "accused")
+    __slots__ = ("run", "round", "repetition", "step", "index", "client", "sealed", "consent", "own_seeds", "masking", "num_clipped", "accused", "digests", "voucher", "is_scaled")
     class SealedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -256,6 +276,13 @@ class SumReceipt(_message.Message):
         key: str
         value: bytes
         def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    class DigestsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REPETITION_FIELD_NUMBER: _ClassVar[int]
@@ -268,6 +295,9 @@ class SumReceipt(_message.Message):
     MASKING_FIELD_NUMBER: _ClassVar[int]
     NUM_CLIPPED_FIELD_NUMBER: _ClassVar[int]
     ACCUSED_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    VOUCHER_FIELD_NUMBER: _ClassVar[int]
+    IS_SCALED_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     repetition: int
@@ -280,7 +310,10 @@ class SumReceipt(_message.Message):
     masking: _containers.ScalarMap[str, bytes]
     num_clipped: int
     accused: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., repetition: _Optional[int] = ..., step: _Optional[str] = ..., index: _Optional[int] = ..., client: _Optional[str] = ..., sealed: _Optional[_Mapping[str, bytes]] = ..., consent: _Optional[bytes] = ..., own_seeds: _Optional[_Mapping[str, bytes]] = ..., masking: _Optional[_Mapping[str, bytes]] = ..., num_clipped: _Optional[int] = ..., accused: _Optional[_Iterable[str]] = ...) -> None: ...
+    digests: _containers.ScalarMap[str, bytes]
+    voucher: bytes
+    is_scaled: bool
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., repetition: _Optional[int] = ..., step: _Optional[str] = ..., index: _Optional[int] = ..., client: _Optional[str] = ..., sealed: _Optional[_Mapping[str, bytes]] = ..., consent: _Optional[bytes] = ..., own_seeds: _Optional[_Mapping[str, bytes]] = ..., masking: _Optional[_Mapping[str, bytes]] = ..., num_clipped: _Optional[int] = ..., accused: _Optional[_Iterable[str]] = ..., digests: _Optional[_Mapping[str, bytes]] = ..., voucher: _Optional[bytes] = ..., is_scaled: _Optional[bool] = ...) -> None: ...
 
 class TrainReceipt(_message.Message):
     __slots__ = ("run", "round", "attempt", "client", "status", "num_examples", "num_steps", "loss", "before", "after", "seconds", "withheld", "num_tokens", "micro_batch_size", "wire_bytes", "wire_sha256", "keys")

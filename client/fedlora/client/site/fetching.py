@@ -17,6 +17,8 @@ from fedlora.v1 import messages_pb2
 _HEADER_BYTES = 1 << 18
 # Each adapter of a round may have to come again, where the round is repeated or the server restarts.
 _TIMES_PER_ROUND = 4
+# The most that a total of secure sums is of, for each number of an adapter.
+_TIMES_AN_ADAPTER = 8
 
 
 class OversizeAdapter(AdapterError):  # noqa: N818 (it says what was found)
@@ -36,6 +38,10 @@ class Downloads:
         # One to train, one to judge, and the one before.
         num_adapters = 3 if run.train.client_momentum > 0 else 2
         self._most_bytes_of_round = _TIMES_PER_ROUND * (num_adapters * self._most_bytes + self._most_bytes_of_moments)
+        if run.privacy.secure_sums:
+            # A total comes after each sum but the last, of a sketch some times as large; and a round may begin anew.
+            self._most_bytes *= _TIMES_AN_ADAPTER
+            self._most_bytes_of_round *= _TIMES_AN_ADAPTER * _TIMES_PER_ROUND
         self._bytes_of_rounds: dict[int, int] = {}
 
     def require_possible(self, offered: messages_pb2.OfferedAdapter, *, are_moments: bool = False) -> None:

@@ -1,5 +1,6 @@
 """What a site's worker does for the server's requests, and what of it the site allows to be told."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -35,7 +36,7 @@ from fedlora.common.messages import (
 )
 from fedlora.common.packed_file import PackedFile
 from fedlora.common.phases import announce
-from fedlora.common.schema import ADAPTER, FORMER, MOMENTS
+from fedlora.common.schema import ADAPTER, FORMER, MOMENTS, serialised
 from fedlora.common.wire import Receipt, Request, write_receipt
 from fedlora.v1 import messages_pb2, session_pb2
 
@@ -146,7 +147,7 @@ class Tasks:
             logger.info("round %d: withheld: %s (%s)", request.round, ", ".join(receipt.withheld), why)
         self._listener(Trained(receipt))
         logger.info("round %d: trained %d steps, loss %.4g", request.round, receipt.num_steps, answer.loss)
-        return self._outbox.finish(receipt, run=request.run, round=request.round, started_from=key[-1])
+        return self._outbox.finish(receipt, run=request.run, round=request.round, started_from=_started_from(key))
 
     def _summed(self, request: SumRequest, message: session_pb2.Request) -> Receipt | Finished:
         """Return the answer to a step of a round's sums, for which the worker keeps its own state."""
@@ -164,7 +165,7 @@ class Tasks:
         return Finished(answer, target)
 
     def _finished(self, key: Key, request: TrainRequest) -> Finished | None:
-        return self._outbox.finished(request.run, request.round, started_from=key[-1])
+        return self._outbox.finished(request.run, request.round, started_from=_started_from(key))
 
     def _initialised(self, request: InitialiseRequest) -> Receipt | Finished:
         """Return the run's first adapter, as the update of round 0 of no run."""
@@ -245,12 +246,25 @@ class Tasks:
         raise TypeError(f"the worker answered {type(answer).__name__}")
 
 
+def _terms_number(request: messages_pb2.TrainRequest) -> int:
+    """Return what tells a training for some sums from one for others; 0 where the update is sent itself."""
+    if not request.HasField("sums"):
+        return 0
+    return int.from_bytes(hashlib.sha256(serialised(request.sums)).digest()[:7], "big") + 1
+
+
+def _started_from(key: Key) -> str:
+    """Return what a round's result belongs to: the adapter, and the sums that it goes into."""
+    *_, number, adapter = key
+    return f"{adapter}-{number:x}" if number else adapter
+
+
 def key_of(message: session_pb2.Request) -> Key:
     """Return what tells a piece of work from others, in whatever delivery it comes."""
     kind = message.WhichOneof("content") or ""
     adapter = message.adapter.whole.sha256.hex()
     if kind == "train":
-        return kind, message.train.run, message.train.round, 0, adapter
+        return kind, message.train.run, message.train.round, _terms_number(message.train), adapter
     if kind == "evaluate":
         evaluate = message.evaluate
         kind = "validate" if evaluate.of_validation else kind

@@ -27,6 +27,7 @@ def require_sums_fit(
         ),
         (federation.max_share is not None, "federation.max_share", "the server does not see who weighs how much"),
         (federation.weighting == "tokens", 'federation.weighting = "tokens"', "weights are agreed on before training"),
+        (federation.oversample > 1, "federation.oversample", "who is asked and not waited for has no part in the sums"),
         (robust.regauge, "robust.regauge", "nobody sees a single update"),
         (robust.clip is not None, "robust.clip", "nobody sees a single update"),
         (robust.select != "all", f'robust.select = "{robust.select}"', "nobody sees a single update"),

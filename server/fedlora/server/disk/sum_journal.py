@@ -4,6 +4,7 @@
         terms.json               what all members are told
         STEP-INDEX/NAME-HASH     each member's answer, from training on; hidden vectors are asked for again
         roster.json              whose keys were handed on, before any of them is
+        sealers.json             who has sealed shares, before any of them is asked to hide numbers
         there-INDEX.json         who is in a sum, before any of them is told
         total-INDEX              of a sum that is known
 
@@ -71,6 +72,14 @@ class SumJournal:
     def write_roster(self, names: Sequence[str]) -> None:
         """Record whose keys are handed on."""
         self._write_names("roster", names)
+
+    def sealers(self) -> tuple[str, ...] | None:
+        """Return who has sealed shares, None where that was still open."""
+        return self._names("sealers")
+
+    def write_sealers(self, names: Sequence[str]) -> None:
+        """Record who has sealed shares; nobody else is in the round's sums from here on."""
+        self._write_names("sealers", names)
 
     def there(self, index: int) -> tuple[str, ...] | None:
         """Return who is in a sum, None where nobody was told."""

@@ -60,8 +60,6 @@ class Collector:
         self._listener = listener
         self._late = LateUpdates()
         self._misses = Misses()
-        # Who is not asked any more in this process.
-        self._barred: set[str] = set()
 
     def collect(self, federation: Federation, number: int, starts: Starts, *, needed: Mapping[str, float]) -> Collected:
         """Return the round's updates: those that an earlier process journaled, and the others as they arrive.
@@ -125,15 +123,14 @@ class Collector:
         known = self._folder.draw(number)
         if known is not None and not repetition:
             return known
-        without = {*self._late.busy, *self._barred}
-        available = federation.expected(settings.patience, without={*without, *kept})
+        available = federation.expected(settings.patience, without={*self._late.busy, *kept})
         if known is not None:
             draw = drawn_again(known, kept=kept, available=available, seed=seed, round=number, repetition=repetition)
         else:
             while not available:
                 what = f"round {number}: no site is ready"
                 federation.wait_for(what, seconds=0.2, hopeless=what)
-                available = federation.expected(settings.patience, without=without)
+                available = federation.expected(settings.patience, without=self._late.busy)
             draw = first_draw(
                 available,
                 size=settings.cohort,

@@ -14,12 +14,10 @@ what follows for one that agrees with them: without it the means would have to b
 of the two would be its update. Where too few are left, the round is begun anew, and all train by other draws.
 """
 
-import logging
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
 from statistics import median_low
 from typing import Any
@@ -29,30 +27,27 @@ from torch import Tensor
 
 from fedlora.adapters import Adapter
 from fedlora.common.config import RunConfig
-from fedlora.common.messages import Failure, SumReceipt, SumRequest, SumTerms, TrainReceipt, TrainRequest
-from fedlora.common.packed_file import packed_bytes, wire_bytes
+from fedlora.common.errors import AdapterError
+from fedlora.common.messages import SumTerms, TrainReceipt
 from fedlora.common.phases import announce
 from fedlora.methods import Method, MethodState
-from fedlora.secure_sums.adapter_sums import AdapterSums, num_sums
-from fedlora.secure_sums.gathering import Gathering, SumLost
-from fedlora.secure_sums.keys import PublicKeys
-from fedlora.secure_sums.member import Revealed
-from fedlora.secure_sums.round_terms import largest_error, packed_vector, plan_of, read, share_of, unpacked_vector
+from fedlora.secure_sums.adapter_sums import AdapterSums, num_sums, trained_paths
+from fedlora.secure_sums.gathering import SumLost
+from fedlora.secure_sums.keys import least_threshold
+from fedlora.secure_sums.round_terms import LEAST_CLIP, MOST_CLIP, largest_error, read, share_of, unpacked_vector
 from fedlora.server.disk.store import RunFolder
 from fedlora.server.disk.sum_journal import SumJournal
 from fedlora.server.record.draw import Draw
-from fedlora.server.record.events import Listener, Noted, RoundStarted, UpdateArrived
+from fedlora.server.record.events import Listener, Noted
 from fedlora.server.record.fair_shares import MOST_TIMES_MEDIAN
 from fedlora.server.record.round_report import Share
-from fedlora.server.rounds.admission import Refusal, receipt_refusal
-from fedlora.server.rounds.believable import believable_update
 from fedlora.server.rounds.collect import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Collected, Collector
-from fedlora.server.rounds.ending import is_over, quorum_size, why_missing
+from fedlora.server.rounds.draw import drawn_again
+from fedlora.server.rounds.ending import quorum_size
+from fedlora.server.rounds.fault import at_fault
 from fedlora.server.rounds.federation import Federation
-from fedlora.server.rounds.inquiry import Addressed, Inquiry, never
 from fedlora.server.rounds.starts import Starts
-
-logger = logging.getLogger(__name__)
+from fedlora.server.rounds.sum_steps import SumRound, SumSteps
 
 _STATE = "secure_sums"
 _LEAST_MEMBERS = 2
@@ -60,8 +55,8 @@ _LEAST_MEMBERS = 2
 _ANY_RANK = 1 << 30
 # Of the first round; fixed point is then off by less than 2e-8 a client. Later it goes by what the sums were.
 _FIRST_CLIP = 64.0
-_TIMES_THE_LARGEST = 64.0
-_LEAST_CLIP, _MOST_CLIP = 2.0**-8, 2.0**20
+# A number that one client alone moves is so many times as large as the mean.
+_TIMES_THE_MEAN = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,36 +78,15 @@ class Summed:
     trained: float
 
 
-@dataclass
-class _Round:
-    """A round while its sums go on."""
-
-    federation: Federation
-    number: int
-    draw: Draw
-    terms: SumTerms
-    journal: SumJournal
-    refused: dict[str, str]
-    accusations: dict[str, tuple[str, ...]]
-    began: float = field(default_factory=time.monotonic)
-    receipts: dict[str, TrainReceipt] = field(default_factory=dict)
-    answered: dict[str, float] = field(default_factory=dict)
-    bytes_down: int = 0
-    bytes_up: int = 0
-    num_clipped: int = 0
-
-    @cached_property
-    def gathering(self) -> Gathering:
-        """The server's part."""
-        return Gathering(plan_of(self.federation.run_id, self.number, self.terms))
-
-
 class SumCollector(Collector):
     """Has the sums of round after round."""
 
     def __init__(self, config: RunConfig, method: Method, folder: RunFolder, *, listener: Listener) -> None:
         super().__init__(config, folder, by_factors=False, listener=listener)
         self._method = method
+        self._steps = SumSteps(config, listener, self._misses)
+        # Between whom something is wrong: they are not asked, as long as there are others.
+        self._barred: set[str] = set()
 
     def summed(
         self,
@@ -128,50 +102,61 @@ class SumCollector(Collector):
         Where sites come and go, a round that too few of them end is begun anew, after a pause.
 
         Args:
+            federation: who takes part.
+            number: of the round.
+            starts: what it starts from.
             needed: by client, the seconds that its last answer took.
             state: of the round before.
 
         Raises:
             RunError: too few ended it, and nobody could come who is not there.
         """
-        pause, journal = FIRST_PAUSE_SECONDS, self._folder.sum_journal(number)
-        for time_again in count():
-            draw = self._drawn(federation, number, (), time_again)
+        pause, journal, times_anew = FIRST_PAUSE_SECONDS, self._folder.sum_journal(number), count()
+        while True:
+            times = next(times_anew)
+            draw = self._drawn(federation, number, (), times)
             refused: dict[str, str] = {}
             accusations: dict[str, tuple[str, ...]] = {}
+            liars: tuple[str, ...] = ()
             try:
-                terms = self._terms(federation, draw, journal, starts.whole.adapter, state, is_anew=time_again > 0)
-                round = _Round(federation, number, draw, terms, journal, refused, accusations)
+                terms = self._terms(federation, draw, journal, starts.whole.adapter, state, is_anew=times > 0)
+                round = SumRound(federation, number, draw, terms, journal, refused, accusations)
                 return self._sums(round, starts, needed)
             except SumLost as lost:
+                liars = lost.at_fault
                 reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(refused.items()))
                 what = f"round {number}: {lost}" + (f" ({reasons})" if reasons else "")
                 federation.wait_for(f"{what}; begun anew in {pause:.0f} s", seconds=pause, hopeless=what)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             finally:
-                self._bar(number, draw, accusations)
-        raise AssertionError  # for the type checker: the count has no end
+                self._bar(number, {*at_fault(accusations, among=draw.cohort), *liars})
 
-    def _bar(self, number: int, draw: Draw, accusations: Mapping[str, Sequence[str]]) -> None:
-        """Ask those no more between whom something is wrong: one of whom most say so, or else both of a pair.
+    def _drawn(self, federation: Federation, number: int, kept: Collection[str], repetition: int) -> Draw:
+        """Return whom to ask: without those between whom something is wrong, as long as enough others are there."""
+        there = federation.expected(self._config.federation.patience, without=self._barred)
+        if self._barred and len(there) < _LEAST_MEMBERS:
+            self._note(number, f"too few are there without {', '.join(sorted(self._barred))}, who are asked again")
+            self._barred.clear()
+        if not self._barred:
+            return super()._drawn(federation, number, kept, repetition)
+        known = self._folder.draw(number)
+        if known is not None and not repetition and not self._barred & set(known.cohort):
+            return known
+        former = known or Draw(tuple(there), len(there))
+        seed = self._config.run.seed
+        draw = drawn_again(former, kept=(), available=there, seed=seed, round=number, repetition=repetition + 1)
+        draw = replace(draw, num_wanted=min(draw.num_wanted, len(draw.cohort)))
+        self._folder.write_draw(number, draw)
+        return draw
 
-        Of two that contradict each other one lies, and nobody can tell which.
-        """
-        for accused in sorted({name for names in accusations.values() for name in names}):
-            accusers = {name for name, names in accusations.items() if accused in names} - {accused}
-            is_sure = 2 * len(accusers) >= len(draw.cohort)
-            barred = {accused} if is_sure else {accused, *accusers}
-            if barred <= self._barred:
-                continue
-            self._barred |= barred
-            self._listener(
-                Noted(
-                    (
-                        f"round {number}: {', '.join(sorted(accusers))} cannot work with {accused} in secure sums: "
-                        f"without {', '.join(sorted(barred))} from here on, until the server starts again",
-                    )
-                )
-            )
+    def _bar(self, number: int, barred: Collection[str]) -> None:
+        """Ask these no more: for as long as this process lasts, and there are others."""
+        if new := sorted(set(barred) - self._barred):
+            self._barred |= set(new)
+            self._note(number, f"the keys or shares of {', '.join(new)} are wrong: without them from here on")
+
+    def _note(self, number: int, what: str) -> None:
+        self._listener(Noted((f"round {number}: {what}",)))
 
     def _terms(
         self,
@@ -186,7 +171,7 @@ class SumCollector(Collector):
         """Return what all members are told: as journaled, or journaled before any of them is asked.
 
         Raises:
-            SumLost: one client alone has nobody to hide among.
+            SumLost: they are too few for a sum, or for the run's quorum.
         """
         known, members = journal.terms(), tuple(sorted(draw.cohort))
         has_begun = journal.roster() is not None
@@ -194,14 +179,17 @@ class SumCollector(Collector):
             return known
         if len(members) < _LEAST_MEMBERS:
             raise SumLost(f"{len(members)} client takes part; a sum takes {_LEAST_MEMBERS}, better three")
+        least = quorum_size(draw.num_wanted, self._config.federation.quorum)
+        if least > len(members):
+            raise SumLost(f"{len(members)} clients take part, and federation.quorum asks for {least}")
         kept = state.get(_STATE, {})
         clips = kept.get("clips", torch.full((num_sums(self._method, start),), _FIRST_CLIP))
         terms = SumTerms(
             members=members,
-            threshold=max(len(members) // 2 + 1, quorum_size(draw.num_wanted, self._config.federation.quorum)),
-            repetition=0 if known is None else known.repetition + has_begun,
+            threshold=max(least_threshold(len(members)), least),
+            repetition=0 if known is None else known.repetition + 1,
             most_examples=self._most_examples(federation, members),
-            most_change=float(kept.get("most_change", 0.0)),
+            most_change=self._config.federation.norm_limit * float(kept.get("largest_change", 0.0)),
             clips=tuple(clips.tolist()),
         )
         journal.begin(terms)
@@ -214,272 +202,99 @@ class SumCollector(Collector):
         numbers = sorted(federation.sites[member].num_examples for member in members)
         return min(numbers[-1], MOST_TIMES_MEDIAN * median_low(numbers))
 
-    def _sums(self, round: _Round, starts: Starts, needed: Mapping[str, float]) -> tuple[Collected, Summed]:
+    def _sums(self, round: SumRound, starts: Starts, needed: Mapping[str, float]) -> tuple[Collected, Summed]:
         """Have a round's sums, step after step.
 
         Raises:
-            SumLost: too few are left.
+            SumLost: too few are left, or somebody has lied.
         """
-        self._train(round, starts, needed)
+        start = starts.whole
+        deadline = self._deadline(round.federation, round.draw.cohort, needed, round.answered)
+        self._steps.train(round, replace(start.request, sums=round.terms), deadline=deadline)
+        round.bytes_down += sum(starts.bytes_down(client, _ANY_RANK) for client in round.draw.cohort)
         trained = time.perf_counter()
         announce("aggregate")
-        sealed = self._seal(round)
-        sums = AdapterSums(self._method, starts.whole.adapter)
-        there, notes, clips = tuple(sorted(sealed)), [], []
-        most_change = 0.0
-        total: bytes = b""
+        there, total = self._steps.seal(round), b""
+        sums = AdapterSums(self._method, start.adapter, only=trained_paths(start.adapter, start.request.trains))
+        members: list[Sequence[str]] = []
+        totals: list[Tensor] = []
         for index in range(len(round.terms.clips)):
             size = sum(sums.sizes())
-            there, total = self._sum(round, index, size, there, total)
-            found = read(unpacked_vector(total, size), round.terms, index=index)
-            sums.take(found)
-            if not index:
-                in_means = there
-                change = found[:-1] / sums.weight
-                most_change = self._config.federation.norm_limit * float(change.double().norm())
-            left = sorted(set(in_means) - set(there))
-            if left:
-                notes.append(f"{', '.join(left)} left before sum {index + 1}, and counts in it as one that agrees")
-            clips.append(
-                _clip_after(found[:-1] if not index else found, sums.weight, least=_LEAST_CLIP if index else 1.0)
-            )
-        if round.terms.repetition:
-            notes.append(f"the round was begun anew {round.terms.repetition} times")
+            there, total = self._steps.sum(round, index, size, there, total)
+            members.append(there)
+            totals.append(read(unpacked_vector(total, size), round.terms, index=index))
+            try:
+                sums.take(totals[-1])
+            except (AdapterError, RuntimeError) as error:
+                raise SumLost(f"no adapter comes of the sums: {error}") from error
+        receipts = {client: round.receipts[client] for client in members[0]}
+        summed = Summed(
+            sums.result(),
+            _state_after(totals, sums.weight, num_members=len(round.terms.members)),
+            _shares(round.terms, receipts),
+            self._notes(round, members, sums.weight),
+            trained,
+        )
+        return _collected(round, receipts), summed
+
+    def _notes(self, round: SumRound, members: Sequence[Sequence[str]], weight: float) -> tuple[str, ...]:
+        """Return what is to be known of a round's sums, and tell at once what went otherwise than usual."""
+        terms, unusual = round.terms, []
+        for index, there in enumerate(members[1:], start=2):
+            if left := sorted(set(members[0]) - set(there)):
+                unusual.append(f"{', '.join(left)} left before sum {index}, and counts in it as one that agrees")
+        if terms.repetition:
+            unusual.append(f"begun anew, for the {terms.repetition}. time")
         if round.num_clipped:
-            notes.append(f"{round.num_clipped:,} numbers were clipped")
-        if notes:
-            self._listener(Noted(tuple(f"round {round.number}: {note}" for note in notes)))
-        off = max(largest_error(round.terms, index=index, weight=sums.weight) for index in range(len(clips)))
-        notes.insert(
-            0,
-            f"{len(in_means)} of {len(round.terms.members)} clients in {len(clips)} sums, {round.terms.threshold} "
-            f"needed, a mean off by {off:.1g} at most",
+            unusual.append(f"{round.num_clipped:,} numbers were clipped")
+        if round.scaled:
+            scaled = ", ".join(sorted(round.scaled))
+            unusual.append(f"the changes of {scaled} were scaled down to {terms.most_change:.3g}")
+        for what in unusual:
+            self._note(round.number, what)
+        off = max(largest_error(terms, index=index, weight=weight) for index in range(len(members)))
+        usual = (
+            f"{len(members[0])} of {len(terms.members)} clients in {len(members)} sums, {terms.threshold} needed, a "
+            f"mean off by {off:.1g} at most"
         )
-        receipts = {client: round.receipts[client] for client in in_means}
-        for client in round.receipts.keys() - receipts.keys():
-            round.refused.setdefault(client, "away")
-        collected = Collected(
-            cohort=tuple(round.draw.cohort),
-            receipts=receipts,
-            refused=round.refused,
-            answered={client: round.answered[client] for client in receipts if client in round.answered},
-            bytes_down=round.bytes_down,
-            bytes_up=round.bytes_up,
-        )
-        state = {_STATE: {"clips": torch.tensor(clips), "most_change": torch.tensor(most_change)}}
-        return collected, Summed(sums.result(), state, _shares(round.terms, receipts), tuple(notes), trained)
-
-    def _train(self, round: _Round, starts: Starts, needed: Mapping[str, float]) -> None:
-        """Have the clients train, those whose receipt is not there, until the round waits for nobody more.
-
-        Raises:
-            SumLost: too few have.
-        """
-        federation, draw, journal = round.federation, round.draw, round.journal
-        round.receipts.update(journal.answers(TrainReceipt, "train"))
-        federation.go_on()
-        self._listener(RoundStarted(round.number, draw.cohort, tuple(round.receipts)))
-        request = replace(starts.whole.request, sums=round.terms)
-        missing = [client for client in draw.cohort if client not in round.receipts]
-        asked = missing if journal.roster() is None else []
-        requests = {client: Addressed(client, lambda attempt: replace(request, attempt=attempt)) for client in asked}
-        deadline = self._deadline(federation, draw.cohort, needed, round.answered)
-        inquiry = Inquiry(federation.link, requests, expected=TrainReceipt, deadline=deadline)
-
-        def over(waiting: Collection[str]) -> bool:
-            away = map(federation.seconds_away, waiting)
-            patience = self._config.federation.patience
-            return is_over(len(round.receipts), draw.num_wanted, seconds_away=away, patience=patience)
-
-        for answer in inquiry.answers(over):
-            client, reason = answer.key, self._take_receipt(round, answer.key, answer.content, request, answer.attempt)
-            round.answered[client] = time.monotonic() - round.began
-            federation.link.acknowledge(answer.reply_id, reason.partition(":")[0])
-            loss = answer.content.loss if isinstance(answer.content, TrainReceipt) else math.nan
-            self._listener(UpdateArrived(round.number, client, reason, loss))
-        self._misses.note(answered=requests.keys() - inquiry.waiting, missed=inquiry.waiting - inquiry.in_time)
-        for client in inquiry.waiting:
-            round.refused[client] = why_missing(
-                len(round.receipts), draw.num_wanted, seconds_away=federation.seconds_away(client)
-            )
-        inquiry.withdraw()
-        round.bytes_down += sum(starts.bytes_down(client, _ANY_RANK) for client in draw.cohort)
-
-    def _take_receipt(
-        self, round: _Round, client: str, content: TrainReceipt | Failure, request: TrainRequest, attempt: int
-    ) -> str:
-        """Take a training's receipt, and return the reason where it does not count."""
-        if isinstance(content, Failure):
-            refusal = str(Refusal(content.code, content.text))
-        else:
-            asked, site = replace(request, attempt=attempt), round.federation.sites[client]
-            found = receipt_refusal(content, request=asked, client=client, num_examples=site.num_examples)
-            keys = content.keys
-            if found is None and (keys is None or len(keys.masking) != len(round.terms.clips)):
-                found = Refusal("sums_refused", "no keys for the round's sums came with it")
-            if found is None:
-                is_own_task = self._config.task.kind == "own"
-                receipt, fault = believable_update(content, request=asked, site=site, is_own_task=is_own_task)
-                if fault:
-                    logger.warning("round %d: a score of %s does not count: %s", round.number, client, fault)
-                announce("accept")
-                round.journal.write("train", 0, receipt)
-                round.receipts[client] = receipt
-                round.refused.pop(client, None)
-                return ""
-            refusal = str(found)
-        round.refused[client] = refusal
-        return refusal
-
-    def _seal(self, round: _Round) -> Mapping[str, SumReceipt]:
-        """Hand on the keys of all who have trained, and have the shares that each has sealed for the others.
-
-        Raises:
-            SumLost: too few have.
-        """
-        journal = round.journal
-        roster = journal.roster() or tuple(sorted(round.receipts))
-        keys = {name: round.receipts[name].keys for name in roster if name in round.receipts}
-        public = {name: each for name, each in keys.items() if each is not None}
-        for name, each in public.items():
-            round.gathering.add_keys(PublicKeys(name, each.sealing, each.masking, each.own_seeds, each.signature))
-        round.gathering.roster()
-        journal.write_roster(roster)
-        sealed = self._step(round, SumRequest(**self._about(round), step="seal", keys=public), to=roster)
-        for name, receipt in sealed.items():
-            try:
-                round.gathering.add_sealed(name, receipt.sealed)
-            except ValueError as error:
-                round.refused[name] = f"sums_refused: {error}"
-        return {name: receipt for name, receipt in sealed.items() if name not in round.refused}
-
-    def _sum(
-        self, round: _Round, index: int, size: int, among: Sequence[str], former: bytes
-    ) -> tuple[tuple[str, ...], bytes]:
-        """Return who is in a sum, and its total.
-
-        Args:
-            round: the round.
-            index: of the sum.
-            size: how many numbers it is of.
-            among: who was in the sum before.
-            former: its total; nothing for the first.
-
-        Raises:
-            SumLost: too few are left, or not all of those of whom the others have been told.
-        """
-        journal, gathering = round.journal, round.gathering
-        known, told = journal.total(index), journal.there(index)
-        if known is not None and told is not None:
-            return told, known
-        self._mask(round, index, size, told or among, former)
-        there = gathering.there(index)
-        if told is not None and there != told:
-            raise SumLost(f"{', '.join(sorted(set(told) - set(there)))} did not come back, and was said to be in a sum")
-        journal.write_there(index, there)
-        about = self._about(round) | {"index": index}
-        consents = self._step(round, SumRequest(**about, step="consent", there=there), to=there)
-        signed = {name: receipt.consent for name, receipt in consents.items()}
-        revealed = self._step(round, SumRequest(**about, step="reveal", consents=signed), to=tuple(signed))
-        for name, receipt in revealed.items():
-            gathering.add_revealed(index, name, Revealed(receipt.own_seeds, receipt.masking))
-        total = packed_vector(gathering.total(index))
-        journal.write_total(index, total)
-        return there, total
-
-    def _mask(self, round: _Round, index: int, size: int, to: Sequence[str], former: bytes) -> None:
-        """Have the hidden numbers of a sum."""
-        about = self._about(round) | {"index": index}
-
-        def request_for(name: str) -> SumRequest:
-            sealed = round.gathering.sealed_for(name)
-            return SumRequest(**about, step="mask", sealed=sealed, num_numbers=size, adapter=former)
-
-        requests = {name: request_for(name) for name in to}
-        for name, receipt in self._asked(round, requests):
-            try:
-                vector = unpacked_vector(packed_bytes(receipt.adapter), size)
-                round.gathering.add_masked(index, name, vector)
-            except ValueError as error:
-                round.refused[name] = f"sums_refused: {error}"
-                continue
-            round.num_clipped += receipt.num_clipped
-            round.bytes_up += wire_bytes(receipt.adapter)
-        round.bytes_down += len(former) * len(to)
-
-    def _step(self, round: _Round, request: SumRequest, *, to: Sequence[str]) -> dict[str, SumReceipt]:
-        """Return the answers to a step, by member: those that are there already, and the others as they come."""
-        found = round.journal.answers(SumReceipt, request.step, request.index)
-        for name, receipt in self._asked(round, {name: request for name in to if name not in found}):
-            round.journal.write(request.step, request.index, receipt)
-            found[name] = receipt
-        return {name: receipt for name, receipt in found.items() if name in to}
-
-    def _asked(self, round: _Round, requests: Mapping[str, SumRequest]) -> Iterator[tuple[str, SumReceipt]]:
-        """Yield the members' answers as they come; why others have none is noted."""
-        federation = round.federation
-        for step in {f"{request.step} {request.index}" for request in requests.values()}:
-            announce(step)
-        addressed = {name: Addressed(name, partial(_same, own)) for name, own in requests.items()}
-        deadline = never if federation.link.are_fixed else federation.answer_seconds
-        inquiry = Inquiry(federation.link, addressed, expected=SumReceipt, deadline=deadline)
-        patience = self._config.federation.patience
-
-        def over(waiting: Collection[str]) -> bool:
-            return all(federation.seconds_away(name) > patience for name in waiting)
-
-        for answer in inquiry.answers(over):
-            content, asked = answer.content, requests[answer.key]
-            if isinstance(content, Failure):
-                round.refused[answer.key] = str(Refusal(content.code, content.text))
-            elif not _answers(content, asked, answer.key):
-                round.refused[answer.key] = "wrong_request"
-            elif content.accused:
-                round.refused[answer.key] = f"sums_refused: it says that {', '.join(content.accused)} are at fault"
-                round.accusations[answer.key] = content.accused
-            else:
-                yield answer.key, content
-        for name in inquiry.waiting:
-            round.refused[name] = "away" if federation.seconds_away(name) > 0 else "late"
-        inquiry.withdraw()
-
-    def _about(self, round: _Round) -> dict[str, Any]:
-        return {
-            "run": round.federation.run_id,
-            "round": round.number,
-            "repetition": round.terms.repetition,
-        }
+        return usual, *unusual
 
 
-def _same(request: SumRequest, _attempt: int) -> SumRequest:
-    return request
-
-
-def _answers(receipt: SumReceipt, request: SumRequest, name: str) -> bool:
-    """Return whether a receipt is that of a request."""
-    of = (receipt.run, receipt.round, receipt.repetition, receipt.step, receipt.index, receipt.client)
-    return of == (request.run, request.round, request.repetition, request.step, request.index, name)
+def _collected(round: SumRound, receipts: Mapping[str, TrainReceipt]) -> Collected:
+    trained = dict.fromkeys(round.receipts, "away")
+    return Collected(
+        cohort=tuple(round.draw.cohort),
+        receipts=receipts,
+        refused={client: why for client, why in {**trained, **round.refused}.items() if client not in receipts},
+        answered={client: round.answered[client] for client in receipts if client in round.answered},
+        bytes_down=round.bytes_down,
+        bytes_up=round.bytes_up,
+    )
 
 
 def _shares(terms: SumTerms, receipts: Mapping[str, TrainReceipt]) -> dict[str, Share]:
+    """Return how much of the weight each client has, and would have without the cap."""
+    sizes = {client: receipt.num_examples if terms.most_examples else 1 for client, receipt in receipts.items()}
     given = {client: share_of(terms, receipt.num_examples) for client, receipt in receipts.items()}
-    wanted = (
-        given
-        if not terms.most_examples
-        else {client: float(receipt.num_examples) for client, receipt in receipts.items()}
-    )
-    return {
-        client: Share(wanted[client] / sum(wanted.values()), weight / sum(given.values()))
-        for client, weight in given.items()
-    }
+    of_sizes, of_given = sum(sizes.values()), sum(given.values())
+    return {client: Share(sizes[client] / of_sizes, weight / of_given) for client, weight in given.items()}
 
 
-def _clip_after(total: Tensor, weight: float, *, least: float) -> float:
-    """Return to what numbers of the next round's sum are clipped: a power of two far above the largest mean of this.
+def _state_after(totals: Sequence[Tensor], weight: float, *, num_members: int) -> dict[str, dict[str, Any]]:
+    """Return by what the next round's terms go: to what numbers are clipped, and how large changes have been.
 
-    At least to 1 in the first, of which each client's own share is a number.
+    A clip is a power of two far above the largest mean; at least 1 in the first sum, of which each client's own share
+    is a number.
     """
-    largest = _TIMES_THE_LARGEST * float(total.abs().max()) / weight if total.numel() else 0.0
+    change, times = totals[0][:-1], max(_TIMES_THE_MEAN, 4 * num_members)
+    clips = [_clip(change, weight, times, least=1.0)]
+    clips += [_clip(total, weight, times, least=LEAST_CLIP) for total in totals[1:]]
+    largest = float(change.double().norm()) / weight
+    return {_STATE: {"clips": torch.tensor(clips), "largest_change": torch.tensor(largest)}}
+
+
+def _clip(total: Tensor, weight: float, times: int, *, least: float) -> float:
+    largest = times * float(total.abs().max()) / weight if total.numel() else 0.0
     if largest == 0:
         return _FIRST_CLIP
-    return min(_MOST_CLIP, max(least, 2.0 ** math.ceil(math.log2(largest))))
+    return min(MOST_CLIP, max(least, 2.0 ** math.ceil(math.log2(largest))))

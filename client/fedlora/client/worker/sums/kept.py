@@ -4,9 +4,10 @@
         ROUND-REPETITION/
             start, update      packed adapters: what the round started from, and what training made of it
             total-N            of a sum that is known
-            part.json          keys, memory, receipt (mode 0600); once it is there, the update is the round's
+            part.json          keys, memory, receipt; once it is there, the update is the round's
+    FOLDER/summed-CLIENT.json  what has gone into sums, for ever (summed)
 
-The secrets of a round are of no use after it, and go with the next round's training.
+All are of mode 0600. The secrets of a round are of no use after it, and go with the next round's training.
 """
 
 import base64
@@ -19,9 +20,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer, TypeAdapter
 
 from fedlora.common.errors import StoreError
-from fedlora.common.files import client_file_name, write_file, write_private_file
+from fedlora.common.files import client_file_name, write_private_file
 from fedlora.common.messages import SumTerms, TrainReceipt
 from fedlora.common.schema import from_proto, parse, serialised, to_proto
+from fedlora.methods.method import Factor
 from fedlora.secure_sums.keys import PublicKeys, RoundKeys
 from fedlora.secure_sums.member import Memory
 
@@ -52,12 +54,15 @@ class _Part:
 
     terms: SumTerms
     start_sha256: str
+    trains: tuple[Factor, ...]
     receipt: Bytes
     own: tuple[Bytes, tuple[Bytes, ...], tuple[Bytes, ...]] = field(repr=False)
     identities: dict[str, Bytes] = field(default_factory=dict)
     roster: tuple[_Keys, ...] = ()
     sealed: dict[str, Bytes] = field(default_factory=dict, repr=False)
+    digests: dict[str, Bytes] = field(default_factory=dict)
     shares: dict[str, tuple[Bytes, ...]] = field(default_factory=dict, repr=False)
+    sealers: tuple[str, ...] = ()
     masked: dict[int, tuple[Bytes, Bytes]] = field(default_factory=dict)
     there: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
@@ -72,6 +77,7 @@ class Part:
     Attributes:
         terms: what all members were told.
         start_sha256: of the adapter that the round started from.
+        trains: the factors that it has trained.
         receipt: of the training.
         keys: the client's secrets of this round.
         identities: by what it knows the others, by name.
@@ -80,6 +86,7 @@ class Part:
 
     terms: SumTerms
     start_sha256: str
+    trains: tuple[Factor, ...]
     receipt: TrainReceipt
     keys: RoundKeys = field(repr=False)
     identities: dict[str, bytes] = field(default_factory=dict)
@@ -98,7 +105,7 @@ class PartFolder:
         return max(found, key=_repetition_of, default=None)
 
     def begin(self, run: str, client: str, round: int, repetition: int) -> Path:
-        """Return a new folder for a part; those of other rounds are removed.
+        """Return a new folder for a part, which counts once `write_part` has been there; then `forget_others`.
 
         Raises:
             StoreError: it cannot be made.
@@ -107,16 +114,21 @@ class PartFolder:
             self._forget_old_runs()
         folder = self._of(run, client) / f"{round:04d}-{repetition:04d}"
         try:
-            for other in list(self._parts(run, client)):
-                shutil.rmtree(other)
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         except OSError as error:
             raise StoreError(f"{folder}: cannot be used ({error.strerror})") from error
         return folder
 
+    def forget_others(self, folder: Path) -> None:
+        """Remove all parts of a run's client but one."""
+        for other in folder.parent.iterdir():
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
+
     def _forget_old_runs(self) -> None:
-        runs = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime_ns) if self._folder.is_dir() else []
+        folders = [path for path in self._folder.iterdir() if path.is_dir()] if self._folder.is_dir() else []
+        runs = sorted(folders, key=lambda path: path.stat().st_mtime_ns)
         for path in runs[: max(0, len(runs) - _KEPT_RUNS + 1)]:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -142,8 +154,10 @@ def read_part(folder: Path) -> Part:
     roster = tuple(
         PublicKeys(each.member, each.sealing, each.masking, each.own_seeds, each.signature) for each in kept.roster
     )
-    memory = Memory(roster, kept.sealed, kept.shares, kept.masked, kept.there)
-    return Part(kept.terms, kept.start_sha256, receipt, RoundKeys(*kept.own), dict(kept.identities), memory)
+    memory = Memory(roster, kept.sealed, kept.digests, kept.shares, kept.sealers, kept.masked, kept.there)
+    return Part(
+        kept.terms, kept.start_sha256, kept.trains, receipt, RoundKeys(*kept.own), dict(kept.identities), memory
+    )
 
 
 def write_part(folder: Path, part: Part) -> None:
@@ -152,12 +166,15 @@ def write_part(folder: Path, part: Part) -> None:
     kept = _Part(
         part.terms,
         part.start_sha256,
+        part.trains,
         serialised(to_proto(part.receipt, with_local=True)),
         (keys.sealing, keys.masking, keys.own_seeds),
         part.identities,
         tuple(_Keys(each.member, each.sealing, each.masking, each.own_seeds, each.signature) for each in memory.roster),
         memory.sealed,
+        memory.digests,
         memory.shares,
+        memory.sealers,
         memory.masked,
         memory.there,
     )
@@ -165,8 +182,8 @@ def write_part(folder: Path, part: Part) -> None:
 
 
 def write_beside(folder: Path, name: str, content: bytes) -> None:
-    """Write a file beside a part."""
-    write_file(folder / name, content)
+    """Write a file beside a part, to be read by this user alone."""
+    write_private_file(folder / name, content)
 
 
 def _round_of(folder: Path) -> int:

@@ -1,7 +1,8 @@
 """A client's answers in the secure sums of a round: its keys with the training's receipt, and then step after step.
 
 Nothing leaves before it is on disk that it was said. What would show this client's update is refused: a server that
-asks for the update itself, other members or other terms once shares have been sealed, and all that `Member` refuses.
+asks for the update itself, terms under which others weigh next to nothing, and all that `Member` refuses. And what has
+gone into sums once does not go into others: asked for the same training again, a client trains by other draws.
 """
 
 import hashlib
@@ -14,20 +15,31 @@ from pathlib import Path
 from fedlora.adapters import Adapter, pack, unpack
 from fedlora.client.worker.sums.kept import Part, PartFolder, read_part, write_beside, write_part
 from fedlora.client.worker.sums.signer import Signer, SignerOf, SumsRefused
+from fedlora.client.worker.sums.summed import SummedTrainings
 from fedlora.common.config import RunConfig
+from fedlora.common.errors import StoreError
 from fedlora.common.messages import OK, SumKeys, SumReceipt, SumRequest, SumTerms, TrainReceipt, TrainRequest
 from fedlora.common.packed_file import packed_bytes
 from fedlora.methods import Method
-from fedlora.secure_sums.adapter_sums import AdapterSums, num_sums
-from fedlora.secure_sums.keys import PublicKeys, RoundKeys, SumPlan
-from fedlora.secure_sums.member import Member, SumRefused
-from fedlora.secure_sums.round_terms import packed_vector, plan_of, read, share_of, unpacked_vector, written
+from fedlora.secure_sums.adapter_sums import AdapterSums, num_sums, trained_paths
+from fedlora.secure_sums.keys import PublicKeys, RoundKeys, SumPlan, digest
+from fedlora.secure_sums.member import Member, Sealed, SumRefused
+from fedlora.secure_sums.round_terms import (
+    packed_vector,
+    plan_of,
+    read,
+    require_terms,
+    share_of,
+    unpacked_vector,
+    written,
+)
 
 logger = logging.getLogger(__name__)
 
 _START, _UPDATE = "start", "update"
-# A round that is begun anew trains by other draws: the sums of both would differ by little more than who is missing.
+# Between the seeds of a training that is done again for other sums.
 _SEEDS_APART = 1 << 32
+_MOST_REPETITIONS = 100
 
 
 class OwnSums:
@@ -37,6 +49,7 @@ class OwnSums:
         """`folder` is where the clients' parts are kept, and `signer_of` says who signs for them."""
         self._config = config
         self._parts = PartFolder(folder)
+        self._summed = SummedTrainings(folder)
         self._signer_of = signer_of
 
     def trained(
@@ -50,20 +63,29 @@ class OwnSums:
             train: trains, where that was not done yet.
 
         Raises:
-            SumsRefused: the server asks for the update itself, for sums that the run does not have, or for those of a
-                round whose sums have begun with other members or terms.
+            SumsRefused: the server asks for the update itself, or for sums that the run does not have.
             StoreError: the disk cannot be used.
         """
         if request.sums is None:
-            if self._config.privacy.secure_sums:
-                raise SumsRefused("privacy.secure_sums is set, and the server asks for the update by itself")
+            self._require_open(client, request)
             return train(request)
-        terms, start = self._checked_terms(request.sums, client), packed_bytes(request.adapter)
-        if (known := self._known_receipt(client, request, terms, start)) is not None:
+        terms, start = request.sums, packed_bytes(request.adapter)
+        context = self._checked(client, request, terms)
+        if (known := self._known_receipt(client, request, context, start)) is not None:
             return replace(known, attempt=request.attempt)
-        receipt = train(replace(request, seed=request.seed + _SEEDS_APART * terms.repetition))
+        training = digest(b"training", start, request.round.to_bytes(8, "big"), request.seed.to_bytes(8, "big")).hex()
+        seed = request.seed + _SEEDS_APART * self._summed.times(client, training)
+        self._require_num_sums(terms, unpack(start))
+        receipt = train(replace(request, seed=seed))
         if receipt.status != OK:
             return receipt
+        is_uniform = self._config.federation.weighting == "uniform"
+        try:
+            require_terms(terms, is_uniform=is_uniform, num_examples=receipt.num_examples)
+        except ValueError as error:
+            raise SumsRefused(f"the server's terms: {error}") from error
+        # Before anything of it leaves.
+        self._summed.add(client, training, run=request.run)
         update = unpack(packed_bytes(receipt.adapter), without=request.frozen_factor, frozen=unpack(start))
         return self._begin(client, request, terms, start, update, replace(receipt, adapter=b""))
 
@@ -85,13 +107,14 @@ class OwnSums:
         try:
             match request.step:
                 case "seal":
-                    receipt = replace(empty, sealed=self._sealed(member, part, request.keys, signer))
+                    sealed = self._sealed(member, part, request.keys, signer)
+                    receipt = replace(empty, sealed=dict(sealed.shares), digests=dict(sealed.digests))
                 case "mask":
                     receipt = self._masked(member, part, folder, request, empty)
                 case "consent":
                     receipt = replace(empty, consent=member.consented(request.index, request.there))
                 case "reveal":
-                    told = member.revealed(request.index, request.consents)
+                    told = member.revealed(request.index, request.consents, request.vouchers)
                     receipt = replace(empty, own_seeds=dict(told.own_seeds), masking=dict(told.masking))
         except SumRefused as error:
             if not error.accused:
@@ -104,40 +127,52 @@ class OwnSums:
         logger.debug("round %d: %s in %.2f s", request.round, request.step, time.perf_counter() - began)
         return receipt
 
-    def _checked_terms(self, terms: SumTerms, client: str) -> SumTerms:
-        if not self._config.privacy.secure_sums:
-            raise SumsRefused("the server asks for secure sums, and the run file has privacy.secure_sums = false")
-        if client not in terms.members:
-            raise SumsRefused("the server asks for sums of other members")
-        return terms
-
-    def _known_receipt(self, client: str, request: TrainRequest, terms: SumTerms, start: bytes) -> TrainReceipt | None:
-        """Return the receipt of a training that is done; None where the round is yet to be trained, or anew.
+    def _require_open(self, client: str, request: TrainRequest) -> None:
+        """Check that an update may be sent itself.
 
         Raises:
-            SumsRefused: the sums have begun with other terms.
+            SumsRefused: the run has secure sums, or had them before.
         """
+        if self._config.privacy.secure_sums:
+            raise SumsRefused("privacy.secure_sums is set, and the server asks for the update by itself")
+        if self._summed.has_run(client, request.run):
+            raise SumsRefused(
+                "this run has had secure sums, and its run file says privacy.secure_sums = false now; ask who runs it"
+            )
+
+    def _checked(self, client: str, request: TrainRequest, terms: SumTerms) -> bytes:
+        """Return what the round's sums are bound to.
+
+        Raises:
+            SumsRefused: they are not such as this client takes part in.
+        """
+        if not self._config.privacy.secure_sums:
+            raise SumsRefused("the server asks for secure sums, and the run file has privacy.secure_sums = false")
+        if request.seed != self._config.run.seed:
+            raise SumsRefused(f"the server asks for the seed {request.seed}; the run's is {self._config.run.seed}")
+        if client not in terms.members or terms.repetition > _MOST_REPETITIONS:
+            raise SumsRefused("the server asks for sums of other members, or has begun the round too often")
+        return _plan(request.run, request.round, terms).context
+
+    def _known_receipt(self, client: str, request: TrainRequest, context: bytes, start: bytes) -> TrainReceipt | None:
+        """Return the receipt of a training that is done for these sums; None where it is yet to be."""
         folder = self._parts.newest(request.run, client, request.round)
         if folder is None:
             return None
-        part = read_part(folder)
-        if part.terms == terms and part.start_sha256 == _sha256(start):
-            return part.receipt
-        if terms.repetition < part.terms.repetition or (
-            terms.repetition == part.terms.repetition and part.memory.roster
-        ):
-            raise SumsRefused(
-                f"round {request.round}: its sums have begun, and the server asks for others over the same update"
-            )
-        return None
+        try:
+            part = read_part(folder)
+            is_this = _plan(request.run, request.round, part.terms).context == context
+        except StoreError as error:
+            logger.warning("%s", error)
+            return None
+        return part.receipt if is_this and part.start_sha256 == _sha256(start) else None
 
     def _begin(
         self, client: str, request: TrainRequest, terms: SumTerms, start: bytes, update: Adapter, receipt: TrainReceipt
     ) -> TrainReceipt:
         """Have a round's part on disk, and return the receipt with its keys."""
-        self._require_num_sums(terms, unpack(start))
         signer, keys = self._signer_of(client), RoundKeys.made(len(terms.clips))
-        part = Part(terms, _sha256(start), receipt, keys)
+        part = Part(terms, _sha256(start), request.trains, receipt, keys)
         public = self._member(client, request.run, request.round, part, signer).public()
         part.receipt = replace(
             receipt,
@@ -147,6 +182,7 @@ class OwnSums:
         write_beside(folder, _START, start)
         write_beside(folder, _UPDATE, pack(update))
         write_part(folder, part)
+        self._parts.forget_others(folder)
         return part.receipt
 
     def _require_num_sums(self, terms: SumTerms, start: Adapter) -> None:
@@ -173,7 +209,7 @@ class OwnSums:
         plan = _plan(run, round, part.terms)
         return Member(plan, client, part.keys, sign=signer.sign, verify=verify, memory=part.memory)
 
-    def _sealed(self, member: Member, part: Part, keys: Mapping[str, SumKeys], signer: Signer) -> Mapping[str, bytes]:
+    def _sealed(self, member: Member, part: Part, keys: Mapping[str, SumKeys], signer: Signer) -> Sealed:
         unknown: dict[str, str] = {}
         for name, theirs in keys.items():
             try:
@@ -191,27 +227,45 @@ class OwnSums:
         return member.sealed(public)
 
     def _masked(self, member: Member, part: Part, folder: Path, request: SumRequest, empty: SumReceipt) -> SumReceipt:
-        member.take(request.sealed)
+        if request.index >= len(part.terms.clips):
+            raise SumRefused(f"sum {request.index} of {len(part.terms.clips)}")
+        member.take(request.sealed, request.digests, request.sealers)
         sums, basis = self._sums_up_to(folder, part, request)
-        sizes = sums.sizes()
-        term = sums.term(unpack((folder / _UPDATE).read_bytes()))
         weight = share_of(part.terms, part.receipt.num_examples)
-        vector, num_clipped = written(term, sizes, part.terms, index=request.index, weight=weight)
-        hidden = member.masked(request.index, vector, basis=basis)
-        if num_clipped:
-            logger.warning("round %d: %d numbers were clipped in sum %d", request.round, num_clipped, request.index)
-        return replace(empty, num_clipped=num_clipped, adapter=packed_vector(hidden))
+        term = sums.term(unpack((folder / _UPDATE).read_bytes()))
+        made = written(term, part.terms, index=request.index, weight=weight)
+        hidden = member.masked(request.index, made.vector, basis=basis)
+        if made.num_clipped:
+            logger.warning(
+                "round %d: %d numbers were clipped in sum %d", request.round, made.num_clipped, request.index
+            )
+        if made.is_scaled:
+            logger.warning(
+                "round %d: the change was larger than the round allows (%.3g), and was scaled down",
+                request.round,
+                part.terms.most_change,
+            )
+        return replace(
+            empty,
+            num_clipped=made.num_clipped,
+            is_scaled=made.is_scaled,
+            voucher=member.voucher(request.index),
+            adapter=packed_vector(hidden),
+        )
 
     def _sums_up_to(self, folder: Path, part: Part, request: SumRequest) -> tuple[AdapterSums, bytes]:
         """Return the round's sums as far as those before this one are known, and the digest of what they come from."""
-        start = (folder / _START).read_bytes()
-        sums, basis = AdapterSums(self._method(), unpack(start)), _sha256(start)
-        if request.index:
-            _keep(folder, f"total-{request.index - 1}", packed_bytes(request.adapter))
+        packed = (folder / _START).read_bytes()
+        start, basis = unpack(packed), _sha256(packed)
+        sums = AdapterSums(self._method(), start, only=trained_paths(start, part.trains))
         for index in range(request.index):
-            packed = (folder / f"total-{index}").read_bytes()
-            sums.take(read(unpacked_vector(packed, sum(sums.sizes())), part.terms, index=index))
-            basis = hashlib.sha256(basis.encode() + packed).hexdigest()
+            is_newest = index == request.index - 1
+            path = folder / f"total-{index}"
+            total = packed_bytes(request.adapter) if is_newest else path.read_bytes()
+            sums.take(read(unpacked_vector(total, sum(sums.sizes())), part.terms, index=index))
+            if is_newest:
+                _keep(folder, path.name, total)
+            basis = hashlib.sha256(basis.encode() + total).hexdigest()
         return sums, basis.encode()
 
 
