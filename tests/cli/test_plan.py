@@ -265,3 +265,11 @@ def test_a_gpu_that_is_too_small_is_refused_with_what_to_change() -> None:
     judging = too_large(replace(cost, evaluation={"activations": 90 * 10**9}), config, 80 * 10**9)
     assert judging.startswith("judging would take 90.0 GB")
     assert "evaluation.batch_size below 16" in judging
+
+
+def test_the_epsilon_of_all_rounds_is_told_before_the_run(fedlora: Callable[..., Any], run_file: Path) -> None:
+    private = ("federation.weighting=uniform", "privacy.unit=client", "privacy.clip=1.0", "privacy.epsilon=4.0")
+    plan = plan_with(fedlora, run_file, "aggregation.method=fedit", *private)
+    assert 3.99 < plan["epsilon"] <= 4.0
+    assert "epsilon 4.00 of each client at delta 1e-05, by the adapters of 10 of 10 rounds" in plan["notes"][0]
+    assert plan_with(fedlora, run_file)["epsilon"] is None

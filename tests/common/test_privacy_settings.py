@@ -46,6 +46,7 @@ def test_what_is_missing_is_named(privacy: dict[str, object], said: str) -> None
         ({"robust": {"clip": 2.0}}, "[robust], which compares updates with each other; remove the section"),
         ({"lora": {"client_ranks": {"a": 4}}}, "lora.client_ranks, which tells which ranks took part; remove it"),
         ({"train": {"optimizer_state": "shared"}}, 'train.optimizer_state = "shared", which sends'),
+        ({"exchange": {"publish_margin": 0.1}}, "exchange.publish_margin, which holds adapters back by scores"),
         ({"evaluation": {"early_stopping": 2}}, "evaluation.early_stopping, which ends the run by scores"),
     ],
 )

@@ -1,10 +1,12 @@
-"""Starts a simulation in this process and kills it on the way: run by test_resume.py as a process of its own.
+"""Starts a simulation in this process and kills it on the way: run by interruption.py as a process of its own.
 
-    python interrupted_run.py RUN.toml OUT (--at-each-file JOURNAL | --at-each-kind JOURNAL | --after-seconds S)
+    python interrupted_run.py RUN.toml OUT
+        (--at-each-file JOURNAL | --at-each-kind JOURNAL | --at-phase PHASE | --after-seconds S)
 
 With --at-each-file it dies by SIGKILL before the first file is renamed into place, or in the middle of the first line
 that is added to one, whose path is not in JOURNAL, and adds that path to it: run again and again, it dies once at each
-file that the run writes; with --at-each-kind once at each kind of them. It exits 0 when the run is over and nothing was
+file that the run writes; with --at-each-kind once at each kind of them; with --at-phase at that of a round's noise, the
+second time that it comes there. It exits 0 when the run is over and nothing was
 left to die at.
 """
 
@@ -15,6 +17,7 @@ import threading
 from pathlib import Path
 
 from fedlora.server.disk import store
+from fedlora.server.rounds import private_rounds
 from fedlora.simulation import simulate
 
 
@@ -53,10 +56,24 @@ def die_at_a_new_file(journal: Path, out: Path, *, of_a_kind: bool) -> None:
     store.append_to_file = append_or_die
 
 
+def die_at_a_phase(phase: str) -> None:
+    """Die at a phase of a round's noise, the second time that this process comes there."""
+    seen = []
+
+    def announce_or_die(name: str) -> None:
+        seen.append(name)
+        if name == phase and seen.count(phase) == 2:
+            die()
+
+    private_rounds.announce = announce_or_die
+
+
 def main() -> None:
     run, out, how, value = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
     if how.startswith("--at-each-"):
         die_at_a_new_file(Path(value), out, of_a_kind=how == "--at-each-kind")
+    elif how == "--at-phase":
+        die_at_a_phase(value)
     else:
         threading.Timer(float(value), die).start()
     simulate(run, out=out, num_workers=1, resume=(out / "run.toml").is_file())

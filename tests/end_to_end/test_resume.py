@@ -2,22 +2,19 @@
 
 import hashlib
 import json
-import os
 import random
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from warm_start import start_warm
+from interruption import interrupted
 
 from fedlora.simulation import simulate
 
 RunFile = Callable[..., Path]
 
-SCRIPT = Path(__file__).with_name("interrupted_run.py")
 TIMES = ("seconds",)
 
 
@@ -34,17 +31,6 @@ def small_run(run_file: RunFile, rounds: int) -> Path:
 @pytest.fixture
 def uninterrupted(small_run: Path, tmp_path: Path) -> Path:
     return simulate(small_run, out=tmp_path / "uninterrupted", num_workers=1).folder
-
-
-def interrupted(run: Path, out: Path, *how: str) -> int:
-    """Return how a simulation ended that was killed on the way, or not."""
-    process = start_warm([str(SCRIPT), str(run), str(out), *how], cwd=out.parent)
-    try:
-        return process.wait(timeout=600)
-    finally:
-        # The process that workers are forked from ends by itself, but not at once.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 def published(folder: Path) -> tuple[str, list[object]]:

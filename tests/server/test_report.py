@@ -293,3 +293,12 @@ def test_a_series_with_gaps_and_one_without_values_can_be_drawn() -> None:
     chart = series_chart("Growth", Panel((known, Series("none", {}, Colour.GREY)), amount_axis), description="grows")
     assert [key.words for key in chart.keys] == ["known", "lowest to highest"]
     assert "nan" not in chart.svg
+
+
+def test_a_privacy_budget_has_a_section_that_says_what_it_does_not_cover() -> None:
+    rounds = [finished(number, epsilon=1.25 * number, num_clipped=(2, 0), aggregation=None) for number in (1, 2)]
+    text = text_of(start(), *rounds)
+    assert "All global adapters up to round 2 together have an epsilon of 2.50 for each client" in text
+    assert "What else stands in this report is not noised, and epsilon says nothing of it" in text
+    assert "2 of 2 and 0 of 2" in text
+    assert "epsilon" not in text_of(start(), finished(1))

@@ -55,6 +55,20 @@ def test_noise_and_a_budget_say_how_many_rounds_there_are() -> None:
     assert more.num_rounds == 10
 
 
+def test_before_a_run_it_is_said_what_it_tells_and_what_noise_does_to_the_product() -> None:
+    found = privacy_of(epsilon=3.0, noise_multiplier=4.0)
+    assert found is not None
+    told, covered, product = found.notes(10)
+    assert f"by the adapters of {found.num_rounds} of 10 rounds, after which privacy.epsilon = 3 ends the run" in told
+    assert "nothing is gained by sampling" in told
+    assert "not of scores" in covered
+    assert "not reproducible" in covered
+    assert "under ffa_lora, rolora a round noises one of them" in product
+    frozen = privacy_of("ffa_lora", epsilon=3.0)
+    assert frozen is not None
+    assert len(frozen.notes(10)) == 2
+
+
 def test_a_budget_that_allows_no_round_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"privacy.epsilon = 1 allows no round: one has 4.38 at"):
         privacy_of(epsilon=1.0, noise_multiplier=1.0)

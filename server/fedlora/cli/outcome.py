@@ -29,4 +29,5 @@ def outcome_of(run: str, folder: Path, reports: Sequence[RoundReport], metric_na
         groups={gain.name: (gain.before, gain.after) for gain in group_gains(reports)},
         refused=sum(len(refusal.rounds) for refusal in refusals(reports)),
         seconds=run_seconds(reports, seconds_worked(folder)),
+        epsilon=reports[-1].epsilon if reports else None,
     )

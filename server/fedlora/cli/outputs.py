@@ -52,6 +52,7 @@ class Outcome:
         metric: its name; of `before`, `after` and `groups`, which are held out.
         groups: by name the metric before and after.
         refused: updates.
+        epsilon: what the global adapters tell of one client at most; None in a run without noise.
     """
 
     run: str
@@ -67,6 +68,7 @@ class Outcome:
     groups: Mapping[str, tuple[float | None, float | None]]
     refused: int
     seconds: float
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)

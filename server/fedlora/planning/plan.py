@@ -15,6 +15,7 @@ from fedlora.planning.traffic import Traffic, traffic_of
 from fedlora.server.rounds.draw import share
 from fedlora.server.run_method import method_of
 from fedlora.server.run_optimizer import server_optimizer_of
+from fedlora.server.run_privacy import client_privacy_of
 from fedlora.training.footprint.outline import ASSUMED_LABELS, outline_of
 from fedlora.training.footprint.speed import estimated_seconds
 from fedlora.training.footprint.step import StepCost, autocast_dtype, step_cost
@@ -40,6 +41,7 @@ class Plan:
         server: what the run's own method takes of the server.
         training_seconds: of the client with most examples in a round, estimated; None where its device is not here.
         notes: what was assumed, and what to look at.
+        epsilon: what the global adapters of all planned rounds tell of one client at most; None without noise.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Plan:
     server: ServerCost
     training_seconds: float | None
     notes: tuple[str, ...]
+    epsilon: float | None = None
 
 
 def plan_of(config: RunConfig) -> Plan:
@@ -64,6 +67,7 @@ def plan_of(config: RunConfig) -> Plan:
             are too long, or it takes more memory than the GPU that is here has.
     """
     method = method_of(config)
+    privacy = client_privacy_of(config, method)
     device = _device(config)
     outline = outline_of(config, trains=method.plan(1).trains)
     init_changes_base = config.lora.init in BASE_CHANGING_INITS
@@ -107,7 +111,14 @@ def plan_of(config: RunConfig) -> Plan:
             num_shared_moments=sum(config.train.shared_moments.values()),
         ),
         training_seconds=_training_seconds(step, config, device, num_examples=clients.num_examples),
-        notes=(*clients.notes, *outline.notes, *_notes(config, step, device), *_pin_notes(config)),
+        notes=(
+            *(privacy.notes(config.federation.rounds) if privacy else ()),
+            *clients.notes,
+            *outline.notes,
+            *_notes(config, step, device),
+            *_pin_notes(config),
+        ),
+        epsilon=None if privacy is None else privacy.epsilon,
     )
 
 

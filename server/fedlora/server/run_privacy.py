@@ -2,7 +2,7 @@
 
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError
-from fedlora.methods import Method
+from fedlora.methods import Method, names_of
 from fedlora.privacy.accounting import Release, epsilon_of, most_count, noise_multiplier_for
 from fedlora.server.record.privacy_record import ClientPrivacy
 
@@ -43,4 +43,5 @@ def client_privacy_of(config: RunConfig, method: Method) -> ClientPrivacy | None
             )
     else:
         epsilon_of([], delta=settings.delta)  # No accountant, no noise.
-    return ClientPrivacy(multiplier, clips, settings.delta, settings.epsilon, num_rounds)
+    linear = names_of(lambda kind: len(kind().plan(1).trains) == 1) if len(method.plan(1).trains) > 1 else ""
+    return ClientPrivacy(multiplier, clips, settings.delta, settings.epsilon, num_rounds, linear)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,7 +110,9 @@ def whole_run(
         FedloraError: the folder is another run's, or the run cannot go on.
     """
     # Refused before anything is written.
-    client_privacy_of(run.config, run.method or method_of(run.config))
+    privacy = client_privacy_of(run.config, run.method or method_of(run.config))
+    if privacy is not None:
+        run = replace(run, notes=(*run.notes, *privacy.notes(run.config.federation.rounds)))
     with Claim(run.folder, run.config, resume=resume) as claim, shown as listener:
         account = Account(run.folder)
         heard = HeardSites(listener)

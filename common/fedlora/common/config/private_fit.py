@@ -3,7 +3,7 @@
 Pure.
 """
 
-from fedlora.common.config.federation import EvaluationSection, FederationSection, RobustSection
+from fedlora.common.config.federation import EvaluationSection, ExchangeSection, FederationSection, RobustSection
 from fedlora.common.config.training import LoraSection, TrainSection
 from fedlora.methods import Method, names_of
 
@@ -14,6 +14,7 @@ def require_private_settings(
     lora: LoraSection,
     train: TrainSection,
     evaluation: EvaluationSection,
+    exchange: ExchangeSection,
 ) -> None:
     """Check that a run which protects its clients does nothing else with what they send.
 
@@ -59,6 +60,12 @@ def require_private_settings(
             "evaluation.early_stopping",
             "ends the run by scores that nobody has noised",
             "set it to 0",
+        ),
+        (
+            exchange.publish_margin is not None,
+            "exchange.publish_margin",
+            "holds adapters back by scores that nobody has noised",
+            "remove it",
         ),
     ):
         if is_set:

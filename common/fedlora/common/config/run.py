@@ -124,7 +124,9 @@ class RunConfig(Section):
                 f"{self.train.batch_size}; expected at most that"
             )
         if self.privacy.unit == "client":
-            require_private_settings(self.federation, self.robust, self.lora, self.train, self.evaluation)
+            require_private_settings(
+                self.federation, self.robust, self.lora, self.train, self.evaluation, self.exchange
+            )
         if isinstance(self.aggregation, Method):
             self.require_fit(self.aggregation)
         return self

@@ -17,6 +17,7 @@ class ClientPrivacy:
         delta: at which epsilon is told.
         budget: the epsilon that the run ends before; none if None.
         num_rounds: that the budget allows, at most those of the run file.
+        linear: the methods whose noise stays as it is in the product; empty where the run's own is one of them.
     """
 
     noise_multiplier: float
@@ -24,6 +25,7 @@ class ClientPrivacy:
     delta: float
     budget: float | None
     num_rounds: int
+    linear: str = ""
 
     @property
     def of_a_round(self) -> Release:
@@ -34,6 +36,23 @@ class ClientPrivacy:
     def epsilon(self) -> float:
         """What the rounds have at their end, if none of them is done twice."""
         return epsilon_of([self.of_a_round] * self.num_rounds, delta=self.delta)
+
+    def notes(self, num_planned: int) -> tuple[str, ...]:
+        """Return what there is to say of it before a run of `num_planned` rounds, in a line each."""
+        releases = "one noised sum" if len(self.clips) == 1 else f"{len(self.clips)} noised sums"
+        ends = f", after which privacy.epsilon = {self.budget:g} ends the run" if self.num_rounds < num_planned else ""
+        product = (
+            "privacy: A and B are both noised, and their product B A has the noise of each times the other and that of "
+            f"both together, which grows as its square; under {self.linear} a round noises one of them"
+        )
+        return (
+            f"privacy: epsilon {self.epsilon:.2f} of each client at delta {self.delta:g}, by the adapters of "
+            f"{self.num_rounds} of {num_planned} rounds{ends}: {releases} a round, noise multiplier "
+            f"{self.noise_multiplier:g}; nothing is gained by sampling, for sites know the seed that draws the cohorts",
+            "privacy: epsilon is of the global adapters alone, and not of scores, losses and who took part; such a run "
+            "is not reproducible, for its noise comes from no seed",
+            *([product] if self.linear else []),
+        )
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ def facts(reports: Sequence[RoundReport], metric_name: str, *, num_rounds: int, 
         note = f"{count_text(num_refused, 'update')} refused" if num_refused else ""
         asked = {name for report in rounds for name in report.cohort}
         found.append(Fact("clients", str(len(asked)), note))
+    if (spent := reports[-1].epsilon) is not None:
+        found.append(Fact("epsilon", f"{spent:.2f}", "of each client, by the adapters alone"))
     note = f"{duration_text(round_seconds(reports[-1]))} for the last round" if rounds else ""
     found.append(Fact("time", duration_text(run_seconds(reports, worked)), note))
     if rounds:

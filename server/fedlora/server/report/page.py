@@ -13,6 +13,7 @@ from fedlora.server.report.flagged import flagged
 from fedlora.server.report.headline import facts, headline, refused
 from fedlora.server.report.holdings import Holdings, who_holds_what
 from fedlora.server.report.learning import learning
+from fedlora.server.report.privacy import privacy
 from fedlora.server.report.sums import secure_sums
 from fedlora.server.report.templating import template
 from fedlora.server.report.times import times
@@ -99,6 +100,7 @@ def render_report(
         aggregation=aggregation(reports),
         sums=secure_sums(reports),
         times=times(reports, worked),
+        privacy=privacy(reports),
         refused=refused(reports),
         flagged=flagged(reports),
         unpublished=not_published(unpublished or {}),

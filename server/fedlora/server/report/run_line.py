@@ -16,6 +16,7 @@ def summary(config: RunConfig, *, num_clients: int) -> str:
         "" if lora.init == "default" else f"{lora.init} start",
         config.method_name,
         "" if config.federation.server_optimizer == "none" else f"server's {config.federation.server_optimizer}",
+        "noised for each client" if config.privacy.unit == "client" else "",
         weights.get(config.federation.weighting, ""),
         f"FedProx with mu {train.proximal_mu:g}" if train.proximal_mu else "",
         "packed examples" if train.packing else "",
