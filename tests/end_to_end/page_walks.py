@@ -145,6 +145,12 @@ QUICK = (
 )
 SLOW = (
     Walk(
+        "deploy/guide/privacy.md",
+        ("A budget per client",),
+        (tiny_run,),
+        after=(leaves("runs/noised/privacy.json"),),
+    ),
+    Walk(
         "README.md",
         ("Two commands",),
         (clone,),

@@ -29,6 +29,8 @@ def numbers_of(report: RoundReport, before: RoundReport | None) -> Iterator[tupl
     found |= {f"seconds/{phase}": seconds for phase, seconds in report.seconds.items()}
     if report.clients and not math.isnan(loss := mean_loss(report)):  # Sites may keep theirs.
         found["train/loss"] = loss
+    if report.epsilon is not None:
+        found["privacy/epsilon"] = report.epsilon
     if report.aggregation is not None:
         found |= {"error/before": report.aggregation.error_before, "error/after": report.aggregation.error_after}
     if report.held_out is not None:
