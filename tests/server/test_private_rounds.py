@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ from flwr.supercore.task_identity import TaskIdentity
 
 sys.path.append(str(Path(__file__).parent))
 
-from peers import LORA, Peer, honest, make_grid
+from peers import LORA, Behaviour, Peer, honest, make_grid
 
+from fedlora.adapters import pack, unpack
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import StoreError
+from fedlora.common.messages import TrainReceipt
 from fedlora.common.phases import announce
+from fedlora.common.wire import Receipt
 from fedlora.privacy.accounting import Release, epsilon_of
 from fedlora.server.disk.store import Checkpoint, RunFolder
 from fedlora.server.record.events import Event, Noted, RunStarted
@@ -23,6 +27,7 @@ from fedlora.server.rounds.federated_run import FederatedRun
 from fedlora.server.run_method import method_of
 from fedlora.server.run_privacy import client_privacy_of
 from fedlora.server.sites import LastingSites
+from fedlora.v1 import session_pb2
 
 
 class Died(Exception):  # noqa: N818 (what happened)
@@ -50,19 +55,32 @@ def config_of(*, rounds: int = 3, **privacy: object) -> RunConfig:
     )
 
 
-def run_on(folder: Path, config: RunConfig) -> tuple[Checkpoint, list[Event]]:
+def loud(peer: Peer, request: session_pb2.Request) -> Receipt | None:
+    """Train a million times as far as anybody else."""
+    receipt = honest(peer, request)
+    if not isinstance(receipt, TrainReceipt):
+        return receipt
+    update = unpack(receipt.adapter)
+    layers = {path: replace(layer, B=1e6 * layer.B) for path, layer in update.layers.items()}
+    return replace(receipt, adapter=pack(replace(update, layers=layers)))
+
+
+def run_on(
+    folder: Path, config: RunConfig, behaviours: Mapping[str, Behaviour] | None = None
+) -> tuple[Checkpoint, list[Event]]:
     """Do what is left of a run, and return where it stands and what was told."""
     told: list[Event] = []
     grid, exchange = make_grid(folder, lambda _event: None)
-    for name in ("a", "b"):
-        Peer(grid, exchange, name, honest)
+    behaviours = behaviours or {"a": honest, "b": honest}
+    for name, behaviour in behaviours.items():
+        Peer(grid, exchange, name, behaviour)
     method = method_of(config)
     run = FederatedRun(
         config,
         method,
         RunFolder(folder),
         privacy=client_privacy_of(config, method),
-        num_sites=2,
+        num_sites=len(behaviours),
         command="",
         listener=told.append,
     )
@@ -103,6 +121,23 @@ def test_each_round_says_what_is_spent(tmp_path: Path) -> None:
     assert spent(tmp_path) == [(1, True), (2, True), (3, True)]
     assert all(report.aggregation is None for report in last.reports)
     assert not lines(told)
+
+
+def test_no_client_decides_on_what_another_has_sent(tmp_path: Path) -> None:
+    behaviours = {"a": honest, "b": honest, "c": honest, "loud": loud}
+    last, _ = run_on(tmp_path, config_of(rounds=1), behaviours)
+    report = last.reports[-1]
+    assert (sorted(report.clients), dict(report.refused)) == (sorted(behaviours), {})
+    assert report.num_clipped[0] >= 1
+    B = last.adapter.layers["block.q_proj"].B
+    # Nobody moves the mean by more than 1 / 4, and the noise on it is 4 / 4.
+    assert float(B.norm()) < 1 + 8 * B.numel() ** 0.5
+
+
+def test_a_run_file_that_asks_for_noise_is_not_run_without(tmp_path: Path) -> None:
+    config = config_of()
+    with pytest.raises(ValueError, match="expected both or neither"):
+        FederatedRun(config, method_of(config), RunFolder(tmp_path), num_sites=2, command="")
 
 
 def test_two_runs_of_one_seed_have_other_noise(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def test_each_round_is_told_with_its_numbers_and_validation_with_the_round_it_is
     assert (run.id, run.name, run.folder) == ("abc123", "tracked", tmp_path)
     assert run.settings["federation.rounds"] == 4
     assert kept.closed == [False], "two of four rounds"
+
+
+def test_what_is_spent_of_a_privacy_budget_is_told(tmp_path: Path) -> None:
+    kept = Kept()
+    track(tmp_path, {"kept": kept.open}, new=(report(0), replace(report(1), epsilon=1.5)))
+    assert [numbers.get("privacy/epsilon") for _, numbers in kept.rows if "seconds/round" in numbers] == [None, 1.5]
 
 
 def test_a_run_that_goes_on_tells_no_round_twice_and_those_that_were_missed(tmp_path: Path) -> None:

@@ -83,6 +83,8 @@ class FederatedRun:
         `robust` is what is done to the updates of a round before `method` combines them, `server_optimizer` how the
         server steps to what comes of that, `privacy` how sums over the clients are noised; `account` keeps the time.
         """
+        if (config.privacy.unit == "client") != (privacy is not None):
+            raise ValueError(f"privacy.unit is {config.privacy.unit}, and privacy {privacy}; expected both or neither")
         self._config = config
         self._method = method
         self._robust = robust
