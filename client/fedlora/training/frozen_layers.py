@@ -85,12 +85,20 @@ class FrozenLayersKept:
         Raises:
             ModelError: the model gives something else in this way than in its own.
         """
+        return self.above(inputs, self.hidden_of(inputs))
+
+    def hidden_of(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return what enters the first trained block for a batch (batch_size, tokens, width).
+
+        Raises:
+            ModelError: the model gives something else from there on than in its own way.
+        """
         self._num_asked += 1
         hidden = self._hidden(inputs)
         if not self._is_checked:
             self._check(inputs, hidden)
             self._is_checked = True
-        return self._above(inputs, hidden)
+        return hidden
 
     def look_ahead(self, num_batches: int, inputs_of: Callable[[int], Mapping[str, Tensor]]) -> None:
         """From here on compute with what a batch lacks, as far as there is room, examples of the batches to come.
@@ -104,7 +112,7 @@ class FrozenLayersKept:
         self._waiting.clear()
         self._spare.clear()
 
-    def _above(self, inputs: Mapping[str, Tensor], hidden: Tensor) -> object:
+    def above(self, inputs: Mapping[str, Tensor], hidden: Tensor) -> object:
         """Return the output for what enters the first trained block: `hidden` (batch_size, tokens, width)."""
         with self._passed_over(), entered(self._blocks[self.num_blocks], lambda _: hidden):
             return self._model(**inputs)
@@ -209,7 +217,7 @@ class FrozenLayersKept:
         with evaluating(self._model), torch.no_grad():
             expected = logits_of(self._model(**inputs))
             try:
-                found = logits_of(self._above(inputs, hidden))
+                found = logits_of(self.above(inputs, hidden))
             except UNREADABLE as error:
                 raise ModelError(f"{_SETTING}: {name} does not run without its lower blocks; {_REMEDY}") from error
         tolerance = _TOLERANCES.get(hidden.dtype, _COARSE_TOLERANCE)

@@ -180,6 +180,10 @@ class ResidentModel:
             changes.append(change)
         return changes
 
+    def part_of(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the part of a tensor of a parameter's shape that the loaded adapter fills, by the parameter's name."""
+        return tensor[filled_by(self._shapes[name])]
+
     def _filled(self, name: str) -> Tensor:
         """Return the part of a parameter that the loaded adapter fills: all of it, unless its rank is smaller."""
         return self._named[name][filled_by(self._shapes[name])]

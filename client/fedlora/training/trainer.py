@@ -15,15 +15,17 @@ from torch import Tensor
 
 from fedlora.adapters.moments import Moments
 from fedlora.common.config import TrainSection
-from fedlora.common.errors import FedloraError
+from fedlora.common.errors import FedloraError, ModelError
 from fedlora.common.messages import INTERRUPTED
 from fedlora.models.reach import is_routed, logits_of
+from fedlora.training.example_gradients import ExampleGradients
 from fedlora.training.frozen_layers import MOST_AT_ONCE, FrozenLayersKept
 from fedlora.training.kept_outputs import kept_by_process
 from fedlora.training.local_optimizer import local_optimizer, move_on, set_rate
 from fedlora.training.memory import is_out_of_memory
 from fedlora.training.optimizer_state import read_moments, set_moments
 from fedlora.training.peft_bridge import ResidentModel
+from fedlora.training.private_steps import StepPrivacy, expected_in, poisson_batches, set_noisy
 from fedlora.training.schedule import learning_rate_factor, steps_of_round
 from fedlora.training.tasks import Batch, Prepared, Task
 
@@ -31,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 # In float16: torch's own is 64 times that, and a round's first steps would be lost on lowering it.
 _FIRST_LOSS_SCALE = 1024.0
+
+# Relative, of gradients that are computed in two ways.
+_COARSE, _FINE = 0.05, 1e-3
 
 
 class TrainingInterrupted(FedloraError):  # noqa: N818 (no error: it was asked for)
@@ -114,6 +119,7 @@ class LocalTrainer(Generic[P]):
         self._autocast = _autocast_dtype(settings.precision, device, weights=model.base_dtype)
         self._scaler = self._new_scaler()
         self._has_told = False
+        self._privacy: StepPrivacy | None = None
         self._forward: Callable[..., object] = model.peft_model
         self._frozen: FrozenLayersKept | None = None
         if megabytes := settings.frozen_cache_megabytes:
@@ -126,6 +132,14 @@ class LocalTrainer(Generic[P]):
             )
             self._forward = self._frozen
         self._judged = self._forward
+        self._examples = ExampleGradients(
+            model,
+            task,
+            device=device,
+            precision=self._precision,
+            tolerance=_COARSE if torch.bfloat16 in (self._autocast, model.base_dtype) else _FINE,
+            frozen=self._frozen,
+        )
         if settings.compile:
             # For training alone: what is judged is judged by the model as it is.
             self._forward = torch.compile(model.peft_model, dynamic=True)
@@ -146,6 +160,7 @@ class LocalTrainer(Generic[P]):
         is_unwanted: Callable[[], bool] = lambda: False,
         moments: Moments | None = None,
         changes: Sequence[Tensor] = (),
+        privacy: StepPrivacy | None = None,
     ) -> TrainingResult:
         """Return the result of one round's steps on `prepared`; the trained adapter is in the model.
 
@@ -159,8 +174,12 @@ class LocalTrainer(Generic[P]):
             moments: of the model's parameters, for the optimiser to go on with.
             changes: of each of the model's parameters in the federation's last round, which the steps keep
                 `client_momentum` of; without them they are the optimiser's own.
+            privacy: of each example: the gradients of a step are clipped one by one, and have noise; its batches come
+                from a secure source, and not from `batch_seed`. Whether the result is finite then goes by the adapter
+                alone, which has noise, and the loss has none: it is for the client's own eyes.
 
         Raises:
+            ModelError: float16 computes, whose loss scale is by what gradients are, and the round is to be private.
             TrainingInterrupted: `is_unwanted` said so.
             torch.OutOfMemoryError, and what else `is_out_of_memory` tells: one example a forward pass is too much.
         """
@@ -177,9 +196,10 @@ class LocalTrainer(Generic[P]):
         self._scaler = self._new_scaler()
         # A step that an error cut off, such as one for want of memory, leaves its gradients behind.
         optimizer.zero_grad(set_to_none=True)
-        batches = _batch_indices(len(prepared), settings.batch_size, np.random.default_rng(batch_seed))
-        of_steps = list(islice(batches, num_steps))
-        self._look_ahead(prepared, [part for step in of_steps for part in _parts(step, self._micro_batch_size)])
+        self._privacy = privacy
+        of_steps = self._of_steps(len(prepared), num_steps, batch_seed)
+        together = self._micro_batch_size if privacy is None or self._examples.goes_together(prepared) else 1
+        self._look_ahead(prepared, [part for step in of_steps for part in _parts(step, together)])
         torch.manual_seed(dropout_seed)
         self.model.set_training(True)
         losses: list[Tensor] = []
@@ -201,7 +221,7 @@ class LocalTrainer(Generic[P]):
             started = time.perf_counter()
             self._scaler.unscale_(optimizer)
             _add_pull(self.model.parameters, start_values, settings.proximal_mu)
-            if settings.max_grad_norm > 0:
+            if settings.max_grad_norm > 0 and privacy is None:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters, settings.max_grad_norm)
             self._scaler.step(optimizer)
             self._scaler.update()
@@ -210,18 +230,30 @@ class LocalTrainer(Generic[P]):
             self._seconds["optimizer"] += time.perf_counter() - started
         self._look_ahead(prepared, [])
         stacked = torch.stack(losses).cpu()
-        is_finite = bool(torch.isfinite(stacked).all()) and self.model.is_finite()
+        is_finite = (privacy is not None or bool(torch.isfinite(stacked).all())) and self.model.is_finite()
         self._tell_of(silent, num_trained=len(trained))
         is_reduced = self._micro_batch_size < self._asked_micro_batch_size
         return TrainingResult(
             len(losses),
-            float(stacked.mean()),
+            float(stacked.mean() if privacy is None else stacked.nanmean()),
             is_finite,
             {**self._seconds, "training": time.perf_counter() - began},
             num_tokens,
             self._micro_batch_size if is_reduced else 0,
             {} if settings.optimizer_state == "reset" else read_moments(optimizer, self.model.trained()),
         )
+
+    def _of_steps(self, num_examples: int, num_steps: int, batch_seed: int) -> list[np.ndarray]:
+        """Return for each step of a round the places of its examples."""
+        batch_size = self.settings.batch_size
+        if self._privacy is None:
+            return list(islice(_batch_indices(num_examples, batch_size, np.random.default_rng(batch_seed)), num_steps))
+        if self._autocast == torch.float16:
+            raise ModelError(
+                'privacy.unit = "example" does not go with float16, whose loss scale is by what gradients are, and '
+                'skips steps by them; set train.precision = "bfloat16" or "float32"'
+            )
+        return poisson_batches(num_examples, expected_in(self.settings, num_examples), num_steps)
 
     def _look_ahead(self, prepared: P, batches: Sequence[np.ndarray]) -> None:
         """Tell the frozen layers, where their outputs are kept, which examples are to come."""
@@ -247,15 +279,23 @@ class LocalTrainer(Generic[P]):
 
         What does not fit into memory is tried again with half as many examples a forward pass.
         """
+        privacy = self._privacy
         while True:
             size = self._micro_batch_size
             try:
-                return self._accumulate(prepared, _parts(indices, size))
+                parts = _parts(indices, size)
+                if privacy is None:
+                    return self._accumulate(prepared, parts)
+                started = time.perf_counter()
+                found = self._examples.clipped_sum(prepared, parts, clip=privacy.clip)
+                # Forward and backward are one here.
+                self._seconds["backward"] += time.perf_counter() - started
+                break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 optimizer.zero_grad(set_to_none=True)
-                if min(size, len(indices)) == 1:
+                if min(size, len(indices)) <= 1:
                     raise
                 self._micro_batch_size = (min(size, len(indices)) + 1) // 2
             # Outside of the handler, which would keep the tensors of the failed step alive.
@@ -266,6 +306,8 @@ class LocalTrainer(Generic[P]):
                 size,
             )
             _free_memory(self.device)
+        set_noisy(self.model, found.gradients, privacy, num_expected=expected_in(self.settings, len(prepared)))
+        return found.loss / len(indices) if len(indices) else found.loss * math.nan, 0
 
     def _accumulate(self, prepared: P, parts: Sequence[np.ndarray]) -> tuple[Tensor, int]:
         """Return the mean loss over all parts of a step, and their tokens; the gradients add up to that loss's."""
