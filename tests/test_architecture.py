@@ -88,7 +88,7 @@ IMPURE = (
 IMPURE_CALLS = ("open", "print", "input")
 PURE = (
     "fedlora.adapters.fit", "fedlora.aggregation", "fedlora.algebra", "fedlora.methods", "fedlora.planning.traffic",
-    "fedlora.privacy.accounting", "fedlora.secure_sums",
+    "fedlora.privacy.accounting", "fedlora.privacy.sampled_steps", "fedlora.secure_sums",
     "fedlora.comparison.evaluation", "fedlora.comparison.finding", "fedlora.comparison.markdown",
     "fedlora.comparison.statistics", "fedlora.comparison.tables", "fedlora.comparison.wording",
     "fedlora.server.record.best_round", "fedlora.server.record.draw", "fedlora.server.record.fair_shares",
