@@ -15,6 +15,7 @@ LANGUAGE: dict[str, Any] = {
     "data": {"path": "chats.jsonl"},
     "partition": {"by": "iid"},
 }
+PRIVATE_EXAMPLES = ("privacy.unit=example", "privacy.epsilon=1.0", "privacy.clip=1.0")
 SIMULATION, SERVER, SUPERLINK = (Occasion(place) for place in ("simulation", "server", "superlink"))  # type: ignore[arg-type]
 
 
@@ -47,6 +48,9 @@ def idle(config: RunConfig, occasion: Occasion | None = None) -> list[str]:
             ["train.momentum=0.5"],
         ),
         (["train.shared_second_moments=scalar"], ["train.optimizer_state=shared"]),
+        (["privacy.delta=1e-6"], [*PRIVATE_EXAMPLES]),
+        (["train.max_grad_norm=0.5", *PRIVATE_EXAMPLES], None),
+        (["evaluation.client_examples=9", *PRIVATE_EXAMPLES], None),
         (
             ["train.shared_second_moments=scalar", "train.optimizer_state=shared", "train.optimizer=sgd"],
             ["train.optimizer=adamw"],

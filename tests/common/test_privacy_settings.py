@@ -18,11 +18,11 @@ def parsed(privacy: dict[str, object], method: str = "fedit", **sections: dict[s
 @pytest.mark.parametrize(
     ("privacy", "said"),
     [
-        ({"epsilon": 3.0}, 'epsilon is for a run with noise; set unit = "client", or remove it'),
+        ({"epsilon": 3.0}, 'epsilon is for a run with noise; set unit = "client" or "example", or remove it'),
         ({"clip": 3.0}, "clip is for a run with noise"),
         ({"unit": "client", "epsilon": 3.0}, "needs clip, the norm that bounds what one client adds"),
         ({"unit": "client", "clip": 1.0}, "needs epsilon, the budget, or noise_multiplier, or both"),
-        (PRIVATE | {"secure_sums": True}, "under secure_sums = true it does not; use one of them"),
+        (PRIVATE | {"secure_sums": True}, "under secure_sums = true it does not; use one of them, or unit"),
         (PRIVATE | {"clip": []}, "privacy.clip"),
         (PRIVATE | {"clip": 0.0}, "privacy.clip"),
         (PRIVATE | {"delta": 1.0}, "privacy.delta"),

@@ -23,6 +23,7 @@ from fedlora.client.site.limits_section import is_quiet
 from fedlora.client.site.outbox import Outbox
 from fedlora.client.site.site_file import SiteConfig, for_site, load_site, state_folder
 from fedlora.client.site.terms import objection_to, objection_to_what_was_loaded
+from fedlora.client.worker.ledger import LEDGER_FOLDER
 from fedlora.client.worker.source import WorkbenchSource
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import ConfigError, FedloraError, RunError
@@ -142,6 +143,7 @@ def _load(run: RunConfig, site: SiteConfig, path: Path) -> "Bench":
         config=for_site(run, site, beside=path.parent),
         site=own_site(run, site),
         moments_folder=state_folder(path, site) / "optimizer",
+        ledger_folder=state_folder(path, site) / LEDGER_FOLDER,
     )
     return source.load()
 

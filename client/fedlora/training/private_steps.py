@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora.common.config import TrainSection
+from fedlora.common.config import PrivacySection, TrainSection
 from fedlora.privacy.noise import with_noise
+from fedlora.privacy.sampled_steps import multiplier_for_steps
 from fedlora.training.peft_bridge import ResidentModel
 
 _NUM_VALUES = 2**64
@@ -36,6 +37,23 @@ class StepPrivacy:
 def expected_in(settings: TrainSection, num_examples: int) -> int:
     """Return how many examples a step has on average, by which its sum is divided: public, whatever was drawn."""
     return min(settings.batch_size, num_examples)
+
+
+def multiplier_of(privacy: PrivacySection, *, num_steps: int, num_drawn: int, num_examples: int) -> float:
+    """Return the noise multiplier: the run's own, or the least with which a run's steps are within its epsilon.
+
+    Args:
+        num_steps: of all its rounds.
+        num_drawn, num_examples: examples of a step on average, and in all.
+
+    Raises:
+        ConfigError: no noise is enough, or dp-accounting is not installed.
+    """
+    if privacy.noise_multiplier is not None:
+        return privacy.noise_multiplier
+    return multiplier_for_steps(
+        num_steps, num_drawn=num_drawn, num_examples=num_examples, epsilon=privacy.epsilon or 0.0, delta=privacy.delta
+    )
 
 
 def poisson_batches(num_examples: int, num_expected: int, num_steps: int) -> list[np.ndarray]:

@@ -45,6 +45,7 @@ OUT_OF_MEMORY = "out_of_memory"
 INTERNAL = "internal"
 WORKER_DIED = "worker_died"
 INTERRUPTED = "interrupted"
+PRIVACY_BUDGET = "privacy_budget"
 UNREADABLE = "unreadable"
 
 

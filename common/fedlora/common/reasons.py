@@ -15,7 +15,8 @@ UPDATE_REASONS = frozenset(
         "worker_died",
         "away", "late", "not_needed", "paused", "quiet_hours",
         "base_model_not_allowed", "chat_template_not_allowed", "column_not_allowed", "expression_not_allowed",
-        "module_not_allowed", "over_a_limit", "run_not_allowed", "task_not_allowed", "too_few_examples",
+        "module_not_allowed", "over_a_limit", "privacy_budget", "run_not_allowed", "task_not_allowed",
+        "too_few_examples", "too_little_privacy",
         "no_start", "other_added_tokens", "other_base_model", "other_chat_template", "other_metric",
         "other_num_examples", "other_tokenizer",
     }

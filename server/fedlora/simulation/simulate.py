@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
+from fedlora.client.worker.ledger import LEDGER_FOLDER
 from fedlora.client.worker.source import WorkbenchSource
 from fedlora.client.worker.sums.signer import SimulatedSigners
 from fedlora.common.config import Occasion, RunConfig, idle_settings
@@ -200,6 +201,7 @@ def simulate_over(
         moments_folder=out.resolve() / "optimizer",
         sums_folder=out.resolve() / _SUMS_FOLDER,
         signer_of=SimulatedSigners(config.run.seed),
+        ledger_folder=out.resolve() / LEDGER_FOLDER,
         make_trainer=make_trainer,
         client_names=tuple(data.clients),
     )

@@ -61,6 +61,7 @@ def allowed_training(
     scores = [score for score in (receipt.before, receipt.after) if score is not None]
     is_kept = bool(objection) or any(not _is_enough(score, limits) for score in scores)
     keeps = {"loss": "loss" not in limits.metrics, "scores": "scores" not in limits.metrics or is_kept}
+    keeps = {name: is_withheld or name in receipt.withheld for name, is_withheld in keeps.items()}
     num_seen = receipt.num_tokens or receipt.num_steps * min(
         step_examples or run.train.batch_size, receipt.num_examples
     )
@@ -79,6 +80,12 @@ def allowed_evaluation(
     """Return the rounded score of all examples under the site's name: groups and labels are its own words."""
     if "scores" not in limits.metrics:
         return Failure(WITHHELD, "limits.metrics names no scores")
+    if run.privacy.unit == "example" and "metrics" not in limits.model_fields_set:
+        return Failure(
+            WITHHELD,
+            'the run has privacy.unit = "example", and scores have no noise; to tell those of held-out examples, which '
+            'are not trained on: limits.metrics = ["scores"]',
+        )
     scores, generated = list(receipt.groups.values()), list(receipt.generated.values())
     score = merge_scores(scores) if scores else None
     if score is not None and not _is_enough(score, limits):

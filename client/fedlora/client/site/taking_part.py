@@ -14,6 +14,7 @@ from fedlora.client.site.session import Session
 from fedlora.client.site.site_file import SiteConfig, for_site
 from fedlora.client.site.state import SiteState
 from fedlora.client.site.sum_signers import SiteSigners
+from fedlora.client.worker.ledger import LEDGER_FOLDER
 from fedlora.client.worker.seat import WorkerSeat
 from fedlora.client.worker.source import WorkbenchSource
 from fedlora.common.channels import Credentials
@@ -120,6 +121,7 @@ def _site_of(
         moments_folder=state.folder / "optimizer",
         sums_folder=state.folder / "sums",
         signer_of=signer_of,
+        ledger_folder=state.folder / LEDGER_FOLDER,
         explain_failures=True,  # To this process, which logs it; only the code leaves the site.
     )
     environment = {} if config.worker.gpu is None else {"CUDA_VISIBLE_DEVICES": config.worker.gpu}

@@ -31,6 +31,7 @@ class WorkbenchSource:
         moments_folder: where clients keep the moments of their optimisers, if the run asks for that.
         sums_folder: where clients keep their parts in secure sums, if the run asks for that.
         signer_of: with `sums_folder`, who signs for a client in these.
+        ledger_folder: where clients keep their ledgers, if the run makes examples private.
         make_trainer: makes each client's own trainer, which has its data; None for fedlora's.
         client_names: with `make_trainer`, who the clients are.
     """
@@ -44,6 +45,7 @@ class WorkbenchSource:
     moments_folder: Path | None = None
     sums_folder: Path | None = None
     signer_of: "SignerOf | None" = None
+    ledger_folder: Path | None = None
     make_trainer: "MakeTrainer | None" = None
     client_names: tuple[str, ...] = ()
 
@@ -77,21 +79,23 @@ class WorkbenchSource:
         """Return the workbench: reads the data and the base model, which takes seconds."""
         import torch
 
+        from fedlora.client.worker.ledger import Ledger
         from fedlora.client.worker.workbench import Workbench
         from fedlora.training.optimizer_state import MomentsFolder
 
         # Small matrices gain nothing from a second thread, and cost double the CPU time.
         torch.set_num_threads(1)
         moments = None if self.moments_folder is None else MomentsFolder(self.moments_folder)
+        ledger = None if self.ledger_folder is None else Ledger(self.ledger_folder)
         if self.make_trainer is not None:
             from fedlora.client.worker.trainer_bench import TrainerBench
 
             return TrainerBench(self.config, self.make_trainer, self.client_names, site=self.site, moments=moments)
         if self.site is not None:
             data = load_own_data(self.config, client=self.site.name, only_group=self.site.only_group)
-            return Workbench(self.config, data, site=self.site, moments=moments)
+            return Workbench(self.config, data, site=self.site, moments=moments, ledger=ledger)
         data = self.data or _read_again(self.config)
-        return Workbench(self.config, data, self.base_model, moments=moments)
+        return Workbench(self.config, data, self.base_model, moments=moments, ledger=ledger)
 
 
 def _read_again(config: RunConfig) -> FederatedData:

@@ -60,7 +60,15 @@ class TrainerBench:
         Args:
             site: whose own trainer this is; None in a simulation.
             moments: where clients keep those of their optimisers, if the run asks for that.
+
+        Raises:
+            ConfigError: the run makes examples private.
         """
+        if config.privacy.unit == "example":
+            raise ConfigError(
+                'privacy.unit = "example" needs the gradient of each example, and a trainer of one\'s own computes its '
+                "own steps: what it sends would have no noise; take part with data that the site file names"
+            )
         self.client_names = tuple(sorted(client_names))
         self._config = config
         self._make_trainer = make_trainer

@@ -16,6 +16,8 @@ import torch
 from fedlora.adapters import pack, unpack
 from fedlora.client.worker import interruption
 from fedlora.client.worker.client_moments import ClientMoments
+from fedlora.client.worker.client_privacy import ClientPrivacy
+from fedlora.client.worker.ledger import Ledger
 from fedlora.client.worker.own_site import OwnSite
 from fedlora.common.config import BASE_CHANGING_INITS, RunConfig
 from fedlora.common.config import CausalLm as CausalLmSection
@@ -63,18 +65,21 @@ class Workbench:
         *,
         site: OwnSite | None = None,
         moments: MomentsFolder | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         """Load the base model and put LoRA layers into it.
 
         Args:
             site: whose own data these are, the test set too; None in a simulation.
             moments: where clients keep those of their optimisers, if the run asks for that.
+            ledger: of what trainings tell of examples, if the run makes these private.
         """
         self._config = config
         self._is_site = site is not None
         self._most_loss = None if site is None else site.most_loss
         self._data = data
         self._moments = ClientMoments(config, moments, is_site=self._is_site)
+        self._privacy = ClientPrivacy(config, ledger, most_epsilon=None if site is None else site.epsilon)
         self.client_names = tuple(sorted(data.clients))
         # Every worker draws the same fresh weights, so that any of them can give the run's first adapter.
         with torch.random.fork_rng(devices=[]):
@@ -141,8 +146,14 @@ class Workbench:
             ModelError: its loss is not finite.
         """
         self._trainer.model.load(unpack(self._initial))
+        training = self._prepare("training", client)
         result = self._trainer.train(
-            self._prepare("training", client), progress=(0.0, 1.0), batch_seed=0, dropout_seed=0, max_steps=1
+            training,
+            progress=(0.0, 1.0),
+            batch_seed=0,
+            dropout_seed=0,
+            max_steps=1,
+            privacy=self._privacy.steps(num_examples=len(training), num_steps=self._trainer.num_steps(len(training))),
         )
         if not result.is_finite:
             raise ModelError(f"{self._config.model.name}: the loss of the first step is {result.loss}")
@@ -164,10 +175,14 @@ class Workbench:
     def train(self, client: str, request: TrainRequest) -> TrainReceipt:
         """Return the client's update after one round of training from the global adapter."""
         trainer, training = self._trainer, self._prepare("training", client)
+        size, num_steps = len(training), self._trainer.num_steps(len(training))
+        self._privacy.require_budget(request.run, client, num_examples=size, num_steps=num_steps)
         given = unpack(packed_bytes(request.adapter))
         trainer.model.load(given, trains=request.trains)
         shared = self._moments.shared(trainer.model, given, request)
-        indices = self._sample("validation", client, request.validation_examples)
+        # What they score has no noise.
+        num_validation = 0 if self._privacy.is_on else request.validation_examples
+        indices = self._sample("validation", client, num_validation)
         before, seconds_before = self._judge(client, indices)
         moments = self._moments.before(trainer.model, client, request, shared)
         result = trainer.train(
@@ -178,14 +193,17 @@ class Workbench:
             is_unwanted=interruption.is_unwanted,
             moments=moments,
             changes=self._changes(request),
+            privacy=self._privacy.steps(num_examples=size, num_steps=num_steps),
         )
+        # Moments too are told, in what the next round makes of them.
+        self._privacy.enter(request.run, client, num_examples=size, num_asked=num_steps, num_steps=result.num_steps)
         if result.is_finite:
             self._moments.keep(trainer.model, client, request, before=moments, after=result.moments)
         condensed = shared.condensed(result.moments) if shared is not None else None
         after, seconds_after = self._judge(client, indices) if result.is_finite else (None, 0.0)
         measured = same_fields(result, TrainReceipt)
         measured["seconds"] = {**result.seconds, "validation": seconds_before + seconds_after}
-        return TrainReceipt(
+        receipt = TrainReceipt(
             run=request.run,
             round=request.round,
             attempt=request.attempt,
@@ -199,6 +217,7 @@ class Workbench:
             else b"",
             **measured,
         )
+        return self._privacy.told(receipt)
 
     def _changes(self, request: TrainRequest) -> list[torch.Tensor]:
         """Return how the last round moved what is trained, from the request's adapter, which is loaded, and the former.
@@ -221,7 +240,7 @@ class Workbench:
         """Return the adapter's scores on one shard of the held-out set, or on `client`'s own validation examples."""
         self._trainer.model.load(unpack(packed_bytes(request.adapter)))
         if request.of_validation:
-            indices = self._sample("validation", client, request.num_examples)
+            indices = self._sample("validation", client, 0 if self._privacy.is_on else request.num_examples)
             score, _ = self._judge(client, indices)
             return EvaluateReceipt(request.run, request.round, 0, {} if score is None else {client: score})
         every, groups = self._sample("test", "", request.num_examples), self._examples("test", "").groups

@@ -96,6 +96,10 @@ def _validates_nothing(config: RunConfig, occasion: Occasion) -> bool:
     return config.data.validation == 0.0 if occasion.num_validation is None else occasion.num_validation == 0
 
 
+def _is_private_by_example(config: RunConfig, _: Occasion) -> bool:
+    return config.privacy.unit == "example"
+
+
 def _num_updates(config: RunConfig, occasion: Occasion) -> float:
     """Return how many updates a round has at most, infinity where that is open."""
     settings = config.federation
@@ -278,6 +282,25 @@ _RULES = (
         ("train.shared_second_moments",),
         "a run of one round has no moments before it",
         lambda config, _: config.federation.rounds == 1,
+    ),
+    _Rule(
+        ("train.max_grad_norm",),
+        'with privacy.unit = "example" the gradient of each example is clipped (privacy.clip), and not their sum',
+        _is_private_by_example,
+    ),
+    _Rule(
+        ("evaluation.client_examples", "data.validation"),
+        'privacy.unit = "example" withholds what clients judge of their own examples',
+        lambda config, occasion: (
+            _is_private_by_example(config, occasion)
+            and config.evaluation.client_examples > 0
+            and config.data.validation > 0
+        ),
+    ),
+    _Rule(
+        ("privacy.delta",),
+        'privacy.unit = "none" adds no noise',
+        lambda config, _: config.privacy.unit == "none",
     ),
     _Rule(("train.device",), "each site's own file says where it trains", _is_deployment),
     _Rule(

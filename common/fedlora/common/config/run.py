@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from fedlora.common.config.aggregation import AggregationSection, OwnMethod
 from fedlora.common.config.federation import EvaluationSection, ExchangeSection, FederationSection, RobustSection
 from fedlora.common.config.privacy import PrivacySection
+from fedlora.common.config.private_examples import objections
 from fedlora.common.config.private_fit import require_private_method, require_private_settings
 from fedlora.common.config.secure_fit import require_sums_fit
 from fedlora.common.config.sources import (
@@ -127,6 +128,16 @@ class RunConfig(Section):
             require_private_settings(
                 self.federation, self.robust, self.lora, self.train, self.evaluation, self.exchange
             )
+        found = objections(
+            self.privacy,
+            model=self.model,
+            train=self.train,
+            federation=self.federation,
+            evaluation=self.evaluation,
+            exchange=self.exchange,
+        )
+        if objection := next(found, ""):
+            raise ValueError(objection)
         if isinstance(self.aggregation, Method):
             self.require_fit(self.aggregation)
         return self
