@@ -15,12 +15,15 @@ from peers import LORA, Behaviour, Peer, after, failing, honest, make_grid, sile
 
 from fedlora.aggregation import FedIT
 from fedlora.common.config import RunConfig
+from fedlora.common.messages import Failure
+from fedlora.common.wire import Receipt
 from fedlora.server.disk.store import RunFolder
-from fedlora.server.record.events import Event, UpdateArrived, Waiting
+from fedlora.server.record.events import Event, Noted, UpdateArrived, Waiting
 from fedlora.server.record.round_report import RoundReport
 from fedlora.server.rounds.federated_run import FederatedRun
 from fedlora.server.sites import LastingSites
 from fedlora.server.sites.grpc.grid import RunStopped
+from fedlora.v1 import session_pb2
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +103,36 @@ def test_28_a_round_ends_at_its_deadline_without_the_slow_site_which_is_told(tmp
     assert sorted(report.clients) == ["a", "b"]
     assert report.refused == {"slow": "late"}
     assert len(run.peers["slow"].cancelled) == 1
+
+
+def spent_after(num_trainings: int) -> Behaviour:
+    """Train so many times, and then answer that the privacy budget is spent."""
+    times: list[None] = []
+
+    def behave(peer: Peer, request: session_pb2.Request) -> Receipt | None:
+        times.extend([None] * request.HasField("train"))
+        return Failure("privacy_budget") if len(times) > num_trainings else honest(peer, request)
+
+    return behave
+
+
+def test_sites_without_privacy_budget_are_done_without_and_the_run_ends_with_the_last(tmp_path: Path) -> None:
+    run = Run(tmp_path, {"a": spent_after(1), "b": spent_after(3)}, rounds=9, quorum=1.0).start()
+    reports = run.reports()
+    assert [sorted(report.clients) for report in reports] == [[], ["a", "b"], ["b"], ["b"], []]
+    assert [report.cohort for report in reports[1:]] == [("a", "b"), ("a", "b"), ("b",), ("b",)]
+    assert reports[2].refused == {"a": "privacy_budget"}
+    assert [report.is_out_of_budget for report in reports] == [False] * 4 + [True]
+    assert reports[-1].adapter_sha256 == reports[-2].adapter_sha256
+    told = [line for event in run.events if isinstance(event, Noted) for line in event.lines]
+    assert told[:2] == [f"{name} has spent its privacy budget, and trains no more in this run" for name in "ab"]
+    assert not [event for event in run.events if isinstance(event, Waiting) and "quorum" in event.what]
+
+
+def test_in_place_of_a_site_without_privacy_budget_another_is_drawn(tmp_path: Path) -> None:
+    behaviours = {"a": spent_after(0), "b": spent_after(0), "c": honest}
+    reports = Run(tmp_path, behaviours, rounds=2, cohort=1).start().reports()
+    assert [sorted(report.clients) for report in reports] == [[], ["c"], ["c"]]
 
 
 def test_a_late_update_counts_in_the_next_round_with_half_its_weight(tmp_path: Path) -> None:

@@ -82,10 +82,8 @@ def outcome_lines(reports: Sequence[RoundReport]) -> Iterator[tuple[str, str]]:
     scores = validation_by_round(reports)
     if (best := best_of(scores)) is not None:
         yield "best round", _best(scores, best)
-    if reports and (last := reports[-1]).ended_early:
-        why = "the validation loss had not become lower since"
-        why = why if last.epsilon is None else "another round would pass privacy.epsilon"
-        yield "ended early", f"after round {last.round}: {why}"
+    if reports and reports[-1].ended_early:
+        yield "ended early", f"after round {reports[-1].round}: {reports[-1].why_ended}"
     if reports and (spent := reports[-1].epsilon) is not None:
         yield "epsilon", f"{spent:.2f} of each client, by the adapters alone; scores and losses are not noised"
 

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from fedlora.common.messages import PRIVACY_BUDGET
 from fedlora.common.printable import printable
 from fedlora.server.disk.audit import Audit
 from fedlora.server.disk.status_file import Status
@@ -64,7 +65,9 @@ def status_lines(status: Status, *, to_go_on: str = "give the same start command
         which = f"round {found['best_round']}" if found["best_round"] else "the start, before any round"
         yield f"  best      {which}, by the validation loss {loss_text(found['best_validation_loss'])}"
     if found.get("ended_early"):
-        yield f"  ended     early, after round {found['last_round']}: the validation loss had not become lower"
+        is_spent = not found["accepted"] and any(PRIVACY_BUDGET in reason for reason in found["refused"].values())
+        why = "the clients' privacy budget is spent" if is_spent else "the validation loss had not become lower"
+        yield f"  ended     early, after round {found['last_round']}: {why}"
     if found["error_before"] is not None and found["error_after"] is not None:
         yield f"  error     {' -> '.join(error_texts(found['error_before'], found['error_after']))} of the average"
     if (audit := found.get("audit")) and audit["head"]:

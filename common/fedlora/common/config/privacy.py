@@ -23,13 +23,12 @@ class PrivacySection(Section):
     )
     epsilon: Positive | None = Field(
         None,
-        description="the budget, over all rounds: the run ends before it is passed, or who would pass it trains no more; "
-        "without noise_multiplier also what the noise is worked out from, for federation.rounds",
+        description="the budget, over all rounds: the run ends before it is passed, or who would pass it trains no "
+        "more; without noise_multiplier also what the noise is worked out from, for federation.rounds",
     )
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(
         1e-5,
-        description="the chance that epsilon does not hold; far below one over the number of clients, or examples, there "
-        "are",
+        description="the chance that epsilon does not hold; far below one over the number of clients, or examples",
     )
     noise_multiplier: Positive | None = Field(
         None, description="the noise's standard deviation, over the norm that clip leaves"

@@ -109,8 +109,8 @@ class RoundReport:
         state_sha256: of what the method keeps for the next round; empty where it keeps nothing.
         validation: of the last round, the new adapter's score on the clients' own validation examples; that of the
             rounds before is in the next round's `before`.
-        ended_early: whether this was the last round because validation had not become better, or because the privacy
-            budget allows no other.
+        ended_early: whether this was the last round because validation had not become better, or because privacy
+            budgets allow no other.
         epsilon: what the global adapters up to this one tell of one client at most, under privacy.unit = "client". The
             scores, losses and clients here are not noised, and it says nothing of them.
         num_clipped: then by sum of the round, of how many clients the term was clipped; not noised either.
@@ -133,6 +133,20 @@ class RoundReport:
     sums: tuple[str, ...] = ()
     epsilon: float | None = None
     num_clipped: tuple[int, ...] = ()
+
+    @property
+    def is_out_of_budget(self) -> bool:
+        """Whether nobody could train in this round, because all privacy budgets are spent: it changed nothing."""
+        return self.ended_early and self.round > 0 and not self.clients
+
+    @property
+    def why_ended(self) -> str:
+        """In words why the run ended early, if it did."""
+        if self.is_out_of_budget:
+            return "the clients' privacy budget is spent"
+        if self.epsilon is not None:
+            return "another round would pass privacy.epsilon"
+        return "the validation loss had not become lower"
 
 
 CODEC = Codec(RoundReport)

@@ -197,6 +197,8 @@ def _about_peak(reports: Sequence[RoundReport], metric_name: str) -> str:
 def _about_loss(reports: Sequence[RoundReport]) -> str:
     """Return what the loss did, and where it was not finite."""
     rounds = trained(reports)
+    if all(math.isnan(client.loss) for at in rounds for client in at.clients.values()):
+        return "The clients do not tell their training loss."
     first, last = (f"{loss_text(mean_loss(at))} in round {at.round}" for at in (rounds[0], rounds[-1]))
     text = f"Mean training loss went from {first} to {last}."
     if len(rounds) == 1:

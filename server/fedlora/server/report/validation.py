@@ -55,6 +55,8 @@ def about_early_end(reports: Sequence[RoundReport], *, num_rounds: int) -> str:
     if not reports[-1].ended_early:
         return ""
     ended = reports[-1].round
+    if reports[-1].is_out_of_budget:
+        return f"The run ended early, in round {ended} of {num_rounds}: {reports[-1].why_ended}."
     best = best_of(validation_by_round(reports))
     since = f" for {count_text(ended - best, 'round')}" if best is not None and best < ended else ""
     return (

@@ -7,8 +7,9 @@ from itertools import count
 from fedlora.adapters import Adapter
 from fedlora.adapters.moments import Moments, Sharing
 from fedlora.common.config import RunConfig
-from fedlora.common.messages import TrainReceipt
+from fedlora.common.messages import PRIVACY_BUDGET, TrainReceipt
 from fedlora.common.packed_file import wire_bytes
+from fedlora.common.reasons import update_reason
 from fedlora.server.disk.store import RunFolder
 from fedlora.server.record.draw import Draw
 from fedlora.server.record.events import Listener, RoundStarted
@@ -64,7 +65,8 @@ class Collector:
     def collect(self, federation: Federation, number: int, starts: Starts, *, needed: Mapping[str, float]) -> Collected:
         """Return the round's updates: those that an earlier process journaled, and the others as they arrive.
 
-        Where sites come and go, a round below its quorum is repeated, after a pause, until it has one.
+        Where sites come and go, a round below its quorum is repeated, after a pause, until it has one. Those whose
+        privacy budget is spent count for no quorum, and are drawn no more; there is no update where nobody is left.
 
         Args:
             needed: by client, the seconds that its last answer took.
@@ -95,11 +97,16 @@ class Collector:
                     intake.recover(receipt, start_of(client))
             self._ask(federation, number, draw, intake, start_of, needed)
             self._take_late(federation, intake, start_of)
-            if self._config.privacy.unit == "none":  # Else one client's update would decide on another's.
+            if self._config.privacy.unit != "client":  # Else one client's update would decide on another's.
                 intake.refuse_outliers(settings.norm_limit, by_factors=self._by_factors)
-            least = quorum_size(draw.num_wanted, settings.quorum)
-            if len(intake.clients) >= least:
+            spent = {client for client, reason in intake.refused.items() if update_reason(reason) == PRIVACY_BUDGET}
+            federation.note_spent(spent)
+            num_able = min(draw.num_wanted, len(draw.cohort) - len(spent))
+            least = quorum_size(num_able, settings.quorum)
+            if len(intake.clients) >= least or not federation.has_budget:
                 break
+            if num_able == 0 and federation.available(without=federation.spent):
+                continue
             reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(intake.refused.items()))
             federation.wait_for(
                 f"round {number} has {len(intake.clients)} of the {least} updates of its quorum ({reasons}); "
@@ -123,14 +130,15 @@ class Collector:
         known = self._folder.draw(number)
         if known is not None and not repetition:
             return known
-        available = federation.expected(settings.patience, without={*self._late.busy, *kept})
+        unable = {*self._late.busy, *federation.spent}
+        available = federation.expected(settings.patience, without={*unable, *kept})
         if known is not None:
             draw = drawn_again(known, kept=kept, available=available, seed=seed, round=number, repetition=repetition)
         else:
             while not available:
                 what = f"round {number}: no site is ready"
                 federation.wait_for(what, seconds=0.2, hopeless=what)
-                available = federation.expected(settings.patience, without=self._late.busy)
+                available = federation.expected(settings.patience, without=unable)
             draw = first_draw(
                 available,
                 size=settings.cohort,

@@ -149,7 +149,7 @@ class FederatedRun:
             if not reports[-1].ended_early:  # A round that was cut off has spent the rest of the budget.
                 reports = (*reports[:-1], replace(reports[-1], ended_early=True))
                 self._folder.complete(reports[-1], checkpoint.stored)
-            self._listener(Noted((self._why_over(reports[-1].round),)))
+            self._listener(Noted((self._why_over(reports[-1]),)))
         self._listener(RunStarted(tuple(federation.sites), num_rounds, len(reports), reports, is_over))
         former = None if is_over or not self._needs_former else self._folder.before(checkpoint)
         ended = _Ended(checkpoint.stored, checkpoint.state, reports[-1], former)
@@ -165,6 +165,8 @@ class FederatedRun:
             return True
         if not last.ended_early:
             return last.round >= self._config.federation.rounds
+        if last.is_out_of_budget:
+            return True
         known_then = {number: score for number, score in self._scores.items() if number < last.round}
         return has_stalled(known_then, patience=self._config.evaluation.early_stopping)
 
@@ -191,7 +193,7 @@ class FederatedRun:
         )
         made = self._of_updates if self._summing is None else self._of_sums
         new, collected, seconds = made(federation, number, starts, before)
-        ended = self._finish(federation, number, new, collected, seconds)
+        ended = self._finish(federation, number, new, collected, seconds, is_end=not collected.receipts)
         return replace(ended, former=given) if self._needs_former else ended
 
     def _of_updates(
@@ -201,6 +203,9 @@ class FederatedRun:
         began = time.perf_counter()
         collected = self._collector.collect(federation, number, starts, needed=self._needed)
         trained = time.perf_counter()
+        if not collected.receipts:
+            # Nobody has any privacy budget left: the last model stays what it is, and is judged as the last one.
+            return _NewAdapter(before.stored.adapter, before.state), collected, {"training": trained - began}
         announce("aggregate")
         start = starts.whole.adapter
         if self._private is not None:
@@ -248,6 +253,12 @@ class FederatedRun:
         assert self._summing is not None
         began = time.perf_counter()
         collected, summed = self._summing.summed(federation, number, starts, needed=self._needed, state=before.state)
+        if summed is None:
+            return (
+                _NewAdapter(before.stored.adapter, before.state),
+                collected,
+                {"training": time.perf_counter() - began},
+            )
         adapter, state = summed.adapter, {**before.state, **summed.state}
         if self._server_optimizer is not None:
             adapter, state, _ = stepped(adapter, starts.whole.adapter, state, self._server_optimizer)
@@ -261,10 +272,12 @@ class FederatedRun:
         new: _NewAdapter,
         collected: Collected,
         seconds: Mapping[str, float],
+        *,
+        is_end: bool = False,
     ) -> _Ended:
-        """Store and judge the new global adapter, and record that the round is over."""
+        """Store and judge the new global adapter, and record that the round is over, and with `is_end` the run."""
         clients = _client_reports(number, collected, new.shares)
-        ends_early = self._ends_early(number, clients)
+        ends_early = is_end or self._ends_early(number, clients)
         is_last = ends_early or number == self._config.federation.rounds
         began = time.perf_counter()
         announce("write checkpoint")
@@ -313,7 +326,7 @@ class FederatedRun:
         self._folder.complete(report, stored)
         self._listener(RoundEnded(report))
         if ends_early and self._private is not None:
-            self._listener(Noted((self._why_over(number),)))
+            self._listener(Noted((self._why_over(report),)))
         self._learn(report)
         return _Ended(stored, new.state, report)
 
@@ -346,13 +359,15 @@ class FederatedRun:
         scores = self._scores | score_of_start(number, clients)
         return has_stalled(scores, patience=self._config.evaluation.early_stopping)
 
-    def _why_over(self, last: int) -> str:
+    def _why_over(self, last: RoundReport) -> str:
         num_rounds, patience = self._config.federation.rounds, self._config.evaluation.early_stopping
+        if last.is_out_of_budget:
+            return f"the run ended early, in round {last.round} of {num_rounds}: {last.why_ended}"
         if self._private is not None:
-            return self._private.why_over(last, num_rounds)
+            return self._private.why_over(last.round, num_rounds)
         return (
-            f"the run ended early, after round {last} of {num_rounds}, by evaluation.early_stopping = {patience}; it "
-            "goes on with --set evaluation.early_stopping=0, or a higher number"
+            f"the run ended early, after round {last.round} of {num_rounds}, by evaluation.early_stopping = "
+            f"{patience}; it goes on with --set evaluation.early_stopping=0, or a higher number"
         )
 
     def _learn(self, report: RoundReport) -> None:

@@ -42,6 +42,7 @@ class Federation:
         link: the way to them.
         sites: those that have taken part, by name.
         misses: of requests for anything but an update.
+        spent: the sites whose privacy budget is spent: they can train no more in this run.
     """
 
     def __init__(self, link: Sites, folder: RunFolder, listener: Listener, config: RunConfig) -> None:
@@ -55,6 +56,7 @@ class Federation:
         self.misses = Misses()
         self._hourly = Hourly()
         self.sites: dict[str, SiteDescription] = {}
+        self.spent: set[str] = set()
         self.run_id = ""
 
     def gather(self, *, num_sites: int) -> None:
@@ -92,6 +94,17 @@ class Federation:
     def answer_seconds(self, site: str) -> float:
         """Return for how long a site is waited for that is asked for anything but an update."""
         return shortened(self._answer_seconds, self.misses.of(site))
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether there is a site whose privacy budget is not spent."""
+        return not self.sites.keys() <= self.spent
+
+    def note_spent(self, sites: Collection[str]) -> None:
+        """Note that sites can train no more, and tell whoever looks on."""
+        for name in sorted(set(sites) - self.spent):
+            self.note(f"{name} has spent its privacy budget, and trains no more in this run")
+        self.spent |= set(sites)
 
     def note(self, line: str) -> None:
         """Tell whoever looks on something that they should know."""

@@ -28,8 +28,9 @@ from torch import Tensor
 from fedlora.adapters import Adapter
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import AdapterError
-from fedlora.common.messages import SumTerms, TrainReceipt
+from fedlora.common.messages import PRIVACY_BUDGET, SumTerms, TrainReceipt
 from fedlora.common.phases import announce
+from fedlora.common.reasons import update_reason
 from fedlora.methods import Method, MethodState
 from fedlora.secure_sums.adapter_sums import AdapterSums, num_sums, trained_paths
 from fedlora.secure_sums.gathering import SumLost
@@ -96,8 +97,10 @@ class SumCollector(Collector):
         *,
         needed: Mapping[str, float],
         state: MethodState,
-    ) -> tuple[Collected, Summed]:
-        """Return a round's result, and what its clients have said of themselves.
+    ) -> tuple[Collected, Summed | None]:
+        """Return what the clients of a round have said of themselves, and what their sums have made.
+
+        That is None where no client has any privacy budget left.
 
         Where sites come and go, a round that too few of them end is begun anew, after a pause.
 
@@ -124,6 +127,11 @@ class SumCollector(Collector):
                 return self._sums(round, starts, needed)
             except SumLost as lost:
                 liars = lost.at_fault
+                federation.note_spent(
+                    {client for client, why in refused.items() if update_reason(why) == PRIVACY_BUDGET}
+                )
+                if not federation.has_budget:
+                    return Collected(cohort=draw.cohort, refused=refused), None
                 reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(refused.items()))
                 what = f"round {number}: {lost}" + (f" ({reasons})" if reasons else "")
                 federation.wait_for(f"{what}; begun anew in {pause:.0f} s", seconds=pause, hopeless=what)
