@@ -51,6 +51,10 @@ max_steps = 5
 max_seconds = 60.0
 quiet_hours = "22:00-06:30"
 metrics = ["loss"]
+secure_sums = true
+least_cohort = 3
+epsilon_per_run = 2.0
+epsilon = 8.0
 least_examples = 30
 max_judged = 200
 evaluations_per_round = 2
@@ -114,6 +118,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             "columns": ("review",), "modules_to_save": ("lm_head",), "allow": ("expressions", "chat_template"),
             "max_rank": 8, "max_epochs": 2.0, "max_batch_size": 64, "max_length": 512, "max_image_size": 64,
             "max_rounds": 20, "max_steps": 5, "max_seconds": 60.0, "quiet_hours": "22:00-06:30", "metrics": ("loss",),
+            "secure_sums": True, "least_cohort": 3, "epsilon_per_run": 2.0, "epsilon": 8.0,
             "least_examples": 30, "max_judged": 200, "evaluations_per_round": 2, "samples": 3,
         },
         "worker": {"device": "cuda", "gpu": "1"},

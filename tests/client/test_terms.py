@@ -114,6 +114,56 @@ def test_what_a_site_file_does_not_allow_is_refused_until_it_does(
     assert code_of(parsed, site({**limits, **mended})) == ""
 
 
+PRIVATE = {"unit": "example", "epsilon": 2.0, "clip": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("run", "limits", "line"),
+    [
+        ({}, {"secure_sums": True}, "privacy.secure_sums = false"),
+        ({"privacy": {"secure_sums": True}}, {"secure_sums": True}, ""),
+        ({}, {"least_cohort": 3}, "a round may have 2 sites"),
+        ({"federation": {"sites": 8, "fraction": 0.3}}, {"least_cohort": 3}, "a round may have 2 sites"),
+        ({"federation": {"sites": 2, "cohort": 3}}, {"least_cohort": 3}, ""),
+        ({"federation": {"sites": 3}}, {"least_cohort": 3}, ""),
+        ({}, {"epsilon": 8.0}, 'privacy.unit = "none"; expected "example", by limits.epsilon'),
+        ({"privacy": PRIVATE}, {"epsilon": 1.0}, ""),
+        ({}, {"epsilon_per_run": 2.0}, 'privacy.unit = "none"; expected "example", by limits.epsilon_per_run'),
+        ({"privacy": PRIVATE}, {"epsilon_per_run": 1.5}, "privacy.epsilon = 2; expected at most"),
+        (
+            {"privacy": {"unit": "example", "noise_multiplier": 9.0, "clip": 1.0}},
+            {"epsilon_per_run": 1.5},
+            "no privacy.epsilon; expected at most",
+        ),
+        ({"privacy": PRIVATE}, {"epsilon_per_run": 2.0}, ""),
+    ],
+)
+def test_a_run_with_less_privacy_than_the_site_file_asks_for_is_refused(
+    run: dict[str, dict[str, object]], limits: dict[str, object], line: str
+) -> None:
+    objection = objection_to(parse_run(run), site(limits))
+    assert (objection is None) == (line == "")
+    if objection is not None:
+        assert objection.code == "too_little_privacy"
+        assert line in objection.line
+
+
+def test_examples_are_not_private_where_the_site_trains_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "north.toml").write_text('[site]\nname = "north"\n')
+    own = load_site(tmp_path / "north.toml", needs_data=False)
+    objection = objection_to(parse_run({"privacy": PRIVATE}), own)
+    assert objection is not None
+    assert objection.code == "too_little_privacy"
+
+
+@pytest.mark.parametrize(("delta", "is_allowed"), [(1e-5, True), (0.02, False)])
+def test_a_delta_that_lets_an_example_out_is_no_privacy(delta: float, is_allowed: bool) -> None:
+    description = SiteDescription("north", 100, 20, 20, "accuracy", (), "base", "sha256:0", "data", "0", 8)
+    run = parse_run({"privacy": {**PRIVATE, "delta": delta}})
+    objection = objection_to_what_was_loaded(run, site({"epsilon": 8.0}), description)
+    assert (objection is None) == is_allowed
+
+
 def test_a_column_that_the_site_itself_names_needs_no_leave() -> None:
     run = parse_run({"data": {"label": "salary"}})
     assert code_of(run, site({}, data={"path": "north", "label": "diagnosis"})) == ""

@@ -45,6 +45,7 @@ def own_site(run: RunConfig, site: SiteConfig) -> OwnSite:
         limits.max_seconds,
         # What a task of one's own calls loss has a scale of its own.
         most_loss=None if run.task.kind == "own" else MOST_LOSS,
+        epsilon=limits.epsilon,
     )
 
 

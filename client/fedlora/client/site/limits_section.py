@@ -52,6 +52,22 @@ class LimitsSection(Section):
     metrics: Annotated[tuple[Literal["loss", "scores"], ...], Field(strict=False)] = Field(
         ("loss", "scores"), description="which numbers may leave beside the adapter"
     )
+    secure_sums: bool = Field(
+        False, description="take part only where the server learns sums over the sites alone (privacy.secure_sums)"
+    )
+    least_cohort: Count = Field(
+        1, description="take part only where a round asks so many sites, as far as the run file says"
+    )
+    epsilon_per_run: Positive | None = Field(
+        None,
+        description='take part only where examples are private (privacy.unit = "example") and a run has no larger '
+        "privacy.epsilon",
+    )
+    epsilon: Positive | None = Field(
+        None,
+        description="take part only where examples are private, and until all runs together have told this much of "
+        "one, by the ledger of this site's folder",
+    )
     least_examples: Count = Field(
         20, description="over fewer examples no score leaves, and on fewer in a round nothing is trained"
     )

@@ -5,6 +5,7 @@ owner has not named is looked at here; where the data lie, the device and the te
 (`for_site`).
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Objection:
 def objection_to(run: RunConfig, site: SiteConfig) -> Objection | None:
     """Return what speaks against a run, None if nothing does."""
     checks: Sequence[Callable[[RunConfig, SiteConfig], Objection | None]] = (
-        _to_run, _to_model, _to_task, _to_columns, _to_layers, _to_sizes
+        _to_run, _to_privacy, _to_model, _to_task, _to_columns, _to_layers, _to_sizes
     )  # fmt: skip
     return next((found for check in checks if (found := check(run, site)) is not None), None)
 
@@ -52,6 +53,13 @@ def objection_to_what_was_loaded(run: RunConfig, site: SiteConfig, description: 
             f"a round would train on {seen} of this site's {num} examples, and what is learned from so few shows them; "
             f"expected at least limits.least_examples = {limits.least_examples}",
         )
+    has_limit = limits.epsilon is not None or limits.epsilon_per_run is not None
+    if has_limit and run.privacy.delta * num > 1:
+        return Objection(
+            "too_little_privacy",
+            f"the run has privacy.delta = {run.privacy.delta:g}, more than 1 in this site's {num:,} examples: one of "
+            "them might be told whole; the run needs a smaller one",
+        )
     return None
 
 
@@ -63,6 +71,35 @@ def _to_run(run: RunConfig, site: SiteConfig) -> Objection | None:
         "run_not_allowed",
         f"the run is {run.run.name!r}, and limits.runs = {list(runs)}; to take part in it, name it there",
     )
+
+
+def _to_privacy(run: RunConfig, site: SiteConfig) -> Objection | None:
+    """A site may ask for more privacy than a run has to offer; a budget is kept to in its own worker."""
+    line = next(_missing_privacy(run, site), "")
+    return Objection("too_little_privacy", line) if line else None
+
+
+def _missing_privacy(run: RunConfig, site: SiteConfig) -> Iterator[str]:
+    limits, privacy, federation = site.limits, run.privacy, run.federation
+    if limits.secure_sums and not privacy.secure_sums:
+        yield (
+            "the run has privacy.secure_sums = false, by which its server learns this site's own update; expected "
+            "true, by limits.secure_sums"
+        )
+    num_asked = federation.cohort or max(1, int(federation.fraction * federation.sites + 0.5))
+    if num_asked < limits.least_cohort:
+        yield (
+            f"a round may have {num_asked} sites (federation.cohort, or federation.fraction of federation.sites); "
+            f"expected limits.least_cohort = {limits.least_cohort} or more"
+        )
+    for key in ("epsilon_per_run", "epsilon"):
+        if getattr(limits, key) is not None and privacy.unit != "example":
+            yield f'the run has privacy.unit = "{privacy.unit}"; expected "example", by limits.{key}'
+    if limits.epsilon_per_run is not None and (privacy.epsilon or math.inf) > limits.epsilon_per_run:
+        has = "no privacy.epsilon" if privacy.epsilon is None else f"privacy.epsilon = {privacy.epsilon:g}"
+        yield f"the run has {has}; expected at most limits.epsilon_per_run = {limits.epsilon_per_run:g}"
+    if privacy.unit == "example" and site.brings_trainer:
+        yield 'the run has privacy.unit = "example", and the steps of a trainer of one\'s own have no noise'
 
 
 def _to_model(run: RunConfig, site: SiteConfig) -> Objection | None:
