@@ -159,9 +159,13 @@ def _site_metrics(address: str, folder: Path, *, insecure: bool, files: "PemFile
 
 @client_app.command()
 def status(site: SiteFile, as_json: Json = False) -> None:
-    """Say that this site's client is at work, and how long its certificates are good; an error if no client runs."""
+    """Say that this site's client is at work, how long its certificates are good, and what is spent of privacy.
+
+    An error if no client runs.
+    """
     from fedlora.client.site.identity import SiteIdentity
     from fedlora.client.site.site_file import load_site, state_folder
+    from fedlora.client.site.spent import spent_in_all
     from fedlora.client.site.state import SiteState
 
     config = load_site(site, needs_data=False)
@@ -169,15 +173,21 @@ def status(site: SiteFile, as_json: Json = False) -> None:
     state.require_client()
     standing = "paused" if state.wish() == "paused" else "at work"
     identities, damaged = SiteIdentity.found_in(state.folder)
+    spent = spent_in_all(state.folder, config.site.name)
     if as_json:
         servers = tuple(ServerKnown(found.address, found.expiry.isoformat(timespec="seconds")) for found in identities)
-        print_json(SiteStatus(config.site.name, standing, servers, tuple(damaged)))
+        print_json(SiteStatus(config.site.name, standing, servers, tuple(damaged), spent))
         return
     print(f"{config.site.name} is {standing}")
     for identity in identities:
         print(f"enrolled at {identity.address}; the certificate is good until {identity.expiry:%Y-%m-%d}")
     for line in damaged:
         print(line)
+    if spent is not None:
+        for run in spent.runs:
+            print(f"run {run.run}: an epsilon of {run.epsilon:.3g} is spent (delta {run.delta:g})")
+        most = "" if config.limits.epsilon is None else f" of {config.limits.epsilon:g}"
+        print(f"all runs together: an epsilon of {spent.epsilon:.3g}{most} is spent (delta {spent.delta:g})")
 
 
 @client_app.command()

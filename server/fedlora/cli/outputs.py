@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from typing_extensions import TypedDict
 
+from fedlora.privacy.spent import Spent
+
 
 @dataclass(frozen=True)
 class ErrorText:
@@ -169,12 +171,14 @@ class SiteStatus:
 
     Attributes:
         damaged: what of the site's identities cannot be read, in words.
+        spent: what runs whose examples are private have spent of that, by the site's ledger; None without any.
     """
 
     name: str
     state: str
     servers: tuple[ServerKnown, ...]
     damaged: tuple[str, ...]
+    spent: Spent | None = None
 
 
 @dataclass(frozen=True)

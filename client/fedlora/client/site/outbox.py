@@ -7,6 +7,7 @@ outbox/RUN/NNNN/update              the update of a round as it goes on the wire
 residual/RUN                        the residual of the last acknowledged update
 vector                              hidden numbers on their way into a sum
 judged.jsonl                        which adapters were judged, on which choice of examples
+privacy/                            the worker's ledger, of what its trainings have told of the examples
 """
 
 import os
@@ -98,6 +99,11 @@ class Outbox:
     def vector_file(self) -> Path:
         """Where the site's hidden numbers for a sum are on their way out; they can be made again."""
         return self._folder / "vector"
+
+    @property
+    def state(self) -> Path:
+        """The folder itself."""
+        return self._folder
 
     @property
     def judged_file(self) -> Path:

@@ -15,6 +15,7 @@ from fedlora.client.site.limits import WITHHELD, allowed_evaluation, allowed_tra
 from fedlora.client.site.line import Line
 from fedlora.client.site.outbox import Finished, Outbox
 from fedlora.client.site.site_file import SiteConfig
+from fedlora.client.site.spent import spent_in_run
 from fedlora.client.worker.files_mod import DIFFERENCE, Making, ask_for_file, make_of_differences
 from fedlora.client.worker.seat import WorkerSeat
 from fedlora.common.bounds import SumStep
@@ -143,10 +144,11 @@ class Tasks:
             answer, self._site.limits, self._run, objection=objection, step_examples=self._step_examples
         )
         if receipt.withheld:
-            why = objection or "by limits.metrics or limits.least_examples"
+            why = objection or "by limits.metrics, limits.least_examples or privacy.unit"
             logger.info("round %d: withheld: %s (%s)", request.round, ", ".join(receipt.withheld), why)
         self._listener(Trained(receipt))
         logger.info("round %d: trained %d steps, loss %.4g", request.round, receipt.num_steps, answer.loss)
+        self._tell_spent(request)
         return self._outbox.finish(receipt, run=request.run, round=request.round, started_from=_started_from(key))
 
     def _summed(self, request: SumRequest, message: session_pb2.Request) -> Receipt | Finished:
@@ -163,6 +165,22 @@ class Tasks:
             blob = answer.adapter.encoded
             blob.sha256, blob.size_bytes = bytes.fromhex(sha256_of([target])), receipt.adapter.wire_bytes
         return Finished(answer, target)
+
+    def _tell_spent(self, request: TrainRequest) -> None:
+        """Say what a run whose examples are private has spent of their privacy."""
+        if self._run.privacy.unit != "example":
+            return
+        spent = spent_in_run(self._outbox.state, self._site.site.name, request.run)
+        if spent is not None:
+            most = self._run.privacy.epsilon
+            of_it = "" if most is None else f" of {most:g}"
+            logger.info(
+                "round %d: this run has spent an epsilon of %.3g%s at a delta of %g",
+                request.round,
+                spent.epsilon,
+                of_it,
+                spent.delta,
+            )
 
     def _finished(self, key: Key, request: TrainRequest) -> Finished | None:
         return self._outbox.finished(request.run, request.round, started_from=_started_from(key))
