@@ -1,6 +1,7 @@
 """How many clients a run has, and how many examples the largest of them: of its data where those are at hand."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedlora.common.config import ByGroup, RunConfig
@@ -21,22 +22,25 @@ class PlannedClients:
         num_clients: in all.
         num_examples: for training, of the client that has most; assumed where its data are not known.
         notes: where these numbers are from.
+        sizes: by client, its examples for training, where the data are known.
     """
 
     num_clients: int
     num_examples: int
     notes: tuple[str, ...]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def planned_clients(config: RunConfig) -> PlannedClients:
     """Return the clients that the run's data are dealt out to, else those that a deployment waits for.
 
     The data are looked at where they tell more than the run file does: the clients of a partition by group, and a
-    client's examples where epochs are trained.
+    client's examples where epochs are trained, or examples are private.
     """
-    needs_groups, needs_sizes = isinstance(config.partition, ByGroup), config.train.epochs is not None
+    needs_groups, needs_sizes = isinstance(config.partition, ByGroup), _needs_sizes(config)
     told = getattr(config.partition, "num_clients", None)
-    assumed = f"{ASSUMED_EXAMPLES:,} examples of a client are assumed for train.epochs; the time grows with them"
+    why_needed = "train.epochs; the time grows with them" if config.train.epochs is not None else "its privacy"
+    assumed = f"{ASSUMED_EXAMPLES:,} examples of a client are assumed for {why_needed}"
     sites = config.federation.sites
     if not needs_groups and not needs_sizes:
         return PlannedClients(told or sites, ASSUMED_EXAMPLES, ())
@@ -55,8 +59,13 @@ def planned_clients(config: RunConfig) -> PlannedClients:
             words = f"{len(held)} clients, by the {'groups' if needs_groups else 'partition'} of {config.data.path}"
             size = f"; the largest, {largest}, trains on {num_examples:,} examples"
             deployed = f"; a deployment begins with {sites} (federation.sites)" if sites != len(held) else ""
-            return PlannedClients(len(held), num_examples, (words + size + deployed,))
+            sizes = {name: len(client.training) for name, client in sorted(held.items())}
+            return PlannedClients(len(held), num_examples, (words + size + deployed,), sizes)
     return PlannedClients(told or sites, ASSUMED_EXAMPLES, (why, *([assumed] if needs_sizes else [])))
+
+
+def _needs_sizes(config: RunConfig) -> bool:
+    return config.train.epochs is not None or config.privacy.unit == "example"
 
 
 def _is_deployment(config: RunConfig) -> bool:

@@ -10,6 +10,7 @@ from fedlora.common.errors import ModelError
 from fedlora.methods import Method, loadable_methods
 from fedlora.models.pins import local_checkpoint, pin_lines
 from fedlora.planning.clients import planned_clients
+from fedlora.planning.private_examples import privacy_lines
 from fedlora.planning.server_cost import ServerCost, server_cost
 from fedlora.planning.traffic import Traffic, traffic_of
 from fedlora.server.rounds.draw import share
@@ -114,8 +115,9 @@ def plan_of(config: RunConfig) -> Plan:
         notes=(
             *(privacy.notes(config.federation.rounds) if privacy else ()),
             *clients.notes,
+            *privacy_lines(config, clients),
             *outline.notes,
-            *_notes(config, step, device),
+            *_notes(config, step, device, num_trained=outline.num_trained),
             *_pin_notes(config),
         ),
         epsilon=None if privacy is None else privacy.epsilon,
@@ -177,7 +179,7 @@ def too_large(step: StepCost, config: RunConfig, total: int) -> str:
     )
 
 
-def _notes(config: RunConfig, step: StepCost, device: str) -> list[str]:
+def _notes(config: RunConfig, step: StepCost, device: str, *, num_trained: int) -> list[str]:
     notes = list(idle_settings(config))
     if config.task.kind != "image_classification":
         max_length = getattr(config.task, "max_length", 0)
@@ -197,6 +199,12 @@ def _notes(config: RunConfig, step: StepCost, device: str) -> list[str]:
     if kept := config.train.frozen_cache_megabytes:
         notes.append(
             f"up to {kept:,} MB more for what frozen layers give, which are computed once; planned as without it"
+        )
+    if config.privacy.unit == "example":
+        size = 4 * num_trained * (config.train.micro_batch_size or config.train.batch_size)
+        notes.append(
+            f"up to {size / 1e6:,.0f} MB more for the gradients of the single examples of a forward pass, which "
+            "train.micro_batch_size bounds; planned as without them"
         )
     if config.train.compile:
         notes.append("train.compile is planned as without it; compiled, a step keeps fewer activations as a rule")
