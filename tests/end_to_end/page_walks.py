@@ -146,9 +146,13 @@ QUICK = (
 SLOW = (
     Walk(
         "deploy/guide/privacy.md",
-        ("A budget per client",),
+        ("Secure sums", "A budget per client", "A budget per example"),
         (tiny_run,),
-        after=(leaves("runs/noised/privacy.json"),),
+        after=(
+            leaves("runs/secure/adapter/adapter_config.json"),
+            leaves("runs/noised/privacy.json"),
+            leaves("runs/private/adapter/adapter_config.json"),
+        ),
     ),
     Walk(
         "README.md",

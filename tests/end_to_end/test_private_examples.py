@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deployment import deployed
 from ended_runs import Killed, adapter_sha256, killed_after
+from test_deployment import site_file
 
 from fedlora.common.config import RunConfig
+from fedlora.common.run_file import to_toml
 from fedlora.privacy.sampled_steps import SampledSteps, epsilon_of_steps
 from fedlora.server.record.events import Event, Noted
 from fedlora.simulation import SimulationResult
@@ -101,3 +104,31 @@ def test_noise_for_all_rounds_lasts_over_a_kill_and_nothing_without_noise_is_tol
         for client in report.clients.values():
             assert math.isnan(client.loss)
             assert (client.before, client.after, client.num_tokens) == (None, None, 0)
+
+
+@pytest.mark.slow  # Its parts are shown by test_rounds_that_end.py and test_client_privacy.py.
+def test_sites_keep_to_their_own_budget_and_to_the_runs(vision_run: MakeRun, tmp_path: Path, tiny_digits: Path) -> None:
+    one, two, three = (epsilon_of_steps([SampledSteps(0.8, 2 * rounds, 4, 43)], delta=DELTA) for rounds in (1, 2, 3))
+    config = private(vision_run, rounds=5, noise_multiplier=0.8, epsilon=(two + three) / 2)
+    config = RunConfig.model_validate(
+        {**config.model_dump(), "data": {**config.data.model_dump(), "labels": list("012")}}
+    )
+    (tmp_path / "run.toml").write_text(to_toml(config))
+    sites = {
+        "chalk": site_file(tmp_path, "chalk", tiny_digits, f"epsilon = {(one + two) / 2}"),
+        "pencil": site_file(tmp_path, "pencil", tiny_digits),
+        "print": site_file(tmp_path, "print", tiny_digits, "epsilon_per_run = 0.5"),
+    }
+    with deployed(tmp_path, tmp_path / "run.toml", sites, is_insecure=True) as deployment:
+        deployment.sites["print"].wait_for("expected at most limits.epsilon_per_run = 0.5")
+        assert deployment.server.wait(600) == 0, deployment.server.text
+        deployment.sites["chalk"].wait_for(r"chalk has spent an epsilon of .* \(limits.epsilon, over all runs\)")
+        deployment.sites["pencil"].wait_for(r"pencil has spent an epsilon of .* \(privacy.epsilon\)")
+        assert "this run has spent an epsilon of" in deployment.sites["pencil"].text
+    reports = [json.loads(line) for line in (deployment.out / "rounds.jsonl").read_text().splitlines()]
+    assert [sorted(report["clients"]) for report in reports] == [[], ["chalk", "pencil"], ["pencil"], []]
+    assert (reports[-1]["ended_early"], reports[-1]["held_out"]) == (True, None)
+    assert "ended early" in deployment.server.text
+    for name, num_trainings in (("chalk", 1), ("pencil", 2)):
+        (entry,) = ledgers(tmp_path / f"{name}.site")
+        assert entry["num_trainings"] == num_trainings
