@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fedlora.cli.ledger_view import ledger_lines
 from fedlora.client.site.spent import spent_in_all, spent_in_run
 from fedlora.client.site.state import SiteState
 from fedlora.client.worker.ledger import LEDGER_FOLDER, Ledger, Spending
@@ -36,6 +37,19 @@ def test_each_run_and_all_together_are_told_at_their_delta(state: Path) -> None:
     assert (found.epsilon, found.delta) == (epsilon(20, 1e-6), 1e-6)
     assert spent_in_run(state, "north", "three") is None
     assert spent_in_all(state, "south") is None
+
+
+def test_of_a_simulation_the_client_is_named_of_which_most_is_told(state: Path) -> None:
+    ledger = Ledger(state / LEDGER_FOLDER)
+    assert list(ledger_lines(state.parent)) == []
+    ledger.enter("south", Spending("one", 1e-5, 2.0, 8, 40), num_steps=50)
+    ((name, words),) = ledger_lines(state)
+    told = epsilon_of_steps([SampledSteps(2.0, 50, 8, 40)], delta=1e-5)
+    assert (name, words) == (
+        "privacy",
+        f"an epsilon of {told:.3g} (delta 1e-05) of an example at south, the most of all",
+    )
+    assert ledger.clients() == ["north", "south"]
 
 
 def test_the_status_of_a_site_says_what_is_spent(fedlora: Callable[..., Any], state: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from fedlora.cli.finished_view import outcome_lines, refusal_lines, scores_table
+from fedlora.cli.ledger_view import ledger_lines
 from fedlora.cli.logs import VIEWED, terminal_to_ourselves
 from fedlora.cli.notes_view import note_lines
 from fedlora.cli.run_view import RunView, advance, plain_lines, run_panel
@@ -91,6 +92,7 @@ def print_outcome(
         *outcome_lines(reports),
         ("time", f"{count_text(len(trained(reports)), 'round')} in {duration_text(run_seconds(reports, worked))}"),
         *refusal_lines(reports),
+        *ledger_lines(out_dir),
         ("report", str(out_dir / REPORT_FILE)),
         ("adapter", str(out_dir / "adapter")),
         *([("best round's", str(out_dir / BEST_FOLDER))] if (out_dir / BEST_FOLDER).is_dir() else []),

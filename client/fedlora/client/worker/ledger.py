@@ -66,15 +66,15 @@ class Ledger:
             StoreError: its ledger is damaged, or cannot be read.
         """
         path = self._file(client)
-        try:
-            return _CODEC.load(path.read_bytes()).spent
-        except FileNotFoundError:
-            return ()
-        except (OSError, ValueError) as error:
-            raise StoreError(
-                f"{path} cannot be read, and without this ledger nobody knows what the examples here have been used "
-                "for; restore it"
-            ) from error
+        return self._read(path).spent if path.exists() else ()
+
+    def clients(self) -> list[str]:
+        """Return the sorted names of the clients that have one.
+
+        Raises:
+            StoreError: one is damaged.
+        """
+        return sorted(self._read(path).client for path in self.folder.glob("*.json"))
 
     def enter(self, client: str, kind: Spending, *, num_steps: int) -> None:
         """Enter a training of so many steps of a kind; it is on disk after that.
@@ -87,6 +87,15 @@ class Ledger:
         entered = replace(known, num_steps=known.num_steps + num_steps, num_trainings=known.num_trainings + 1)
         others = tuple(entry for entry in spent if entry != known)
         write_file(self._file(client), _CODEC.dump(_Kept(client, (*others, entered))))
+
+    def _read(self, path: Path) -> _Kept:
+        try:
+            return _CODEC.load(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{path} cannot be read, and without this ledger nobody knows what the examples here have been used "
+                "for; restore it"
+            ) from error
 
     def _file(self, client: str) -> Path:
         return self.folder / f"{client_file_name(client)}.json"
