@@ -58,6 +58,7 @@ SCALARS = dict.fromkeys(INTEGERS, int) | {
     FieldDescriptor.TYPE_STRING: str,
     FieldDescriptor.TYPE_DOUBLE: float,
     FieldDescriptor.TYPE_BOOL: bool,
+    FieldDescriptor.TYPE_BYTES: bytes,
 }
 
 
@@ -112,7 +113,7 @@ def fits_one(hint: Any, field: FieldDescriptor) -> bool:
 def test_every_dataclass_has_its_message_and_the_other_way_round() -> None:
     in_maps = {name for name, kind in pb.DESCRIPTOR.message_types_by_name.items() if inner_map(kind)}
     assert DATACLASSES.keys() == set(pb.DESCRIPTOR.message_types_by_name) - OF_ADAPTERS - in_maps
-    assert len(DATACLASSES) == 11
+    assert len(DATACLASSES) == 15
 
 
 @pytest.mark.parametrize("kind", DATACLASSES.values())
@@ -185,6 +186,13 @@ BOUNDED: dict[tuple[str, str], st.SearchStrategy[Any]] = {
     ("EvaluateRequest", "shard"): st.integers(0, 2**16),
     ("EvaluateRequest", "num_shards"): st.integers(2**16 + 1, 2**32 - 1),
     ("Failure", "code"): codes,
+    ("SumTerms", "most_examples"): examples,
+    ("SumTerms", "most_change"): numbers,
+    ("SumTerms", "clips"): st.lists(numbers, max_size=3).map(tuple),
+    ("SumRequest", "run"): st.from_regex("[A-Za-z0-9_-]{1,64}", fullmatch=True),
+    ("SumRequest", "step"): st.sampled_from(["seal", "mask", "consent", "reveal"]),
+    ("SumReceipt", "step"): shown,
+    ("SumReceipt", "num_clipped"): examples,
 }
 
 
@@ -202,7 +210,8 @@ def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
 def scalars(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     if field.type in INTEGERS:
         return st.integers(*INTEGERS[field.type])
-    return {str: words, float: st.floats(), bool: st.booleans()}[SCALARS[field.type]]
+    kinds = {str: words, float: st.floats(), bool: st.booleans(), bytes: st.binary(max_size=40)}
+    return kinds[SCALARS[field.type]]
 
 
 def anything(kind: type) -> st.SearchStrategy[Any]:
