@@ -238,6 +238,13 @@ def test_a_round_of_others_or_of_half_of_them_is_refused(clients: Clients) -> No
         clients.train("ann", replace(REQUEST, sums=replace(TERMS, threshold=1)))
 
 
+def test_a_sum_of_fewer_than_its_site_wants_is_refused(clients: Clients) -> None:
+    clients.own["ann"] = OwnSums(RUN, clients.folder / "ann", SimulatedSigners(0), least_members=4)
+    with pytest.raises(SumsRefused, match=r"a sum of 3 clients; expected limits[.]least_cohort = 4 or more"):
+        clients.train("ann")
+    assert clients.seeds == []
+
+
 def test_keys_that_another_has_signed_are_told_of_and_by_name(clients: Clients) -> None:
     for name in NAMES:
         clients.train(name)

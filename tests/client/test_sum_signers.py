@@ -74,11 +74,18 @@ def test_who_has_no_certificate_of_the_authority_for_that_name_is_not_known(tmp_
     north.require_known("south", identity)
 
 
-def test_the_first_key_of_a_site_is_the_one_that_is_believed(tmp_path: Path) -> None:
+def test_the_first_key_of_a_site_is_said_and_the_one_that_is_believed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A server that issues certificates could give out one of its making, and does so too late."""
     ours = authority()
     north, south = (enrolled(tmp_path, name, ours) for name in ("north", "south"))
     north.require_known("south", south.identity())
+    north.require_known("south", south.identity())
+    assert [record.getMessage() for record in caplog.records if "first time" in record.getMessage()] == [
+        "secure sums with south, whom this site sees for the first time: its key is "
+        f"{south.identity()[:32].hex()} from here on"
+    ]
     forged = enrolled(tmp_path / "forged", "south", ours)
     with pytest.raises(SumsRefused, match=r"another key than before.*peers[.]json"):
         SiteSigners(tmp_path / "north", "server:9443")("north").require_known("south", forged.identity())

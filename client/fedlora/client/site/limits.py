@@ -46,6 +46,7 @@ def own_site(run: RunConfig, site: SiteConfig) -> OwnSite:
         # What a task of one's own calls loss has a scale of its own.
         most_loss=None if run.task.kind == "own" else MOST_LOSS,
         epsilon=limits.epsilon,
+        least_cohort=limits.least_cohort,
     )
 
 

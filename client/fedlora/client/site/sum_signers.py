@@ -7,6 +7,7 @@ certificates itself cannot either, once the sites have met.
 """
 
 import json
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,8 @@ from fedlora.common.errors import ConfigError, StoreError
 from fedlora.common.files import write_file, write_private_file
 from fedlora.common.parsing import json_in
 from fedlora.common.pem_files import PemFiles
+
+logger = logging.getLogger(__name__)
 
 PEERS_FILE = "peers.json"
 _KEY_FILE = "sums.key"
@@ -102,6 +105,9 @@ class _SiteSigner:
         authority = certificates.fingerprint_of(self._identity.ca_pem).hex() if self._identity else _WITHOUT
         peers = known.setdefault(authority, {})
         if name not in peers:
+            logger.warning(
+                "secure sums with %s, whom this site sees for the first time: its key is %s from here on", name, public
+            )
             peers[name] = public
             write_file(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
         elif peers[name] != public:

@@ -11,6 +11,7 @@ class OwnSite:
         only_group: of a source with groups, the one whose examples are the site's.
         max_steps, max_seconds: the most that it allows a round.
         most_loss: of one example that it judges; a larger one counts as this much.
+        least_cohort: so many clients it wants to be summed up with, itself among them.
         epsilon: the most that all runs may tell of an example of the site's, where they are to be private.
     """
 
@@ -20,3 +21,4 @@ class OwnSite:
     max_seconds: float | None = None
     most_loss: float | None = None
     epsilon: float | None = None
+    least_cohort: int = 1

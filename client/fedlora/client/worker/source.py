@@ -73,7 +73,8 @@ class WorkbenchSource:
             return None
         from fedlora.client.worker.sums.own_part import OwnSums
 
-        return OwnSums(self.config, self.sums_folder, self.signer_of)
+        least_members = 1 if self.site is None else self.site.least_cohort
+        return OwnSums(self.config, self.sums_folder, self.signer_of, least_members=least_members)
 
     def load(self) -> "Bench":
         """Return the workbench: reads the data and the base model, which takes seconds."""

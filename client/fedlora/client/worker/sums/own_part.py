@@ -45,8 +45,12 @@ _MOST_REPETITIONS = 100
 class OwnSums:
     """The part in secure sums of the clients that are served here."""
 
-    def __init__(self, config: RunConfig, folder: Path, signer_of: SignerOf) -> None:
-        """`folder` is where the clients' parts are kept, and `signer_of` says who signs for them."""
+    def __init__(self, config: RunConfig, folder: Path, signer_of: SignerOf, *, least_members: int = 1) -> None:
+        """`folder` is where the clients' parts are kept, and `signer_of` says who signs for them.
+
+        In sums of fewer than `least_members` they take no part.
+        """
+        self._least_members = least_members
         self._config = config
         self._parts = PartFolder(folder)
         self._summed = SummedTrainings(folder)
@@ -152,6 +156,10 @@ class OwnSums:
             raise SumsRefused(f"the server asks for the seed {request.seed}; the run's is {self._config.run.seed}")
         if client not in terms.members or terms.repetition > _MOST_REPETITIONS:
             raise SumsRefused("the server asks for sums of other members, or has begun the round too often")
+        if len(terms.members) < self._least_members:
+            raise SumsRefused(
+                f"a sum of {len(terms.members)} clients; expected limits.least_cohort = {self._least_members} or more"
+            )
         return _plan(request.run, request.round, terms).context
 
     def _known_receipt(self, client: str, request: TrainRequest, context: bytes, start: bytes) -> TrainReceipt | None:
