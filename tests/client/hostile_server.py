@@ -13,6 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedlora.client.site.site_file import SiteConfig
 from fedlora.client.site.state import SiteState
+from fedlora.client.site.sum_signers import SiteSigners
 from fedlora.client.site.taking_part import take_part
 from fedlora.common.config import RunConfig
 from fedlora.common.run_file import to_toml
@@ -148,7 +149,12 @@ def site_at_hostile_server(run: RunConfig, site: SiteConfig, folder: Path) -> It
         taking_part = threading.Thread(
             target=take_part,
             args=(address, site),
-            kwargs={"beside": folder, "state": state, "credentials": lambda: None},
+            kwargs={
+                "beside": folder,
+                "state": state,
+                "credentials": lambda: None,
+                "signer_of": SiteSigners(state.folder, address, is_insecure=True),
+            },
             daemon=True,
         )
         taking_part.start()

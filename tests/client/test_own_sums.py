@@ -151,36 +151,46 @@ def test_the_update_itself_is_not_given(clients: Clients) -> None:
     assert clients.seeds == []
 
 
-@pytest.mark.parametrize(
-    ("terms", "run", "round"),
+OTHER_SUMS = pytest.mark.parametrize(
+    ("terms", "run"),
     [
-        (replace(TERMS, members=("ann", "bob")), "run", 1),
-        (replace(TERMS, threshold=3), "run", 1),
-        (replace(TERMS, most_examples=100), "run", 1),
-        (replace(TERMS, clips=(64.0, 32.0)), "run", 1),
-        (replace(TERMS, repetition=1), "run", 1),
-        (TERMS, "another", 1),
+        (replace(TERMS, members=("ann", "bob")), "run"),
+        (replace(TERMS, threshold=3), "run"),
+        (replace(TERMS, most_examples=100), "run"),
+        (replace(TERMS, clips=(64.0, 32.0)), "run"),
+        (replace(TERMS, repetition=1), "run"),
+        (TERMS, "another"),
     ],
     ids=["members", "threshold", "weights", "clips", "anew", "another run"],
 )
-def test_what_has_gone_into_sums_does_not_go_into_others(
-    clients: Clients, terms: SumTerms, run: str, round: int
-) -> None:
+
+
+@OTHER_SUMS
+def test_what_has_gone_into_sums_does_not_go_into_others(clients: Clients, terms: SumTerms, run: str) -> None:
     """The difference of two sums over the same updates would be what the one has and the other has not."""
-    clients.sealed()
+    clients.mask(clients.sealed(), "ann")
     clients.seeds.clear()
-    clients.train("ann", replace(REQUEST, sums=terms, run=run, round=round))
+    clients.train("ann", replace(REQUEST, sums=terms, run=run))
     assert clients.seeds == [RUN.run.seed + (1 << 32)]
 
 
-def test_nor_after_other_rounds_or_with_a_part_that_is_damaged(clients: Clients) -> None:
+@OTHER_SUMS
+def test_what_has_gone_into_none_is_not_trained_again_in_its_run(clients: Clients, terms: SumTerms, run: str) -> None:
     clients.sealed()
+    clients.seeds.clear()
+    keys = clients.receipts["ann"].keys
+    assert clients.train("ann", replace(REQUEST, sums=terms, run=run)).keys != keys
+    assert clients.seeds == ([7] if run == "another" else [])
+
+
+def test_nor_after_other_rounds_or_with_a_part_that_is_damaged(clients: Clients) -> None:
+    clients.mask(clients.sealed(), "ann")
     clients.train("ann", replace(REQUEST, round=2))
     clients.train("ann", REQUEST)
     (part,) = clients.folder.rglob("ann*/**/part.json")
     part.write_text("{")
     clients.train("ann", REQUEST)
-    assert len(set(clients.seeds[3:])) == 3
+    assert clients.seeds[3:] == [7, *2 * [7 + (1 << 32)]]
     next(clients.folder.rglob("summed-ann*")).write_text("{")
     with pytest.raises(StoreError, match="restore it"):
         clients.train("ann", replace(REQUEST, round=3))
@@ -193,13 +203,14 @@ def test_a_seed_that_is_not_the_runs_is_refused(clients: Clients) -> None:
 
 
 def test_a_run_that_has_had_secure_sums_has_them_for_ever(clients: Clients) -> None:
-    clients.sealed()
+    clients.mask(clients.sealed(), "ann")
     open_run = RunConfig.model_validate({"run": {"seed": 7}})
     opened = OwnSums(open_run, clients.folder / "ann", SimulatedSigners(0))
-    with pytest.raises(SumsRefused, match="has had secure sums"):
-        opened.trained("ann", replace(REQUEST, sums=None, round=2), lambda asked: receipt_of("ann", asked))
-    other = opened.trained("ann", replace(REQUEST, sums=None, run="other"), lambda asked: receipt_of("ann", asked))
-    assert other.adapter
+    for of_the_run in (replace(REQUEST, sums=None, round=2), replace(REQUEST, sums=None, run="other")):
+        with pytest.raises(SumsRefused, match="has gone into secure sums"):
+            opened.trained("ann", of_the_run, lambda asked: receipt_of("ann", asked))
+    another = replace(REQUEST, sums=None, run="other", round=2)
+    assert opened.trained("ann", another, lambda asked: receipt_of("ann", asked)).adapter
 
 
 def test_a_round_that_begins_anew_leaves_the_former_behind(clients: Clients) -> None:
@@ -213,16 +224,37 @@ def test_a_round_that_begins_anew_leaves_the_former_behind(clients: Clients) -> 
     ("terms", "why"),
     [
         (replace(TERMS, most_examples=0), "weights that are not the run file's"),
-        (replace(TERMS, most_examples=10**9, clips=(2.0**20, 64.0)), "5 examples would weigh next to nothing"),
+        (replace(TERMS, clips=(2.0**20, 64.0)), "clips of"),
         (replace(TERMS, clips=(1e-6, 64.0)), "clips of"),
         (replace(TERMS, most_change=float("nan")), "expected finite numbers"),
+        (replace(TERMS, repetition=101), "begun the round too often"),
     ],
 )
-def test_terms_under_which_others_alone_would_be_summed_up_are_refused(
+def test_terms_that_no_honest_server_has_are_refused_before_anything_is_trained(
     clients: Clients, terms: SumTerms, why: str
 ) -> None:
     with pytest.raises(SumsRefused, match=why):
         clients.train("ann", replace(REQUEST, sums=terms))
+    assert clients.seeds == []
+
+
+def test_a_change_that_would_be_rounded_away_is_not_summed_up(clients: Clients) -> None:
+    """Others alone would be in the sum; the one with the most examples, for instance."""
+    terms = replace(TERMS, most_examples=10**9)
+    clients.train("ann", replace(REQUEST, sums=terms))
+    for name in ("bob", "cyd"):
+        clients.train(name, replace(REQUEST, sums=terms))
+    gathering = Gathering(plan_of("run", 1, terms))
+    for name, receipt in clients.receipts.items():
+        keys = receipt.keys
+        assert keys is not None
+        gathering.add_keys(PublicKeys(name, keys.sealing, keys.masking, keys.own_seeds, keys.signature))
+    gathering.roster()
+    for name in NAMES:
+        answer = clients.ask(name, "seal", keys=clients.keys())
+        gathering.add_sealed(name, Sealed(answer.sealed, answer.digests))
+    with pytest.raises(SumsRefused, match="next to nothing in the sum"):
+        clients.mask(gathering, "ann")
 
 
 @pytest.mark.parametrize("clips", [(64.0,), (64.0, 64.0, 64.0)])
@@ -290,17 +322,26 @@ def test_a_total_that_only_one_is_told_brings_nothing_to_light(clients: Clients,
         name: clients.mask(gathering, name, 1, adapter=total if name == one else zero).voucher for name in NAMES
     }
     consents = {name: clients.ask(name, "consent", 1, there=NAMES).consent for name in NAMES}
-    for name in NAMES:
-        with pytest.raises(SumsRefused, match="come from something else"):
-            clients.ask(name, "reveal", 1, consents=consents, vouchers=vouchers)
+    answers = {name: clients.ask(name, "reveal", 1, consents=consents, vouchers=vouchers) for name in NAMES}
+    assert not any(answer.own_seeds for answer in answers.values())
+    assert all(answer.accused == (one,) for name, answer in answers.items() if name != one)
 
 
-def test_a_start_that_only_one_is_told_brings_nothing_to_light(clients: Clients) -> None:
-    """From an adapter of zeros nothing is learned: the others would add nothing."""
-    zeros = Adapter({"q": LoraLayer(torch.zeros(2, 5), torch.zeros(4, 2), 2.0)}, {}, CONFIG)
+ZEROS = Adapter({"q": LoraLayer(torch.zeros(2, 5), torch.zeros(4, 2), 2.0)}, {}, CONFIG)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"adapter": pack(ZEROS)}, {"num_rounds": 10**9}, {"former": pack(ZEROS)}],
+    ids=["start", "rounds", "former"],
+)
+def test_what_only_one_is_told_to_train_from_brings_nothing_to_light(
+    clients: Clients, told: Mapping[str, object]
+) -> None:
+    """From an adapter of zeros, say, nothing is learned: the others would add nothing."""
     gathering = Gathering(plan_of("run", 1, TERMS))
     for name in NAMES:
-        keys = clients.train(name, REQUEST if name == "cyd" else replace(REQUEST, adapter=pack(zeros))).keys
+        keys = clients.train(name, REQUEST if name == "cyd" else replace(REQUEST, **told)).keys  # type: ignore[arg-type]
         assert keys is not None
         gathering.add_keys(PublicKeys(name, keys.sealing, keys.masking, keys.own_seeds, keys.signature))
     gathering.roster()
@@ -309,9 +350,9 @@ def test_a_start_that_only_one_is_told_brings_nothing_to_light(clients: Clients)
         gathering.add_sealed(name, Sealed(answer.sealed, answer.digests))
     vouchers = {name: clients.mask(gathering, name).voucher for name in NAMES}
     consents = {name: clients.ask(name, "consent", there=NAMES).consent for name in NAMES}
-    for name in NAMES:
-        with pytest.raises(SumsRefused, match="come from something else"):
-            clients.ask(name, "reveal", consents=consents, vouchers=vouchers)
+    answers = {name: clients.ask(name, "reveal", consents=consents, vouchers=vouchers) for name in NAMES}
+    assert not any(answer.own_seeds for answer in answers.values())
+    assert answers["ann"].accused == ("cyd",)
 
 
 def test_a_second_total_of_one_sum_is_refused_and_one_that_is_none_is_not_kept(clients: Clients) -> None:

@@ -73,7 +73,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     script.write_text(
         "import resource, signal, sys; from fedlora.cli.main import main;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000));"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (14_500, 14_500));"
         f"sys.argv = ['fedlora', 'simulate', {str(run)!r}, '--out', 'out', '--workers', '1'];"
         "main() if __name__ == '__main__' else None"
     )

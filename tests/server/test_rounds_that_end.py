@@ -207,7 +207,7 @@ def test_29_a_round_below_its_quorum_is_repeated_and_says_so(tmp_path: Path) -> 
 def test_what_a_run_waits_for_is_said_at_each_repetition_also_in_the_same_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("_FIRST_PAUSE_SECONDS", "_LONGEST_PAUSE_SECONDS"):
+    for name in ("FIRST_PAUSE_SECONDS", "LONGEST_PAUSE_SECONDS"):
         monkeypatch.setattr(f"fedlora.server.rounds.collect.{name}", 0.1)
     run = Run(tmp_path, {"a": honest, "b": failing("out_of_memory", 3)}, quorum=1.0, rounds=1).start()
     run.reports()

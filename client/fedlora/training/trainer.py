@@ -132,14 +132,7 @@ class LocalTrainer(Generic[P]):
             )
             self._forward = self._frozen
         self._judged = self._forward
-        self._examples = ExampleGradients(
-            model,
-            task,
-            device=device,
-            precision=self._precision,
-            tolerance=_COARSE if torch.bfloat16 in (self._autocast, model.base_dtype) else _FINE,
-            frozen=self._frozen,
-        )
+        self._examples: ExampleGradients | None = None
         if settings.compile:
             # For training alone: what is judged is judged by the model as it is.
             self._forward = torch.compile(model.peft_model, dynamic=True)
@@ -198,7 +191,7 @@ class LocalTrainer(Generic[P]):
         optimizer.zero_grad(set_to_none=True)
         self._privacy = privacy
         of_steps = self._of_steps(len(prepared), num_steps, batch_seed)
-        together = self._micro_batch_size if privacy is None or self._examples.goes_together(prepared) else 1
+        together = self._micro_batch_size if privacy is None or self._of_examples().goes_together(prepared) else 1
         self._look_ahead(prepared, [part for step in of_steps for part in _parts(step, together)])
         torch.manual_seed(dropout_seed)
         self.model.set_training(True)
@@ -242,6 +235,19 @@ class LocalTrainer(Generic[P]):
             self._micro_batch_size if is_reduced else 0,
             {} if settings.optimizer_state == "reset" else read_moments(optimizer, self.model.trained()),
         )
+
+    def _of_examples(self) -> ExampleGradients:
+        """Return what computes the gradients of single examples, made when a round is to be private."""
+        if self._examples is None:
+            self._examples = ExampleGradients(
+                self.model,
+                self.task,
+                device=self.device,
+                precision=self._precision,
+                tolerance=_COARSE if torch.bfloat16 in (self._autocast, self.model.base_dtype) else _FINE,
+                frozen=self._frozen,
+            )
+        return self._examples
 
     def _of_steps(self, num_examples: int, num_steps: int, batch_seed: int) -> list[np.ndarray]:
         """Return for each step of a round the places of its examples."""
@@ -287,7 +293,7 @@ class LocalTrainer(Generic[P]):
                 if privacy is None:
                     return self._accumulate(prepared, parts)
                 started = time.perf_counter()
-                found = self._examples.clipped_sum(prepared, parts, clip=privacy.clip)
+                found = self._of_examples().clipped_sum(prepared, parts, clip=privacy.clip)
                 # Forward and backward are one here.
                 self._seconds["backward"] += time.perf_counter() - started
                 break

@@ -266,7 +266,8 @@ class Member:
         vouched = roster.voucher_bytes(index, self.memory.sealers, basis)
         others = [name for name in there if not self._verify(name, vouched, vouchers.get(name, b""))]
         if others:
-            raise SumRefused(f"the vectors of {', '.join(others)} are hidden with others, or come from something else")
+            what = f"the vectors of {', '.join(others)} are hidden with others, or come from something else"
+            raise SumRefused(what, accused=others)
         held = self.memory.shares
         own = {name: shares[2 * index] for name, shares in held.items() if name in there}
         masking = {name: shares[2 * index + 1] for name, shares in held.items() if name not in there}

@@ -18,11 +18,13 @@ from fedlora.common.messages import SumTerms
 from fedlora.secure_sums.keys import SumPlan, digest
 from fedlora.secure_sums.ring import Bits, FixedPoint, Ring
 
-LEAST_CLIP, MOST_CLIP = 2.0**-12, 2.0**20
+LEAST_CLIP, MOST_CLIP = 2.0**-12, 64.0
+# So often a round may begin anew.
+MOST_REPETITIONS = 100
 
 _VECTOR = "sum"
-# What one is at least in a sum, in units of its numbers.
-_LEAST_UNITS = 100
+# How large a client's change is at least (its root mean square), in units of the sum's numbers, if it is none at all.
+_LEAST_UNITS = 16
 _BITS: Bits = 32
 
 
@@ -68,10 +70,13 @@ def written(term: Tensor, terms: SumTerms, *, index: int, weight: float) -> Writ
         weight: see `share_of`.
 
     Raises:
-        ValueError: a number is not finite.
+        ValueError: a number is not finite, or the change would be rounded away: others alone would be summed up.
     """
     within = _within(term, terms) if index == 0 else term
-    vector, num_clipped = _fixed_point(terms, index).written(within.numpy(), weight=weight)
+    fixed = _fixed_point(terms, index)
+    if index == 0 and 0 < _units(within[:-1], fixed, weight) < _LEAST_UNITS:
+        raise ValueError("this client's change would be next to nothing in the sum, and others would be alone in it")
+    vector, num_clipped = fixed.written(within.numpy(), weight=weight)
     return Written(vector, num_clipped, within is not term)
 
 
@@ -85,8 +90,8 @@ def with_weight(total: Ring, terms: SumTerms, weight: float) -> Ring:
     return known
 
 
-def require_terms(terms: SumTerms, *, is_uniform: bool, num_examples: int) -> None:
-    """Check that terms are such as leave a client's numbers their weight.
+def require_terms(terms: SumTerms, *, is_uniform: bool) -> None:
+    """Check that terms are such as a server makes that means well.
 
     Raises:
         ValueError: they are not.
@@ -98,11 +103,6 @@ def require_terms(terms: SumTerms, *, is_uniform: bool, num_examples: int) -> No
         raise ValueError(f"clips of {terms.clips}; expected {LEAST_CLIP:g} to {MOST_CLIP:g}")
     if is_uniform != (terms.most_examples == 0):
         raise ValueError("weights that are not the run file's")
-    if any(
-        share_of(terms, num_examples) * _fixed_point(terms, index).scale < _LEAST_UNITS
-        for index in range(len(terms.clips))
-    ):
-        raise ValueError(f"{num_examples} examples would weigh next to nothing, and others alone would be summed up")
 
 
 def read(total: Ring, terms: SumTerms, *, index: int) -> Tensor:
@@ -137,6 +137,12 @@ def unpacked_vector(packed: bytes, size: int) -> NDArray[np.unsignedinteger]:
 
 def _fixed_point(terms: SumTerms, index: int) -> FixedPoint:
     return FixedPoint(_BITS, terms.clips[index], len(terms.members))
+
+
+def _units(change: Tensor, fixed: FixedPoint, weight: float) -> float:
+    """Return the root mean square of those numbers of a change that are not zero, in units of the sum's numbers."""
+    moved = int(change.count_nonzero())
+    return float(change.double().norm()) / math.sqrt(moved) * weight * fixed.scale if moved else 0.0
 
 
 def _within(term: Tensor, terms: SumTerms) -> Tensor:

@@ -258,7 +258,8 @@ class RunFolder:
 
     def sum_journal(self, number: int) -> SumJournal:
         """Return what is kept of a round's secure sums while they go on."""
-        return SumJournal(self._round(number) / "sums")
+        folder = self._round(number) / "sums"
+        return SumJournal(folder, wait_for_space=self.wait_for_space, go_on=self.go_on)
 
     def quarantine(self, number: int, client: str, refused: TrainReceipt | Failure, reason: str) -> None:
         """Set aside what a client sent in a round and was refused, with the reason, for who wants to look."""

@@ -1,6 +1,6 @@
 """What is kept of a round's secure sums while they go on, so that a server that dies goes on with the very same.
 
-    rounds/NNNN/sums/
+    rounds/NNNN/sums/REPETITION/
         terms.json               what all members are told
         STEP-INDEX/NAME-HASH     each member's answer, from training on; hidden vectors are asked for again
         roster.json              whose keys were handed on, before any of them is
@@ -13,7 +13,7 @@ a crash would have no sum.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from fedlora.common.errors import RunError
 from fedlora.common.files import client_file_name, write_file
 from fedlora.common.messages import SumReceipt, SumTerms, TrainReceipt
 from fedlora.common.schema import from_proto, parse, serialised, to_proto
+from fedlora.server.disk.patience import WaitForSpace, give_up, patiently, wait_for_nothing
 
 _TERMS = Codec(SumTerms)
 _NAMES = TypeAdapter(tuple[str, ...])
@@ -34,8 +35,19 @@ Receipt = TypeVar("Receipt", TrainReceipt, SumReceipt)
 class SumJournal:
     """The folder of a round's sums."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, *, wait_for_space: WaitForSpace = give_up, go_on: Callable[[], None] = wait_for_nothing
+    ) -> None:
+        """`wait_for_space` and `go_on` are those of the run's folder."""
+        self._root = folder
+        self.wait_for_space = wait_for_space
+        self.go_on = go_on
+
+    @property
+    def _folder(self) -> Path:
+        """The newest repetition's."""
+        begun = [path for path in self._root.glob("*") if path.name.isdecimal() and (path / "terms.json").is_file()]
+        return max(begun, key=lambda path: int(path.name), default=self._root / "none")
 
     def terms(self) -> SumTerms | None:
         """Return what members were told, None where nobody was asked yet."""
@@ -44,10 +56,15 @@ class SumJournal:
         except (OSError, ValueError):
             return None
 
+    @patiently
     def begin(self, terms: SumTerms) -> None:
         """Begin the round's sums, in place of those that could not be had."""
-        self.clear()
-        write_file(self._folder / "terms.json", _TERMS.dump(terms) + "\n")
+        folder = self._root / f"{terms.repetition:04d}"
+        shutil.rmtree(folder, ignore_errors=True)
+        write_file(folder / "terms.json", _TERMS.dump(terms) + "\n")
+        for other in self._root.iterdir():
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
 
     def answers(self, kind: type[Receipt], step: str, index: int = 0) -> dict[str, Receipt]:
         """Return the answers to a step that are there, by member; a damaged one is asked for again."""
@@ -60,6 +77,7 @@ class SumJournal:
             found[receipt.client] = receipt
         return found
 
+    @patiently
     def write(self, step: str, index: int, receipt: TrainReceipt | SumReceipt) -> None:
         """Record a member's answer."""
         path = self._folder / f"{step}-{index}" / client_file_name(receipt.client)
@@ -96,13 +114,14 @@ class SumJournal:
         except OSError:
             return None
 
+    @patiently
     def write_total(self, index: int, packed: bytes) -> None:
         """Record a sum's total."""
         write_file(self._folder / f"total-{index}", packed)
 
     def clear(self) -> None:
         """Remove all of it."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self._root, ignore_errors=True)
 
     def _names(self, what: str) -> tuple[str, ...] | None:
         try:
@@ -110,5 +129,6 @@ class SumJournal:
         except (OSError, ValueError):
             return None
 
+    @patiently
     def _write_names(self, what: str, names: Sequence[str]) -> None:
         write_file(self._folder / f"{what}.json", _NAMES.dump_json(tuple(names)) + b"\n")

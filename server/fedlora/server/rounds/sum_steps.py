@@ -130,6 +130,8 @@ class SumSteps:
             except ValueError as error:
                 round.refused[name] = f"{_REFUSED}: {error}"
         sealers = gathering.sealers()
+        if known is not None and sealers != known:
+            raise SumLost(f"{', '.join(sorted(set(known) - set(sealers)))} had sealed shares, which are lost")
         journal.write_sealers(sealers)
         return sealers
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fedlora.adapters import Adapter
 from fedlora.common.config import RunConfig
-from fedlora.common.errors import AdapterError
+from fedlora.common.errors import AdapterError, RunError
 from fedlora.common.messages import PRIVACY_BUDGET, SumTerms, TrainReceipt
 from fedlora.common.phases import announce
 from fedlora.common.reasons import update_reason
@@ -35,7 +35,15 @@ from fedlora.methods import Method, MethodState
 from fedlora.secure_sums.adapter_sums import AdapterSums, num_sums, trained_paths
 from fedlora.secure_sums.gathering import SumLost
 from fedlora.secure_sums.keys import least_threshold
-from fedlora.secure_sums.round_terms import LEAST_CLIP, MOST_CLIP, largest_error, read, share_of, unpacked_vector
+from fedlora.secure_sums.round_terms import (
+    LEAST_CLIP,
+    MOST_CLIP,
+    MOST_REPETITIONS,
+    largest_error,
+    read,
+    share_of,
+    unpacked_vector,
+)
 from fedlora.server.disk.store import RunFolder
 from fedlora.server.disk.sum_journal import SumJournal
 from fedlora.server.record.draw import Draw
@@ -43,7 +51,7 @@ from fedlora.server.record.events import Listener, Noted
 from fedlora.server.record.fair_shares import MOST_TIMES_MEDIAN
 from fedlora.server.record.round_report import Share
 from fedlora.server.rounds.collect import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Collected, Collector
-from fedlora.server.rounds.draw import drawn_again
+from fedlora.server.rounds.draw import first_draw
 from fedlora.server.rounds.ending import quorum_size
 from fedlora.server.rounds.fault import at_fault
 from fedlora.server.rounds.federation import Federation
@@ -55,7 +63,7 @@ _LEAST_MEMBERS = 2
 # Of one rank they are all.
 _ANY_RANK = 1 << 30
 # Of the first round; fixed point is then off by less than 2e-8 a client. Later it goes by what the sums were.
-_FIRST_CLIP = 64.0
+_FIRST_CLIP = MOST_CLIP
 # A number that one client alone moves is so many times as large as the mean.
 _TIMES_THE_MEAN = 64
 
@@ -127,11 +135,11 @@ class SumCollector(Collector):
                 return self._sums(round, starts, needed)
             except SumLost as lost:
                 liars = lost.at_fault
-                federation.note_spent(
-                    {client for client, why in refused.items() if update_reason(why) == PRIVACY_BUDGET}
-                )
-                if not federation.has_budget:
+                was_spent = self._note_spent(federation, refused)
+                if len(federation.sites.keys() - federation.spent) < min(_LEAST_MEMBERS, len(federation.sites)):
                     return Collected(cohort=draw.cohort, refused=refused), None
+                if was_spent:
+                    continue
                 reasons = "; ".join(f"{client}: {reason}" for client, reason in sorted(refused.items()))
                 what = f"round {number}: {lost}" + (f" ({reasons})" if reasons else "")
                 federation.wait_for(f"{what}; begun anew in {pause:.0f} s", seconds=pause, hopeless=what)
@@ -139,21 +147,39 @@ class SumCollector(Collector):
             finally:
                 self._bar(number, {*at_fault(accusations, among=draw.cohort), *liars})
 
-    def _drawn(self, federation: Federation, number: int, kept: Collection[str], repetition: int) -> Draw:
-        """Return whom to ask: without those between whom something is wrong, as long as enough others are there."""
-        there = federation.expected(self._config.federation.patience, without=self._barred)
-        if self._barred and len(there) < _LEAST_MEMBERS:
-            self._note(number, f"too few are there without {', '.join(sorted(self._barred))}, who are asked again")
-            self._barred.clear()
-        if not self._barred:
-            return super()._drawn(federation, number, kept, repetition)
-        known = self._folder.draw(number)
-        if known is not None and not repetition and not self._barred & set(known.cohort):
+    def _note_spent(self, federation: Federation, refused: Mapping[str, str]) -> bool:
+        """Note who has no privacy budget left, and return whether anybody is among them who was not before."""
+        spent = {client for client, why in refused.items() if update_reason(why) == PRIVACY_BUDGET}
+        is_new = not spent <= federation.spent
+        federation.note_spent(spent)
+        return is_new
+
+    def _drawn(self, federation: Federation, number: int, kept: Collection[str], repetition: int) -> Draw:  # noqa: ARG002
+        """Return whom to ask: as journaled, or drawn anew of those that are there and able.
+
+        Those between whom something is wrong are left out, as long as enough others are there.
+        """
+        settings, known = self._config.federation, self._folder.draw(number)
+        unable = self._barred | federation.spent
+        if known is not None and not repetition and not unable & set(known.cohort):
             return known
-        former = known or Draw(tuple(there), len(there))
-        seed = self._config.run.seed
-        draw = drawn_again(former, kept=(), available=there, seed=seed, round=number, repetition=repetition + 1)
-        draw = replace(draw, num_wanted=min(draw.num_wanted, len(draw.cohort)))
+        while len(there := federation.expected(settings.patience, without=self._barred | federation.spent)) < 1 or (
+            self._barred and len(there) < _LEAST_MEMBERS
+        ):
+            if self._barred:
+                self._note(number, f"too few are there without {', '.join(sorted(self._barred))}, who are asked again")
+                self._barred.clear()
+                continue
+            what = f"round {number}: no site is ready"
+            federation.wait_for(what, seconds=0.2, hopeless=what)
+        draw = first_draw(
+            there,
+            size=settings.cohort,
+            fraction=settings.fraction,
+            oversample=1,
+            seed=self._config.run.seed,
+            round=number,
+        )
         self._folder.write_draw(number, draw)
         return draw
 
@@ -187,15 +213,19 @@ class SumCollector(Collector):
             return known
         if len(members) < _LEAST_MEMBERS:
             raise SumLost(f"{len(members)} client takes part; a sum takes {_LEAST_MEMBERS}, better three")
+        repetition = 0 if known is None else known.repetition + 1
+        if repetition > MOST_REPETITIONS:
+            raise RunError(
+                f"the round was begun anew {MOST_REPETITIONS} times, and no sum of its updates could be had; see above "
+                "why, and mend that, or start a new run from adapter/ (federation.start_from)"
+            )
         least = quorum_size(draw.num_wanted, self._config.federation.quorum)
-        if least > len(members):
-            raise SumLost(f"{len(members)} clients take part, and federation.quorum asks for {least}")
         kept = state.get(_STATE, {})
         clips = kept.get("clips", torch.full((num_sums(self._method, start),), _FIRST_CLIP))
         terms = SumTerms(
             members=members,
             threshold=max(least_threshold(len(members)), least),
-            repetition=0 if known is None else known.repetition + 1,
+            repetition=repetition,
             most_examples=self._most_examples(federation, members),
             most_change=self._config.federation.norm_limit * float(kept.get("largest_change", 0.0)),
             clips=tuple(clips.tolist()),
@@ -235,6 +265,7 @@ class SumCollector(Collector):
                 sums.take(totals[-1])
             except (AdapterError, RuntimeError) as error:
                 raise SumLost(f"no adapter comes of the sums: {error}") from error
+        self._note_spent(round.federation, round.refused)
         receipts = {client: round.receipts[client] for client in members[0]}
         summed = Summed(
             sums.result(),

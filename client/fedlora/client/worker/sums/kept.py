@@ -53,7 +53,8 @@ class _Part:
     """The file's form: bytes as text."""
 
     terms: SumTerms
-    start_sha256: str
+    basis: str
+    training: str
     trains: tuple[Factor, ...]
     receipt: Bytes
     own: tuple[Bytes, tuple[Bytes, ...], tuple[Bytes, ...]] = field(repr=False)
@@ -76,7 +77,8 @@ class Part:
 
     Attributes:
         terms: what all members were told.
-        start_sha256: of the adapter that the round started from.
+        basis: the digest of all that the training comes from which the server has told.
+        training: by what it is known in `summed`.
         trains: the factors that it has trained.
         receipt: of the training.
         keys: the client's secrets of this round.
@@ -85,7 +87,8 @@ class Part:
     """
 
     terms: SumTerms
-    start_sha256: str
+    basis: str
+    training: str
     trains: tuple[Factor, ...]
     receipt: TrainReceipt
     keys: RoundKeys = field(repr=False)
@@ -156,7 +159,7 @@ def read_part(folder: Path) -> Part:
     )
     memory = Memory(roster, kept.sealed, kept.digests, kept.shares, kept.sealers, kept.masked, kept.there)
     return Part(
-        kept.terms, kept.start_sha256, kept.trains, receipt, RoundKeys(*kept.own), dict(kept.identities), memory
+        kept.terms, kept.basis, kept.training, kept.trains, receipt, RoundKeys(*kept.own), dict(kept.identities), memory
     )
 
 
@@ -165,7 +168,8 @@ def write_part(folder: Path, part: Part) -> None:
     keys, memory = part.keys, part.memory
     kept = _Part(
         part.terms,
-        part.start_sha256,
+        part.basis,
+        part.training,
         part.trains,
         serialised(to_proto(part.receipt, with_local=True)),
         (keys.sealing, keys.masking, keys.own_seeds),

@@ -25,6 +25,7 @@ from fedlora.secure_sums.adapter_sums import AdapterSums, num_sums, trained_path
 from fedlora.secure_sums.keys import PublicKeys, RoundKeys, SumPlan, digest
 from fedlora.secure_sums.member import Member, Sealed, SumRefused
 from fedlora.secure_sums.round_terms import (
+    MOST_REPETITIONS,
     packed_vector,
     plan_of,
     read,
@@ -39,7 +40,6 @@ logger = logging.getLogger(__name__)
 _START, _UPDATE = "start", "update"
 # Between the seeds of a training that is done again for other sums.
 _SEEDS_APART = 1 << 32
-_MOST_REPETITIONS = 100
 
 
 class OwnSums:
@@ -70,28 +70,29 @@ class OwnSums:
             SumsRefused: the server asks for the update itself, or for sums that the run does not have.
             StoreError: the disk cannot be used.
         """
-        if request.sums is None:
-            self._require_open(client, request)
-            return train(request)
-        terms, start = request.sums, packed_bytes(request.adapter)
-        context = self._checked(client, request, terms)
-        if (known := self._known_receipt(client, request, context, start)) is not None:
-            return replace(known, attempt=request.attempt)
+        start = packed_bytes(request.adapter)
         training = digest(b"training", start, request.round.to_bytes(8, "big"), request.seed.to_bytes(8, "big")).hex()
+        if request.sums is None:
+            self._require_open(client, request, training)
+            return train(request)
+        terms, basis = request.sums, _basis(request, start)
+        context = self._checked(client, request, terms)
+        self._require_terms(terms, unpack(start))
+        folder = self._parts.newest(request.run, client, request.round)
+        part = None if folder is None else _read(folder)
+        if folder is not None and part is not None and part.basis == basis:
+            if _plan(request.run, request.round, part.terms).context == context:
+                return replace(part.receipt, attempt=request.attempt)
+            if not part.memory.masked:
+                # For other sums than it was made for, into which it has not gone.
+                update, receipt = unpack(_bytes_of(folder / _UPDATE)), replace(part.receipt, attempt=request.attempt)
+                return self._begin(client, request, update, receipt, training)
         seed = request.seed + _SEEDS_APART * self._summed.times(client, training)
-        self._require_num_sums(terms, unpack(start))
         receipt = train(replace(request, seed=seed))
         if receipt.status != OK:
             return receipt
-        is_uniform = self._config.federation.weighting == "uniform"
-        try:
-            require_terms(terms, is_uniform=is_uniform, num_examples=receipt.num_examples)
-        except ValueError as error:
-            raise SumsRefused(f"the server's terms: {error}") from error
-        # Before anything of it leaves.
-        self._summed.add(client, training, run=request.run)
         update = unpack(packed_bytes(receipt.adapter), without=request.frozen_factor, frozen=unpack(start))
-        return self._begin(client, request, terms, start, update, replace(receipt, adapter=b""))
+        return self._begin(client, request, update, replace(receipt, adapter=b""), training)
 
     def answer(self, client: str, request: SumRequest) -> SumReceipt:
         """Return a client's answer to a step, the same to the same step.
@@ -131,17 +132,18 @@ class OwnSums:
         logger.debug("round %d: %s in %.2f s", request.round, request.step, time.perf_counter() - began)
         return receipt
 
-    def _require_open(self, client: str, request: TrainRequest) -> None:
+    def _require_open(self, client: str, request: TrainRequest, training: str) -> None:
         """Check that an update may be sent itself.
 
         Raises:
-            SumsRefused: the run has secure sums, or had them before.
+            SumsRefused: the run has secure sums, or had them before, or the update has gone into others'.
         """
         if self._config.privacy.secure_sums:
             raise SumsRefused("privacy.secure_sums is set, and the server asks for the update by itself")
-        if self._summed.has_run(client, request.run):
+        if self._summed.has_run(client, request.run) or self._summed.times(client, training):
             raise SumsRefused(
-                "this run has had secure sums, and its run file says privacy.secure_sums = false now; ask who runs it"
+                "what is asked for has gone into secure sums, and the run file says privacy.secure_sums = false now; "
+                "ask who runs it"
             )
 
     def _checked(self, client: str, request: TrainRequest, terms: SumTerms) -> bytes:
@@ -154,7 +156,7 @@ class OwnSums:
             raise SumsRefused("the server asks for secure sums, and the run file has privacy.secure_sums = false")
         if request.seed != self._config.run.seed:
             raise SumsRefused(f"the server asks for the seed {request.seed}; the run's is {self._config.run.seed}")
-        if client not in terms.members or terms.repetition > _MOST_REPETITIONS:
+        if client not in terms.members or terms.repetition > MOST_REPETITIONS:
             raise SumsRefused("the server asks for sums of other members, or has begun the round too often")
         if len(terms.members) < self._least_members:
             raise SumsRefused(
@@ -162,25 +164,14 @@ class OwnSums:
             )
         return _plan(request.run, request.round, terms).context
 
-    def _known_receipt(self, client: str, request: TrainRequest, context: bytes, start: bytes) -> TrainReceipt | None:
-        """Return the receipt of a training that is done for these sums; None where it is yet to be."""
-        folder = self._parts.newest(request.run, client, request.round)
-        if folder is None:
-            return None
-        try:
-            part = read_part(folder)
-            is_this = _plan(request.run, request.round, part.terms).context == context
-        except StoreError as error:
-            logger.warning("%s", error)
-            return None
-        return part.receipt if is_this and part.start_sha256 == _sha256(start) else None
-
     def _begin(
-        self, client: str, request: TrainRequest, terms: SumTerms, start: bytes, update: Adapter, receipt: TrainReceipt
+        self, client: str, request: TrainRequest, update: Adapter, receipt: TrainReceipt, training: str
     ) -> TrainReceipt:
         """Have a round's part on disk, and return the receipt with its keys."""
+        terms, start = request.sums, packed_bytes(request.adapter)
+        assert terms is not None
         signer, keys = self._signer_of(client), RoundKeys.made(len(terms.clips))
-        part = Part(terms, _sha256(start), request.trains, receipt, keys)
+        part = Part(terms, _basis(request, start), training, request.trains, receipt, keys)
         public = self._member(client, request.run, request.round, part, signer).public()
         part.receipt = replace(
             receipt,
@@ -193,12 +184,21 @@ class OwnSums:
         self._parts.forget_others(folder)
         return part.receipt
 
-    def _require_num_sums(self, terms: SumTerms, start: Adapter) -> None:
+    def _require_terms(self, terms: SumTerms, start: Adapter) -> None:
+        """Check what the server says of the sums.
+
+        Raises:
+            SumsRefused: it is not what this client takes part in.
+        """
         expected = num_sums(self._method(), start)
         if len(terms.clips) != expected:
             raise SumsRefused(
                 f"the server asks for {len(terms.clips)} sums of a round; {self._config.method_name} has {expected}"
             )
+        try:
+            require_terms(terms, is_uniform=self._config.federation.weighting == "uniform")
+        except ValueError as error:
+            raise SumsRefused(f"the server's terms: {error}") from error
 
     def _method(self) -> Method:
         method = self._config.aggregation
@@ -240,7 +240,10 @@ class OwnSums:
         member.take(request.sealed, request.digests, request.sealers)
         sums, basis = self._sums_up_to(folder, part, request)
         weight = share_of(part.terms, part.receipt.num_examples)
-        term = sums.term(unpack((folder / _UPDATE).read_bytes()))
+        term = sums.term(unpack(_bytes_of(folder / _UPDATE)))
+        if request.index == 0 and 0 not in member.memory.masked:
+            # Before anything of it leaves.
+            self._summed.add(empty.client, part.training, run=request.run)
         made = written(term, part.terms, index=request.index, weight=weight)
         hidden = member.masked(request.index, made.vector, basis=basis)
         if made.num_clipped:
@@ -263,13 +266,12 @@ class OwnSums:
 
     def _sums_up_to(self, folder: Path, part: Part, request: SumRequest) -> tuple[AdapterSums, bytes]:
         """Return the round's sums as far as those before this one are known, and the digest of what they come from."""
-        packed = (folder / _START).read_bytes()
-        start, basis = unpack(packed), _sha256(packed)
+        start, basis = unpack(_bytes_of(folder / _START)), part.basis
         sums = AdapterSums(self._method(), start, only=trained_paths(start, part.trains))
         for index in range(request.index):
             is_newest = index == request.index - 1
             path = folder / f"total-{index}"
-            total = packed_bytes(request.adapter) if is_newest else path.read_bytes()
+            total = packed_bytes(request.adapter) if is_newest else _bytes_of(path)
             sums.take(read(unpacked_vector(total, sum(sums.sizes())), part.terms, index=index))
             if is_newest:
                 _keep(folder, path.name, total)
@@ -297,5 +299,28 @@ def _keep(folder: Path, name: str, content: bytes) -> None:
         raise SumsRefused(f"another {name} than before")
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _basis(request: TrainRequest, start: bytes) -> str:
+    """Return the digest of all that a training comes from which the server tells: the same for all members."""
+    told = (request.num_rounds.to_bytes(8, "big"), "".join(request.trains).encode())
+    return digest(b"basis", start, packed_bytes(request.former), *told).hex()
+
+
+def _read(folder: Path) -> Part | None:
+    """Return the part in a folder; a damaged one is none, and its training is done again."""
+    try:
+        return read_part(folder)
+    except StoreError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def _bytes_of(path: Path) -> bytes:
+    """Return a file beside a part.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror}); the round goes on without this client") from error
