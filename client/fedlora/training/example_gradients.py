@@ -27,6 +27,9 @@ from fedlora.training.tasks import Batch, Task
 
 logger = logging.getLogger(__name__)
 
+# A norm that clipping has left may be a rounding above the clip; this is more than all roundings.
+_ROOM = 1 - 1e-5
+
 # What a model, a task or torch's transforms say of a batch whose examples they cannot take one by one in a single pass.
 _Computed = Callable[[Mapping[str, Tensor], Tensor | None], object]
 
@@ -200,11 +203,13 @@ class _Forward(nn.Module):
 def _added(total: ClippedSum, gradients: list[Tensor], losses: Tensor, *, clip: float) -> ClippedSum:
     """Add some examples' gradients (n, ...) to a sum, each times min(1, clip / its norm over all of them)."""
     # A model may lie on several devices.
-    each = [gradient.reshape(len(losses), -1).norm(dim=1).to(losses.device) for gradient in gradients]
-    norms = torch.stack(each).norm(dim=0)
+    rows = [gradient.reshape(len(losses), -1) for gradient in gradients]
+    # In float64: of many numbers float32 would find less than there is.
+    each = [torch.linalg.vector_norm(row, dim=1, dtype=torch.float64).to(losses.device) for row in rows]
+    norms = torch.linalg.vector_norm(torch.stack(each), dim=0)
     # Of a norm that is not finite nothing can be clipped.
     is_finite = norms.isfinite()
-    factors = (clip / norms[is_finite]).clamp(max=1.0)
+    factors = (_ROOM * clip / norms[is_finite]).clamp(max=1.0)
     for place, gradient in enumerate(gradients):
         kept = is_finite.to(gradient.device)
         total.gradients[place] += torch.tensordot(factors.to(gradient), gradient[kept], dims=1)

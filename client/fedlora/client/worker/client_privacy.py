@@ -66,15 +66,17 @@ class ClientPrivacy:
         if not self.is_on:
             return
         spent = self._ledger.of(client)
+        # A site's examples are the same under whatever name it takes part.
+        of_all = spent if self._most_epsilon is None else self._ledger.of_all()
         next_one = replace(self._kind(run, num_examples, num_steps), num_steps=num_steps)
         for entries, most, whose in (
             (of_run(spent, run), self._settings.epsilon, "privacy.epsilon"),
-            (spent, self._most_epsilon, "limits.epsilon, over all runs"),
+            (of_all, self._most_epsilon, "limits.epsilon, over all runs"),
         ):
             if most is None:
                 continue
             after = self._epsilon((*entries, next_one))
-            if after > most:
+            if not after <= most:
                 raise PrivacyBudgetSpent(
                     f"{client} has spent an epsilon of {self._epsilon(entries):.3g} of {most:g} ({whose}), and another "
                     f"training would make it {after:.3g}"
@@ -95,11 +97,16 @@ class ClientPrivacy:
         self._ledger.enter(client, self._kind(run, num_examples, num_asked), num_steps=num_steps)
 
     def told(self, receipt: TrainReceipt) -> TrainReceipt:
-        """Return a receipt without the numbers that have no noise: the loss, and the scores, which were not judged."""
+        """Return a receipt without the numbers that have no noise: the loss, the scores, which were not judged, the times.
+
+        How long steps took, and how many examples a forward pass had, tells of what was drawn.
+        """
         if not self.is_on:
             return receipt
         logger.info("%s: round %d: loss %.4g, which is not told", receipt.client, receipt.round, receipt.loss)
-        return replace(receipt, loss=math.nan, withheld=("loss", "scores"))
+        return replace(
+            receipt, loss=math.nan, withheld=("loss", "scores"), seconds={}, micro_batch_size=0, num_tokens=0
+        )
 
     def _kind(self, run: str, num_examples: int, num_steps: int) -> Spending:
         multiplier = self._multiplier(num_examples, num_steps)
@@ -107,7 +114,9 @@ class ClientPrivacy:
         return Spending(run, self._settings.delta, multiplier, drawn, num_examples)
 
     def _epsilon(self, entries: tuple[Spending, ...] | list[Spending]) -> float:
-        return epsilon_of_steps([entry.steps for entry in entries], delta=self._settings.delta)
+        # At the least delta of them: a run does not make larger ones of others' look small.
+        delta = min([self._settings.delta, *(entry.delta for entry in entries)])
+        return epsilon_of_steps([entry.steps for entry in entries], delta=delta)
 
     def _multiplier(self, num_examples: int, num_steps: int) -> float:
         """Return the noise multiplier: the run's, or the least with which all its rounds are within its epsilon."""

@@ -76,6 +76,14 @@ class Ledger:
         """
         return sorted(self._read(path).client for path in self.folder.glob("*.json"))
 
+    def of_all(self) -> tuple[Spending, ...]:
+        """Return what all trainings here have told, whoever's they were.
+
+        Raises:
+            StoreError: a ledger is damaged, or cannot be read.
+        """
+        return tuple(entry for client in self.clients() for entry in self.of(client))
+
     def enter(self, client: str, kind: Spending, *, num_steps: int) -> None:
         """Enter a training of so many steps of a kind; it is on disk after that.
 

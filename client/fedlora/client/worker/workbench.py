@@ -177,6 +177,8 @@ class Workbench:
         trainer, training = self._trainer, self._prepare("training", client)
         size, num_steps = len(training), self._trainer.num_steps(len(training))
         self._privacy.require_budget(request.run, client, num_examples=size, num_steps=num_steps)
+        # Whole, and before its first step: that one breaks off, and when, tells of examples too.
+        self._privacy.enter(request.run, client, num_examples=size, num_asked=num_steps, num_steps=num_steps)
         given = unpack(packed_bytes(request.adapter))
         trainer.model.load(given, trains=request.trains)
         shared = self._moments.shared(trainer.model, given, request)
@@ -195,8 +197,6 @@ class Workbench:
             changes=self._changes(request),
             privacy=self._privacy.steps(num_examples=size, num_steps=num_steps),
         )
-        # Moments too are told, in what the next round makes of them.
-        self._privacy.enter(request.run, client, num_examples=size, num_asked=num_steps, num_steps=result.num_steps)
         if result.is_finite:
             self._moments.keep(trainer.model, client, request, before=moments, after=result.moments)
         condensed = shared.condensed(result.moments) if shared is not None else None

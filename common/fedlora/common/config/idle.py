@@ -141,6 +141,11 @@ _NO_VALIDATION = "the clients judge no validation examples (data.validation, eva
 
 _RULES = (
     _Rule(
+        ("train.max_grad_norm",),
+        'under privacy.unit = "example" each example\'s gradient is clipped, to privacy.clip',
+        lambda config, _: config.privacy.unit == "example",
+    ),
+    _Rule(
         ("exchange.precision",),
         "the sums of privacy.secure_sums start from the server's very numbers, in float32",
         lambda config, _: config.privacy.secure_sums,

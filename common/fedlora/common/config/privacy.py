@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from fedlora.common.section import Positive, Section
 
+# Beyond these float32 does not compute as the accountant does.
+_LEAST, _MOST = 1e-6, 1e6
+
 _Clips = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
 
 
@@ -55,6 +58,8 @@ class PrivacySection(Section):
             return self
         if self.clip is None:
             raise ValueError(f'unit = "{self.unit}" needs clip, the norm that bounds what one {self.unit} adds')
+        if not all(_LEAST <= number <= _MOST for number in (*self.clips, self.noise_multiplier or 1.0)):
+            raise ValueError(f"clip and noise_multiplier: expected numbers from {_LEAST:g} to {_MOST:,.0f}")
         if self.epsilon is None and self.noise_multiplier is None:
             raise ValueError(
                 f'unit = "{self.unit}" needs epsilon, the budget, or noise_multiplier, or both; without either there '

@@ -80,10 +80,19 @@ class PrivateRounds:
         return spent.num_clipped if spent else ()
 
     def combined(self, number: int, collected: Collected, *, start: Adapter, plan: RoundPlan) -> Adapter:
-        """Return the round's global adapter, noised and on disk."""
+        """Return the round's global adapter, noised and on disk.
+
+        Raises:
+            StoreError: one was released and is lost, and another would pass the budget.
+        """
         known = self._record.result_of(number)
         if known and (stored := self._folder.adapter_after(number, known.adapter_sha256)):
             return stored.adapter
+        if self.is_spent:
+            raise StoreError(
+                f"{self._folder.path}: the adapter of round {number} was released and is lost, and the budget allows no "
+                "other; restore the folder, or start a new run"
+            )
         settings = self._settings
         announce("spend")
         self._record = self._record.with_spent(Spent(number, settings.noise_multiplier, len(settings.clips)))
