@@ -39,6 +39,7 @@ from fedlora.simulation import simulate
 from fedlora.training.data import load_federated_data
 
 MakeRun = Callable[..., RunConfig]
+WORDS = ("good", "great", "fine", "bad", "poor", "awful")
 DOMAINS = ("ash", "birch", "cedar")
 ONE_STEP = {"steps": 1, "batch_size": 1, "optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.01}
 
@@ -188,20 +189,24 @@ def test_a_hidden_vector_shows_nothing(picture_runs: dict[str, SmallRun]) -> Non
 
 
 def test_an_open_server_reads_a_text_s_tokens(text_runs: dict[str, SmallRun]) -> None:
-    found = measure.tokens_read(text_runs["open"])
-    assert found.score == 1.0
-    assert found.guess < 0.5
+    of_each, of_all = measure.tokens_read(text_runs["open"])
+    assert of_each.score == of_all.score == 1.0
+    assert of_each.guess < 0.5
 
 
 def test_of_sums_no_client_s_tokens_are_read(text_runs: dict[str, SmallRun]) -> None:
-    assert measure.tokens_read(text_runs["secure"]).score < 0.6
+    of_each, _ = measure.tokens_read(text_runs["secure"])
+    assert of_each.score < 0.6
 
 
 def test_of_a_clipped_update_under_noise_nothing_is_read(
     picture_runs: dict[str, SmallRun], text_runs: dict[str, SmallRun]
 ) -> None:
     """Noise of the clip's own size on each number, as a budget has it: the clip alone hides nothing."""
-    for runs, how in ((picture_runs, measure.pictures_read), (text_runs, measure.tokens_read)):
+    for runs, how in (
+        (picture_runs, measure.pictures_read),
+        (text_runs, lambda run: measure.tokens_read(run)[0]),
+    ):
         run, scores = runs["open"], {}
         for noise_multiplier in (0.0, 1.0):
             updates = {
@@ -234,19 +239,9 @@ def clipped_and_noised(update: Adapter, start: Adapter, *, noise_multiplier: flo
 def test_a_rank_that_holds_the_crowd_s_inputs_shows_them_in_the_sum_but_not_whose_they_are(
     text_runs: dict[str, SmallRun],
 ) -> None:
-    run = text_runs["wide"]
-    data = load_federated_data(run.config)
-    base = load_base_model(run.config, data.labels)
-    texts = [base.task.prepare(held.training).token_ids[0].tolist() for held in data.clients.values()]
-    layers = attacks.first_layers(
-        base.module, list(run.seen.start.layers), base.task.collate(base.task.prepare(data.test), np.arange(1)).inputs
-    )
-    (mean,) = {id(update): update for update in run.seen.updates.values()}.values()
-    span = attacks.input_span(mean, run.seen.start, layers.paths)
-    crowd = {token for ids in texts for token in ids}
-    (ranked,) = attacks.likely_tokens([span], layers, num_tokens=len(base.tokenizer), length=len(texts[0]))
-    assert set(ranked[: len(crowd)]) == crowd
-    assert measure.tokens_read(run).score < 0.6
+    of_each, of_all = measure.tokens_read(text_runs["wide"])
+    assert of_all.score == 1.0
+    assert of_each.score < 0.6
 
 
 def test_at_b_zero_a_says_nothing_and_a_server_that_sends_another_start_says_the_same_model(
@@ -264,6 +259,27 @@ def test_at_b_zero_a_says_nothing_and_a_server_that_sends_another_start_says_the
     assert attacks.input_span(updates["fresh"], fresh, paths).shape[1] == 0
     assert attacks.input_span(updates["crafted"], crafted, paths[:2]).shape[1] == 8
     assert losses["crafted"] == pytest.approx(losses["fresh"])
+
+
+def test_an_embedding_that_is_trained_whole_names_the_tokens_that_were_used(text_run: MakeRun, tmp_path: Path) -> None:
+    """Whatever the optimiser, the number of steps and the batch."""
+    with (tmp_path / "texts.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("text", "label", "source"))
+        writer.writerows((f"{word} film was {word}", "01"[place % 2], "ash") for place, word in enumerate(WORDS))
+    config = text_run(
+        data={"path": str(tmp_path / "texts.csv"), "test": 0.0, "validation": 0.0},
+        lora={"modules_to_save": ["word_embeddings"]},
+    )
+    data = load_federated_data(config)
+    bench = Workbench(config, data)
+    packed = packed_bytes(bench.initialise(InitialiseRequest(0)).adapter)
+    receipt = bench.train("ash", TrainRequest("run", 1, 1, 0, 6, 0, packed))
+    table = "embeddings.word_embeddings.weight"
+    change = unpack(packed_bytes(receipt.adapter)).dense[table] - unpack(packed).dense[table]
+    task = load_base_model(config, data.labels).task
+    used = {int(token) for ids in task.prepare(data.clients["ash"].training).token_ids for token in ids}
+    assert set(change.any(dim=1).nonzero().flatten().tolist()) == used
 
 
 def test_examples_that_a_run_has_learned_by_heart_are_told_from_others(vision_run: MakeRun, tmp_path: Path) -> None:
@@ -301,6 +317,11 @@ def test_a_line_has_the_mean_over_draws_and_a_name_stands_for_one_setting(tmp_pa
         measure.main(["--out", str(tmp_path), "--run", "open", "run.seed=1"])
     with pytest.raises(SystemExit, match=r"^error: other: .*privacy.nothing: unknown key"):
         measure.main(["--out", str(tmp_path), "--run", "other", "privacy.nothing=1"])
+
+
+def test_the_table_on_the_page_is_that_of_the_numbers_beside_it() -> None:
+    folder = Path(measure.__file__).parent
+    assert measure.table(measure.known_in(folder)) in (folder / "README.md").read_text()
 
 
 @pytest.mark.slow

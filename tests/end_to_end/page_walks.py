@@ -93,6 +93,7 @@ class NotTyped:
 
 
 _INDEX = "asks the package index"
+_MINUTES = "takes ten minutes; test_privacy_attacks.py measures a shorter line"
 _VLLM = "vLLM is not here"
 _HUB = "signs in at the hub"
 NOT_TYPED = (
@@ -111,6 +112,8 @@ NOT_TYPED = (
     NotTyped("deploy/guide/language-models.md", "pip install", _INDEX),
     NotTyped("deploy/operations.md", "pip install", _INDEX),
     NotTyped("deploy/runs/compare/README.md", "make_data.py rated_texts", _INDEX),
+    NotTyped("deploy/runs/privacy/README.md", "--draws 3", _MINUTES),
+    NotTyped("deploy/runs/privacy/README.md", "--run", _MINUTES),
     NotTyped("deploy/monitoring/README.md", "docker compose", "needs Docker; test_monitoring.py reads the files"),
     NotTyped("deploy/serving.md", "vllm serve BASE --enable-lora --max-lora-rank 16 --lora-modules", _VLLM),
     NotTyped("deploy/serving.md", "=True vllm serve BASE", _VLLM),

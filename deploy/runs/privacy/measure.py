@@ -57,6 +57,7 @@ class Measured:
         labels: what of the clients' shares of labels the server's estimate has in common with them, of 1.
         pictures: the correlation of the reconstructed with the true picture; of the mean of others as a guess.
         tokens: the share of a text's tokens among as many best guesses; the most frequent ones of others as a guess.
+        all_tokens: the same of all clients' texts together, without asking whose they are.
         members: the chance to tell an example that was trained on from another.
         members_found: the share that is found of those where a hundredth of the others is taken for one.
     """
@@ -70,6 +71,7 @@ class Measured:
     labels: Read
     pictures: Read
     tokens: Read
+    all_tokens: Read
     members: Read
     members_found: Read
 
@@ -80,6 +82,7 @@ def measured(name: str, overrides: Sequence[str], *, draw: int, num: int, folder
     outcome = outcome_run(folder / "outcome", draw=draw, overrides=overrides)
     held_out = outcome.result.reports[-1].held_out
     found = members_read(outcome)
+    tokens, all_tokens = tokens_read(text_run(folder / "text", draw=draw, overrides=overrides, num=num))
     return Measured(
         name=name,
         draw=draw,
@@ -89,7 +92,8 @@ def measured(name: str, overrides: Sequence[str], *, draw: int, num: int, folder
         epsilon=epsilon_of(outcome.result.folder),
         labels=labels_read(outcome),
         pictures=pictures_read(picture_run(folder / "picture", draw=draw, overrides=overrides, num=num)),
-        tokens=tokens_read(text_run(folder / "text", draw=draw, overrides=overrides, num=num)),
+        tokens=tokens,
+        all_tokens=all_tokens,
         members=Read(found.auc, 0.5),
         members_found=Read(found.found, 0.01),
     )
@@ -127,26 +131,40 @@ def pictures_read(run: SmallRun) -> Read:
     return _mean(scores, guesses)
 
 
-def tokens_read(run: SmallRun) -> Read:
-    """Return how well the clients' tokens are read; as a guess the most frequent ones of others' texts."""
+def tokens_read(run: SmallRun) -> tuple[Read, Read]:
+    """Return how well each client's tokens are read, and those of all clients together, whosever they are.
+
+    A guess is the most frequent tokens of others' texts.
+    """
     data = load_federated_data(run.config)
     base = load_base_model(run.config, data.labels)
     layers = _first_layers(base, data, run)
     special = set(base.tokenizer.all_special_ids)
-    clients = list(run.seen.updates)
-    spans = [attacks.input_span(run.seen.updates[client], run.seen.start, layers.paths) for client in clients]
-    texts = {client: _token_ids(base, data.clients[client].training) for client in clients}
+    texts = {client: _token_ids(base, data.clients[client].training) for client in run.seen.updates}
+    truths = {client: {token for ids in of_client for token in ids} - special for client, of_client in texts.items()}
+    everybody = set.union(*truths.values())
+    # Of sums there is one update, and one ranking.
+    updates = {id(update): update for update in run.seen.updates.values()}
+    spans = [attacks.input_span(update, run.seen.start, layers.paths) for update in updates.values()]
     length = max(len(ids) for of_client in texts.values() for ids in of_client)
-    ranked = attacks.likely_tokens(spans, layers, num_tokens=_settings(base).vocab_size, length=length)
-    usual = Counter(token for ids in _token_ids(base, data.test) for token in ids)
-    scores: list[float] = []
-    guesses: list[float] = []
-    for client, tokens in zip(clients, ranked, strict=True):
-        truth = {token for ids in texts[client] for token in ids} - special
-        for guess, into in ((tokens, scores), ([token for token, _ in usual.most_common()], guesses)):
-            best = [token for token in guess if token not in special][: len(truth)]
-            into.append(len(truth & set(best)) / len(truth))
-    return _mean(scores, guesses)
+    found = attacks.likely_tokens(spans, layers, num_tokens=_settings(base).vocab_size, length=length)
+    ranked = {
+        key: [token for token in tokens if token not in special] for key, tokens in zip(updates, found, strict=True)
+    }
+    counted = Counter(token for ids in _token_ids(base, data.test) for token in ids if token not in special)
+    usual = [token for token, _ in counted.most_common()]
+    scores, guesses = [], []
+    for client, update in run.seen.updates.items():
+        scores.append(_found_of(truths[client], ranked[id(update)]))
+        guesses.append(_found_of(truths[client], usual))
+    together = [token for place in zip(*ranked.values(), strict=True) for token in place]
+    of_all = Read(_found_of(everybody, list(dict.fromkeys(together))), _found_of(everybody, usual))
+    return _mean(scores, guesses), of_all
+
+
+def _found_of(truth: set[int], ranked: Sequence[int]) -> float:
+    """Return what share of the true tokens is among as many of the first."""
+    return len(truth & set(ranked[: len(truth)])) / len(truth)
 
 
 def members_read(run: SmallRun) -> attacks.Membership:
@@ -218,6 +236,7 @@ COLUMNS = {
     "labels": "labels of a client",
     "pictures": "a picture",
     "tokens": "tokens of a text",
+    "all_tokens": "of all texts",
     "members": "members",
     "members_found": "members, 1 % wrong",
 }

@@ -17,6 +17,8 @@ from fedlora.common.messages import SiteDescription
 from fedlora.common.resources import PACKAGE_PREFIX
 
 _FINGERPRINT = "sha256:"
+# Times the number of examples: at 1 one of them may be told whole.
+_MOST_DELTA = 0.1
 _COLUMNS = ("text", "prompt", "completion", "image", "label", "group", "split_by")
 _PATH_OF_A_MODULE = re.compile(r"[\w./-]+")
 
@@ -53,12 +55,11 @@ def objection_to_what_was_loaded(run: RunConfig, site: SiteConfig, description: 
             f"a round would train on {seen} of this site's {num} examples, and what is learned from so few shows them; "
             f"expected at least limits.least_examples = {limits.least_examples}",
         )
-    has_limit = limits.epsilon is not None or limits.epsilon_per_run is not None
-    if has_limit and run.privacy.delta * num > 1:
+    if run.privacy.unit == "example" and run.privacy.delta * num > _MOST_DELTA:
         return Objection(
             "too_little_privacy",
-            f"the run has privacy.delta = {run.privacy.delta:g}, more than 1 in this site's {num:,} examples: one of "
-            "them might be told whole; the run needs a smaller one",
+            f"the run has privacy.delta = {run.privacy.delta:g}; expected at most {_MOST_DELTA / num:.2g}, a tenth of 1 in "
+            f"this site's {num:,} examples: one of them might be told whole",
         )
     return None
 

@@ -97,9 +97,9 @@ class ClientPrivacy:
         self._ledger.enter(client, self._kind(run, num_examples, num_asked), num_steps=num_steps)
 
     def told(self, receipt: TrainReceipt) -> TrainReceipt:
-        """Return a receipt without the numbers that have no noise: the loss, the scores, which were not judged, the times.
+        """Return a receipt without the numbers that have no noise: the loss, and the scores, which were not judged.
 
-        How long steps took, and how many examples a forward pass had, tells of what was drawn.
+        Nor does it have times: how long steps took, and how many examples a forward pass had, tells of what was drawn.
         """
         if not self.is_on:
             return receipt

@@ -90,8 +90,8 @@ class PrivateRounds:
             return stored.adapter
         if self.is_spent:
             raise StoreError(
-                f"{self._folder.path}: the adapter of round {number} was released and is lost, and the budget allows no "
-                "other; restore the folder, or start a new run"
+                f"{self._folder.path}: the adapter of round {number} was released and is lost, and the budget allows "
+                "no other; restore the folder, or start a new run"
             )
         settings = self._settings
         announce("spend")
