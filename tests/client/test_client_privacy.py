@@ -95,7 +95,7 @@ def test_held_out_scores_leave_a_site_only_where_its_file_names_them(vision_run:
     assert set(told.groups) == {"chalk"}
 
 
-def test_a_training_that_nobody_waits_for_is_not_entered(vision_run: MakeRun, tmp_path: Path) -> None:
+def test_a_training_that_is_broken_off_is_entered_whole(vision_run: MakeRun, tmp_path: Path) -> None:
     workbench = bench(private(vision_run), tmp_path)
     interruption.interrupt()
     try:
@@ -103,7 +103,9 @@ def test_a_training_that_nobody_waits_for_is_not_entered(vision_run: MakeRun, tm
             workbench.train("chalk", asked(workbench))
     finally:
         interruption.begin()
-    assert not list(tmp_path.iterdir())
+    # That it breaks off, and when, tells of the examples too.
+    (entry,) = Ledger(tmp_path).of("chalk")
+    assert (entry.num_steps, entry.num_trainings) == (STEPS, 1)
 
 
 @pytest.mark.parametrize("whose", ["the run's", "the site's"])

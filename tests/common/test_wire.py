@@ -139,7 +139,8 @@ def test_a_loss_that_is_no_number_and_scores_that_are_withheld_come_out_so() -> 
 def test_a_description_comes_out_as_it_went_in_with_what_the_server_knows(description: SiteDescription) -> None:
     message = over_the_wire(write_description(description), pb.SiteDescription)
     found = read_description(message, site=description.client, labels=("x", "y"), base_model="secret/base")
-    assert found == description
+    # Who knows all examples but one would know that one by the data's fingerprint.
+    assert found == replace(description, data_fingerprint="")
 
 
 def test_the_words_of_a_description_are_cut_to_a_line() -> None:

@@ -27,8 +27,8 @@ from fedlora.training.tasks import Batch, Task
 
 logger = logging.getLogger(__name__)
 
-# A norm that clipping has left may be a rounding above the clip; this is more than all roundings.
-_ROOM = 1 - 1e-5
+# A norm that clipping has left may be some roundings above the clip: so many at most.
+_ROUNDINGS = 8
 
 # What a model, a task or torch's transforms say of a batch whose examples they cannot take one by one in a single pass.
 _Computed = Callable[[Mapping[str, Tensor], Tensor | None], object]
@@ -209,7 +209,8 @@ def _added(total: ClippedSum, gradients: list[Tensor], losses: Tensor, *, clip: 
     norms = torch.linalg.vector_norm(torch.stack(each), dim=0)
     # Of a norm that is not finite nothing can be clipped.
     is_finite = norms.isfinite()
-    factors = (_ROOM * clip / norms[is_finite]).clamp(max=1.0)
+    room = 1 - _ROUNDINGS * max(torch.finfo(gradient.dtype).eps for gradient in gradients)
+    factors = (room * clip / norms[is_finite]).clamp(max=1.0)
     for place, gradient in enumerate(gradients):
         kept = is_finite.to(gradient.device)
         total.gradients[place] += torch.tensordot(factors.to(gradient), gradient[kept], dims=1)

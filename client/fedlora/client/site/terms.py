@@ -58,8 +58,8 @@ def objection_to_what_was_loaded(run: RunConfig, site: SiteConfig, description: 
     if run.privacy.unit == "example" and run.privacy.delta * num > _MOST_DELTA:
         return Objection(
             "too_little_privacy",
-            f"the run has privacy.delta = {run.privacy.delta:g}; expected at most {_MOST_DELTA / num:.2g}, a tenth of 1 in "
-            f"this site's {num:,} examples: one of them might be told whole",
+            f"the run has privacy.delta = {run.privacy.delta:g}; expected at most {_MOST_DELTA / num:.2g}, a tenth of "
+            f"1 in this site's {num:,} examples: one of them might be told whole",
         )
     return None
 
