@@ -27,7 +27,7 @@ from fedlora.common.packed_file import packed_bytes
 from fedlora.common.random_streams import stream
 from fedlora.common.resources import resolve_path
 from fedlora.methods import METHODS
-from fedlora.secure_sums.adapter_sums import AdapterSums
+from fedlora.secure_sums.adapter_sums import AdapterSums, trained_paths
 from fedlora.secure_sums.round_terms import read, unpacked_vector
 from fedlora.server.disk.sum_journal import SumJournal
 from fedlora.server.record.events import EvaluationStarted, Event
@@ -175,7 +175,7 @@ def mean_of_sums(journal: SumJournal, start: Adapter) -> Adapter:
     terms, total = journal.terms(), journal.total(0)
     if terms is None or total is None:
         raise DataError("the round has left neither updates nor sums")
-    sums = AdapterSums(METHODS["fedit"](), start)
+    sums = AdapterSums(METHODS["fedit"](), start, only=trained_paths(start, ("A", "B")))
     sums.take(read(unpacked_vector(total, sum(sums.sizes())), terms, index=0))
     return sums.result()
 
