@@ -143,7 +143,9 @@ def _crafted(
     of_data = [f"data.path={folder / data}", f"data.test={folder / others}", f"data.labels={labels}"]
     settings = [f"run.seed={draw}", f"train.batch_size={num}", *of_data, *_ONE_STEP, *overrides]
     config = preset(name, *settings)
-    bench = Workbench(preset(name, *settings, "train.optimizer_state=reset"), load_federated_data(config))
+    # It gives the first adapter alone, for which it needs no folder to keep anything in.
+    of_first = [setting for setting in settings if not setting.startswith(("privacy.", "train.optimizer_state"))]
+    bench = Workbench(preset(name, *of_first, "train.optimizer_state=reset"), load_federated_data(config))
     start = unpack(packed_bytes(bench.initialise(InitialiseRequest(draw)).adapter))
     save_adapter(attacks.crafted_start(start, seed=draw), folder / "start")
     return run_and_keep(preset(name, *settings, f"federation.start_from={folder / 'start'}"), folder)
