@@ -9,8 +9,10 @@ import pytest
 from ended_runs import Killed, adapter_sha256
 from safetensors.torch import load_file
 
+from fedlora.client.worker.ledger import LEDGER_FOLDER, Ledger, Spending
 from fedlora.common.config import RunConfig
 from fedlora.common.errors import RunError
+from fedlora.privacy.sampled_steps import epsilon_of_steps
 from fedlora.server.disk.sum_journal import SumJournal
 from fedlora.simulation import SimulationResult, simulate
 
@@ -126,3 +128,26 @@ def test_a_run_of_one_client_is_refused(vision_run: MakeRun, tmp_path: Path) -> 
     config = vision_run(privacy={"secure_sums": True}, federation={"cohort": 1})
     with pytest.raises(RunError, match="a sum takes 2"):
         simulate(config, out=tmp_path / "run", num_workers=1)
+
+
+def test_secure_sums_and_a_budget_per_example_go_together_and_end_in_good_order(
+    vision_run: MakeRun, tmp_path: Path
+) -> None:
+    privacy = {"secure_sums": True, "unit": "example", "noise_multiplier": 1.0, "clip": 1.0, "delta": 1e-3}
+    one_round = vision_run(privacy=privacy, federation={"rounds": 1})
+    simulate(one_round, out=tmp_path / "one", num_workers=1)
+    entry, *_ = spendings_of(tmp_path / "one")
+    epsilon = 1.3 * epsilon_of_steps([entry.steps], delta=1e-3)
+    config = vision_run(privacy={**privacy, "epsilon": epsilon}, federation={"rounds": 8})
+    result = simulate(config, out=tmp_path / "run", num_workers=1)
+    *trained, last = result.reports[1:]
+    assert trained
+    assert all("3 of 3 clients" in report.sums[0] for report in trained)
+    assert last.is_out_of_budget
+    assert last.round < 8
+    assert last.adapter_sha256 == trained[-1].adapter_sha256
+    assert {entry.num_steps for entry in spendings_of(tmp_path / "run")} == {entry.num_steps * len(trained)}
+
+
+def spendings_of(folder: Path) -> list[Spending]:
+    return list(Ledger(folder / LEDGER_FOLDER).of_all())
