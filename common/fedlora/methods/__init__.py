@@ -5,7 +5,7 @@ A further method is one file with a subclass of `Method`, and one entry point in
 
 from fedlora.common.method_names import DEFAULT
 from fedlora.methods.method import ClientPair, Combined, Factor, Layer, Method, MethodState, Phases, Product, RoundPlan
-from fedlora.methods.registry import METHODS, default_method, loadable_methods, names_of, title_of
+from fedlora.methods.registry import METHODS, default_method, loadable_methods, names_of, title_of, why_no_sums
 
 __all__ = [
     "DEFAULT",
@@ -23,4 +23,5 @@ __all__ = [
     "loadable_methods",
     "names_of",
     "title_of",
+    "why_no_sums",
 ]

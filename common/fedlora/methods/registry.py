@@ -49,6 +49,14 @@ def names_of(is_wanted: Callable[[type[Method]], bool]) -> str:
     return ", ".join(name for name, kind in loadable_methods()[0].items() if is_wanted(kind))
 
 
+def why_no_sums(method: Method) -> tuple[str, str] | None:
+    """Return why a method is not made of sums and the names of those that are, for an error; None if it is."""
+    if not (method.needs_every_pair or method.changes_base):
+        return None
+    why = "takes every client's pair by itself" if method.needs_every_pair else "changes the base weights"
+    return why, names_of(lambda kind: not kind.changes_base and not kind().needs_every_pair)
+
+
 def loadable_methods() -> tuple[dict[str, type[Method]], dict[str, str]]:
     """Return the methods that can be imported, by name, and why the others cannot: one package must not spoil all."""
     found: dict[str, type[Method]] = {}

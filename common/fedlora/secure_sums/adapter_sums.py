@@ -2,8 +2,8 @@
 
 Site and server drive the same method with the same totals, so that both know what the next sum is of. The first sum is
 of each tensor's difference to the round's start, with the site's weight, and of the weights; those that follow are the
-method's phases. What a site adds is weighted with its number of examples over what is allowed at most, which hides how
-many it has: only the sum of the weights is known.
+method's phases. What a site adds is weighted with its number of examples over what is allowed at most, so
+that a sum fits the numbers it is written in. That hides no site's number of examples, which its receipt tells.
 
 A site that is in the first sum and not in one that follows counts in the means, and is taken in the rest for a site
 that agrees with them. To begin again without it would be a second sum of the same tensors, and the difference of the
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedlora.adapters import Adapter, LoraLayer
 from fedlora.common.errors import AdapterError, ConfigError
-from fedlora.methods import ClientPair, Combined, Layer, Method, Phases, Product, names_of
+from fedlora.methods import ClientPair, Combined, Layer, Method, Phases, Product, why_no_sums
 from fedlora.methods.method import Contribution, Factor
 
 
@@ -45,9 +45,9 @@ class AdapterSums:
         Raises:
             ConfigError: the method is not made of sums, or changes the base weights.
         """
-        if method.needs_every_pair or method.changes_base:
-            why = "takes every site's pair by itself" if method.needs_every_pair else "changes the base weights"
-            able = names_of(lambda kind: not kind.changes_base and not kind().needs_every_pair)
+        unfit = why_no_sums(method)
+        if unfit is not None:
+            why, able = unfit
             raise ConfigError(f"{method.name} {why}, which secure sums do not show; choose one of {able}")
         self._method = method
         self._start = start

@@ -5,7 +5,7 @@ Pure.
 
 from fedlora.common.config.federation import EvaluationSection, ExchangeSection, FederationSection, RobustSection
 from fedlora.common.config.training import LoraSection, TrainSection
-from fedlora.methods import Method, names_of
+from fedlora.methods import Method, why_no_sums
 
 
 def require_private_settings(
@@ -78,9 +78,9 @@ def require_private_method(method: Method) -> None:
     Raises:
         ValueError: it is not.
     """
-    if method.needs_every_pair or method.changes_base:
-        why = "takes every client's pair by itself" if method.needs_every_pair else "changes the base weights"
-        able = names_of(lambda kind: not kind.changes_base and not kind().needs_every_pair)
+    unfit = why_no_sums(method)
+    if unfit is not None:
+        why, able = unfit
         raise ValueError(
             f'privacy.unit = "client" adds noise to sums, and aggregation.method = {method.name} {why}; take {able}'
         )

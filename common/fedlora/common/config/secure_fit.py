@@ -2,7 +2,7 @@
 
 from fedlora.common.config.federation import FederationSection, RobustSection
 from fedlora.common.config.training import LoraSection, TrainSection
-from fedlora.methods import Method, names_of
+from fedlora.methods import Method, why_no_sums
 
 
 def require_sums_fit(
@@ -14,9 +14,9 @@ def require_sums_fit(
         ValueError: it does.
     """
     named = "privacy.secure_sums"
-    if method.needs_every_pair or method.changes_base:
-        why = "takes every client's pair by itself" if method.needs_every_pair else "changes the base weights"
-        able = names_of(lambda kind: not kind.changes_base and not kind().needs_every_pair)
+    unfit = why_no_sums(method)
+    if unfit is not None:
+        why, able = unfit
         raise ValueError(f"{named} does not go with aggregation.method = {method.name}, which {why}; take {able}")
     for is_set, key, why in (
         (bool(lora.client_ranks), "lora.client_ranks", "sums are over pairs of one rank"),
