@@ -7,7 +7,7 @@ from torch import Tensor
 
 _MAX_STEPS = 10_000
 _TOLERANCE = 1e-10
-_SMOOTHING = 1e-6
+_SMOOTHING = 1e-9
 
 
 def square_distances(gram: Tensor) -> Tensor:
@@ -39,8 +39,9 @@ def geometric_median(gram: Tensor, p: Sequence[float]) -> list[float]:
     It minimises sum_i p_i |Delta_i - v| by Weiszfeld's steps, p_i' = p_i / |Delta_i - v|: each update pulls as hard
     as any other of its weight, however far away it is. Pillutla, Kakade, Harchaoui: "Robust Aggregation for
     Federated Learning", 2022, arXiv 1912.13445, stop after a few steps; here they go on until the weights stand
-    still. The distances are smoothed, sqrt(|Delta_i - v|^2 + e^2), with e a millionth of the median distance from
-    the most central update, or else a step could land on an update and divide by zero.
+    still. The distances are smoothed, sqrt(|Delta_i - v|^2 + e^2), with e a billionth of the median distance from
+    the most central update, or else a step could land on an update and divide by zero. Where the median lies on an
+    update, what is returned ends about as far beside it.
 
     Args:
         gram: inner products <Delta_i, Delta_j>, (K, K).
